@@ -1,0 +1,64 @@
+# make explain                        why does the model say " Mary"? writes out/report.html
+# make explain PROMPT='...' ANSWER=word FOIL=word MODEL=name-or-folder OUT=file.html
+# make setup | test | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
+
+PYTHON ?= python3
+BIN    := .venv/bin
+.PHONY: help setup fetch explain test lint check clean
+
+help:
+	@sed -n '/^$$/q; s/^# //p' Makefile
+
+setup: .venv/ready
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11+ is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+# The real models, once for this user. The warning: the package imports the module that -m then runs.
+fetch: setup
+	@$(BIN)/python -W ignore::RuntimeWarning -m stratoscope.models.pretrained smollm2 minilm
+
+# What people type may hold quotes and $: it travels in the environment, read neither by make nor by the shell.
+# make strips the leading space of ANSWER=' Mary', and a word that continues a prompt has one: it is put back.
+# For an answer without it, set the variable before the command: PROMPT=... ANSWER=ing make explain
+space := $(subst x,,x x)
+typed  = $(if $(filter command,$(firstword $(origin $1))),$(if $(value $1),$(space)))$(value $1)
+ifndef PROMPT
+PROMPT := When Mary and John went to the store, John gave a drink to
+ifndef ANSWER
+ANSWER := $(space)Mary
+endif
+ifndef FOIL
+FOIL   := $(space)John
+endif
+endif
+MODEL ?= smollm2
+OUT   ?= out/report.html
+override ANSWER := $(call typed,ANSWER)
+override FOIL   := $(call typed,FOIL)
+override PROMPT := $(value PROMPT)
+override MODEL  := $(value MODEL)
+override OUT    := $(value OUT)
+export PROMPT ANSWER FOIL MODEL OUT
+
+explain: setup
+	@$(BIN)/stratoscope explain --model="$$MODEL" --prompt="$$PROMPT" \
+		$${ANSWER:+--answer="$$ANSWER"} $${FOIL:+--foil="$$FOIL"} --out="$$OUT"
+	@printf 'The report is in %s\n' "$$OUT"
+
+test: fetch
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+check: lint test
+
+clean:
+	rm -rf .venv out build dist src/*.egg-info .ruff_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

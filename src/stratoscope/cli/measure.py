@@ -1,0 +1,108 @@
+"""Run one measuring method on a model and show the result.
+
+METHOD is ROOM.NAME as `stratoscope methods` lists it. Example:
+
+stratoscope measure layers.logit_lens --model HuggingFaceTB/SmolLM2-135M --prompt "The capital of France is"
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratoscope import catalogue
+from stratoscope.errors import MethodError, ResultError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@click.command(help=__doc__)
+@click.argument("method")
+@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; repeat for several.")
+@click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF)."
+)
+def command(
+    method: str, model: str, prompts: tuple[str, ...], pairs: tuple[str, ...], out: Path | None
+) -> None:
+    import stratoscope
+
+    # All that can be refused is refused before the model, which is slow, is loaded.
+    entry = catalogue.find(method)
+    if "measure" not in entry.verbs:
+        raise MethodError(
+            f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from Python."
+        )
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ResultError(f"The folder of {out} does not exist. Create it, or give another path to --out.")
+    measure = catalogue.module(method).measure
+    settings = read_settings(method, measure, pairs)
+
+    result = measure(stratoscope.load(model), list(prompts), **settings)
+    show(result)
+    if out is not None:
+        from stratoscope.results import save
+
+        save(result, out)
+        click.echo(f"Saved to {out}")
+
+
+def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn `key=value` texts into keyword arguments; MethodError on one that `measure` has not, or lacks."""
+    parameters = inspect.signature(measure).parameters.values()
+    options = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    valid = ", ".join(options) or "none"
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise MethodError(f"--set takes KEY=VALUE, and got {pair!r}. Options of {method}: {valid}.")
+        if key not in options:
+            near = get_close_matches(key, options, 1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise MethodError(f"{method} has no option {key!r}. {hint}Its options: {valid}.")
+        settings[key] = read_value(key, text, str(options[key].annotation))
+    missing = [name for name, p in options.items() if p.default is p.empty and name not in settings]
+    if missing:
+        raise MethodError(
+            f"{method} needs {', '.join(missing)}. Add {' '.join(f'--set {m}=...' for m in missing)}."
+        )
+    return settings
+
+
+def read_value(key: str, text: str, annotation: str) -> Any:
+    """Read `text` as JSON, or else as itself; " 42" stays text for an option that takes no numbers."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    kinds = set(re.findall(r"\w+", annotation)) - {"class", "None"}
+    if kinds and kinds <= {"int", "float", "bool"} and not isinstance(value, int | float | None):
+        raise MethodError(f"Option {key} takes {annotation}, and got {text!r}.")
+    if isinstance(value, int | float) and "str" in kinds and not kinds & {"int", "float", "bool"}:
+        return text
+    return float(value) if type(value) is int and "float" in kinds and "int" not in kinds else value
+
+
+def show(result: xr.DataArray | xr.Dataset) -> None:
+    """Print the result: its numbers as xarray shows them, then where they come from."""
+    import xarray as xr
+
+    with xr.set_options(display_width=80, display_expand_attrs=False, display_max_rows=20):
+        click.echo(str(result))
+    provenance = json.loads(result.attrs.get("provenance", "{}"))
+    for key, value in {"method": result.attrs.get("method", ""), **provenance}.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{key}: {text}")

@@ -1,0 +1,1 @@
+"""Run, capture, edit, sweep: everything that happens while the Hugging Face model runs."""

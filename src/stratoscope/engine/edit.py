@@ -1,0 +1,91 @@
+"""An edit: a change to a model as a value, applied inside a `with` block and taken back exactly.
+
+It joins changes of weights and changes at sites. It can be saved (safetensors and JSON in one file) and loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stratoscope.engine.intervene import Intervention, intervene, resolve
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.models.sites import parse
+
+_WHERE = ("positions", "units", "keys", "examples", "steps")
+
+
+@dataclass
+class Edit:
+    """Weight deltas by parameter name, and interventions; `with edit:` makes them, leaving the block undoes them.
+
+    Weights are put back from a copy, not by subtraction, so they are bit-identical afterwards.
+    """
+
+    lm: LM
+    interventions: Sequence[Intervention] = ()
+    deltas: Mapping[str, Tensor] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.interventions = tuple(resolve(self.lm, self.interventions))
+        self._open = ExitStack()
+        parameters = dict(self.lm.model.named_parameters())
+        for name, delta in self.deltas.items():
+            if name not in parameters or parameters[name].shape != delta.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+                raise InputError(f"delta for `{name}` has shape {tuple(delta.shape)}; the model has {found}.")
+
+    def __enter__(self) -> Edit:
+        with ExitStack() as opening:
+            parameters = dict(self.lm.model.named_parameters())
+            for name, delta in self.deltas.items():
+                opening.callback(_put, parameters[name], parameters[name].detach().clone())
+                _put(parameters[name], parameters[name].detach() + delta.to(parameters[name]))
+            opening.enter_context(intervene(self.lm, *self.interventions))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; what is not a tensor stands in its JSON header."""
+        tensors = {f"delta/{name}": delta.contiguous() for name, delta in self.deltas.items()}
+        table = []
+        for number, change in enumerate(self.interventions):
+            tensors[f"value/{number}"] = change.value.contiguous()
+            where = {k: _plain(getattr(change, k)) for k in _WHERE if getattr(change, k) is not None}
+            table.append({"site": str(change.site), "operation": change.operation, **where})
+        save_file(tensors, path, metadata={"interventions": json.dumps(table), "note": self.note})
+
+    @classmethod
+    def load(cls, lm: LM, path: str | Path) -> Edit:
+        """Read what `save` wrote, for a model of the same shape."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+        changes = [
+            Intervention(parse(row.pop("site")), row.pop("operation"), tensors[f"value/{number}"], **row)
+            for number, row in enumerate(json.loads(header.get("interventions", "[]")))
+        ]
+        deltas = {name.removeprefix("delta/"): x for name, x in tensors.items() if name.startswith("delta/")}
+        return cls(lm, changes, deltas, header.get("note", ""))
+
+
+@torch.no_grad()
+def _put(parameter: Tensor, value: Tensor) -> None:
+    parameter.copy_(value)
+
+
+def _plain(option: object) -> object:
+    return option.tolist() if isinstance(option, Tensor) else option

@@ -1,0 +1,68 @@
+"""Gradients of a metric with respect to sites, with the weights left out of the graph and their flags restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratoscope.engine.intervene import Intervention, intervene
+from stratoscope.engine.trace import trace
+from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
+from stratoscope.models.taps import Run
+
+
+@contextmanager
+def frozen(lm: LM) -> Iterator[None]:
+    """Weights take no gradient inside the block: half the work, and works on models frozen or quantized anyway."""
+    flags = [(parameter, parameter.requires_grad) for parameter in lm.model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def gradients(
+    lm: LM,
+    inputs: Any,
+    sites: Sequence[str | Site],
+    metric: Callable[[Tensor], Tensor],
+    *,
+    start: Tensor | None = None,
+    interventions: Sequence[Intervention] = (),
+) -> tuple[Tensor, dict[Site, Tensor], dict[Site, Tensor]]:
+    """One forward and one backward pass.
+
+    metric: logits of each example's last real token (example, vocab) -> (example,). start: replaces what enters layer 0
+    (example, position, dim), e.g. a point on a path. Returns the metric, and for every site its value and gradient.
+    """
+    batch = lm.batch(inputs)
+    found = lm.layout.resolve(sites)
+    last = Site("", lm.dims.layers - 1, "resid_post")
+    entry = Site("", 0, "resid_pre")
+
+    def leaf(x: Tensor, run: Run) -> Tensor:
+        return (x if start is None else start.to(x)).detach().requires_grad_(True)
+
+    with (
+        frozen(lm),
+        torch.enable_grad(),
+        lm.taps.using(edits={entry: [leaf]}),
+        intervene(lm, *interventions),
+        trace(lm, *{*found, last}, grad=True) as seen,
+    ):
+        lm(batch)
+        at = batch.lengths - 1
+        final = seen[last][torch.arange(len(batch)), at]
+        value = metric(lm.readout(final))
+        wanted = [seen[site] for site in found]
+        taken = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
+    grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, taken)]
+    return value.detach(), {s: x.detach() for s, x in zip(found, wanted)}, dict(zip(found, grads))

@@ -1,0 +1,267 @@
+"""Packed execution, the inside of `sweep`: live rows of many cells go through the Hugging Face layers as one matrix.
+
+A row is one position of one cell on one example. Each layer is called once with all rows as (1, row, dim); its other
+arguments (rotary angles and the like) are those of the base run, gathered row by row. Attention keeps cells apart: a
+cell's queries see the base run's keys and values before its first changed position, and its own from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stratoscope.engine.intervene import OPERATIONS, Intervention
+from stratoscope.engine.select import position_index
+from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
+from stratoscope.models.taps import Run
+
+# sites whose tensor has one row for each position, so that cells can share a matrix and still be edited apart
+PACKED_POINTS = frozenset(
+    {"resid_pre", "resid_mid", "resid_post", "attn.q", "attn.k", "attn.v", "attn.z", "attn.out", "mlp.pre", "mlp.act"}
+    | {"mlp.out", "mlp.router"}
+)
+
+
+@dataclass(frozen=True, eq=False)  # a job is itself: its changes hold tensors
+class Job:
+    """A cell on one example: it starts at `layer`, from position `first` on. packed=False: to be run naively."""
+
+    cell: int
+    example: int
+    layer: int
+    first: int
+    changes: tuple[Intervention, ...]
+    packed: bool
+
+
+@dataclass
+class Base:
+    """The base run: its metric, and for each layer what enters it, its keys and values, its mask and its arguments."""
+
+    batch: Batch
+    metric: Tensor
+    values: dict[Site, Tensor]
+    causal: bool
+    depth: int
+    residual: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)  # (example, kv_head, position, head_dim)
+    vals: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor | None] = field(default_factory=list)
+    calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
+    shareable: bool = True
+
+    def positions(self, change: Intervention, example: int) -> Tensor:
+        """The positions that a change names in one example (padding included when it names none)."""
+        count, width = self.batch.ids.shape
+        return position_index(change.positions, Run(self.batch), count, width, [example])[example]
+
+
+def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
+    """Whether a cell can be packed: only sites inside the main stack's layers that have one row for each position."""
+    return all(c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell)
+
+
+def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]) -> Base:
+    """Run the base inputs once, keeping what packed cells start from and the base value at every changed site."""
+    kept = {site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS}
+    tower, depth = lm.family.towers[""], lm.dims.layers
+    entries = [Site("", layer, "resid_pre") for layer in range(depth)]
+    last = Site("", depth - 1, "resid_post")
+    base = Base(batch, torch.empty(0), {}, tower.causal, depth)
+    base.shareable = "attn.q" in tower.points and batch.ids is not None
+    with ExitStack() as stack:
+        reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
+        stack.enter_context(lm.taps.using(reads=reads))
+        if base.shareable:
+            for layer in lm.layout.layers[""]:
+                hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
+                stack.callback(hook.remove)
+            attentions = [lm.layout.attention(entry) for entry in entries]
+            stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
+        lm(batch)
+    examples = torch.arange(len(batch))
+    base.metric = metric(lm.readout(base.values[last][examples, batch.lengths - 1]), examples)
+    base.residual = [base.values[entry] for entry in entries]
+    base.shareable = base.shareable and all(_can_gather(base, layer) for layer in range(depth))
+    return base
+
+
+def _keep(base: Base, site: Site, x: Tensor, run: Run) -> None:
+    base.values[site] = x.detach().clone()
+
+
+def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    cache = ("hidden_states", "use_cache", "past_key_values", "layer_past")
+    base.calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
+
+
+def _note_attention(base: Base, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None):
+    base.keys.append(k)
+    base.vals.append(v)
+    base.masks.append(mask)
+    groups = q.shape[1] // k.shape[1]
+    pattern = softmax_visible(masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask))
+    return (pattern @ repeat_heads(v, groups)).transpose(1, 2).contiguous()
+
+
+def _can_gather(base: Base, layer: int) -> bool:
+    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to single rows."""
+    zero = torch.zeros(1, dtype=torch.long)
+    args, kwargs = base.calls[layer]
+    try:
+        _gather((args, kwargs), base, layer, zero, zero)
+    except ValueError:
+        return False
+    return True
+
+
+def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -> Any:
+    """A layer argument of the base run, for rows at (example, position). Raises ValueError for a shape it does not know."""
+    if isinstance(x, dict):
+        return {name: _gather(value, base, layer, example, position) for name, value in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(_gather(value, base, layer, example, position) for value in x)
+    if not isinstance(x, Tensor):
+        return x
+    mask, width = base.masks[layer], base.batch.ids.shape[1]
+    if mask is not None and x.shape == mask.shape and x.data_ptr() == mask.data_ptr():
+        return None  # attention of packed rows masks by itself
+    rows = (1, len(base.batch))
+    if x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows:  # rotary cos and sin: (..., example, position, dim)
+        return x[..., example if x.shape[-3] > 1 else torch.zeros_like(example), position, :].unsqueeze(-3)
+    if x.ndim == 2 and x.shape[1] == width and x.shape[0] in rows:  # position ids
+        return x[example if x.shape[0] > 1 else torch.zeros_like(example), position][None]
+    if x.ndim == 1 and x.shape[0] == width:
+        return x[position]
+    raise ValueError(f"a layer argument of shape {tuple(x.shape)} cannot be given to single rows")
+
+
+class Wave:
+    """Some packed jobs on their way through the layers; rows of a job are contiguous, from its first position to its end."""
+
+    def __init__(self, lm: LM, base: Base, jobs: Sequence[Job]) -> None:
+        self.lm, self.base, self.jobs = lm, base, jobs
+        self.lengths = base.batch.lengths.tolist()
+        self.start: dict[Job, int] = {}  # first row of each live job
+        self.rows = base.residual[0].new_empty(0, lm.dims.dim)
+        self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
+        self.groups: list[tuple[int, int, Tensor]] = []  # example, first position, rows (job, position)
+
+    def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """(job,) the metric of every job."""
+        lm, depth = self.lm, self.base.depth
+        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)}
+        with lm.taps.using(), seam(lm.model, {}, attentions):
+            for layer in range(min(job.layer for job in self.jobs), depth):
+                self._join([job for job in self.jobs if job.layer == layer])
+                changes = self._changes(layer)
+                self._change(self.rows, changes.pop("resid_pre", ()))
+                after = changes.pop("resid_post", ())
+                edits = {Site("", layer, p): [partial(self._edit, found)] for p, found in changes.items()}
+                with lm.taps.using(edits=edits) if edits else ExitStack():
+                    self.rows = self._layer(layer)
+                self._change(self.rows, after)
+        last = torch.tensor([self.start[job] + self.lengths[job.example] - job.first - 1 for job in self.jobs])
+        examples = torch.tensor([job.example for job in self.jobs])
+        chunks = zip(last.split(256), examples.split(256))  # logits are wide: never for all jobs at once
+        return torch.cat([metric(lm.readout(self.rows[at]), example) for at, example in chunks])
+
+    def _join(self, jobs: Sequence[Job]) -> None:
+        """Add the clean rows of jobs that begin at this layer."""
+        if not jobs:
+            return
+        parts, at = [self.rows], len(self.rows)
+        layer = jobs[0].layer
+        for job in jobs:
+            self.start[job] = at
+            at += self.lengths[job.example] - job.first
+            parts.append(self.base.residual[layer][job.example, job.first : self.lengths[job.example]])
+        self.rows = torch.cat(parts)
+        device = self.rows.device
+        spans = [(job.example, job.first, self.lengths[job.example], start) for job, start in self.start.items()]
+        self.position = torch.cat([torch.arange(first, end, device=device) for _, first, end, _ in spans])
+        self.example = torch.cat([torch.full((end - first,), e, device=device) for e, first, end, _ in spans])
+        together: dict[tuple[int, int], list[int]] = {}
+        for example, first, _, start in spans:
+            together.setdefault((example, first), []).append(start)
+        self.groups = [
+            (e, first, (torch.tensor(starts)[:, None] + torch.arange(self.lengths[e] - first)).to(device))
+            for (e, first), starts in together.items()
+        ]
+
+    def _layer(self, layer: int) -> Tensor:
+        args, kwargs = _gather(self.base.calls[layer], self.base, layer, self.example, self.position)
+        out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
+        return (out[0] if isinstance(out, tuple) else out)[0]
+
+    def _changes(self, layer: int) -> dict[str, list[tuple[Job, Intervention]]]:
+        found: dict[str, list[tuple[Job, Intervention]]] = {}
+        for job in self.start:
+            for change in job.changes:
+                if change.site.layer == layer:
+                    found.setdefault(change.site.point, []).append((job, change))
+        return found
+
+    def _edit(self, changes: Sequence[tuple[Job, Intervention]], x: Tensor, run: Run) -> Tensor:
+        x = x.clone()
+        self._change(x[0], changes)
+        return x
+
+    def _change(self, x: Tensor, changes: Sequence[tuple[Job, Intervention]]) -> None:
+        """Make the changes in place on x (row, ...)."""
+        count = len(self.base.batch)
+        for job, change in changes:
+            index = self.base.positions(change, job.example)
+            here = ((index >= job.first) & (index < self.lengths[job.example])).nonzero()[:, 0]
+            at = (self.start[job] + index[here] - job.first).to(x.device)
+            if change.units is not None:
+                units = torch.as_tensor(list(change.units)).to(x.device) % x.shape[1]
+                place: tuple[Tensor, ...] = (at[:, None], units[None])
+            else:
+                place = (at,)
+            chosen = x[place]
+            value = change.value
+            if change.operation in ("replace", "add", "scale"):
+                examples = list(range(count)) if change.examples is None else list(change.examples)
+                shape = (len(examples), len(index), *chosen.shape[1:])
+                value = torch.broadcast_to(value, shape)[examples.index(job.example), here.to(value.device)]
+            x[place] = OPERATIONS[change.operation](chosen, value).to(x.dtype)
+
+    def _attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, _: Tensor | None, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim)."""
+        heads, kv_heads = q.shape[1], k.shape[1]
+        out = v.new_empty(q.shape[2], heads, v.shape[-1])
+        for example, first, rows in self.groups:
+            jobs, own = rows.shape
+            end = first + own
+            mask = self.base.masks[layer]
+            if mask is not None:
+                mask = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end]
+            query = q[0][:, rows].unflatten(0, (kv_heads, -1)).transpose(1, 2)  # kv_head, job, group, own, head_dim
+            k_own, v_own = k[0][:, rows], v[0][:, rows]  # kv_head, job, own, head_dim
+            scores = (query.flatten(2, 3) @ k_own.transpose(-1, -2)).view(kv_heads, jobs, -1, own, own)
+            if first:
+                clean = self.base.keys[layer][example, :, :first]
+                before = (query.flatten(1, 3) @ clean.transpose(-1, -2)).view(kv_heads, jobs, -1, own, first)
+                scores = torch.cat([before, scores], dim=-1)
+            scores = scores * scaling
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            pattern = torch.softmax(masked(scores, mask), dim=-1, dtype=torch.float32).to(v.dtype)
+            z = (pattern[..., first:].flatten(2, 3) @ v_own).view(kv_heads, jobs, -1, own, v.shape[-1])
+            if first:
+                clean = self.base.vals[layer][example, :, :first]
+                z = z + (pattern[..., :first].flatten(1, 3) @ clean).view_as(z)
+            out[rows] = z.permute(1, 3, 0, 2, 4).flatten(2, 3)
+        return out[None]

@@ -1,0 +1,99 @@
+"""A clean and a corrupt prompt made ready for patching: aligned, with their answer and foil and both logit differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.errors import InputError
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+
+
+@dataclass(frozen=True)
+class Pair:
+    """base: the run that is patched; source: the run that vectors come from. Differences are answer - foil: (example,)."""
+
+    clean: Batch
+    corrupt: Batch
+    target: Target
+    clean_difference: Tensor
+    corrupt_difference: Tensor
+    direction: Literal["denoise", "noise"]
+
+    @property
+    def base(self) -> Batch:
+        return self.corrupt if self.direction == "denoise" else self.clean
+
+    @property
+    def source(self) -> Batch:
+        return self.clean if self.direction == "denoise" else self.corrupt
+
+    def normalise(self, difference: Float[Tensor, "*cells example"]) -> Float[Tensor, "*cells example"]:
+        """0 where the base run is unchanged, 1 where it has become the source run."""
+        ends = (self.corrupt_difference, self.clean_difference)
+        start, end = ends if self.direction == "denoise" else ends[::-1]
+        return (difference.cpu() - start) / (end - start)
+
+    @property
+    def differences(self) -> dict[str, tuple[tuple[str], Tensor]]:
+        """The two logit differences as variables of a labelled result."""
+        axes = ("example",)
+        return {
+            "clean_difference": (axes, self.clean_difference),
+            "corrupt_difference": (axes, self.corrupt_difference),
+        }
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        corrupt = {"corrupt_text": self.corrupt.coords()["text"]}
+        return self.clean.coords() | corrupt | self.target.coords
+
+
+@torch.no_grad()
+def pair(
+    lm: LM,
+    clean: Any,
+    corrupt: Any,
+    answer: Words = None,
+    foil: Words = None,
+    direction: Literal["denoise", "noise"] = "denoise",
+) -> Pair:
+    """Align two prompts (or two equally long lists) and measure both.
+
+    Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is not the answer.
+    Raises InputError when the prompts differ in number or token length, or when their logit differences are too close
+    (1e-3) for an effect to be a share of anything.
+    """
+    if direction not in ("denoise", "noise"):
+        raise InputError(f"direction {direction!r}: choose 'denoise' (clean into corrupt) or 'noise' (corrupt into clean).")
+    first, second = lm.batch(clean), lm.batch(corrupt)
+    if len(first) != len(second):
+        raise InputError(f"{len(first)} clean and {len(second)} corrupt prompts: give one corrupt prompt for each clean one.")
+    for n, (a, b) in enumerate(zip(first.tokens, second.tokens)):
+        if len(a) != len(b):
+            raise InputError(
+                f"clean prompt {n} has {len(a)} tokens and its corrupt prompt {len(b)}: patching pairs token with token, so "
+                f"both need the same number. Change words for others of equal length. Clean {list(a)}, corrupt {list(b)}."
+            )
+    logits = last_logits(lm, first), last_logits(lm, second)
+    if foil is None:
+        answers = target(lm, first, answer).answer
+        best = logits[1].topk(2, dim=-1).indices.cpu()
+        foil = torch.where(best[:, 0] == answers, best[:, 1], best[:, 0]).tolist()
+    asked = target(lm, first, answer, foil)
+    differences = [asked.difference(x).float().cpu() for x in logits]
+    close = (differences[0] - differences[1]).abs() < 1e-3
+    if close.any():
+        n = int(close.nonzero()[0])
+        raise InputError(
+            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - {asked.foil_text[n]!r} is the same in the clean "
+            f"({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. Change "
+            f"the corrupt prompt, the answer or the foil."
+        )
+    return Pair(first, second, asked, differences[0], differences[1], direction)

@@ -1,0 +1,51 @@
+"""Positions as people say them (0, -1, a list, one list per example) turned into indices of the tensor at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stratoscope.errors import InputError
+from stratoscope.models.taps import Run
+
+Positions = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+
+
+def position_index(
+    positions: Positions, run: Run, examples: int, width: int, among: Sequence[int] | None = None
+) -> Tensor:
+    """(example, k) indices along a padded axis of `width`. Negative positions count from an example's last real token.
+
+    Raises InputError for a position outside an example; `among` says which examples are concerned (default all).
+    """
+    if positions is None:
+        return torch.arange(width).expand(examples, width)
+    index = torch.as_tensor(positions)
+    index = index.reshape(1, -1) if index.ndim < 2 else index
+    if index.shape[0] not in (1, examples):
+        raise InputError(f"positions are given for {index.shape[0]} examples; the batch has {examples}.")
+    index = index.cpu().expand(examples, -1)
+    batch = run.batch
+    known = batch is not None and batch.lengths is not None and len(batch) == examples
+    lengths = batch.lengths.cpu() if known else torch.full((examples,), width)
+    resolved = torch.where(index < 0, index + lengths[:, None], index)
+    wrong = (resolved < 0) | (resolved >= lengths[:, None])
+    if among is not None:
+        wrong[[e for e in range(examples) if e not in set(among)]] = False
+    if wrong.any():
+        example = int(wrong.any(dim=1).nonzero()[0])
+        raise InputError(
+            f"position {int(index[example][wrong[example]][0])} is outside example {example}, which has "
+            f"{int(lengths[example])} tokens (0 to {int(lengths[example]) - 1}, or -1 for the last)."
+        )
+    return resolved if run.shift is None else resolved + run.shift.cpu()[:, None]
+
+
+def take(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Keep `index` (example, k) along `axis` of x, whose first axis is the example."""
+    shape = [x.shape[0]] + [1] * (x.ndim - 1)
+    shape[axis] = index.shape[1]
+    full = index.to(x.device).reshape(shape).expand(*x.shape[:axis], index.shape[1], *x.shape[axis + 1 :])
+    return x.gather(axis, full)

@@ -1,0 +1,190 @@
+"""`sweep`: the effect of many interventions, each alone, on one metric, exactly and with the shared work done once.
+
+A cell is one intervention (or several made together). The naive way runs the whole model for each cell. Here
+
+  start   a cell begins at the first layer it changes, from the residual stream of the base run;
+  suffix  in a causal model only positions from the first changed one on are computed; before it the base run's keys and
+          values are read;
+  pack    the live rows of many cells form one matrix, so that each layer is a few large products;
+  skip    a replacement that equals the base value bit for bit is dropped; a cell with none left is the base result;
+  read    logits only at the positions the metric reads.
+
+The rows pass through the Hugging Face layers themselves; only attention, which must keep cells apart, is computed here,
+through the seam. Where one of these steps would not be exact (no seam, changed scores or patterns, an unknown argument)
+it is not taken: such cells run naively. `naive` is the reference that tests compare every cell with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratoscope.engine.intervene import Intervention, intervene, resolve
+from stratoscope.engine.memory import available
+from stratoscope.engine.packed import Base, Job, Wave, base_run, shareable
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+from stratoscope.models.taps import Run
+
+# metric(logits (row, vocab) of each row's last real token, example (row,)) -> (row,)
+Metric = Callable[[Tensor, Tensor], Tensor]
+Cell = Intervention | Sequence[Intervention]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Plan:
+    """How a sweep will run: which cells are skipped, packed and naive, and how many rows a wave carries."""
+
+    cells: int
+    skipped: int
+    naive: int
+    waves: list[list[Job]]
+    rows_per_wave: int
+    naive_rows: int
+    packed_rows: int
+
+    def explain(self) -> str:
+        """One line a person can read."""
+        shared = 1 - self.packed_rows / max(self.naive_rows, 1)
+        return (
+            f"{self.cells} results: {self.skipped} equal the base run, {self.naive} run naively, the others in "
+            f"{len(self.waves)} waves of at most {self.rows_per_wave} rows; {shared:.0%} of the naive layer-rows are shared."
+        )
+
+
+@torch.no_grad()
+def sweep(
+    lm: LM,
+    inputs: Any,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    budget: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """metric of every cell on every example: (cell, example).
+
+    Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may take (default a quarter
+    of what is free). progress: called with (results done, results in all).
+    """
+    batch = lm.batch(inputs)
+    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
+    plan, jobs = _plan(lm, base, table, budget)
+    result = base.metric.expand(len(table), -1).clone()
+    done = plan.skipped
+    for wave in plan.waves:
+        for job, value in zip(wave, Wave(lm, base, wave).run(metric)):
+            result[job.cell, job.example] = value
+        done += len(wave)
+        if progress:
+            progress(done, plan.cells)
+    for number in sorted({job.cell for job in jobs if not job.packed}):
+        result[number] = _naive_cell(lm, batch, table[number], metric)
+        done += len(batch)
+        if progress:
+            progress(done, plan.cells)
+    return result
+
+
+@torch.no_grad()
+def plan(lm: LM, inputs: Any, cells: Sequence[Cell], *, budget: int | None = None) -> Plan:
+    """What `sweep` would do, without running the cells."""
+    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    sites = {change.site for cell in table for change in cell}
+    base = base_run(lm, lm.batch(inputs), sites, lambda logits, example: logits[:, 0])
+    return _plan(lm, base, table, budget)[0]
+
+
+@torch.no_grad()
+def naive(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
+    """The same numbers as `sweep`, by one whole forward pass for each cell: (cell, example)."""
+    batch = lm.batch(inputs)
+    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    return torch.stack([_naive_cell(lm, batch, cell, metric) for cell in table])
+
+
+def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metric) -> Tensor:
+    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    examples = torch.arange(len(batch))
+    if any(change.site.layer is None and change.site.point != "embed" for change in cell):
+        with intervene(lm, *cell):
+            logits = lm(batch)["logits"]
+        return metric(logits[examples, batch.lengths - 1], examples)
+    with intervene(lm, *cell):
+        final = capture(lm, batch, last, positions=-1)[last]
+    return metric(lm.readout(final), examples)
+
+
+def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:
+    lengths = base.batch.lengths.tolist()
+    jobs: list[Job] = []
+    for number, cell in enumerate(table):
+        packed = base.shareable and shareable(lm, cell)
+        for example in range(len(lengths)):
+            changes = tuple(c for c in cell if c.examples is None or example in c.examples)
+            job = _job(base, number, example, changes, packed)
+            if job is not None:
+                jobs.append(job)
+    packed_jobs = sorted((j for j in jobs if j.packed), key=lambda j: (j.layer, j.first))
+    cap = _row_cap(lm, budget)
+    waves: list[list[Job]] = []
+    rows = cap
+    for job in packed_jobs:
+        size = lengths[job.example] - job.first
+        if rows + size > cap:
+            waves.append([])
+            rows = 0
+        waves[-1].append(job)
+        rows += size
+    depth = lm.dims.layers
+    live = sum((lengths[j.example] - j.first) * (depth - j.layer) for j in packed_jobs)
+    whole = len(table) * depth * sum(lengths)
+    slow = {j.cell for j in jobs if not j.packed}
+    results = len(table) * len(lengths)
+    skipped = results - len(packed_jobs) - len(slow) * len(lengths)
+    live += len(slow) * depth * sum(lengths)
+    return Plan(results, skipped, len(slow) * len(lengths), waves, cap, whole, live), jobs
+
+
+def _job(base: Base, cell: int, example: int, changes: Sequence[Intervention], packed: bool) -> Job | None:
+    """One cell on one example, begun at the first layer and position it really changes; None when it changes nothing.
+
+    A replacement equal to the base value starts nothing, but is kept once something before it has changed.
+    """
+    if not packed:
+        return Job(cell, example, 0, 0, (), False)
+    length = int(base.batch.lengths[example])
+    first, start = length, base.depth
+    for change in changes:
+        index = base.positions(change, example)
+        rows = index[index < length].unique()
+        if change.operation == "replace":
+            before = base.values[change.site]
+            differs = (before != change.apply(before, Run(base.batch)))[example][rows]
+            rows = rows[differs.flatten(1).any(dim=1).cpu()]
+        if len(rows):
+            first, start = min(first, int(rows[0])), min(start, int(change.site.layer))
+    if start == base.depth:
+        return None
+    kept = tuple(change for change in changes if int(change.site.layer) >= start)
+    return Job(cell, example, start, first if base.causal else 0, kept, True)
+
+
+def _row_cap(lm: LM, budget: int | None) -> int:
+    """Rows in flight: what the budget holds, and no more than keeps a layer's matrices in cache (measured: bench)."""
+    dims = lm.dims
+    budget = available(lm.model.device) // 4 if budget is None else budget
+    bytes_per_row = 4 * (6 * dims.dim + 4 * max(dims.neurons, dims.dim) + 3 * dims.heads * dims.head_dim)
+    on_cpu = lm.model.device.type == "cpu"
+    most = 2048 if on_cpu else 65536
+    if budget < bytes_per_row:
+        raise InputError(f"budget {budget} bytes holds no row: one row takes about {bytes_per_row} bytes.")
+    return max(1, min(most, budget // bytes_per_row))

@@ -1,0 +1,124 @@
+"""`trace`: see any sites while the model runs, and nothing else.
+
+    with trace(lm, "layers.*.resid_post", "layers.3.attn.z", positions=-1) as seen:
+        lm("The capital of France is")
+    seen["layers.3.attn.z"]             # (example, head, head_dim)
+    seen.stack("layers.*.resid_post")   # (layer, example, dim)
+
+`capture` does the three lines in one. The forward pass ends as soon as the last site has been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratoscope.engine.memory import available, predicted, refuse_above
+from stratoscope.engine.select import Positions, position_index, take
+from stratoscope.errors import InputError, SiteError
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
+from stratoscope.models.taps import Run, StopForward
+
+
+class Trace:
+    """What was seen, by site. Each forward pass adds a step (generation runs many); indexing gives the last one."""
+
+    def __init__(self, lm: LM, sites: list[Site], positions: Positions, *, grad: bool, stop: bool) -> None:
+        self.lm, self.sites, self.positions, self.grad, self.stop = lm, sites, positions, grad, stop
+        self._steps: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        self._batch: Batch | None = None
+
+    def __getitem__(self, site: str | Site) -> Tensor:
+        """The tensor at a site, with the site's axes (a single int position drops its axis). Raises SiteError."""
+        return self.steps(site)[-1]
+
+    def steps(self, site: str | Site) -> list[Tensor]:
+        """The tensors of every forward pass, first to last."""
+        [at] = self.lm.sites(site)
+        if at not in self._steps:
+            raise SiteError(f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ...")
+        if not self._steps[at]:
+            raise SiteError(f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it.")
+        return self._steps[at]
+
+    def stack(self, pattern: str | Site) -> Tensor:
+        """The sites of a pattern along a new first axis, layer: (layer, ...)."""
+        return torch.stack([self[site] for site in self.lm.sites(pattern)])
+
+    def mean(self, site: str | Site) -> Tensor:
+        """The site's mean over examples and real positions (padding left out): what `ablate(kind="mean")` puts there."""
+        value, batch = self[site], self._batch
+        if batch is None or batch.mask is None or value.shape[:2] != batch.mask.shape:
+            return value.flatten(0, 1).mean(dim=0) if self.positions is None else value.mean(dim=0)
+        return value[batch.mask].mean(dim=0)
+
+    def _read(self, site: Site, x: Tensor, run: Run) -> None:
+        if not any(self._steps.values()):
+            self._refuse_too_large(run)
+        self._batch = run.batch
+        self._steps[site].append(self._select(site, x, run))
+        counts = {len(steps) for steps in self._steps.values()}
+        if self.stop and len(counts) == 1 and sum(1 for _, reads in self.lm.taps.listening if reads) == 1:
+            raise StopForward
+
+    def _select(self, site: Site, x: Tensor, run: Run) -> Tensor:
+        kept = x if run.shift is None or run.step else _unshifted(x, site, run.shift)
+        axis = next((i for i, word in enumerate(site.axes) if word in ("position", "query")), None)
+        if self.positions is not None and axis is not None:
+            index = position_index(self.positions, replace(run, shift=None), x.shape[0], x.shape[axis])
+            kept = take(x, axis, index)
+            kept = kept.squeeze(axis) if isinstance(self.positions, int) else kept
+        # a copy: the model may overwrite its tensor in place later, and a view would keep the whole of it alive
+        return kept if self.grad else kept.detach().clone()
+
+    def _refuse_too_large(self, run: Run) -> None:
+        if run.batch is None:
+            return
+        kept = None if self.positions is None else max(1, torch.as_tensor(self.positions).numel())
+        needed = predicted(self.lm, self.sites, run.batch, kept)
+        told = "ask for fewer layers or sites, give `positions=`, or split the batch"
+        refuse_above(needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told)
+
+
+def _unshifted(x: Tensor, site: Site, shift: Tensor) -> Tensor:
+    """Generation pads left; move every example's own positions back to the front, so that position 0 is its first token."""
+    for axis, word in enumerate(site.axes):
+        if word in ("position", "query", "key"):
+            index = (torch.arange(x.shape[axis]) + shift.cpu()[:, None]) % x.shape[axis]
+            x = take(x, axis, index)
+    return x
+
+
+@contextmanager
+def trace(
+    lm: LM, *sites: str | Site, positions: Positions = None, grad: bool = False, stop: bool = True
+) -> Iterator[Trace]:
+    """Capture sites while the block runs the model.
+
+    positions: which token positions to keep; -1 is each example's last real token; None keeps all.
+    grad: keep the graph (else the block runs without gradients and values are detached).
+    stop: end each forward pass after the last site, so that `lm(...)` returns None.
+    Raises SiteError for sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.
+    """
+    if not sites:
+        raise InputError("trace was given no site; name at least one, e.g. 'layers.*.resid_post'.")
+    resolved = lm.layout.resolve(sites)
+    seen = Trace(lm, resolved, positions, grad=grad, stop=stop)
+    reads = {site: [lambda x, run, at=site: seen._read(at, x, run)] for site in resolved}
+    with torch.set_grad_enabled(grad), lm.taps.using(reads=reads):
+        yield seen
+
+
+def capture(lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False) -> Trace:
+    """One forward pass over the inputs with a `trace` of the sites; see there."""
+    batch = lm.batch(inputs)
+    with trace(lm, *sites, positions=positions, grad=grad) as seen:
+        lm(batch)
+    return seen

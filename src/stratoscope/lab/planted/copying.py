@@ -1,0 +1,34 @@
+"""One head that looks from the asking word to the only name in the prompt, and says that name."""
+
+from __future__ import annotations
+
+from stratoscope.lab.planted.canvas import ANSWER, ASK, FLAG, WORD, Canvas
+from stratoscope.lab.planted.truth import Planted
+
+NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana"]
+FILLERS = ["the", "sat", "tea", "warm", "drank", "slowly", "by", "window", "rain", "then"]
+LAYER, HEAD = 1, 3
+
+
+def copy_head(seed: int = 0) -> Planted:
+    """GPT-2: after "who", the next word is the name that stands in the prompt."""
+    canvas = Canvas("gpt2", [*NAMES, *FILLERS, "who"], seed)
+    canvas.flag(NAMES, FLAG)
+    canvas.flag(["who"], ASK)
+    canvas.head((LAYER, HEAD), canvas.match([ASK], [FLAG]), source=WORD, target=ANSWER)
+    return Planted(
+        name="copy_head",
+        model=canvas.model,
+        tokenizer=canvas.tokenizer(),
+        clean="by the window Eve drank warm tea who",
+        corrupt="by the window Dan drank warm tea who",
+        answer="Eve",
+        foil="Dan",
+        heads=frozenset({(LAYER, HEAD)}),
+        neurons=frozenset(),
+        edges=frozenset({("embed", "L1H3.v"), ("L1H3", "logits")}),
+        attention=frozenset({(LAYER, HEAD, 7, 3)}),
+        positions=(3, 7),
+        story='At the word "who" (ASK) head L1H3 attends to the word that is marked as a name (FLAG). '
+        "It copies that word from WORD to ANSWER at the last position; at other positions it has no aim.",
+    )

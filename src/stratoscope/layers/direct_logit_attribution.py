@@ -1,0 +1,133 @@
+"""Direct logit attribution: what the embedding, every head and every MLP write straight towards the answer.
+
+Paper: textbook (Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021)
+
+    logit(answer) - logit(foil) = sum_c  N(write_c) . (u_answer - u_foil)  +  bias
+
+write_c is what component c adds to the last position's residual stream; N is the final norm with its scale held at the
+value it has on this input, which makes it linear; u are rows of the unembedding. The sum is exact: `residual_error` is
+what floating point leaves. With a soft-cap on logits the difference is that of the logits before the cap.
+
+Reads as: who writes the answer into the stream at the end. Does not show who caused it: a component that only feeds
+another scores zero here, and a large score may be cancelled by a neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.metric import Words, target
+from stratoscope.engine.trace import capture
+from stratoscope.errors import SiteError
+from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.models.layout import matrix
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+
+def head_writes(
+    z: Float[Tensor, "example head head_dim"], out: Float[Tensor, "dim joined"]
+) -> Float[Tensor, "example head dim"]:
+    """What each head adds: its slice of z through its slice of the output projection, without the bias."""
+    by_head = out.unflatten(1, (z.shape[1], z.shape[2]))
+    return torch.einsum("ehk,dhk->ehd", z, by_head)
+
+
+@torch.no_grad()
+def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
+    """Contribution of every component to the logit difference at each example's last token.
+
+    answer, foil: default the model's top token and its runner-up. Returns contribution (example, component), with the
+    coordinates layer, head (-1 where there is none) and kind; and logit_difference, total, residual_error (example).
+    "bias" joins the attention output biases and the final norm's and read-out's. Raises SiteError for a model whose
+    residual stream is not a sum (post-norm encoders) or that has no linear read-out.
+    """
+    _refuse(lm)
+    batch = lm.batch(inputs)
+    asked = target(lm, batch, answer, foil)
+    points = ("attn.z", "attn.out", "mlp.out")
+    sites = [f"layers.*.{p}" for p in points] + ["layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post"]
+    seen = capture(lm, batch, *sites, positions=-1)
+    final = seen[sites[-1]]
+    norm = freeze(lm.layout.final_norm, final)
+    unembed = lm.weight("logits").double()
+    towards = unembed[asked.answer] - unembed[asked.foil]  # (example, dim)
+
+    def score(write: Tensor) -> Tensor:
+        frozen = norm if write.ndim == 2 else _wider(norm)
+        return torch.einsum("e...d,ed->e...", frozen.linear(write.double()), towards)
+
+    columns, names = [score(seen["layers.0.resid_pre"])], [("embed", -1, -1, "embed")]
+    bias = towards @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil)
+    for layer in range(lm.dims.layers):
+        at = f"layers.{layer}"
+        heads, rest = _heads(lm, layer, seen[f"{at}.attn.z"])
+        columns += [*score(heads).unbind(1), score(seen[f"{at}.mlp.out"])]
+        names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
+        names += [(f"L{layer} mlp", layer, -1, "mlp")]
+        bias = bias + score(rest)
+    contribution = torch.stack([*columns, bias], dim=1)
+    names.append(("bias", -1, -1, "bias"))
+    normed = final if lm.layout.final_norm is None else lm.layout.final_norm(final)
+    difference = asked.difference(lm.layout.head[-1](normed)).double()
+    total = contribution.sum(dim=1)
+    component, layer_of, head_of, kind = (list(column) for column in zip(*names))
+    return dataset(
+        {
+            "contribution": (("example", "component"), contribution.float()),
+            "logit_difference": (("example",), difference.float()),
+            "total": (("example",), total.float()),
+            "residual_error": (("example",), (total - difference).float()),
+        },
+        method="layers.direct_logit_attribution",
+        provenance=lm.provenance,
+        coords={
+            "component": component,
+            "layer": (("component",), layer_of),
+            "head": (("component",), head_of),
+            "kind": (("component",), kind),
+            "example_text": batch.coords()["example_text"],
+        }
+        | asked.coords,
+        notes=" ".join(asked.notes),
+    )
+
+
+def _heads(lm: LM, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    """What each head adds (example, head, dim) and what the biases add (example, dim), after any post-norm."""
+    [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
+    projection, *post = lm.layout.writers(site)
+    heads = head_writes(z.double(), matrix(projection).double())
+    bias = getattr(projection, "bias", None)
+    rest = torch.zeros_like(heads[:, 0]) if bias is None else bias.double().expand_as(heads[:, 0])
+    if post:
+        norm = freeze(post[0], projection(z.flatten(1)))
+        heads, rest = _wider(norm).linear(heads), norm.linear(rest) + norm.bias
+    return heads, rest
+
+
+def _wider(norm: FrozenNorm) -> FrozenNorm:
+    """The same frozen norm for (example, component, dim)."""
+    return replace(norm, scale=norm.scale[:, None])
+
+
+def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
+    bias = getattr(lm.layout.head[-1], "bias", None)
+    return torch.zeros(len(answer), dtype=torch.double) if bias is None else bias.double()[answer] - bias.double()[foil]
+
+
+def _refuse(lm: LM) -> None:
+    lm.layout.resolve("logits")
+    if lm.family.towers[""].residual == "post-norm":
+        raise SiteError(
+            f"{lm.family.name} norms its residual stream after every addition, so logits are not a sum of writes: "
+            f"direct logit attribution does not exist for it. Use activation patching."
+        )
+    if len(lm.layout.head) != 1:
+        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")

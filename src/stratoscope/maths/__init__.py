@@ -1,0 +1,1 @@
+"""Pure tensor functions that three or more methods share."""

@@ -1,0 +1,122 @@
+"""The attention seam: one function, registered with Transformers, through which every model's attention can be seen.
+
+Transformers sends most models' attention through `AttentionInterface`. While a `seam` is open, the model's configs name
+our function, which computes what the eager kernel computes and hands q, k, v, scores and pattern to the taps. Outside,
+the user's own kernel runs and the configs are bit-identical to before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from stratoscope.errors import FamilyError
+
+NAME = "stratoscope"
+# fire(point, value) -> value, for the attention module that is running
+Fire = Callable[[str, Tensor], Tensor]
+# attend(q, k, v, mask, scaling, softcap) -> z (example, position, head, head_dim), when someone (the sweep) computes attention its own way
+_listeners: dict[nn.Module, Fire] = {}
+_replacements: dict[nn.Module, Callable[..., Tensor]] = {}
+# arguments of other attention functions that change the result and that `attend` does not compute
+_UNHANDLED = ("s_aux", "position_bias", "cache")
+
+
+def repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """(example, kv_head, position, head_dim) -> (example, head, ...): query head h reads key/value head h // groups."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def scores_of(q: Tensor, k: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """q k^T * scaling, soft-capped; heads of k already repeated. (example, head, query, key)."""
+    scores = (q @ k.transpose(-1, -2)) * scaling
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores with Transformers' additive mask; what it hides becomes -inf, not merely very small."""
+    if mask is None:
+        return scores
+    mask = mask[..., : scores.shape[-1]]
+    return (scores + mask).masked_fill(mask <= torch.finfo(scores.dtype).min / 2, -torch.inf)
+
+
+def softmax_visible(scores: Tensor) -> Tensor:
+    """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its row is zero."""
+    seen = torch.isfinite(scores).any(dim=-1, keepdim=True)
+    pattern = torch.softmax(torch.where(seen, scores, 0.0), dim=-1, dtype=torch.float32)
+    return (pattern * seen).to(scores.dtype)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The function Transformers calls. query (example, head, position, head_dim) -> (example, position, head, head_dim)."""
+    unhandled = [name for name in _UNHANDLED if others.get(name) is not None]
+    if unhandled:
+        raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    fire = _listeners.get(module, lambda _, x: x)
+    query, key, value = (
+        fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
+    )
+    if module in _replacements:
+        return _replacements[module](query, key, value, attention_mask, scaling, softcap), None
+    groups = query.shape[1] // key.shape[1]
+    scores = masked(scores_of(query, repeat_heads(key, groups), scaling, softcap), attention_mask)
+    pattern = fire("attn.pattern", softmax_visible(fire("attn.scores", scores)))
+    dropped = nn.functional.dropout(pattern, p=dropout, training=module.training)
+    z = dropped @ repeat_heads(value, groups)
+    return z.transpose(1, 2).contiguous(), pattern
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Every distinct config object that some module of the model holds."""
+    held = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [config for config in held.values() if hasattr(config, "_attn_implementation_internal")]
+
+
+@contextmanager
+def seam(
+    model: nn.Module,
+    listeners: dict[nn.Module, Fire],
+    replacements: dict[nn.Module, Callable[..., Tensor]] | None = None,
+) -> Iterator[None]:
+    """Route the model's attention through `_attend` inside the block; configs and tables are restored on any exit."""
+    before = [(config, config._attn_implementation_internal) for config in configs_of(model)]
+    outer = {m: _listeners[m] for m in listeners if m in _listeners}
+    outer_replacements = {m: _replacements[m] for m in replacements or {} if m in _replacements}
+    try:
+        _listeners.update(listeners)
+        _replacements.update(replacements or {})
+        for config, _ in before:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+        for table, added, old in (
+            (_listeners, listeners, outer),
+            (_replacements, replacements or {}, outer_replacements),
+        ):
+            for module in added:
+                table.pop(module, None)
+            table.update(old)

@@ -1,0 +1,142 @@
+"""A batch: token ids in one canonical layout, so that padding can never reach a result.
+
+Whatever side the user padded on, ids are stored right-padded: position 0 is an example's first real token. With a mask,
+right padding is exact for causal and bidirectional models and needs no position ids. Only generation pads left, inside
+`engine.generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stratoscope.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass.
+
+    ids: (example, position) token ids, right-padded; None for a vision-only model.
+    mask: (example, position), True at real tokens. `extra`: pixel_values and the like, passed on as they are.
+    tokens: the readable string of every real token. `image`: which positions hold image tokens.
+    """
+
+    ids: Tensor | None
+    mask: Tensor | None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: tuple[tuple[str, ...], ...] = ()
+    image: Tensor | None = None
+
+    def __len__(self) -> int:
+        first = self.ids if self.ids is not None else next(iter(self.extra.values()))
+        return int(first.shape[0])
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(example,) number of real tokens."""
+        return None if self.mask is None else self.mask.sum(dim=1)
+
+    @property
+    def padded(self) -> bool:
+        return self.mask is not None and not bool(self.mask.all())
+
+    def forward_arguments(self) -> dict[str, Tensor]:
+        """Keyword arguments for the Hugging Face forward."""
+        text = {} if self.ids is None else {"input_ids": self.ids, "attention_mask": self.mask.long()}
+        return text | dict(self.extra)
+
+    def coords(self, axis: str = "position", name: str = "text") -> dict[str, tuple[tuple[str, ...], list]]:
+        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each example's whole text."""
+        width = max(map(len, self.tokens), default=0)
+        rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]
+        return {name: (("example", axis), rows), "example_text": (("example",), ["".join(t) for t in self.tokens])}
+
+    def to(self, device: torch.device) -> Batch:
+        move = lambda x: None if x is None else x.to(device)  # noqa: E731
+        extra = {name: move(x) for name, x in self.extra.items()}
+        return replace(self, ids=move(self.ids), mask=move(self.mask), image=move(self.image), extra=extra)
+
+    def example(self, index: int) -> Batch:
+        """One example alone, without padding. Images are kept only when the batch is one example already."""
+        if len(self) == 1:
+            return self
+        if self.extra or self.ids is None:
+            raise InputError("a batch with images cannot be split into examples: pass them one by one.")
+        n = int(self.lengths[index])
+        return Batch(self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],))
+
+    def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward arguments with padding on the left, and how far each example moved: (example,)."""
+        width = self.ids.shape[1]
+        shift = width - self.lengths
+        index = (torch.arange(width, device=self.ids.device) - shift[:, None]) % width
+        arguments = {"input_ids": self.ids.gather(1, index), "attention_mask": self.mask.gather(1, index).long()}
+        return arguments | dict(self.extra), shift
+
+
+def make(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, *, limit: int | None, pad: int, image: int | None) -> Batch:
+    """Read prompts, ids, tensors or a mapping of model inputs into a Batch.
+
+    limit: the model's context length. pad: id for padding. image: id of the image token, if there is one.
+    Raises InputError for an empty prompt, one longer than the context, or text without a tokenizer.
+    """
+    extra: dict[str, Tensor] = {}
+    mask = None
+    if isinstance(inputs, Mapping):
+        extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None}
+        mask, inputs = inputs.get("attention_mask"), inputs.get("input_ids")
+        if inputs is None:
+            return Batch(None, None, extra)
+    rows = _rows(inputs, tokenizer, mask)
+    for number, row in enumerate(rows):
+        if not row:
+            raise InputError(f"prompt {number} is empty: there is no token to explain.")
+        if limit is not None and len(row) > limit:
+            raise InputError(f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it.")
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    real = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    tokens = tuple(tuple(token_text(tokenizer, i) for i in row) for row in rows)
+    return Batch(ids, real, extra, tokens, None if image is None else (ids == image) & real)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
+    """A token as a person reads it: leading space kept, byte-level signs decoded; the id itself without a tokenizer."""
+    if tokenizer is None:
+        return str(token)
+    piece = tokenizer.convert_ids_to_tokens(int(token))
+    if piece is None:
+        return f"<{token}>"
+    if piece.startswith("▁"):
+        return piece.replace("▁", " ")
+    text = tokenizer.decode([int(token)])
+    return piece if "�" in text or not text or piece.startswith("##") else text
+
+
+def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Tensor | None) -> list[list[int]]:
+    if isinstance(inputs, Tensor):
+        ids = inputs[None] if inputs.ndim == 1 else inputs
+        keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        return [row[real].tolist() for row, real in zip(ids, keep)]
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if not isinstance(inputs, Sequence) or not inputs:
+        raise InputError(f"inputs must be prompts, token ids or model inputs; got {type(inputs).__name__} {inputs!r:.80}")
+    if all(isinstance(x, str) for x in inputs):
+        if tokenizer is None:
+            raise InputError("this model was wrapped without a tokenizer: pass token ids instead of text.")
+        blank = [number for number, text in enumerate(inputs) if not text]
+        if blank:
+            raise InputError(f"prompt {blank[0]} is empty: there is no token to explain.")
+        return [list(ids) for ids in tokenizer(list(inputs))["input_ids"]]
+    if all(isinstance(x, int) for x in inputs):
+        return [list(inputs)]
+    return [[int(i) for i in row] for row in inputs]

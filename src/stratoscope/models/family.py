@@ -1,0 +1,92 @@
+"""A family: the table from sites to the modules of one architecture, and nothing else.
+
+Families are data. A `Tower` says, for one stack of layers, at which module each point can be read; a `Family` joins one
+or two towers with the read-out. `families/` holds one default table and short exceptions; `prove.py` proves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a point's value passes: the input or output of a module (path inside the layer, "" is the layer itself).
+
+    `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
+    `where="seam"`: it exists only inside the attention function that the module at `path` calls.
+    `where="sum"`: it is resid_pre + attn.out, a value that no module receives alone.
+    """
+
+    path: str
+    where: Literal["input", "output", "seam", "sum"]
+    part: tuple[int, int] | None = None
+
+
+def into(path: str) -> Point:
+    return Point(path, "input")
+
+
+def out_of(path: str, part: tuple[int, int] | None = None) -> Point:
+    return Point(path, "output", part)
+
+
+def attention_points(attention: str, o_proj: str) -> dict[str, Point]:
+    """The points of an attention module that goes through the seam; z is read where the output projection takes it."""
+    inside = {f"attn.{name}": Point(attention, "seam") for name in ("q", "k", "v", "scores", "pattern")}
+    return inside | {"attn.z": into(o_proj)}
+
+
+RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_post": out_of("")}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model, those of points and
+    writes at a layer.
+
+    `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons into attn.out and
+    mlp.out: the projection, then a post-norm where there is one. Empty when it is not such a product (experts).
+    """
+
+    layers: str
+    points: Mapping[str, Point]
+    attn_write: tuple[str, ...]
+    mlp_write: tuple[str, ...]
+    embed: str | None = None
+    final_norm: str | None = None
+    config: str = ""
+    # "sequential": mid = pre + attn, post = mid + mlp. "parallel": post = pre + attn + mlp.
+    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names the two.
+    residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
+    norms: tuple[str, str] | None = None
+    causal: bool = True
+    flat: bool = False  # the stack carries (position, dim) with no example axis: all images in one row
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def but(self, **changes) -> Tower:
+        """A copy with some fields changed; `points` are merged, and a point in `lacks` is removed from the table."""
+        lacks = {**self.lacks, **changes.pop("lacks", {})}
+        points = {**self.points, **changes.pop("points", {})}
+        points = {name: point for name, point in points.items() if name not in lacks}
+        return replace(self, points=points, lacks=lacks, **changes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: its towers ("" is the main stack, "vision" the second), its read-out and its config keys.
+
+    `head`: modules applied in turn to the normalised last residual to give logits; paths start at the whole model.
+    `handles`: config keys, beyond the common ones, that the tables above take account of.
+    `pooled`: position that the head reads (ViT's class token); None when it reads every position.
+    """
+
+    name: str
+    towers: Mapping[str, Tower]
+    head: tuple[str, ...] = ("lm_head",)
+    projector: str | None = None
+    handles: frozenset[str] = frozenset()
+    pooled: int | None = None
+    vision_only: bool = False

@@ -1,0 +1,157 @@
+"""A layout: a family's table resolved against one model, from site names to the modules that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from stratoscope.errors import FamilyError, SiteError
+from stratoscope.models.family import Family, Point, Tower
+from stratoscope.models.sites import GLOBAL_POINTS, POINTS, Site, expand
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of one tower: how many layers, query heads, key/value heads, and how wide each axis is."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    dim: int
+    head_dim: int
+    neurons: int
+    vocab: int
+
+
+class Layout:
+    """Where each site of this model lives. Raises FamilyError when the family's paths do not fit the model."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
+        self.base: nn.Module = model.base_model
+        self.layers = {name: list(self._module(self.base, tower.layers)) for name, tower in family.towers.items()}
+        if family.head and not self.head and _reads_out(model):
+            raise FamilyError(
+                f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
+                f"`{family.name}` reads logits."
+            )
+        self.dims = {name: self._dims(name, tower) for name, tower in family.towers.items()}
+
+    def resolve(self, sites: str | Site | Iterable[str | Site]) -> list[Site]:
+        """Parse and expand site names, and refuse those that this model does not have. Raises SiteError."""
+        found = expand(sites, {name: len(layers) for name, layers in self.layers.items()})
+        for site in found:
+            reason = self.lack(site)
+            if reason:
+                raise SiteError(f"`{site}` does not exist on {self.family.name}: {reason}.")
+        return found
+
+    def lack(self, site: Site) -> str | None:
+        """Why this model has no such site, or None."""
+        tower = self.family.towers[site.tower]
+        if site.layer is not None:
+            return tower.lacks.get(site.point) or (None if site.point in tower.points else "it has no such part")
+        if site.point == "logits":
+            return None if self.head else f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
+        if site.point == "projector":
+            return None if self.family.projector else "it has no projector between vision and text"
+        return None if getattr(tower, site.point) else "it has no such part"
+
+    def all_sites(self) -> list[Site]:
+        """Every site of the model, in the order in which they are computed within a layer."""
+        names = [Site(t, layer, p) for t, ls in self.layers.items() for layer in range(len(ls)) for p in POINTS]
+        ends = [Site(t, None, p) for t in self.layers for p in GLOBAL_POINTS if t == "" or p in ("embed", "final_norm")]
+        return [site for site in names + ends if self.lack(site) is None]
+
+    def locate(self, site: Site) -> tuple[nn.Module, Point]:
+        """The module whose input or output carries the site, and how."""
+        tower = self.family.towers[site.tower]
+        if site.layer is not None:
+            point = tower.points[site.point]
+            path = tower.points["attn.out"].path if point.where == "sum" else point.path
+            return self._module(self.layer(site), path), point
+        if site.point == "logits":
+            return self.model, Point("", "output")
+        path = self.family.projector if site.point == "projector" else getattr(tower, site.point)
+        return self._module(self.base, path), Point(path, "output")
+
+    def layer(self, site: Site) -> nn.Module:
+        return self.layers[site.tower][int(site.layer)]
+
+    def attention(self, site: Site) -> nn.Module:
+        """The module that calls the attention interface in the site's layer."""
+        return self._module(self.layer(site), self.family.towers[site.tower].points["attn.q"].path)
+
+    def writers(self, site: Site) -> list[nn.Module]:
+        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then any post-norm."""
+        tower = self.family.towers[site.tower]
+        paths = {"attn.out": tower.attn_write, "mlp.out": tower.mlp_write}.get(site.point)
+        if not paths:
+            raise SiteError(f"`{site}` on {self.family.name} is not one projection of heads or neurons.")
+        return [self._module(self.layer(site), path) for path in paths]
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        path = self.family.towers[""].final_norm
+        return self._module(self.base, path) if path else None
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """The read-out's modules in order; empty when this model class has none."""
+        if self.base is self.model or not all(self._has(self.model, path) for path in self.family.head):
+            return []
+        return [self._module(self.model, path) for path in self.family.head]
+
+    def config(self, tower: str = "") -> Any:
+        """The config of one tower."""
+        name = self.family.towers[tower].config
+        return getattr(self.model.config, name) if name else self.model.config
+
+    def _dims(self, name: str, tower: Tower) -> Dims:
+        config = self.config(name)
+        heads = getattr(config, "num_attention_heads", None) or config.num_heads
+        layer = self.layers[name][0]
+        z = self._module(layer, tower.points["attn.z"].path)
+        width = matrix(z).shape[1]
+        neurons = matrix(self._module(layer, tower.mlp_write[0])).shape[1] if tower.mlp_write else 0
+        return Dims(
+            layers=len(self.layers[name]),
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            dim=matrix(z).shape[0],
+            head_dim=width // heads,
+            neurons=neurons,
+            vocab=getattr(config, "vocab_size", 0) or 0,
+        )
+
+    def _module(self, start: nn.Module, path: str) -> nn.Module:
+        if not self._has(start, path):
+            raise FamilyError(
+                f"family `{self.family.name}` looks for `{path}` in {type(start).__name__}, which has none: "
+                f"{type(self.model).__name__} is not laid out as this family says."
+            )
+        return start.get_submodule(path)
+
+    @staticmethod
+    def _has(start: nn.Module, path: str) -> bool:
+        for name in path.split(".") if path else ():
+            if not hasattr(start, name):
+                return False
+            start = getattr(start, name)
+        return True
+
+
+def _reads_out(model: nn.Module) -> bool:
+    try:
+        return model.get_output_embeddings() is not None
+    except (AttributeError, NotImplementedError):  # encoders and vision models have no such notion
+        return False
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """A projection's weight as (out, in), whichever way the module stores it."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight

@@ -1,0 +1,135 @@
+"""LM: the Hugging Face model you have, its tokenizer, and the names of what is inside. The model is never rewritten."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from stratoscope.errors import SiteError
+from stratoscope.models import batch as batches
+from stratoscope.models.batch import Batch
+from stratoscope.models.family import Family
+from stratoscope.models.layout import Dims, Layout, matrix
+from stratoscope.models.sites import Site, parse
+from stratoscope.models.taps import StopForward, Taps
+
+
+class LM:
+    """A wrapped model. Call it on prompts to run it; use `engine.trace` and `engine.intervene` to look inside.
+
+    model, tokenizer, processor: the Hugging Face objects, untouched. family, layout: where each site lives.
+    dims: sizes of the main tower (`layout.dims["vision"]` for the second). taps: who is listening.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        *,
+        tokenizer: Any = None,
+        processor: Any = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.processor, self.family = model, tokenizer, processor, family
+        self.layout = Layout(model, family)
+        self.taps = Taps(self)
+        self._name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self._revision = revision
+
+    def __repr__(self) -> str:
+        d = self.dims
+        return f"LM({self._name!r}, {self.family.name}: {d.layers} layers, {d.heads} heads, dim {d.dim})"
+
+    @property
+    def dims(self) -> Dims:
+        return self.layout.dims[""]
+
+    def batch(self, inputs: Any) -> Batch:
+        """Read prompts (one or several), token ids, a mapping of model inputs, or a Batch; padding side does not matter.
+
+        Raises InputError for an empty prompt, a prompt longer than the context, or text without a tokenizer.
+        """
+        if isinstance(inputs, Batch):
+            return inputs.to(self.model.device)
+        config = self.model.config
+        pad = getattr(self.tokenizer, "pad_token_id", None) or getattr(self.layout.config(), "pad_token_id", None) or 0
+        image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        made = batches.make(inputs, self.tokenizer, limit=self._context(), pad=pad, image=image)
+        return made.to(self.model.device)
+
+    def __call__(self, inputs: Any, **arguments: Any) -> Any:
+        """One forward pass of the Hugging Face model, without a cache; None when a trace stopped it early."""
+        batch = self.batch(inputs)
+        if self.model.can_generate():
+            arguments.setdefault("use_cache", False)
+        with self.taps.running(batch):
+            try:
+                return self.model(**batch.forward_arguments(), **arguments)
+            except StopForward:
+                return None
+
+    def sites(self, pattern: str | Site | None = None) -> list[Site]:
+        """The sites a pattern names (`layers.*.attn.z`), or every site of this model. Raises SiteError."""
+        return self.layout.all_sites() if pattern is None else self.layout.resolve(pattern)
+
+    def weight(self, site: str | Site) -> Tensor:
+        """The matrix (out, in) that writes `attn.out` or `mlp.out`, reads into `mlp.pre`, or is `embed` or `logits`.
+
+        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
+        """
+        [at] = self.layout.resolve(parse(site))
+        if at.point in ("attn.out", "mlp.out"):
+            return matrix(self.layout.writers(at)[0])
+        if at.point == "logits":
+            return matrix(self.layout.head[-1])
+        module, point = self.layout.locate(at)
+        if at.point not in ("embed", "mlp.pre"):
+            raise SiteError(f"`{at}` has no one weight; ask for attn.out, mlp.out, mlp.pre, embed or logits.")
+        return matrix(module) if point.part is None else matrix(module).chunk(point.part[1])[point.part[0]]
+
+    def readout(self, resid: Tensor, *, normalised: bool = False) -> Tensor:
+        """(..., dim) residuals -> (..., vocab) logits: final norm, read-out, soft-cap, exactly as the model does.
+
+        normalised: the input has passed the final norm already. Raises SiteError for a model without a read-out.
+        """
+        self.layout.resolve("logits")
+        norm = self.layout.final_norm
+        logits = resid if normalised or norm is None else norm(resid)
+        for module in self.layout.head:
+            logits = module(logits)
+        cap = getattr(self.layout.config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result must carry to be repeated: model, weights, dtype, attention kernel, device, versions."""
+        if self._revision is None:
+            self._revision = weight_hash(self.model)
+        return {
+            "model": self._name,
+            "family": self.family.name,
+            "weights": self._revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "kernel": self.layout.config()._attn_implementation,
+            "device": str(self.model.device),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+    def _context(self) -> int | None:
+        config = self.layout.config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+def weight_hash(model: nn.Module) -> str:
+    """sha256 over parameter names and bytes: the revision of weights that come from no hub."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,1 @@
+"""One self-contained HTML file per run: `explain` computes, `page` draws."""

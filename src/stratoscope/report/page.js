@@ -1,0 +1,41 @@
+// Draws every figure of the page, and redraws them in the other theme: a theme is one plotly template, nothing more.
+(() => {
+  const root = document.documentElement;
+  const themes = JSON.parse(document.getElementById("themes").textContent);
+  const template = () => themes[root.dataset.theme];
+  const touch = matchMedia("(pointer: coarse)").matches; // there a drag must scroll the page, not zoom the figure
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    typesetMath: false,
+    modeBarButtons: [["toImage", "resetScale2d"]],
+  };
+
+  const plots = [...document.querySelectorAll(".plot")];
+  for (const plot of plots) {
+    const figure = JSON.parse(plot.closest("figure").querySelector("script").textContent);
+    Object.assign(figure.layout, { template: template(), dragmode: touch ? false : "zoom" });
+    Plotly.newPlot(plot, figure.data, figure.layout, config);
+  }
+
+  // Where the logit lens is wider than the page, its last token is the one to see first.
+  for (const wide of document.querySelectorAll(".from-end")) wide.scrollLeft = wide.scrollWidth;
+
+  const button = document.getElementById("theme");
+  const show = (name) => {
+    root.dataset.theme = name;
+    button.textContent = name === "dark" ? "Light" : "Dark";
+    for (const plot of plots) Plotly.relayout(plot, { template: template() });
+  };
+  button.textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
+  button.addEventListener("click", () => show(root.dataset.theme === "dark" ? "light" : "dark"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => show(event.matches ? "dark" : "light"));
+
+  // The table of contents marks the section that is being read.
+  const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
+  const watch = new IntersectionObserver(
+    (entries) => entries.forEach((entry) => links.get(entry.target.id)?.classList.toggle("here", entry.isIntersecting)),
+    { rootMargin: "-30% 0px -65% 0px" },
+  );
+  for (const id of links.keys()) watch.observe(document.getElementById(id));
+})();

@@ -1,0 +1,427 @@
+"""Planted models: what is said to be true of them is true, by plain hooks on plain Hugging Face models."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
+
+from stratoscope.lab import planted as room
+from stratoscope.lab.planted import Planted
+
+ALL = room.everything()
+every = pytest.mark.parametrize("planted", ALL, ids=[one.name for one in ALL])
+
+
+class Parts(NamedTuple):
+    """Where plain Hugging Face keeps what these tests hook."""
+
+    layers: nn.ModuleList
+    attention: str
+    before_attention: str
+    before_mlp: str
+    out: str
+    down: str
+    final: nn.Module
+    head_dim: int
+
+
+def parts(planted: Planted) -> Parts:
+    model, size = planted.model, getattr(planted.model.config, "head_dim", 32)
+    if isinstance(model, GPT2LMHeadModel):
+        base = model.transformer
+        return Parts(base.h, "attn", "ln_1", "ln_2", "c_proj", "c_proj", base.ln_f, size)
+    base = model.model
+    before_mlp = "post_attention_layernorm"
+    return Parts(
+        base.layers, "self_attn", "input_layernorm", before_mlp, "o_proj", "down_proj", base.norm, size
+    )
+
+
+def ids(planted: Planted, prompts: list[str]) -> Tensor:
+    return planted.tokenizer(prompts, return_tensors="pt")["input_ids"]
+
+
+@torch.no_grad()
+def difference(planted: Planted, prompt: str) -> float:
+    logits = planted.model(ids(planted, [prompt])).logits[0, -1]
+    answer, foil = (planted.tokenizer.get_vocab()[word] for word in (planted.answer, planted.foil))
+    return float(logits[answer] - logits[foil])
+
+
+@contextmanager
+def silenced(planted: Planted, heads: Iterable = (), neurons: Iterable = ()) -> Iterator[None]:
+    """Zero the inputs of o_proj and down_proj that belong to these heads and neurons, at every position."""
+    p, handles = parts(planted), []
+
+    def zero(where: slice | int) -> Callable:
+        def hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            changed = args[0].clone()
+            changed[..., where] = 0
+            return (changed,)
+
+        return hook
+
+    for layer, head in heads:
+        out = getattr(getattr(p.layers[layer], p.attention), p.out)
+        handles.append(out.register_forward_pre_hook(zero(slice(head * p.head_dim, (head + 1) * p.head_dim))))
+    for layer, neuron in neurons:
+        handles.append(getattr(p.layers[layer].mlp, p.down).register_forward_pre_hook(zero(neuron)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def units(planted: Planted) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """All heads and all neurons of a planted model: 2 layers, 4 heads, 32 neurons."""
+    return {(x, y) for x in range(2) for y in range(4)}, {(x, y) for x in range(2) for y in range(32)}
+
+
+# --- the behaviour ---------------------------------------------------------------------------------
+
+
+@every
+def test_the_pair_is_answered_right_and_is_a_fair_pair(planted: Planted) -> None:
+    clean, corrupt = ids(planted, [planted.clean])[0], ids(planted, [planted.corrupt])[0]
+    assert len(clean) == len(corrupt) == len(planted.clean.split())
+    assert 8 < difference(planted, planted.clean) < 12
+    assert -12 < difference(planted, planted.corrupt) < -8
+    for prompt, word in ((planted.clean, planted.answer), (planted.corrupt, planted.foil)):
+        said = planted.model(ids(planted, [prompt])).logits[0, -1].argmax()
+        assert planted.tokenizer.decode(said) == word
+    assert all(0 <= position < len(clean) for position in planted.positions)
+
+
+def write_previous(dice: random.Random) -> tuple[str, str]:
+    words = dice.choices(sorted(vocabulary("previous_token_head")), k=dice.randint(2, 20))
+    return " ".join(words), words[-2]
+
+
+def write_copy(dice: random.Random) -> tuple[str, str]:
+    names = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana"]
+    words = dice.choices(sorted(vocabulary("copy_head") - {*names, "who"}), k=dice.randint(1, 20))
+    name = dice.choice(names)
+    words.insert(dice.randint(0, len(words)), name)
+    return " ".join([*words, "who"]), name
+
+
+def write_induction(dice: random.Random) -> tuple[str, str]:
+    words = dice.sample(sorted(vocabulary("induction")), dice.randint(4, 16))
+    again = dice.randint(1, len(words) - 2)
+    return " ".join([*words, words[again]]), words[again + 1]
+
+
+CAPITAL = {"France": "Paris", "Peru": "Lima", "Japan": "Tokyo", "Kenya": "Nairobi"}
+CAPITAL |= {"Norway": "Oslo", "Cuba": "Havana", "Atlantis": "unknown", "Narnia": "unknown"}
+PERSON = {"Marie": "Warsaw", "Jan": "Warsaw", "Yuki": "Tokyo", "Kenji": "Tokyo"}
+PERSON |= {"Luis": "Lima", "Wanjiru": "Nairobi", "Nobody": "unknown", "Someone": "unknown"}
+
+
+def write_fact(dice: random.Random) -> tuple[str, str]:
+    fillers = dice.choices(["we", "ask", "the", "capital", "of"], k=dice.randint(0, 20))
+    country = dice.choice(list(CAPITAL))
+    return " ".join([*fillers, country]), CAPITAL[country]
+
+
+def write_moved(dice: random.Random) -> tuple[str, str]:
+    words = dice.choices(["we", "ask", "the", "capital", "of", "and"], k=dice.randint(0, 20))
+    country = dice.choice(list(CAPITAL))
+    words.insert(dice.randint(0, len(words)), country)
+    return " ".join([*words, "is"]), CAPITAL[country]
+
+
+def write_hops(dice: random.Random) -> tuple[str, str]:
+    """Countries also stand in the prompt as words: the second hop must not take them for its own."""
+    fillers = dice.choices(["the", "home", "of", "Poland", "Japan", "Peru", "Kenya"], k=dice.randint(0, 20))
+    person = dice.choice(list(PERSON))
+    return " ".join([*fillers, person]), PERSON[person]
+
+
+def vocabulary(name: str) -> set[str]:
+    (one,) = [planted for planted in ALL if planted.name == name]
+    return set(one.tokenizer.get_vocab()) - {"<pad>"}
+
+
+WRITE = {
+    "previous_token_head": write_previous,
+    "copy_head": write_copy,
+    "induction": write_induction,
+    "induction_gpt2": write_induction,
+    "fact_lookup": write_fact,
+    "fact_lookup_moved": write_moved,
+    "two_hop": write_hops,
+}
+
+
+@every
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@torch.no_grad()
+def test_fifty_other_prompts_are_all_answered_right(planted: Planted, seed: int) -> None:
+    """The rule of each task is written down a second time here; other noise must not change the answers."""
+    again = getattr(room, planted.name)(seed)
+    dice, lead = random.Random(f"{planted.name} {seed}"), []
+    for _ in range(50):
+        prompt, answer = WRITE[planted.name](dice)
+        logits = again.model(ids(again, [prompt])).logits[0, -1]
+        best, words = logits.topk(2)
+        assert again.tokenizer.decode(words[0]) == answer, prompt
+        lead.append(float(best[0] - best[1]))
+    assert min(lead) > 5
+
+
+# --- the mechanism ---------------------------------------------------------------------------------
+
+
+@every
+def test_every_planted_unit_is_needed_and_no_other(planted: Planted) -> None:
+    whole = difference(planted, planted.clean)
+    heads, neurons = units(planted)
+    assert planted.heads <= heads
+    assert planted.neurons <= neurons
+    for kind, units_, true in (("heads", heads, planted.heads), ("neurons", neurons, planted.neurons)):
+        for unit in units_:
+            with silenced(planted, **{kind: [unit]}):
+                left = difference(planted, planted.clean)
+            if unit in true:
+                assert left < 0.2 * whole, (kind, unit)
+            else:
+                assert abs(left - whole) < 0.05 * whole, (kind, unit)
+
+
+@every
+def test_the_planted_units_alone_are_enough(planted: Planted) -> None:
+    heads, neurons = units(planted)
+    with silenced(planted, heads - planted.heads, neurons - planted.neurons):
+        alone = difference(planted, planted.clean)
+    assert alone == pytest.approx(10, rel=0.03)
+
+
+@every
+@torch.no_grad()
+def test_distractors_are_active(planted: Planted) -> None:
+    """Each other head, and half the other neurons, move the logits: there is something to be confused by."""
+    heads, neurons = units(planted)
+    prompt = ids(planted, [planted.clean])
+    before = planted.model(prompt).logits
+    moved = {"heads": [], "neurons": []}
+    for kind, others in (("heads", heads - planted.heads), ("neurons", neurons - planted.neurons)):
+        for unit in others:
+            with silenced(planted, **{kind: [unit]}):
+                moved[kind].append(float((planted.model(prompt).logits - before).abs().max()))
+    assert min(moved["heads"]) > 0.01
+    assert sorted(moved["neurons"])[len(moved["neurons"]) // 2] > 0.001
+
+
+@every
+@torch.no_grad()
+def test_planted_heads_attend_where_stated(planted: Planted) -> None:
+    assert {(layer, head) for layer, head, _, _ in planted.attention} == planted.heads
+    kernel = planted.model.config._attn_implementation
+    planted.model.set_attn_implementation("eager")
+    try:
+        patterns = planted.model(ids(planted, [planted.clean]), output_attentions=True).attentions
+    finally:
+        planted.model.set_attn_implementation(kernel)
+    for layer, head, query, key in planted.attention:
+        assert patterns[layer][0, head, query, key] > 0.9, (layer, head, query, key)
+
+
+@every
+@torch.no_grad()
+def test_normalisation_hands_on_the_stream_itself(planted: Planted) -> None:
+    """Within two percent, with +1 and -1 at the constants: what the residual-stream table promises."""
+    p, errors = parts(planted), []
+
+    def compare(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        expected = args[0].clone()
+        expected[..., 72], expected[..., 73] = 1, -1
+        errors.append(float((output - expected).norm() / expected.norm()))
+
+    norms = [getattr(layer, name) for layer in p.layers for name in (p.before_attention, p.before_mlp)]
+    handles = [norm.register_forward_hook(compare) for norm in [*norms, p.final]]
+    planted.model(ids(planted, [planted.clean]))
+    for handle in handles:
+        handle.remove()
+    assert len(errors) == 5
+    assert max(errors) < 0.02
+
+
+# --- the edges: path patching from the corrupt run -------------------------------------------------
+
+
+@torch.no_grad()
+def sent(planted: Planted, prompt: str) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """What each sender adds to the residual stream, {name: [1, position, hidden]}, and z of each layer."""
+    p, messages, z, handles = parts(planted), {}, [], []
+
+    def embed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        messages["embed"] = args[0]
+
+    def heads(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+            z.append(args[0])
+            for head in range(4):
+                only = torch.zeros_like(args[0])
+                here = slice(head * p.head_dim, (head + 1) * p.head_dim)
+                only[..., here] = args[0][..., here]
+                messages[f"L{layer}H{head}"] = type(module).forward(module, only)
+
+        return hook
+
+    def mlp(layer: int) -> Callable:
+        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            messages[f"L{layer} mlp"] = output
+
+        return hook
+
+    handles.append(p.layers[0].register_forward_pre_hook(embed))
+    for index, layer in enumerate(p.layers):
+        handles.append(getattr(getattr(layer, p.attention), p.out).register_forward_pre_hook(heads(index)))
+        handles.append(layer.mlp.register_forward_hook(mlp(index)))
+    planted.model(ids(planted, [prompt]))
+    for handle in handles:
+        handle.remove()
+    return messages, z
+
+
+def receivers() -> Iterator[tuple[str, list[str]]]:
+    """Every receiver with the senders that come before it."""
+    before = ["embed"]
+    for layer in range(2):
+        for head in range(4):
+            for side in "qkv":
+                yield f"L{layer}H{head}.{side}", list(before)
+        before += [f"L{layer}H{head}" for head in range(4)]
+        yield f"L{layer} mlp", list(before)
+        before.append(f"L{layer} mlp")
+    yield "logits", before
+
+
+@contextmanager
+def received(planted: Planted, receiver: str, change: Tensor, z: list[Tensor]) -> Iterator[None]:
+    """One receiver alone reads the residual stream with `change` added; the stream itself is left as it is.
+
+    A key/value head of the Llama serves two query heads. "L0H1.k" is one of them: the other keeps its `z`.
+    """
+    p, stream = parts(planted), {}
+
+    def add(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0] + change,)
+
+    if receiver == "logits":
+        handles = [p.final.register_forward_pre_hook(add)]
+    elif receiver.endswith("mlp"):
+        handles = [getattr(p.layers[int(receiver[1])], p.before_mlp).register_forward_pre_hook(add)]
+    else:
+        layer, head, side = p.layers[int(receiver[1])], int(receiver[3]), receiver[-1]
+        norm, attention = getattr(layer, p.before_attention), getattr(layer, p.attention)
+        if isinstance(planted.model, GPT2LMHeadModel):
+            start = "qkv".index(side) * 128 + head * p.head_dim
+            projection = attention.c_attn
+        else:
+            start = (head if side == "q" else head // 2) * p.head_dim
+            projection = getattr(attention, f"{side}_proj")
+        here = slice(start, start + p.head_dim)
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            stream["in"] = args[0]
+
+        def replace(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            output = output.clone()
+            output[..., here] = type(module).forward(module, norm(stream["in"] + change))[..., here]
+            return output
+
+        def others_stay(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            mine = slice(head * p.head_dim, (head + 1) * p.head_dim)
+            kept = z[int(receiver[1])].clone()
+            kept[..., mine] = args[0][..., mine]
+            return (kept,)
+
+        handles = [layer.register_forward_pre_hook(keep), projection.register_forward_hook(replace)]
+        handles.append(getattr(attention, p.out).register_forward_pre_hook(others_stay))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@every
+def test_edges_are_those_that_carry_the_difference(planted: Planted) -> None:
+    whole = difference(planted, planted.clean)
+    (clean, z), (corrupt, _) = sent(planted, planted.clean), sent(planted, planted.corrupt)
+    possible = {(sender, receiver) for receiver, senders in receivers() for sender in senders}
+    assert planted.edges <= possible
+    for sender, receiver in possible:
+        with received(planted, receiver, corrupt[sender] - clean[sender], z):
+            left = difference(planted, planted.clean)
+        if (sender, receiver) in planted.edges:
+            assert left < 0.2 * whole, (sender, receiver)
+        else:
+            assert abs(left - whole) < 0.05 * whole, (sender, receiver)
+
+
+# --- ordinary models, the same every time ----------------------------------------------------------
+
+
+@every
+@torch.no_grad()
+def test_plain_hugging_face_and_round_trip(planted: Planted, tmp_path) -> None:
+    assert type(planted.model) in (LlamaForCausalLM, GPT2LMHeadModel)
+    assert not planted.model.training
+    assert all(
+        weight.dtype == torch.float32 and weight.requires_grad for weight in planted.model.parameters()
+    )
+    planted.model.save_pretrained(tmp_path)
+    planted.tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    prompt = tokenizer([planted.clean, planted.corrupt], return_tensors="pt")
+    assert prompt["input_ids"].equal(ids(planted, [planted.clean, planted.corrupt]))
+    assert model(**prompt).logits.equal(planted.model(**prompt).logits)
+
+
+@every
+@torch.no_grad()
+def test_left_padding_changes_nothing(planted: Planted) -> None:
+    """Given the mask and, as learned positions need, the positions counted from the first word."""
+    planted.tokenizer.padding_side = "left"
+    try:
+        padded = planted.tokenizer(planted.clean, return_tensors="pt", padding="max_length", max_length=12)
+    finally:
+        planted.tokenizer.padding_side = "right"
+    assert padded["input_ids"][0, 0] == planted.tokenizer.pad_token_id
+    positions = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    batched = planted.model(**padded, position_ids=positions).logits[0, -1]
+    alone = planted.model(ids(planted, [planted.clean])).logits[0, -1]
+    assert torch.allclose(batched, alone, atol=1e-4, rtol=0)
+
+
+@every
+def test_tokenizer_speaks_whole_words(planted: Planted) -> None:
+    tokenizer = planted.tokenizer
+    for word, index in tokenizer.get_vocab().items():
+        assert tokenizer(word)["input_ids"] == [index]
+        assert tokenizer.decode(index) == tokenizer.decode([index]) == word
+    assert len(tokenizer) == planted.model.config.vocab_size <= 24
+    assert tokenizer.pad_token_id == planted.model.config.pad_token_id == 0
+    assert set(tokenizer(planted.clean).keys()) == {"input_ids", "attention_mask"}
+    with pytest.raises(Exception, match="UNK"):
+        tokenizer("xylophone")
+
+
+@every
+def test_same_seed_same_weights_other_seed_other_noise_and_no_dice_spent(planted: Planted) -> None:
+    state = torch.random.get_rng_state()
+    same, other = (getattr(room, planted.name)(seed) for seed in (0, 1))
+    assert torch.random.get_rng_state().equal(state)
+    weights, again, new = (one.model.state_dict() for one in (planted, same, other))
+    assert all(weights[name].equal(again[name]) for name in weights)
+    assert not all(weights[name].equal(new[name]) for name in weights)

@@ -1,0 +1,292 @@
+"""The report holds the right numbers, asks no network, obeys no text, is written whole or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stratoscope.errors import ResultError
+from stratoscope.report import page
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</script><h1>out</h1>",
+    "<b>bold</b>",
+]
+HOSTILE += [
+    '" onmouseover="alert(1)',
+    "&lt;kept&gt;",
+    "<a href='javascript:alert(1)'>x</a>",
+    "\u202eright to left",
+    " ",
+]
+
+
+class Reader(HTMLParser):
+    """Every tag with its attributes, the style sheets, and the JSON of the figures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.styles, self.data, self.text = "", [], ""
+        self._inside: tuple[str, dict[str, str | None]] = ("", {})
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside = (tag, dict(attrs))
+        self.tags.append(self._inside)
+
+    def handle_endtag(self, tag):
+        self._inside = ("", {})
+
+    def handle_data(self, data):
+        tag, attributes = self._inside
+        if tag == "style":
+            self.styles += data
+        elif attributes.get("type") == "application/json":
+            self.data.append(json.loads(data))
+        elif tag != "script":
+            self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def whole(make):
+    made = make()
+    return made, Reader(page.render(made))
+
+
+def figure(reader: Reader, z: np.ndarray) -> dict:
+    """The one heatmap that shows exactly these values."""
+    import base64
+
+    def values(given):
+        if isinstance(given, dict):  # plotly writes arrays as base64 with dtype and shape
+            flat = np.frombuffer(base64.b64decode(given["bdata"]), dtype=given["dtype"])
+            return flat.reshape([int(n) for n in given["shape"].split(",")])
+        return np.array(given, dtype=float)
+
+    maps = [f["data"][0] for f in reader.data if "data" in f and f["data"][0]["type"] == "heatmap"]
+    found = [
+        m for m in maps if values(m["z"]).shape == z.shape and np.allclose(values(m["z"]), z, equal_nan=True)
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_result_has_its_picture(whole):
+    made, reader = whole
+    figure(reader, made.results["layers.logit_lens"]["probability"].values[0, :, :, 0])
+    pattern = made.results["heads.attention_pattern"].values[0]
+    figure(reader, pattern[21, 3])
+    assert reader.text.count("Not measured in this run") == 0
+    assert sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags) == 18
+
+
+@pytest.mark.parametrize("key", ["layers.activation_patching", "heads.activation_patching"])
+def test_null_stands_beside_its_effect_on_the_same_centred_scale(whole, key):
+    made, reader = whole
+    effect, null = (figure(reader, made.results[key][part].values[0]) for part in ("effect", "null"))
+    assert (effect["zmin"], effect["zmax"]) == (null["zmin"], null["zmax"])
+    assert effect["zmin"] == -effect["zmax"]
+    assert effect["zmax"] == np.abs(made.results[key]["effect"].values).max()
+
+
+def test_heads_of_the_direct_attribution_are_in_their_cells(whole):
+    made, reader = whole
+    found = made.results["layers.direct_logit_attribution"]
+    heads = (
+        found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)
+    )  # built layer by layer
+    figure(reader, heads)
+
+
+def test_findings_agree_with_the_data(whole):
+    text = whole[1].text
+    assert "“␣Mary” becomes the top token after 25 of 30 layers" in text
+    assert "L21H3 writes most towards “␣Mary” (+1.93 logits)" in text
+    assert "token 10 “␣John” in layers 0 to" in text
+    assert "then at token 17 “␣to” in layers" in text
+    assert "The head with the largest effect is L21H3 (+0.44" in text
+    assert "Neuron 1203 of layer 28 writes +0.52" in text
+    assert "All 3 methods single out token 1 “␣Mary”" in text
+
+
+def test_nothing_in_the_page_can_ask_the_network(whole):
+    reader = whole[1]
+    assert reader.count("script") > 18
+    for name, attributes in reader.tags:
+        for attribute in ("src", "srcset", "data", "action", "poster", "background", "xlink:href"):
+            assert attribute not in attributes, (name, attributes)
+        assert attributes.get("href", "#").startswith("#")
+        assert name not in ("link", "iframe", "object", "embed", "base", "img")
+        assert "url(" not in (attributes.get("style") or "")
+    assert "url(" not in reader.styles
+    assert "@import" not in reader.styles
+    policy = next(a["content"] for name, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert "unsafe-eval" not in policy
+
+
+def test_plotly_is_in_the_page_once_and_the_page_is_light(whole):
+    html = page.render(whole[0])
+    assert html.count("Copyright 2012") == 1
+    assert len(html.encode()) < 6e6
+
+
+def hostile(make):
+    """An explanation in which every text that a model or a user could give is an attack."""
+    made, bad = make(words=HOSTILE), HOSTILE[0]
+    tokens = {"text": (("example", "position"), np.array([HOSTILE * 2]))}
+    results = {k: v.assign_coords(tokens) if "text" in v.coords else v for k, v in made.results.items()}
+    texts = dict.fromkeys(("prompt", "answer", "corrupt_prompt", "corrupt_how"), bad)
+    likely = [(word, 0.1) for word in HOSTILE]
+    facts = {**made.provenance, bad: bad, "command": bad, "seconds_by_step": {bad: 1.0}}
+    return dataclasses.replace(
+        made, **texts, foil=HOSTILE[1], notes=HOSTILE, results=results, predictions=likely, provenance=facts
+    )
+
+
+def test_no_text_becomes_markup(make):
+    clean, dirty = Reader(page.render(make())), Reader(page.render(hostile(make)))
+    assert dirty.count("script") == clean.count("script")
+    for tag in ("img", "h1", "a"):
+        assert dirty.count(tag) == clean.count(tag)
+    assert not any(name.startswith("on") for _, attributes in dirty.tags for name in attributes)
+    # In a figure, plotly itself would act on markup: no label, cell or hover text may hold any but our own line breaks.
+    shown = json.dumps([f for f in dirty.data if "data" in f], ensure_ascii=False)
+    assert set(re.findall(r"<[^>]*>", shown)) <= {"<br>", "<extra>", "</extra>"}
+    assert "&lt;script&gt;" in shown
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+QUIET += (
+    "--disable-component-update --disable-sync --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
+)
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a Chromium on the PATH to load the report as a reader would"
+)
+def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path):
+    path = page.write(hostile(make), tmp_path / "report.html")
+    command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    tree, written = Reader(done.stdout), Reader(path.read_text(encoding="utf-8"))
+    assert tree.count("script") == written.count("script")
+    assert tree.count("img") == 0
+    assert tree.count("h1") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
+    assert (
+        done.stdout.count('class="main-svg"') >= 18
+    )  # every figure was drawn, under the content security policy
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert complaints == []
+
+
+@pytest.mark.parametrize("key", sorted(page.RESULTS))
+def test_a_missing_result_is_said_and_the_rest_is_shown(make, key):
+    made = make()
+    without = dataclasses.replace(made, results={k: v for k, v in made.results.items() if k != key})
+    html = page.render(without)
+    assert f"Not measured in this run: {page.RESULTS[key]} ({key})" in html
+    assert html.count("Not measured in this run") == 1
+
+
+def test_a_report_of_nothing_but_a_prediction(make):
+    bare = dataclasses.replace(
+        make(), results={}, corrupt_prompt=None, notes=(), provenance={}, predictions=[]
+    )
+    text = Reader(page.render(bare)).text
+    for what in page.RESULTS.values():
+        assert what in text
+
+
+def test_nan_leaves_gaps_and_breaks_nothing(make):
+    made = make()
+
+    def gaps(found):
+        if isinstance(found, xr.DataArray):
+            return found.where(False)
+        return found.map(lambda array: array.where(False) if array.dtype.kind == "f" else array)
+
+    html = page.render(dataclasses.replace(made, results={k: gaps(v) for k, v in made.results.items()}))
+    assert not re.search(r"\bnan\b", Reader(html).text.lower())
+    some = made.results["layers.activation_patching"].copy(deep=True)
+    some["effect"][0, 3, 4] = np.nan
+    reader = Reader(page.render(dataclasses.replace(made, results={"layers.activation_patching": some})))
+    assert figure(reader, some["effect"].values[0])["zmax"] == np.nanmax(np.abs(some["effect"].values))
+
+
+def test_an_unknown_result_is_refused_by_name(make):
+    with pytest.raises(ResultError, match=r"layers\.tuned"):
+        dataclasses.replace(make(), results={"layers.tuned": xr.Dataset()})
+
+
+def headline(explanation: page.Explanation) -> list[str]:
+    html = page.render(explanation)
+    return re.sub(r"<[^>]*>", " ", re.search(r'<p class="versus">(.*?)</p>', html, re.DOTALL)[1]).split()
+
+
+def test_probabilities_of_answer_and_foil_come_from_the_predictions_or_are_given(make):
+    assert headline(make()) == ["␣Mary", "62%", "rather", "than", "␣John", "14%"]
+    far = dataclasses.replace(make(), predictions=[(" a", 0.5)], answer_probability=0.25)
+    assert headline(far) == ["␣Mary", "25%", "rather", "than", "␣John"]
+
+
+def test_write_leaves_the_old_report_or_the_new_one_never_half(make, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            page.write(make(), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_text() == "old"
+    assert page.write(make(), path) == path
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(make, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:1000])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResultError, match="No space left"):
+        page.write(make(), tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["missing/report.html", "."])
+def test_a_place_that_cannot_hold_a_file_is_refused(make, tmp_path, place):
+    with pytest.raises(ResultError, match="could not be written"):
+        page.write(make(), tmp_path / place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_pair_does_not_cost_the_report(make, tmp_path):
+    made = dataclasses.replace(make(), prompt="broken \ud83d token", notes=["\ud83d"])
+    assert page.write(made, tmp_path / "r.html").stat().st_size > 1e6

@@ -1,0 +1,113 @@
+"""Small enough to read: lines per method file and per function, and the public names of LM."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from stratoscope import catalogue
+
+SOURCE = Path(__file__).parents[1] / "src" / "stratoscope"
+METHOD_LINES, LM_LINES, LM_NAMES, FUNCTION_LINES = 200, 300, 12, 60
+
+
+def count_lines(text: str) -> int:
+    return len(text.splitlines())
+
+
+def functions(text: str) -> dict[str, int]:
+    """Return the length of every function in `text`, nested ones and methods included, by name and line."""
+    return {
+        f"{node.name} (line {node.lineno})": (node.end_lineno or node.lineno) - node.lineno + 1
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def public_names(text: str, name: str) -> set[str]:
+    """Return what class `name` shows: methods, class attributes, and what its methods set on `self`."""
+    [body] = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name]
+    found = {
+        node.name
+        for node in body.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    for node in ast.walk(body):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and ast.unparse(node.value) == "self"
+        ):
+            found.add(node.attr)
+    for node in body.body:
+        for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
+            found |= (
+                {inner.id for inner in ast.walk(target) if isinstance(inner, ast.Name)} if target else set()
+            )
+    return {word for word in found if not word.startswith("_")}
+
+
+def over(sizes: dict[str, int], limit: int) -> list[str]:
+    """Return the ten worst above `limit`, as lines to print."""
+    worst = sorted(((size, what) for what, size in sizes.items() if size > limit), reverse=True)
+    return [f"{size} > {limit}: {what}" for size, what in worst[:10]]
+
+
+def test_method_files() -> None:
+    sizes = {entry.address: count_lines(entry.path.read_text("utf-8")) for entry in catalogue.methods()}
+    assert over(sizes, METHOD_LINES) == []
+
+
+def test_functions() -> None:
+    sizes = {
+        f"{path.relative_to(SOURCE)}: {what}": size
+        for path in SOURCE.rglob("*.py")
+        for what, size in functions(path.read_text("utf-8")).items()
+    }
+    assert len(sizes) > 20  # the folder was really read
+    assert over(sizes, FUNCTION_LINES) == []
+
+
+def test_lm_is_small() -> None:
+    text = (SOURCE / "models" / "lm.py").read_text("utf-8")
+    assert count_lines(text) <= LM_LINES
+    names = public_names(text, "LM")
+    assert len(names) <= LM_NAMES, sorted(names)
+
+
+def test_planted_violations_are_caught() -> None:
+    long = "def f():\n" + "    x = 1\n" * 60
+    assert functions(long) == {"f (line 1)": 61}
+    assert over(functions(long), 60) == ["61 > 60: f (line 1)"]
+    assert over(functions(long), 61) == []
+    assert functions("class A:\n    async def g(self):\n        def h(): ...\n") == {
+        "g (line 2)": 2,
+        "h (line 3)": 1,
+    }
+    assert len(over({str(i): i for i in range(100)}, 10)) == 10
+    assert over({"small": 11, "big": 99}, 10)[0] == "99 > 10: big"
+    assert count_lines("a\n" * 201) == 201
+
+
+def test_public_names_are_all_counted() -> None:
+    text = """
+class Other:
+    z = 1
+class LM:
+    a: int
+    b = c = 1
+    _hidden = 2
+    def __init__(self, x):
+        self.d, self._e = x, x
+        x.not_mine = 1
+    @property
+    def f(self): ...
+    def g(self):
+        local = 3
+        self.h: int = local
+"""
+    assert public_names(text, "LM") == set("abcdfgh")
+    with pytest.raises(ValueError, match="not enough values"):
+        public_names(text, "Missing")
