@@ -45,8 +45,9 @@ override OUT    := $(value OUT)
 export PROMPT ANSWER FOIL MODEL OUT
 
 explain: setup
-	@$(BIN)/stratoscope explain --model="$$MODEL" --prompt="$$PROMPT" \
-		$${ANSWER:+--answer="$$ANSWER"} $${FOIL:+--foil="$$FOIL"} --out="$$OUT"
+	@mkdir -p "$$(dirname "$$OUT")"
+	@$(BIN)/stratoscope explain --model="$$MODEL" --out="$$OUT" \
+		$${ANSWER:+--answer="$$ANSWER"} $${FOIL:+--foil="$$FOIL"} -- "$$PROMPT"
 	@printf 'The report is in %s\n' "$$OUT"
 
 test: fetch

@@ -38,7 +38,12 @@ def _qwen_vl() -> Any:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
     vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
     vision |= {"out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 16}
-    ids = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    ids = {
+        "image_token_id": IMAGE,
+        "video_token_id": 91,
+        "vision_start_token_id": 92,
+        "vision_end_token_id": 93,
+    }
     return hf.Qwen2_5_VLConfig(text_config=GROUPED | {"rope_parameters": rope}, vision_config=vision, **ids)
 
 
@@ -48,30 +53,48 @@ def _sliding(**more: Any) -> dict[str, Any]:
 
 CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llama": lambda: (hf.LlamaForCausalLM, hf.LlamaConfig(**GROUPED)),
-    "smollm2": lambda: (hf.LlamaForCausalLM, hf.LlamaConfig(**GROUPED, tie_word_embeddings=True, rope_theta=1e5)),
+    "smollm2": lambda: (
+        hf.LlamaForCausalLM,
+        hf.LlamaConfig(**GROUPED, tie_word_embeddings=True, rope_theta=1e5),
+    ),
     "mistral": lambda: (hf.MistralForCausalLM, hf.MistralConfig(**_sliding())),
     "qwen2": lambda: (hf.Qwen2ForCausalLM, hf.Qwen2Config(**GROUPED)),
     "qwen3": lambda: (hf.Qwen3ForCausalLM, hf.Qwen3Config(**GROUPED, head_dim=16)),
     "gemma2": lambda: (
         hf.Gemma2ForCausalLM,
-        hf.Gemma2Config(**_sliding(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0)),
+        hf.Gemma2Config(
+            **_sliding(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0)
+        ),
     ),
     "gemma3": lambda: (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig(**_sliding(query_pre_attn_scalar=8))),
     "phi3": lambda: (hf.Phi3ForCausalLM, hf.Phi3Config(**GROUPED)),
     "olmo2": lambda: (hf.Olmo2ForCausalLM, hf.Olmo2Config(**GROUPED)),
     "gpt2": lambda: (
         hf.GPT2LMHeadModel,
-        hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
+        hf.GPT2Config(
+            vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+        ),
     ),
     "gpt_neox": lambda: (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL)),
-    "gpt_neox_sequential": lambda: (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL, use_parallel_residual=False)),
+    "gpt_neox_sequential": lambda: (
+        hf.GPTNeoXForCausalLM,
+        hf.GPTNeoXConfig(**SMALL, use_parallel_residual=False),
+    ),
     "opt": lambda: (
         hf.OPTForCausalLM,
         hf.OPTConfig(
-            hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=96, word_embed_proj_dim=32
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            vocab_size=96,
+            word_embed_proj_dim=32,
         ),
     ),
-    "bloom": lambda: (hf.BloomForCausalLM, hf.BloomConfig(hidden_size=32, n_layer=3, n_head=4, vocab_size=96)),
+    "bloom": lambda: (
+        hf.BloomForCausalLM,
+        hf.BloomConfig(hidden_size=32, n_layer=3, n_head=4, vocab_size=96),
+    ),
     "mixtral": lambda: (hf.MixtralForCausalLM, hf.MixtralConfig(**GROUPED, num_local_experts=4)),
     "bert": lambda: (hf.BertForMaskedLM, hf.BertConfig(**SMALL)),
     "bert_base": lambda: (hf.BertModel, hf.BertConfig(**SMALL)),
@@ -92,7 +115,9 @@ CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": lambda: (
         hf.LlavaForConditionalGeneration,
         hf.LlavaConfig(
-            vision_config=hf.CLIPVisionConfig(**VISION), text_config=hf.LlamaConfig(**GROUPED), image_token_id=IMAGE
+            vision_config=hf.CLIPVisionConfig(**VISION),
+            text_config=hf.LlamaConfig(**GROUPED),
+            image_token_id=IMAGE,
         ),
     ),
     "idefics3": lambda: (

@@ -8,6 +8,7 @@ import xarray as xr
 
 from stratoscope.errors import ResultError
 from stratoscope.plots import bars, choose, heatmap, lines, theme
+from stratoscope.plots.text import percent
 
 RNG = np.random.default_rng(3)
 TOKENS = [" to", " the", " to", "<b>", "\n"]
@@ -80,7 +81,8 @@ def test_axis_labels_are_those_of_the_coordinate_and_thin_out_when_they_are_many
     long = xr.DataArray(
         np.zeros((2, 300)), dims=("layer", "position"), coords={"text": ("position", [" a"] * 300)}
     )
-    assert len(heatmap.heatmap(long, x="position", y="layer").layout.xaxis.tickvals) <= 90
+    shown = heatmap.heatmap(long, x="position", y="layer", column=4).layout.xaxis.tickvals
+    assert (len(shown), shown[-1]) == (100, 299)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,11 @@ def test_bars_are_signed_by_colour_and_say_their_value():
     assert list(trace.text) == ["+1.25", "–", "−0.50"]
     assert trace.hovertext[2] == "component 2 L1 mlp<br>logits −0.50"
     assert bars.bars(parts, dim="component").layout.yaxis.range == (2.5, -0.5)
+
+
+def test_what_a_bar_says_is_text_too():
+    rare = xr.DataArray([1e-6], dims="rank")
+    assert bars.bars(rare, dim="rank", write=percent).data[0].text == ("&lt;0.01%",)
 
 
 def test_bars_leave_room_for_the_numbers_beside_them():

@@ -54,6 +54,7 @@ class Reader(HTMLParser):
         if tag == "style":
             self.styles += data
         elif attributes.get("type") == "application/json":
+            assert "<" not in data  # nothing inside can close the element, whatever the strings are
             self.data.append(json.loads(data))
         elif tag != "script":
             self.text += data
@@ -95,13 +96,19 @@ def test_every_result_has_its_picture(whole):
     assert sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags) == 18
 
 
+@pytest.mark.parametrize("larger", ["effect", "null"])
 @pytest.mark.parametrize("key", ["layers.activation_patching", "heads.activation_patching"])
-def test_null_stands_beside_its_effect_on_the_same_centred_scale(whole, key):
-    made, reader = whole
+def test_null_stands_beside_its_effect_on_the_same_centred_scale(make, key, larger):
+    made = make()
+    found = made.results[key]
+    if larger == "null":
+        found = found.assign(null=10 * found["null"] + found["effect"])
+    made = dataclasses.replace(made, results={key: found})
+    reader = Reader(page.render(made))
     effect, null = (figure(reader, made.results[key][part].values[0]) for part in ("effect", "null"))
     assert (effect["zmin"], effect["zmax"]) == (null["zmin"], null["zmax"])
     assert effect["zmin"] == -effect["zmax"]
-    assert effect["zmax"] == np.abs(made.results[key]["effect"].values).max()
+    assert effect["zmax"] == np.abs(made.results[key][larger].values).max()
 
 
 def test_heads_of_the_direct_attribution_are_in_their_cells(whole):
@@ -166,7 +173,7 @@ def test_no_text_becomes_markup(make):
     for tag in ("img", "h1", "a"):
         assert dirty.count(tag) == clean.count(tag)
     assert not any(name.startswith("on") for _, attributes in dirty.tags for name in attributes)
-    # In a figure, plotly itself would act on markup: no label, cell or hover text may hold any but our own line breaks.
+    # Plotly itself acts on markup in a figure: none may stand in labels and boxes but our line breaks.
     shown = json.dumps([f for f in dirty.data if "data" in f], ensure_ascii=False)
     assert set(re.findall(r"<[^>]*>", shown)) <= {"<br>", "<extra>", "</extra>"}
     assert "&lt;script&gt;" in shown

@@ -38,7 +38,7 @@ class Edit:
 
     def __post_init__(self) -> None:
         self.interventions = tuple(resolve(self.lm, self.interventions))
-        self._open = ExitStack()
+        self._open: list[ExitStack] = []
         parameters = dict(self.lm.model.named_parameters())
         for name, delta in self.deltas.items():
             if name not in parameters or parameters[name].shape != delta.shape:
@@ -52,18 +52,21 @@ class Edit:
                 opening.callback(_put, parameters[name], parameters[name].detach().clone())
                 _put(parameters[name], parameters[name].detach() + delta.to(parameters[name]))
             opening.enter_context(intervene(self.lm, *self.interventions))
-            self._open = opening.pop_all()
+            self._open.append(opening.pop_all())
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open.close()
+        self._open.pop().close()
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; what is not a tensor stands in its JSON header."""
-        tensors = {f"delta/{name}": delta.contiguous() for name, delta in self.deltas.items()}
+        # clones: a file does not take tensors that share memory, as those of one intervention at `*` do
+        tensors = {
+            f"delta/{name}": delta.detach().clone().contiguous() for name, delta in self.deltas.items()
+        }
         table = []
         for number, change in enumerate(self.interventions):
-            tensors[f"value/{number}"] = change.value.contiguous()
+            tensors[f"value/{number}"] = change.value.detach().clone().contiguous()
             where = {k: _plain(getattr(change, k)) for k in _WHERE if getattr(change, k) is not None}
             table.append({"site": str(change.site), "operation": change.operation, **where})
         save_file(tensors, path, metadata={"interventions": json.dumps(table), "note": self.note})
@@ -88,4 +91,6 @@ def _put(parameter: Tensor, value: Tensor) -> None:
 
 
 def _plain(option: object) -> object:
-    return option.tolist() if isinstance(option, Tensor) else option
+    if isinstance(option, Tensor):
+        return option.tolist()
+    return list(option) if isinstance(option, Sequence) else option

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
+from stratoscope.models.taps import StopForward
 
 
 @torch.no_grad()
@@ -25,9 +26,18 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
     arguments, shift = batch.left_padded()
     pad = lm.tokenizer.pad_token_id if lm.tokenizer is not None else None
     settings = {"do_sample": False, "pad_token_id": pad if pad is not None else 0} | options
+    if not settings.get("use_cache", True):
+        raise InputError(
+            "use_cache=False: steps are forward passes that go on from the cache, so it is needed."
+        )
     with lm.taps.running(batch, shift):
-        ids = lm.model.generate(**arguments, max_new_tokens=tokens, **settings)
+        try:
+            ids = lm.model.generate(**arguments, max_new_tokens=tokens, **settings)
+        except StopForward:
+            raise InputError(
+                "a trace that stops early cannot watch generation: use trace(..., stop=False)."
+            ) from None
     new = ids[:, arguments["input_ids"].shape[1] :]
-    ends = lm.model.generation_config.eos_token_id
+    ends = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(ends if isinstance(ends, list) else [ends])
     return [row[: next((i for i, t in enumerate(row.tolist()) if t in ends), len(row))] for row in new]

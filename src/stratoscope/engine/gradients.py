@@ -48,13 +48,17 @@ def gradients(
     last = Site("", lm.dims.layers - 1, "resid_post")
     entry = Site("", 0, "resid_pre")
 
-    def leaf(x: Tensor, run: Run) -> Tensor:
-        return (x if start is None else start.to(x)).detach().requires_grad_(True)
+    def begin(x: Tensor, run: Run) -> Tensor:
+        return x if x.requires_grad else x.detach().requires_grad_(True)
 
+    def enter(x: Tensor, run: Run) -> Tensor:
+        return begin(x if start is None else start.to(x).detach(), run)
+
+    before = [site for site in found if site.tower or site.point in ("embed", "projector")]
     with (
         frozen(lm),
         torch.enable_grad(),
-        lm.taps.using(edits={entry: [leaf]}),
+        lm.taps.using(edits=dict.fromkeys(before, [begin]) | {entry: [enter]}),
         intervene(lm, *interventions),
         trace(lm, *{*found, last}, grad=True) as seen,
     ):

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stratoscope.engine.select import Positions, position_index
-from stratoscope.errors import InputError
+from stratoscope.engine.select import Positions, position_index, run_at
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site, parse
 from stratoscope.models.taps import Run
@@ -28,7 +28,7 @@ UNIT_AXES = ("head", "kv_head", "neuron", "dim", "expert", "vocab")
 
 # what is selected, and the intervention's value -> what takes its place
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "replace": lambda x, value: value.to(x).expand_as(x) if value.ndim <= x.ndim else value.to(x),
+    "replace": lambda x, value: value.to(x).expand_as(x),
     "add": lambda x, value: x + value.to(x),
     "scale": lambda x, value: x * value.to(x),
     "clamp": lambda x, value: x.clamp(float(value[0]), float(value[1])),
@@ -54,13 +54,24 @@ class Intervention:
 
     def apply(self, x: Tensor, run: Run) -> Tensor:
         """The site's tensor with the change made; the same tensor when this step or position is not concerned."""
+        run = run_at(self.site, run)
         later = run.step > 0
         if (self.steps is not None and run.step not in self.steps) or (later and self.positions is not None):
             return x
         index = self.index(x, run)
-        if index is None:
-            return OPERATIONS[self.operation](x, self.value)
-        return torch.index_put(x, index, OPERATIONS[self.operation](x[index], self.value).to(x.dtype))
+        chosen = x if index is None else x[index]
+        if self.operation in ("replace", "add", "scale"):
+            self._refuse_misfit(chosen)
+        changed = OPERATIONS[self.operation](chosen, self.value)
+        return changed if index is None else torch.index_put(x, index, changed.to(x.dtype))
+
+    def _refuse_misfit(self, chosen: Tensor) -> None:
+        pairs = zip(reversed(self.value.shape), reversed(chosen.shape))
+        if self.value.ndim > chosen.ndim or any(own not in (1, there) for own, there in pairs):
+            raise InputError(
+                f"a value of shape {tuple(self.value.shape)} does not fit what is selected at `{self.site}`, of shape "
+                f"{tuple(chosen.shape)} ({', '.join(self.site.axes)}; a single position keeps its axis)."
+            )
 
     def index(self, x: Tensor, run: Run) -> tuple[Tensor, ...] | None:
         """Index tensors, one for each axis up to the last narrowed one, or None for everything."""
@@ -68,6 +79,10 @@ class Intervention:
         examples = torch.arange(x.shape[0]) if self.examples is None else torch.as_tensor(list(self.examples))
         for axis, word in enumerate(self.site.axes):
             if word == "example" and self.examples is not None:
+                if not all(0 <= example < x.shape[0] for example in self.examples):
+                    raise InputError(
+                        f"examples {list(self.examples)}: this batch has {x.shape[0]}, numbered from 0."
+                    )
                 chosen[axis] = examples[:, None]
             elif word in ("position", "query") and self.positions is not None:
                 chosen[axis] = self._rows(self.positions, run, x, axis)
@@ -106,10 +121,17 @@ def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]
     found = []
     for change in interventions:
         for site in lm.layout.resolve(change.site):
+            if site.point == "mlp.router":
+                raise SiteError(
+                    f"`{site}` can be read but not changed: Transformers chooses the experts beside these logits, so a "
+                    f"change of them would do nothing. Change `mlp.out`."
+                )
             narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
             for option, words in narrowed.items():
                 if getattr(change, option) is not None and not set(words) & set(site.axes):
-                    raise InputError(f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}.")
+                    raise InputError(
+                        f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
+                    )
             found.append(replace(change, site=site))
     return found
 
@@ -129,7 +151,9 @@ def scaled(site: str | Site, factor: Tensor | float, **where: object) -> Interve
     return Intervention(parse(site), "scale", torch.as_tensor(factor), **where)
 
 
-def clamped(site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object) -> Intervention:
+def clamped(
+    site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object
+) -> Intervention:
     """Keep values between `low` and `high`; low == high fixes them."""
     if low > high:
         raise InputError(f"clamp at `{site}`: low {low} is above high {high}.")
@@ -159,7 +183,9 @@ def ablate(
     if kind == "zero":
         return replaced(site, 0.0, **where)
     if reference is None:
-        raise InputError(f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference prompts.")
+        raise InputError(
+            f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference prompts."
+        )
     if kind == "mean":
         return replaced(site, reference, **where)
     if reference.shape[0] < 2:
@@ -169,7 +195,9 @@ def ablate(
     return replaced(site, reference.roll(shift, dims=0), **where)
 
 
-def knock_out(layer: int | str, queries: Positions, keys: Positions, *, heads: Sequence[int] | None = None) -> Intervention:
+def knock_out(
+    layer: int | str, queries: Positions, keys: Positions, *, heads: Sequence[int] | None = None
+) -> Intervention:
     """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf before the softmax."""
     site = parse(f"layers.{layer}.attn.scores")
     return Intervention(site, "replace", torch.tensor(-torch.inf), positions=queries, keys=keys, units=heads)

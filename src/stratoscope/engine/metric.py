@@ -31,9 +31,14 @@ class Target:
     @property
     def coords(self) -> dict[str, tuple[tuple[str, ...], list[str]]]:
         """Coordinates for a labelled result."""
-        return {"answer": (("example",), list(self.answer_text)), "foil": (("example",), list(self.foil_text))}
+        return {
+            "answer": (("example",), list(self.answer_text)),
+            "foil": (("example",), list(self.foil_text)),
+        }
 
-    def difference(self, logits: Float[Tensor, "example vocab"], example: Tensor | None = None) -> Float[Tensor, " example"]:
+    def difference(
+        self, logits: Float[Tensor, "example vocab"], example: Tensor | None = None
+    ) -> Float[Tensor, " example"]:
         """logit(answer) - logit(foil) of each row; `example` says which example a row belongs to (default: in order)."""
         answer, foil = (x if example is None else x[example.to(x.device)] for x in (self.answer, self.foil))
         pair = torch.stack([answer, foil], dim=1).to(logits.device)
@@ -70,7 +75,9 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     same = (answers == foils).nonzero()
     if len(same):
         text = token_text(lm.tokenizer, int(answers[same[0]]))
-        raise InputError(f"answer and foil are the same token {text!r}: their difference is always zero. Give another foil.")
+        raise InputError(
+            f"answer and foil are the same token {text!r}: their difference is always zero. Give another foil."
+        )
     texts = [tuple(token_text(lm.tokenizer, int(i)) for i in ids) for ids in (answers, foils)]
     return Target(answers, foils, texts[0], texts[1], tuple(dict.fromkeys(notes)))
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from stratoscope.engine.intervene import OPERATIONS, Intervention
 from stratoscope.engine.select import position_index
@@ -26,7 +28,18 @@ from stratoscope.models.taps import Run
 
 # sites whose tensor has one row for each position, so that cells can share a matrix and still be edited apart
 PACKED_POINTS = frozenset(
-    {"resid_pre", "resid_mid", "resid_post", "attn.q", "attn.k", "attn.v", "attn.z", "attn.out", "mlp.pre", "mlp.act"}
+    {
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.z",
+        "attn.out",
+        "mlp.pre",
+        "mlp.act",
+    }
     | {"mlp.out", "mlp.router"}
 )
 
@@ -67,12 +80,16 @@ class Base:
 
 def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
     """Whether a cell can be packed: only sites inside the main stack's layers that have one row for each position."""
-    return all(c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell)
+    return all(
+        c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell
+    )
 
 
 def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]) -> Base:
     """Run the base inputs once, keeping what packed cells start from and the base value at every changed site."""
-    kept = {site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS}
+    kept = {
+        site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS
+    }
     tower, depth = lm.family.towers[""], lm.dims.layers
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
@@ -104,7 +121,9 @@ def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any
     base.calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
 
 
-def _note_attention(base: Base, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None):
+def _note_attention(
+    base: Base, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None
+):
     base.keys.append(k)
     base.vals.append(v)
     base.masks.append(mask)
@@ -136,7 +155,9 @@ def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -
     if mask is not None and x.shape == mask.shape and x.data_ptr() == mask.data_ptr():
         return None  # attention of packed rows masks by itself
     rows = (1, len(base.batch))
-    if x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows:  # rotary cos and sin: (..., example, position, dim)
+    if (
+        x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows
+    ):  # rotary cos and sin: (..., example, position, dim)
         return x[..., example if x.shape[-3] > 1 else torch.zeros_like(example), position, :].unsqueeze(-3)
     if x.ndim == 2 and x.shape[1] == width and x.shape[0] in rows:  # position ids
         return x[example if x.shape[0] > 1 else torch.zeros_like(example), position][None]
@@ -146,7 +167,11 @@ def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -
 
 
 class Wave:
-    """Some packed jobs on their way through the layers; rows of a job are contiguous, from its first position to its end."""
+    """Some packed jobs on their way through the layers.
+
+    Rows of a job are contiguous, from its first position to its end, and jobs of one example that begin at the same
+    position are neighbours: their attention is one call.
+    """
 
     def __init__(self, lm: LM, base: Base, jobs: Sequence[Job]) -> None:
         self.lm, self.base, self.jobs = lm, base, jobs
@@ -154,12 +179,14 @@ class Wave:
         self.start: dict[Job, int] = {}  # first row of each live job
         self.rows = base.residual[0].new_empty(0, lm.dims.dim)
         self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
-        self.groups: list[tuple[int, int, Tensor]] = []  # example, first position, rows (job, position)
+        self.groups: list[tuple[int, int, int, int]] = []  # example, first position, first row, how many jobs
 
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
         lm, depth = self.lm, self.base.depth
-        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)}
+        attentions = {
+            lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)
+        }
         with lm.taps.using(), seam(lm.model, {}, attentions):
             for layer in range(min(job.layer for job in self.jobs), depth):
                 self._join([job for job in self.jobs if job.layer == layer])
@@ -170,33 +197,41 @@ class Wave:
                 with lm.taps.using(edits=edits) if edits else ExitStack():
                     self.rows = self._layer(layer)
                 self._change(self.rows, after)
-        last = torch.tensor([self.start[job] + self.lengths[job.example] - job.first - 1 for job in self.jobs])
+        last = torch.tensor([self.start[job] + self._size(job) - 1 for job in self.jobs])
         examples = torch.tensor([job.example for job in self.jobs])
         chunks = zip(last.split(256), examples.split(256))  # logits are wide: never for all jobs at once
-        return torch.cat([metric(lm.readout(self.rows[at]), example) for at, example in chunks])
+        return torch.cat(
+            [metric(lm.readout(self.rows[at.to(self.rows.device)]), example) for at, example in chunks]
+        )
+
+    def _size(self, job: Job) -> int:
+        return self.lengths[job.example] - job.first
 
     def _join(self, jobs: Sequence[Job]) -> None:
-        """Add the clean rows of jobs that begin at this layer."""
+        """Add the clean rows of jobs that begin at this layer, and put neighbours together."""
         if not jobs:
             return
+        residual, device = self.base.residual[jobs[0].layer], self.rows.device
         parts, at = [self.rows], len(self.rows)
-        layer = jobs[0].layer
         for job in jobs:
+            parts.append(residual[job.example, job.first : self.lengths[job.example]])
             self.start[job] = at
-            at += self.lengths[job.example] - job.first
-            parts.append(self.base.residual[layer][job.example, job.first : self.lengths[job.example]])
-        self.rows = torch.cat(parts)
-        device = self.rows.device
-        spans = [(job.example, job.first, self.lengths[job.example], start) for job, start in self.start.items()]
-        self.position = torch.cat([torch.arange(first, end, device=device) for _, first, end, _ in spans])
-        self.example = torch.cat([torch.full((end - first,), e, device=device) for e, first, end, _ in spans])
-        together: dict[tuple[int, int], list[int]] = {}
-        for example, first, _, start in spans:
-            together.setdefault((example, first), []).append(start)
-        self.groups = [
-            (e, first, (torch.tensor(starts)[:, None] + torch.arange(self.lengths[e] - first)).to(device))
-            for (e, first), starts in together.items()
-        ]
+            at += self._size(job)
+        ordered = sorted(self.start, key=lambda job: (job.example, job.first))
+        old = torch.cat([torch.arange(self.start[job], self.start[job] + self._size(job)) for job in ordered])
+        self.rows = torch.cat(parts)[old.to(device)]
+        positions = [torch.arange(job.first, self.lengths[job.example]) for job in ordered]
+        self.position = torch.cat(positions).to(device)
+        self.example = torch.cat([torch.full_like(x, job.example) for x, job in zip(positions, ordered)]).to(
+            device
+        )
+        self.groups, at = [], 0
+        for (example, first), group in groupby(ordered, key=lambda job: (job.example, job.first)):
+            begin = at
+            for job in (members := list(group)):
+                self.start[job] = at
+                at += self._size(job)
+            self.groups.append((example, first, begin, len(members)))
 
     def _layer(self, layer: int) -> Tensor:
         args, kwargs = _gather(self.base.calls[layer], self.base, layer, self.example, self.position)
@@ -237,31 +272,39 @@ class Wave:
             x[place] = OPERATIONS[change.operation](chosen, value).to(x.dtype)
 
     def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, _: Tensor | None, scaling: float, softcap: float | None
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        _: Tensor | None,
+        scaling: float,
+        softcap: float | None,
     ) -> Tensor:
-        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim)."""
-        heads, kv_heads = q.shape[1], k.shape[1]
-        out = v.new_empty(q.shape[2], heads, v.shape[-1])
-        for example, first, rows in self.groups:
-            jobs, own = rows.shape
-            end = first + own
-            mask = self.base.masks[layer]
+        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim).
+
+        Query heads that share a key/value head are laid one after another as more queries of that head.
+        """
+        out = v.new_empty(q.shape[2], q.shape[1], v.shape[-1])
+        shared, mask = q.shape[1] // k.shape[1], self.base.masks[layer]
+        for example, first, begin, jobs in self.groups:
+            end = self.lengths[example]
+            rows = slice(begin, begin + jobs * (end - first))
+            by_job = lambda x, rows=rows, jobs=jobs: x[0, :, rows].unflatten(1, (jobs, -1)).transpose(0, 1)  # noqa: E731
+            key, value = (
+                torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), by_job(own)], dim=2)
+                for clean, own in ((self.base.keys, k), (self.base.vals, v))
+            )
+            query = (
+                by_job(q).unflatten(1, (-1, shared)).flatten(2, 3)
+            )  # job, kv_head, (shared, own), head_dim
+            hidden = None
             if mask is not None:
-                mask = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end]
-            query = q[0][:, rows].unflatten(0, (kv_heads, -1)).transpose(1, 2)  # kv_head, job, group, own, head_dim
-            k_own, v_own = k[0][:, rows], v[0][:, rows]  # kv_head, job, own, head_dim
-            scores = (query.flatten(2, 3) @ k_own.transpose(-1, -2)).view(kv_heads, jobs, -1, own, own)
-            if first:
-                clean = self.base.keys[layer][example, :, :first]
-                before = (query.flatten(1, 3) @ clean.transpose(-1, -2)).view(kv_heads, jobs, -1, own, first)
-                scores = torch.cat([before, scores], dim=-1)
-            scores = scores * scaling
-            if softcap is not None:
-                scores = torch.tanh(scores / softcap) * softcap
-            pattern = torch.softmax(masked(scores, mask), dim=-1, dtype=torch.float32).to(v.dtype)
-            z = (pattern[..., first:].flatten(2, 3) @ v_own).view(kv_heads, jobs, -1, own, v.shape[-1])
-            if first:
-                clean = self.base.vals[layer][example, :, :first]
-                z = z + (pattern[..., :first].flatten(1, 3) @ clean).view_as(z)
-            out[rows] = z.permute(1, 3, 0, 2, 4).flatten(2, 3)
+                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end].repeat(shared, 1)
+            if softcap is None:
+                z = scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scaling)
+            else:
+                z = softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden)) @ value
+            z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)  # job, own, kv_head, shared, head_dim
+            out[rows] = z.reshape(-1, q.shape[1], v.shape[-1])
         return out[None]

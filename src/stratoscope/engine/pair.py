@@ -71,10 +71,14 @@ def pair(
     (1e-3) for an effect to be a share of anything.
     """
     if direction not in ("denoise", "noise"):
-        raise InputError(f"direction {direction!r}: choose 'denoise' (clean into corrupt) or 'noise' (corrupt into clean).")
+        raise InputError(
+            f"direction {direction!r}: choose 'denoise' (clean into corrupt) or 'noise' (corrupt into clean)."
+        )
     first, second = lm.batch(clean), lm.batch(corrupt)
     if len(first) != len(second):
-        raise InputError(f"{len(first)} clean and {len(second)} corrupt prompts: give one corrupt prompt for each clean one.")
+        raise InputError(
+            f"{len(first)} clean and {len(second)} corrupt prompts: give one corrupt prompt for each clean one."
+        )
     for n, (a, b) in enumerate(zip(first.tokens, second.tokens)):
         if len(a) != len(b):
             raise InputError(

@@ -8,9 +8,28 @@ import torch
 from torch import Tensor
 
 from stratoscope.errors import InputError
+from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+
+
+def run_at(site: Site, run: Run) -> Run:
+    """The run as positions at a site see it: patches of a vision tower know nothing of text lengths and padding."""
+    return run if site.tower == "" and site.point != "projector" else Run(step=run.step)
+
+
+def as_index(positions: Positions) -> Tensor:
+    """Positions as integers, (k,) or (example, k). Raises InputError for anything else."""
+    try:
+        index = torch.as_tensor(positions)
+    except (TypeError, ValueError):
+        index = torch.empty(0, dtype=torch.float)
+    if index.is_floating_point() or index.numel() == 0 or index.ndim > 2:
+        raise InputError(
+            f"positions {positions!r}: give an integer, a list, or one list of equal length for each example."
+        )
+    return index
 
 
 def position_index(
@@ -22,7 +41,7 @@ def position_index(
     """
     if positions is None:
         return torch.arange(width).expand(examples, width)
-    index = torch.as_tensor(positions)
+    index = as_index(positions)
     index = index.reshape(1, -1) if index.ndim < 2 else index
     if index.shape[0] not in (1, examples):
         raise InputError(f"positions are given for {index.shape[0]} examples; the batch has {examples}.")

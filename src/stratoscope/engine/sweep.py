@@ -123,7 +123,9 @@ def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metr
     return metric(lm.readout(final), examples)
 
 
-def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:
+def _plan(
+    lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None
+) -> tuple[Plan, list[Job]]:
     lengths = base.batch.lengths.tolist()
     jobs: list[Job] = []
     for number, cell in enumerate(table):

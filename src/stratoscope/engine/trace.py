@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine.memory import available, predicted, refuse_above
-from stratoscope.engine.select import Positions, position_index, take
+from stratoscope.engine.select import Positions, as_index, position_index, run_at, take
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -41,11 +41,15 @@ class Trace:
 
     def steps(self, site: str | Site) -> list[Tensor]:
         """The tensors of every forward pass, first to last."""
-        [at] = self.lm.sites(site)
+        at = self.lm.layout.resolve_one(site)
         if at not in self._steps:
-            raise SiteError(f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ...")
+            raise SiteError(
+                f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ..."
+            )
         if not self._steps[at]:
-            raise SiteError(f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it.")
+            raise SiteError(
+                f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it."
+            )
         return self._steps[at]
 
     def stack(self, pattern: str | Site) -> Tensor:
@@ -54,23 +58,38 @@ class Trace:
 
     def mean(self, site: str | Site) -> Tensor:
         """The site's mean over examples and real positions (padding left out): what `ablate(kind="mean")` puts there."""
-        value, batch = self[site], self._batch
-        if batch is None or batch.mask is None or value.shape[:2] != batch.mask.shape:
-            return value.flatten(0, 1).mean(dim=0) if self.positions is None else value.mean(dim=0)
-        return value[batch.mask].mean(dim=0)
+        at, value, batch = self.lm.layout.resolve_one(site), self[site], self._batch
+        if "position" not in at.axes:
+            raise InputError(
+                f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there."
+            )
+        if self.positions is None and batch is not None and run_at(at, Run(batch)).batch is not None:
+            return value[batch.mask].mean(dim=0)
+        return value.flatten(0, value.ndim - len(at.axes) + 1).mean(dim=0)
 
     def _read(self, site: Site, x: Tensor, run: Run) -> None:
         if not any(self._steps.values()):
             self._refuse_too_large(run)
         self._batch = run.batch
-        self._steps[site].append(self._select(site, x, run))
+        if (
+            run.step == 0 or self.positions is None or self.positions == -1
+        ):  # else the position came with the prompt
+            self._steps[site].append(self._select(site, x, run))
         counts = {len(steps) for steps in self._steps.values()}
-        if self.stop and len(counts) == 1 and sum(1 for _, reads in self.lm.taps.listening if reads) == 1:
+        if (
+            self.stop
+            and run.batch is not None
+            and len(counts) == 1
+            and sum(1 for _, reads in self.lm.taps.listening if reads) == 1
+        ):
             raise StopForward
 
     def _select(self, site: Site, x: Tensor, run: Run) -> Tensor:
+        run = run_at(site, run)
         kept = x if run.shift is None or run.step else _unshifted(x, site, run.shift)
         axis = next((i for i, word in enumerate(site.axes) if word in ("position", "query")), None)
+        if run.step and axis is not None:  # only the new position is there
+            run = Run()
         if self.positions is not None and axis is not None:
             index = position_index(self.positions, replace(run, shift=None), x.shape[0], x.shape[axis])
             kept = take(x, axis, index)
@@ -81,7 +100,7 @@ class Trace:
     def _refuse_too_large(self, run: Run) -> None:
         if run.batch is None:
             return
-        kept = None if self.positions is None else max(1, torch.as_tensor(self.positions).numel())
+        kept = None if self.positions is None else max(1, as_index(self.positions).numel())
         needed = predicted(self.lm, self.sites, run.batch, kept)
         told = "ask for fewer layers or sites, give `positions=`, or split the batch"
         refuse_above(needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told)
@@ -102,9 +121,10 @@ def trace(
 ) -> Iterator[Trace]:
     """Capture sites while the block runs the model.
 
-    positions: which token positions to keep; -1 is each example's last real token; None keeps all.
+    positions: which token positions to keep; -1 is each example's last real token; None keeps all. While generating, -1 is
+    the newest token of every step, and other named positions are those of the prompt, seen at step 0 alone.
     grad: keep the graph (else the block runs without gradients and values are detached).
-    stop: end each forward pass after the last site, so that `lm(...)` returns None.
+    stop: end each forward pass after the last site, so that `lm(...)` returns None; a direct call of `lm.model` runs on.
     Raises SiteError for sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.
     """
     if not sites:
@@ -116,7 +136,9 @@ def trace(
         yield seen
 
 
-def capture(lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False) -> Trace:
+def capture(
+    lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False
+) -> Trace:
     """One forward pass over the inputs with a `trace` of the sites; see there."""
     batch = lm.batch(inputs)
     with trace(lm, *sites, positions=positions, grad=grad) as seen:

@@ -65,7 +65,9 @@ def measure(
     base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
     noise = random_like(base, source, seed)
     shape = (lm.dims.layers, base.shape[2])
-    has = [(both.base.lengths > p).nonzero()[:, 0].tolist() for p in range(shape[1])]  # examples that reach position p
+    has = [
+        (both.base.lengths > p).nonzero()[:, 0].tolist() for p in range(shape[1])
+    ]  # examples that reach position p
     cells = [
         replaced(f"layers.{layer}.{site}", vectors[layer, has[p], p : p + 1], positions=p, examples=has[p])
         for vectors in (source, noise)

@@ -52,7 +52,10 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
     points = ("attn.z", "attn.out", "mlp.out")
-    sites = [f"layers.*.{p}" for p in points] + ["layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post"]
+    sites = [f"layers.*.{p}" for p in points] + [
+        "layers.0.resid_pre",
+        f"layers.{lm.dims.layers - 1}.resid_post",
+    ]
     seen = capture(lm, batch, *sites, positions=-1)
     final = seen[sites[-1]]
     norm = freeze(lm.layout.final_norm, final)
@@ -119,7 +122,11 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
 
 def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
     bias = getattr(lm.layout.head[-1], "bias", None)
-    return torch.zeros(len(answer), dtype=torch.double) if bias is None else bias.double()[answer] - bias.double()[foil]
+    return (
+        torch.zeros(len(answer), dtype=torch.double)
+        if bias is None
+        else bias.double()[answer] - bias.double()[foil]
+    )
 
 
 def _refuse(lm: LM) -> None:
@@ -130,4 +137,6 @@ def _refuse(lm: LM) -> None:
             f"direct logit attribution does not exist for it. Use activation patching."
         )
     if len(lm.layout.head) != 1:
-        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")
+        raise SiteError(
+            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes."
+        )

@@ -1,8 +1,24 @@
 """The wrapped Hugging Face model: `load` or `wrap` one, name its sites, batch its inputs."""
 
-from stratoscope.models.batch import Batch
-from stratoscope.models.lm import LM
-from stratoscope.models.load import load, wrap
-from stratoscope.models.sites import Site
+from __future__ import annotations
 
-__all__ = ["LM", "Batch", "Site", "load", "wrap"]
+from typing import TYPE_CHECKING
+
+from stratoscope._lazy import lazy
+
+if TYPE_CHECKING:
+    from stratoscope.models.batch import Batch as Batch
+    from stratoscope.models.lm import LM as LM
+    from stratoscope.models.loading import load as load
+    from stratoscope.models.loading import wrap as wrap
+    from stratoscope.models.sites import Site as Site
+else:  # fetching a named model needs no torch until it converts one
+    __getattr__, __dir__ = lazy(
+        __name__,
+        __path__,
+        load=f"{__name__}.loading",
+        wrap=f"{__name__}.loading",
+        LM=f"{__name__}.lm",
+        Batch=f"{__name__}.batch",
+        Site=f"{__name__}.sites",
+    )

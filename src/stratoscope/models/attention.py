@@ -68,7 +68,9 @@ def _attend(
     """The function Transformers calls. query (example, head, position, head_dim) -> (example, position, head, head_dim)."""
     unhandled = [name for name in _UNHANDLED if others.get(name) is not None]
     if unhandled:
-        raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")
+        raise FamilyError(
+            f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute."
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     fire = _listeners.get(module, lambda _, x: x)
     query, key, value = (

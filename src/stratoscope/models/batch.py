@@ -55,7 +55,10 @@ class Batch:
         """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each example's whole text."""
         width = max(map(len, self.tokens), default=0)
         rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]
-        return {name: (("example", axis), rows), "example_text": (("example",), ["".join(t) for t in self.tokens])}
+        return {
+            name: (("example", axis), rows),
+            "example_text": (("example",), ["".join(t) for t in self.tokens]),
+        }
 
     def to(self, device: torch.device) -> Batch:
         move = lambda x: None if x is None else x.to(device)  # noqa: E731
@@ -69,41 +72,69 @@ class Batch:
         if self.extra or self.ids is None:
             raise InputError("a batch with images cannot be split into examples: pass them one by one.")
         n = int(self.lengths[index])
-        return Batch(self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],))
+        return Batch(
+            self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],)
+        )
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,)."""
         width = self.ids.shape[1]
         shift = width - self.lengths
         index = (torch.arange(width, device=self.ids.device) - shift[:, None]) % width
-        arguments = {"input_ids": self.ids.gather(1, index), "attention_mask": self.mask.gather(1, index).long()}
-        return arguments | dict(self.extra), shift
+        arguments = {
+            "input_ids": self.ids.gather(1, index),
+            "attention_mask": self.mask.gather(1, index).long(),
+        }
+        moved = {name: self.extra[name].gather(1, index) for name in BY_TOKEN if name in self.extra}
+        return arguments | dict(self.extra) | moved, shift
 
 
-def make(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, *, limit: int | None, pad: int, image: int | None) -> Batch:
+# model inputs with one value for each token: they move with the tokens when padding is rolled away
+BY_TOKEN = ("token_type_ids", "mm_token_type_ids", "position_ids")
+
+
+def make(
+    inputs: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    limit: int | None,
+    pad: int,
+    image: int | None,
+    vocab: int | None = None,
+) -> Batch:
     """Read prompts, ids, tensors or a mapping of model inputs into a Batch.
 
-    limit: the model's context length. pad: id for padding. image: id of the image token, if there is one.
-    Raises InputError for an empty prompt, one longer than the context, or text without a tokenizer.
+    limit: the model's context length. pad: id for padding. image: id of the image token, if there is one. vocab: number
+    of token ids. Raises InputError for an empty prompt, one longer than the context, an id outside the vocabulary, or
+    text without a tokenizer.
     """
     extra: dict[str, Tensor] = {}
     mask = None
     if isinstance(inputs, Mapping):
-        extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None}
+        extra = {
+            k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None
+        }
         mask, inputs = inputs.get("attention_mask"), inputs.get("input_ids")
         if inputs is None:
             return Batch(None, None, extra)
+        extra |= {k: right_padded(_rows(extra[k], None, mask), 0) for k in BY_TOKEN if k in extra}
     rows = _rows(inputs, tokenizer, mask)
+    if not rows:
+        raise InputError("inputs hold no prompt: give at least one.")
     for number, row in enumerate(rows):
         if not row:
             raise InputError(f"prompt {number} is empty: there is no token to explain.")
         if limit is not None and len(row) > limit:
-            raise InputError(f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it.")
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-    real = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+            raise InputError(
+                f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it."
+            )
+        wrong = [i for i in row if i < 0 or (vocab is not None and i >= vocab and i != image)]
+        if wrong:
+            raise InputError(
+                f"prompt {number} has the token id {wrong[0]}; this model's ids run from 0 to {vocab or '...'} - 1."
+            )
+    ids = right_padded(rows, pad)
+    real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     tokens = tuple(tuple(token_text(tokenizer, i) for i in row) for row in rows)
     return Batch(ids, real, extra, tokens, None if image is None else (ids == image) & real)
 
@@ -121,15 +152,34 @@ def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     return piece if "�" in text or not text or piece.startswith("##") else text
 
 
-def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Tensor | None) -> list[list[int]]:
-    if isinstance(inputs, Tensor):
-        ids = inputs[None] if inputs.ndim == 1 else inputs
-        keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        return [row[real].tolist() for row, real in zip(ids, keep)]
+def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """(example, position): the rows from position 0 on, `fill` after their end."""
+    table = torch.full((len(rows), max(map(len, rows), default=0)), fill)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return table
+
+
+def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Any) -> list[list[int]]:
+    """Each example's own ids; what the mask hides is left out."""
+    if hasattr(inputs, "tolist"):  # a tensor, or an array
+        inputs = torch.as_tensor(inputs)
+        if inputs.ndim not in (1, 2) or inputs.is_floating_point():
+            raise InputError(
+                f"token ids are integers, (example, position); got shape {tuple(inputs.shape)} {inputs.dtype}."
+            )
+        inputs = inputs.tolist() or [[]]
+    if mask is not None:
+        ids, keep = _table(inputs), _table(mask.tolist() if hasattr(mask, "tolist") else mask)
+        if [len(row) for row in ids] != [len(row) for row in keep]:
+            raise InputError("attention_mask and input_ids differ in shape: each token needs its own 0 or 1.")
+        return [[i for i, real in zip(row, reals) if real] for row, reals in zip(ids, keep)]
     if isinstance(inputs, str):
         inputs = [inputs]
     if not isinstance(inputs, Sequence) or not inputs:
-        raise InputError(f"inputs must be prompts, token ids or model inputs; got {type(inputs).__name__} {inputs!r:.80}")
+        raise InputError(
+            f"inputs must be prompts, token ids or model inputs; got {type(inputs).__name__} {inputs!r:.80}"
+        )
     if all(isinstance(x, str) for x in inputs):
         if tokenizer is None:
             raise InputError("this model was wrapped without a tokenizer: pass token ids instead of text.")
@@ -137,6 +187,13 @@ def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Tensor |
         if blank:
             raise InputError(f"prompt {blank[0]} is empty: there is no token to explain.")
         return [list(ids) for ids in tokenizer(list(inputs))["input_ids"]]
-    if all(isinstance(x, int) for x in inputs):
-        return [list(inputs)]
-    return [[int(i) for i in row] for row in inputs]
+    return _table(inputs)
+
+
+def _table(rows: Any) -> list[list[int]]:
+    """One row of ids, or several, as several."""
+    if all(isinstance(x, int) for x in rows):
+        return [list(rows)]
+    if any(isinstance(row, str) for row in rows):
+        raise InputError("inputs mix text and token ids: give one kind for all prompts.")
+    return [[int(i) for i in row] for row in rows]

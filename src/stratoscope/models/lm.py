@@ -14,7 +14,7 @@ from stratoscope.models import batch as batches
 from stratoscope.models.batch import Batch
 from stratoscope.models.family import Family
 from stratoscope.models.layout import Dims, Layout, matrix
-from stratoscope.models.sites import Site, parse
+from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, Taps
 
 
@@ -52,14 +52,19 @@ class LM:
     def batch(self, inputs: Any) -> Batch:
         """Read prompts (one or several), token ids, a mapping of model inputs, or a Batch; padding side does not matter.
 
-        Raises InputError for an empty prompt, a prompt longer than the context, or text without a tokenizer.
+        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or text without tokenizer.
         """
         if isinstance(inputs, Batch):
             return inputs.to(self.model.device)
         config = self.model.config
-        pad = getattr(self.tokenizer, "pad_token_id", None) or getattr(self.layout.config(), "pad_token_id", None) or 0
+        pad = (
+            getattr(self.tokenizer, "pad_token_id", None)
+            or getattr(self.layout.config(), "pad_token_id", None)
+            or 0
+        )
         image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-        made = batches.make(inputs, self.tokenizer, limit=self._context(), pad=pad, image=image)
+        vocab = self.dims.vocab or None
+        made = batches.make(inputs, self.tokenizer, limit=self._context(), pad=pad, image=image, vocab=vocab)
         return made.to(self.model.device)
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
@@ -82,13 +87,13 @@ class LM:
 
         attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
         """
-        [at] = self.layout.resolve(parse(site))
+        at = self.layout.resolve_one(site)
         if at.point in ("attn.out", "mlp.out"):
             return matrix(self.layout.writers(at)[0])
         if at.point == "logits":
             return matrix(self.layout.head[-1])
         module, point = self.layout.locate(at)
-        if at.point not in ("embed", "mlp.pre"):
+        if at.point not in ("embed", "mlp.pre") or not hasattr(module, "weight"):
             raise SiteError(f"`{at}` has no one weight; ask for attn.out, mlp.out, mlp.pre, embed or logits.")
         return matrix(module) if point.part is None else matrix(module).chunk(point.part[1])[point.part[0]]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,9 @@ def checks(lm: LM, inputs: object) -> list[Check]:
     seen = _capture(lm, batch)
     tolerance = 1e-4 if lm.model.dtype == torch.float32 else 3e-2
     real = None if batch.mask is None else batch.mask
-    found = [Check("the site is reached", str(s), torch.inf, torch.inf, tolerance) for s in _unreached(lm, seen)]
+    found = [
+        Check("the site is reached", str(s), torch.inf, torch.inf, tolerance) for s in _unreached(lm, seen)
+    ]
     for name, site, got, expected in _pairs(lm, batch, seen):
         if real is not None and got.shape[:2] == real.shape:
             got, expected = got[real], expected[real]
@@ -81,9 +84,14 @@ def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
     reads = {s: [lambda x, run, s=s: seen.__setitem__(s, x.detach().clone())] for s in sites}
     with lm.taps.using(reads=reads):
         output = lm(batch)
-    if "logits" in output:
-        seen[Site("", None, "ours")] = output["logits"]
+    seen[Site("", None, "ours")] = _last(output)
     return seen
+
+
+def _last(output: Any) -> Tensor:
+    """Logits, or the last hidden state of a model without a read-out, or the scores of an image and text pair."""
+    names = ("logits", "last_hidden_state", "logits_per_text")
+    return next(output[name] for name in names if output.get(name) is not None)
 
 
 def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
@@ -93,18 +101,32 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
             here = {p: seen[s] for p in _LAYER if (s := Site(tower, layer, p)) in seen}
             if here:
                 yield from _layer_pairs(lm, Site(tower, layer, ""), here)
-    logits = seen.get(Site("", None, "ours"))
-    if logits is None or not lm.layout.head:
+    plain = _last(lm(batch))
+    yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
+    if not lm.layout.head:
         return
-    plain = lm(batch)["logits"]
-    yield "logits equal Hugging Face's", Site("", None, "logits"), logits, plain
     last = seen[Site("", lm.dims.layers - 1, "resid_post")]
     read = lm.readout(last)
     pooled = lm.family.pooled
-    yield "head(norm(resid_last)) == logits", Site("", None, "logits"), read if pooled is None else read[:, pooled], plain
+    yield (
+        "head(norm(resid_last)) == logits",
+        Site("", None, "logits"),
+        read if pooled is None else read[:, pooled],
+        plain,
+    )
 
 
-_LAYER = ("resid_pre", "resid_mid", "resid_post", "attn.v", "attn.pattern", "attn.z", "attn.out", "mlp.act", "mlp.out")
+_LAYER = (
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn.v",
+    "attn.pattern",
+    "attn.z",
+    "attn.out",
+    "mlp.act",
+    "mlp.out",
+)
 
 
 def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
@@ -122,10 +144,25 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, 
             yield f"W({start}) == {end}", site(end), value, x[end]
     if tower.residual == "post-norm":
         middle, last = (lm.layout.layer(at).get_submodule(path) for path in tower.norms)
-        yield "norm(resid_pre + attn.out) == resid_mid", at, middle(x["resid_pre"] + x["attn.out"]), x["resid_mid"]
-        yield "norm(resid_mid + mlp.out) == resid_post", at, last(x["resid_mid"] + x["mlp.out"]), x["resid_post"]
+        yield (
+            "norm(resid_pre + attn.out) == resid_mid",
+            at,
+            middle(x["resid_pre"] + x["attn.out"]),
+            x["resid_mid"],
+        )
+        yield (
+            "norm(resid_mid + mlp.out) == resid_post",
+            at,
+            last(x["resid_mid"] + x["mlp.out"]),
+            x["resid_post"],
+        )
         return
     total = x["resid_pre"] + x["attn.out"] + x["mlp.out"]
     yield "resid_pre + attn.out + mlp.out == resid_post", site("resid_post"), total, x["resid_post"]
     if "resid_mid" in x:
-        yield "resid_mid + mlp.out == resid_post", site("resid_mid"), x["resid_mid"] + x["mlp.out"], x["resid_post"]
+        yield (
+            "resid_mid + mlp.out == resid_post",
+            site("resid_mid"),
+            x["resid_mid"] + x["mlp.out"],
+            x["resid_post"],
+        )

@@ -18,10 +18,9 @@ from stratoscope.errors import SiteError
 
 # point -> axes of its tensor. `q` and `z` have one slice per query head; `k` and `v` one per key/value head.
 # q and k are the vectors whose product is the score: after rotary embedding and any q/k norm.
+# The order is that of computation: where two points pass through one module, the earlier is shown (and edited) first.
 POINTS: dict[str, tuple[str, ...]] = {
     "resid_pre": ("example", "position", "dim"),
-    "resid_mid": ("example", "position", "dim"),
-    "resid_post": ("example", "position", "dim"),
     "attn.q": ("example", "position", "head", "head_dim"),
     "attn.k": ("example", "position", "kv_head", "head_dim"),
     "attn.v": ("example", "position", "kv_head", "head_dim"),
@@ -29,10 +28,12 @@ POINTS: dict[str, tuple[str, ...]] = {
     "attn.pattern": ("example", "head", "query", "key"),
     "attn.z": ("example", "position", "head", "head_dim"),
     "attn.out": ("example", "position", "dim"),
+    "resid_mid": ("example", "position", "dim"),
     "mlp.router": ("example", "position", "expert"),
     "mlp.pre": ("example", "position", "neuron"),
     "mlp.act": ("example", "position", "neuron"),
     "mlp.out": ("example", "position", "dim"),
+    "resid_post": ("example", "position", "dim"),
 }
 GLOBAL_POINTS: dict[str, tuple[str, ...]] = {
     "embed": ("example", "position", "dim"),
@@ -127,7 +128,9 @@ def _unreadable(text: str, point: str | None) -> str:
     if point is not None:
         near = [f"layers.N.{p}" for p in difflib.get_close_matches(point, POINTS, n=3, cutoff=0.3)]
     else:
-        near = difflib.get_close_matches(text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3)
+        near = difflib.get_close_matches(
+            text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3
+        )
     hint = f" Did you mean {', '.join(f'`{n}`' for n in near)}?" if near else ""
     points = ", ".join(POINTS)
     return (

@@ -83,7 +83,9 @@ class Taps:
     def _install(self) -> None:
         """Put up exactly the hooks that today's listeners need."""
         self._open.close()
-        sites = sorted({s for pair in self.listening for table in pair for s in table}, key=lambda s: _ORDER[s.point])
+        sites = sorted(
+            {s for pair in self.listening for table in pair for s in table}, key=lambda s: _ORDER[s.point]
+        )
         pre: dict[nn.Module, list[tuple[Site, Point]]] = {}
         post: dict[nn.Module, list[tuple[Site, Point]]] = {}
         inside: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
@@ -102,13 +104,15 @@ class Taps:
         for module, here in post.items():
             self._open.callback(module.register_forward_hook(self._after(here)).remove)
         if self.listening:
-            count = self.lm.model.register_forward_hook(self._count, always_call=False)
+            count = self.lm.model.register_forward_pre_hook(self._count, with_kwargs=True, prepend=True)
             self._open.callback(count.remove)
         if inside:
             self._open.enter_context(seam(self.lm.model, inside))
 
-    def _count(self, *_: Any) -> None:
-        self.run.step += 1
+    def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward pass that finds an empty cache starts anew: step 0."""
+        cache = kwargs.get("past_key_values")
+        self.run.step = self.run.step + 1 if cache is not None and cache.get_seq_length() else 0
 
     def _before(self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

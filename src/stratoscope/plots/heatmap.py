@@ -37,6 +37,7 @@ def heatmap(
     unit: str = "",
     upward: bool = True,
     row: int = 18,
+    column: int = 14,
     colourbar: bool = True,
 ) -> go.Figure:
     """A heatmap of a two-dimensional array; NaN cells stay empty.
@@ -45,7 +46,8 @@ def heatmap(
     the value, made safe with `text.plain`, lines separated by `<br>`. centre: a diverging scale from -limit
     to limit, else a sequential one from 0 to limit; `limit` defaults to the largest magnitude in the array.
     unit: what the number is. upward: the first row lies at the bottom, as layers are drawn. row: pixels per
-    row. Equal tokens remain separate columns.
+    row; column: the least pixels per column, where fewer than 11 leave some tokens without a label. Equal
+    tokens remain separate columns.
 
     Raises ResultError when the array does not have exactly the axes x and y.
     """
@@ -54,6 +56,7 @@ def heatmap(
     grid = only(array, y, x)
     across, along = Ticks.of(grid, x), Ticks.of(grid, y)
     top = largest(grid) if limit is None else limit
+    rows, columns = ([ticks.entry(i) for i in ticks.places] for ticks in (along, across))
     trace = go.Heatmap(
         z=np.asarray(grid.values, dtype=float),
         x=across.places,
@@ -64,7 +67,11 @@ def heatmap(
         xgap=1,
         ygap=1,
         hoverongaps=False,
-        hovertext=[[f"{along.entry(i)} · {across.entry(j)}" for j in across.places] for i in along.places],
+        hovertext=[[f"{r} · {c}" for c in columns] for r in rows],
+        meta={
+            "rows": rows,
+            "columns": columns,
+        },  # a page that repeats many figures can build hovertext from this
         hovertemplate=f"%{{hovertext}}<br>{plain(unit)} %{{z:.3f}}<extra></extra>",
         showscale=colourbar,
         colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": plain(unit), "side": "right"}},
@@ -81,8 +88,8 @@ def heatmap(
         "template": theme.template(theme.LIGHT),
         "height": row * len(along.labels) + bottom + theme.TOP,
         "margin": {"l": along.room(), "r": 8, "t": theme.TOP, "b": bottom},
-        "xaxis": across.axis(slanted=True),
-        "yaxis": along.axis(reverse=not upward),
+        "xaxis": across.axis(slanted=True, pixels=column),
+        "yaxis": along.axis(reverse=not upward, pixels=row),
     }
     return go.Figure(trace, layout)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LONGEST = 14  # characters of a token shown on an axis; the hover box has it whole
 _CHARACTER = 6.8  # pixels of one monospaced character at size 11
+_LINE = 11  # pixels from one label to the next
 _SLANT = 50  # degrees; sin of it is how much of a label's length becomes height
 
 
@@ -50,12 +51,17 @@ class Ticks:
             f"{self.name} {i} {text.plain(self.labels[i])}" if self.words else f"{self.name} {self.labels[i]}"
         )
 
-    def axis(self, *, slanted: bool = False, reverse: bool = False) -> dict[str, Any]:
-        """The plotly axis: as many labels as can be read, the axis named when they are only numbers."""
+    def axis(self, *, slanted: bool = False, reverse: bool = False, pixels: int = 11) -> dict[str, Any]:
+        """The plotly axis: as many labels as can be read, the axis named when they are only numbers.
+
+        pixels: the least that an entry will take; words then stand on every second, third, ... entry.
+        """
         n = len(self.labels)
-        most = (5 if n <= 60 else 10 * math.ceil(n / 120)) if n > 16 else 1
-        every = math.ceil(n / 90) if self.words else most
-        shown = self.places[::every]
+        if self.words:  # counted from the end: the last token is the one that predicts
+            every = math.ceil(_LINE / pixels)
+            shown = self.places[(n - 1) % every :: every]
+        else:
+            shown = self.places[:: 1 if n <= 16 else 5 if n <= 60 else 10 * math.ceil(n / 120)]
         return {
             "tickmode": "array",
             "tickvals": shown,

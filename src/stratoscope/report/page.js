@@ -14,6 +14,8 @@
   const plots = [...document.querySelectorAll(".plot")];
   for (const plot of plots) {
     const figure = JSON.parse(plot.closest("figure").querySelector("script").textContent);
+    for (const trace of figure.data)
+      if (trace.meta) trace.hovertext = trace.meta.rows.map((row) => trace.meta.columns.map((c) => `${row} · ${c}`));
     Object.assign(figure.layout, { template: template(), dragmode: touch ? false : "zoom" });
     Plotly.newPlot(plot, figure.data, figure.layout, config);
   }

@@ -195,6 +195,7 @@ def _prediction(e: Explanation) -> Section:
         limit=1.0,
         unit="probability",
         row=21,
+        column=38,
     )
     last = lens.isel(position=-1)
     rank = lines.line(last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f")
@@ -277,8 +278,8 @@ def _patching(e: Explanation) -> Section:
         if (found := e.one(f"{key}.activation_patching")) is None:
             continue
         effect, null = found["effect"], found["null"]
-        wide = 14 * found.sizes[x] + 92 if x == "position" else 280
-        how = {"limit": heatmap.largest(effect, null), "width": wide}
+        cell = max(6, min(14, 980 // found.sizes[x]))
+        how = {"limit": heatmap.largest(effect, null), "column": cell, "width": cell * found.sizes[x] + 92}
         section.panels[key] = [
             _map(effect, x, "layer", f"Effect of the {what}", unit="effect", **how),
             _map(null, x, "layer", "The null, on the same colour scale", unit="null", **how),
@@ -354,7 +355,8 @@ def _heads(e: Explanation) -> Section:
         if pattern is not None:
             n = pattern.sizes["query"]
             how = {"centre": False, "limit": 1.0, "unit": "attention", "upward": False}
-            how |= {"row": max(6, min(16, 480 // n)), "width": 10 * n + 120}
+            cell = max(6, min(16, 480 // n))
+            how |= {"row": cell, "column": min(cell, 11), "width": min(cell, 11) * n + 100}
             panels.append(_map(choose.pick(pattern, **at), "key", "query", _head_title(row, names), **how))
     section.more = {
         "rows": rows,
@@ -510,6 +512,9 @@ def _map(array: xr.DataArray, x: str, y: str, title: str, *, width: int, **how: 
 def _panel(figure: go.Figure, title: str, width: int) -> Panel:
     drawn = json.loads(figure.to_json(engine="json"))
     del drawn["layout"]["template"]  # the page puts in that of its theme
+    for trace in drawn["data"]:
+        if "meta" in trace:
+            del trace["hovertext"]  # a text per cell is most of the file; page.js builds it from `meta`
     return Panel(title, int(figure.layout.height), width, json.dumps(drawn))
 
 

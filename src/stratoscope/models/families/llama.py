@@ -21,6 +21,8 @@ TOWER = Tower(
 )
 
 FAMILIES = {
-    name: Family(name, {"": TOWER}, handles=frozenset({"sliding_window", "layer_types", "use_sliding_window"}))
+    name: Family(
+        name, {"": TOWER}, handles=frozenset({"sliding_window", "layer_types", "use_sliding_window"})
+    )
     for name in ("llama", "mistral", "qwen2", "qwen3")
 }

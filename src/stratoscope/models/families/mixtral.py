@@ -17,6 +17,8 @@ FAMILIES = {
                 lacks={"mlp.pre": _REASON, "mlp.act": _REASON},
             )
         },
-        handles=frozenset({"sliding_window", "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"}),
+        handles=frozenset(
+            {"sliding_window", "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"}
+        ),
     )
 }

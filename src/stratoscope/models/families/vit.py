@@ -37,12 +37,19 @@ SIGLIP_TEXT = CLIP_TEXT.but(causal=False)
 
 def under(prefix: str, tower: Tower, config: str = "") -> Tower:
     """The same tower inside a larger model: every path from the base model gets the prefix."""
-    paths = {name: f"{prefix}.{getattr(tower, name)}" for name in ("layers", "embed", "final_norm") if getattr(tower, name)}
+    paths = {
+        name: f"{prefix}.{getattr(tower, name)}"
+        for name in ("layers", "embed", "final_norm")
+        if getattr(tower, name)
+    }
     return tower.but(config=config, **paths)
 
 
 def _pair(name: str, text: Tower, vision: Tower) -> Family:
-    towers = {"": under("text_model", text, "text_config"), "vision": under("vision_model", vision, "vision_config")}
+    towers = {
+        "": under("text_model", text, "text_config"),
+        "vision": under("vision_model", vision, "vision_config"),
+    }
     return Family(name, towers, head=(), handles=frozenset({"projection_dim", "logit_scale_init_value"}))
 
 

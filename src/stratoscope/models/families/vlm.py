@@ -34,7 +34,9 @@ QWEN_VISION = Tower(
     mlp_write=("mlp.down_proj",),
     causal=False,
     flat=True,
-    lacks=dict.fromkeys(SEAM_POINTS, "the vision tower attends window by window, in one call for each; read attn.z"),
+    lacks=dict.fromkeys(
+        SEAM_POINTS, "the vision tower attends window by window, in one call for each; read attn.z"
+    ),
 )
 
 

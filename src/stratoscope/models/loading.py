@@ -35,7 +35,9 @@ def wrap(model: nn.Module, tokenizer: Any = None, *, processor: Any = None, name
             failure = failure or error
         else:
             return lm
-    raise FamilyError(f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}")
+    raise FamilyError(
+        f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}"
+    )
 
 
 def load(
@@ -99,7 +101,10 @@ def _readers(place: Any, options: dict[str, Any]) -> tuple[Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError):
         tokenizer = None
-    if Path(place).joinpath("preprocessor_config.json").is_file() or Path(place).joinpath("processor_config.json").is_file():
+    if (
+        Path(place).joinpath("preprocessor_config.json").is_file()
+        or Path(place).joinpath("processor_config.json").is_file()
+    ):
         processor = transformers.AutoProcessor.from_pretrained(place, **options)
     return tokenizer, processor
 

@@ -1,0 +1,63 @@
+"""The attention pattern: how much every head reads from every token, at every token.
+
+Paper: textbook (Vaswani et al., "Attention Is All You Need", 2017)
+
+    pattern[layer, head, query, key] = softmax over key of (q[query] . k[key] * scaling, soft-capped and masked)
+
+A row sums to one over the tokens that its query can see. With grouped queries every query head has its own pattern.
+
+Reads as: where a head looks. Does not show what it takes from there, nor that it matters: a head that has nothing to do
+often rests on the first token, and a value vector that is read may be close to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.results import label
+
+
+def without_padding(
+    pattern: Float[Tensor, "example layer head query key"], mask: Bool[Tensor, "example position"]
+) -> Float[Tensor, "example layer head query key"]:
+    """The pattern with NaN wherever the query or the key is padding."""
+    real = mask[:, :, None] & mask[:, None, :]
+    return pattern.masked_fill(~real[:, None, None], torch.nan)
+
+
+@torch.no_grad()
+def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.DataArray:
+    """The pattern of every head: (example, layer, head, query, key), NaN at padding, zero where a query may not look.
+
+    layers: which ones (default all; negative ones count from the last). The tokens stand in the coordinates text_query and
+    text_key. Raises SiteError for a layer that is not there, and for a model whose attention cannot be seen (Bloom).
+    """
+    if layers is not None and not len(layers):
+        raise InputError("layers=[] asks for no pattern: name at least one layer, or leave it out for all.")
+    names = ["layers.*.attn.pattern"] if layers is None else [f"layers.{n}.attn.pattern" for n in layers]
+    sites = lm.layout.resolve(names)
+    batch = lm.batch(inputs)
+    seen = capture(lm, batch, *sites)
+    pattern = torch.stack([seen[site] for site in sites], dim=1)
+    coords: dict[str, Any] = {"layer": [site.layer for site in sites], "head": list(range(lm.dims.heads))}
+    if batch.mask is not None:  # a vision model has patches, which have no text and no padding
+        pattern = without_padding(pattern, batch.mask)
+        coords |= batch.coords("query", "text_query") | batch.coords("key", "text_key")
+    return label(
+        pattern,
+        ("example", "layer", "head", "query", "key"),
+        name="pattern",
+        method="heads.attention_pattern",
+        provenance=lm.provenance,
+        settings={"layers": coords["layer"]},
+        coords=coords,
+    )

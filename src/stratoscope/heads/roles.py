@@ -1,0 +1,202 @@
+"""Head roles: how far each head does one of five things heads are known for, and what chance would give.
+
+Paper: textbook (Olsson et al., "In-context Learning and Induction Heads", 2022; Wang et al., 2022)
+
+On random words x said twice, x_0 .. x_{n-1} x_0 .. x_{n-1}, the mean over tokens of pattern[query, key]:
+
+    previous_token    query i, key i - 1
+    duplicate_token   query: the second x_j, key: the first x_j
+    induction         query: the second x_j, key: what followed the first x_j
+
+and on the prompts, where o[s] = N(W_O v[s]) is what a head would write if it read token s alone (N: the norms
+after it, with their scale held at the last token):
+
+    copying           share of tokens s whose own logit is among the top 5 of U o[s]
+    name_mover        sum over tokens s that are the answer of pattern[last, s] * o[s] . (u_answer - u_foil)
+
+null: for the first three, uniform attention to what a query may see (sliding windows not counted); for
+copying, another word of the prompts in the place of the own one; for name_mover, as many other tokens.
+
+Reads as: what kind of head this is, on these inputs. Does not show that the model uses it: for that, patch
+or ablate it. A head can have several roles, or one that is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stratoscope.engine.metric import Target, Words, target
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
+from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+TOP = 5
+DEFINITIONS = {
+    "previous_token": "Mean attention to the token before, on random words said twice.",
+    "duplicate_token": "Mean attention from a word said again to where it stood first, on random words said twice.",
+    "induction": "Mean attention from a word said again to what followed it first, on random words said twice.",
+    "copying": f"Share of the prompts' tokens that are in the top {TOP} of what the head writes on reading them.",
+    "name_mover": "Logits of answer over foil that the head writes from where the answer stands in the prompt: "
+    "attention from the last token, times what is read there. NaN when the answer is in no prompt.",
+}
+
+
+def repeated_roles(
+    pattern: Float[Tensor, "repeat head query key"], length: int
+) -> Float[Tensor, "head role=3"]:
+    """The first three roles, on sequences whose last 2 * length tokens are one text said twice."""
+    size = pattern.shape[-1]
+    every, second = torch.arange(1, size), torch.arange(size - length, size)
+    pairs = [(every, every - 1), (second, second - length), (second, second - length + 1)]
+    return torch.stack([pattern[:, :, query, key].mean(dim=(0, 2)) for query, key in pairs], dim=-1)
+
+
+def uniform(size: int, causal: bool) -> Float[Tensor, "repeat=1 head=1 query key"]:
+    """The pattern of a head that reads all it may see alike."""
+    seen = torch.ones(size, size).tril() if causal else torch.ones(size, size)
+    return (seen / seen.sum(dim=-1, keepdim=True))[None, None]
+
+
+def copied(
+    logits: Float[Tensor, "token vocab"], own: Int[Tensor, " token"], top: int
+) -> Float[Tensor, "kind=2"]:
+    """Share of tokens whose own logit is in the top; share of their other words that are. NaN if none."""
+    words, column = own.unique(return_inverse=True)
+    limit = logits.topk(min(top, logits.shape[1])).values[:, -1:]
+    hit = (logits[:, words] >= limit).float()
+    score = hit.gather(1, column[:, None])[:, 0]
+    others = (hit.sum(dim=1) - score) / (len(words) - 1 if len(words) > 1 else torch.nan)
+    return torch.stack([score.mean(), others.mean()])
+
+
+def moved(
+    carried: Float[Tensor, "position head"], named: Bool[Tensor, " position"]
+) -> Float[Tensor, "kind=2 head"]:
+    """Sum over the named positions; the mean of the others, times as many. NaN if there are no others."""
+    return torch.stack([carried[named].sum(dim=0), carried[~named].mean(dim=0) * named.sum()])
+
+
+@torch.no_grad()
+def measure(
+    lm: LM,
+    inputs: Any,
+    *,
+    answer: Words = None,
+    foil: Words = None,
+    repeats: int = 4,
+    length: int = 24,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Score and null of every head in every role: (layer, head, role), over all tokens and examples.
+
+    inputs, answer, foil: for copying and name_mover; default the model's top token and its runner-up. repeats,
+    length, seed: of the random texts; `length` is cut, and a note says so, to what vocabulary and context
+    allow. copying and name_mover are NaN, and a note says why, where logits are not linear in what heads
+    write. Raises SiteError for a model whose attention cannot be seen (Bloom).
+    """
+    lm.layout.resolve("layers.*.attn.pattern")
+    batch = lm.batch(inputs)
+    if batch.ids is None:
+        raise InputError(f"{lm.family.name} reads no tokens: these roles of heads are defined on text.")
+    texts, size, notes = _said_twice(lm, repeats, length, seed)
+    patterns = capture(lm, texts, "layers.*.attn.pattern").stack("layers.*.attn.pattern").float().cpu()
+    causal = lm.family.towers[""].causal
+    score = torch.stack([repeated_roles(pattern, size) for pattern in patterns])
+    null = repeated_roles(uniform(patterns.shape[-1], causal), size).expand_as(score)
+    both = torch.full((2, *score.shape[:2], 2), torch.nan)
+    coords: dict[str, Any] = {"layer": list(range(len(score))), "head": list(range(score.shape[1]))}
+    if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
+        notes.append(
+            f"No copying, no name_mover: {lm.family.name}'s logits are not linear in what heads write."
+        )
+    else:
+        asked = target(lm, batch, answer, foil)
+        both = _on_prompts(lm, batch, asked)
+        notes += asked.notes
+        coords |= asked.coords
+    axes = ("layer", "head", "role")
+    return dataset(
+        {"score": (axes, torch.cat([score, both[0]], 2)), "null": (axes, torch.cat([null, both[1]], 2))},
+        method="heads.roles",
+        provenance=lm.provenance,
+        settings={"repeats": repeats, "length": size},
+        seed=seed,
+        coords=coords | {"role": list(DEFINITIONS)},
+        notes=" ".join(notes),
+        **{f"definition_{role}": text for role, text in DEFINITIONS.items()},
+    )
+
+
+def _said_twice(lm: LM, repeats: int, length: int, seed: int) -> tuple[list[list[int]], int, list[str]]:
+    """Random texts, each said twice after the token that prompts start with; their length; notes."""
+    tokenizer, known, start = lm.tokenizer, lm.dims.vocab, []
+    if tokenizer is not None:
+        known = min(known, len(tokenizer))
+        firsts = (tokenizer.bos_token_id, tokenizer.cls_token_id)
+        start = [i for i in tokenizer("")["input_ids"][:1] if i in firsts]
+    words = np.setdiff1d(np.arange(known), _special(lm))
+    context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
+    size = min(length, len(words), (context - len(start)) // 2)
+    if size < 2 or repeats < 1:
+        raise InputError(f"repeats={repeats}, length={length}: at least 1 text of 2 words; room for {size}.")
+    dice = np.random.default_rng(seed)
+    texts = [dice.choice(words, size, replace=False).tolist() for _ in range(repeats)]  # no word twice
+    notes = (
+        [f"Random texts have {size} words, not {length}: no more fit this model."] if size < length else []
+    )
+    return [[*start, *text, *text] for text in texts], size, notes
+
+
+def _special(lm: LM) -> list[int]:
+    """Ids that stand for no word."""
+    keys = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "image")] + [
+        "image_token_index"
+    ]
+    found = {getattr(config, key, None) for config in (lm.layout.config(), lm.model.config) for key in keys}
+    if lm.tokenizer is not None:
+        found |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+    return sorted(i for i in found if isinstance(i, int))
+
+
+def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 layer head role=2"]:
+    """Score and null of copying, over words, and of name_mover, over examples that hold the answer."""
+    final = f"layers.{lm.dims.layers - 1}.resid_post"
+    values = capture(lm, batch, "layers.*.attn.v")
+    ends = capture(lm, batch, "layers.*.attn.pattern", "layers.*.attn.z", final, positions=-1)
+    norm, unembed = freeze(lm.layout.final_norm, ends[final]), lm.weight("logits")
+    towards = unembed[asked.answer] - unembed[asked.foil]
+    named = (batch.ids == asked.answer.to(batch.ids.device)[:, None]) & batch.mask
+    word = batch.mask & ~torch.isin(batch.ids, torch.tensor(_special(lm), device=batch.ids.device))
+    found = []
+    for layer in range(lm.dims.layers):
+        at = f"layers.{layer}.attn"
+        out = _written(lm, layer, values[f"{at}.v"], ends[f"{at}.z"], norm)
+        copy = torch.stack([copied(o @ unembed.T, batch.ids[word], TOP) for o in out[word].unbind(1)], dim=1)
+        carried = ends[f"{at}.pattern"].transpose(1, 2) * torch.einsum("ephd,ed->eph", out, towards)
+        moves = [moved(x[real], n[real]) for x, n, real in zip(carried, named, batch.mask) if n.any()]
+        move = torch.stack(moves).mean(dim=0) if moves else torch.full_like(copy, torch.nan)
+        found.append(torch.stack([copy, move], dim=-1))
+    return torch.stack(found, dim=1).float().cpu()
+
+
+def _written(
+    lm: LM, layer: int, v: Tensor, z: Tensor, norm: FrozenNorm
+) -> Float[Tensor, "example position head dim"]:
+    """What each query head would write if it read one position alone, through the norms that follow."""
+    [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
+    projection, *post = lm.layout.writers(site)
+    v = v.repeat_interleave(lm.dims.heads // v.shape[2], dim=2)  # head h reads key/value head h // group
+    out = torch.einsum("ephk,dhk->ephd", v, lm.weight(site).unflatten(1, (lm.dims.heads, -1)))
+    for frozen in [*(freeze(module, projection(z.flatten(1))) for module in post), norm]:
+        out = replace(frozen, scale=frozen.scale[:, None, None]).linear(out)
+    return out

@@ -1,0 +1,97 @@
+"""Neuron contribution: what every neuron writes straight towards the answer, at the last token.
+
+Paper: textbook (Geva et al., "Transformer Feed-Forward Layers Build Predictions ...", 2022; Elhage et al., 2021)
+
+    contribution[layer, neuron] = activation[layer, neuron] * N(W_down[:, neuron]) . (u_answer - u_foil)
+
+N is the layer's post-norm, where there is one, then the final norm, each with its scale held at the value it has on this
+input, which makes them linear; u are rows of the unembedding. Over the neurons of a layer, contributions and the
+projection's bias add up to the MLP's direct logit attribution. With a soft-cap, logits are those before the cap.
+
+Reads as: which neurons write the answer into the stream at the end. Does not show who caused it: a neuron that only
+feeds a later layer scores zero here, and so does one that worked at an earlier token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.metric import Words, target
+from stratoscope.engine.trace import capture
+from stratoscope.errors import SiteError
+from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+
+def before_norm(norm: FrozenNorm, towards: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim"]:
+    """The direction whose product with a part equals that of `towards` with norm.linear(part): the transposed map."""
+    scaled = towards * norm.weight * norm.scale[:, None]
+    return scaled - scaled.mean(dim=-1, keepdim=True) if norm.centred else scaled
+
+
+def contributions(
+    activation: Float[Tensor, "example neuron"],
+    down: Float[Tensor, "dim neuron"],
+    towards: Float[Tensor, "example dim"],
+) -> Float[Tensor, "example neuron"]:
+    """What each neuron, at its activation, adds along a direction of the residual stream."""
+    return activation * (towards @ down)
+
+
+@torch.no_grad()
+def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
+    """Activation and contribution of every neuron at each example's last token: (example, layer, neuron).
+
+    answer, foil: default the model's top token and its runner-up. Raises SiteError for a mixture of experts, for a model
+    whose residual stream is not a sum (post-norm encoders) and for one without a linear read-out.
+    """
+    _refuse(lm)
+    batch = lm.batch(inputs)
+    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    neurons = lm.layout.resolve("layers.*.mlp.act")
+    seen = capture(lm, batch, "layers.*.mlp.act", last, positions=-1)
+    asked = target(lm, batch, answer, foil)
+    unembed = lm.weight("logits")
+    towards = unembed[asked.answer].double() - unembed[asked.foil].double()
+    towards = before_norm(freeze(lm.layout.final_norm, seen[last]), towards)
+    columns = []
+    for site in neurons:
+        down, *post = lm.layout.writers(lm.layout.resolve(f"layers.{site.layer}.mlp.out")[0])
+        here = before_norm(freeze(post[0], down(seen[site])), towards) if post else towards
+        weight = lm.weight(f"layers.{site.layer}.mlp.out")
+        columns.append(contributions(seen[site].double(), weight.double(), here))
+    axes = ("example", "layer", "neuron")
+    return dataset(
+        {
+            "activation": (axes, seen.stack("layers.*.mlp.act").transpose(0, 1)),
+            "contribution": (axes, torch.stack(columns, dim=1).float()),
+        },
+        method="neurons.contribution",
+        provenance=lm.provenance,
+        coords={
+            "layer": [site.layer for site in neurons],
+            "neuron": list(range(lm.dims.neurons)),
+            "example_text": batch.coords()["example_text"],
+        }
+        | asked.coords,
+        notes=" ".join(asked.notes),
+    )
+
+
+def _refuse(lm: LM) -> None:
+    lm.layout.resolve(["layers.*.mlp.act", "logits"])
+    if lm.family.towers[""].residual == "post-norm":
+        raise SiteError(
+            f"{lm.family.name} norms its residual stream after every addition, so logits are not a sum of what neurons "
+            f"write. Clamp neurons (editing.clamp) and compare the outputs instead."
+        )
+    if len(lm.layout.head) != 1:
+        raise SiteError(
+            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the neurons."
+        )

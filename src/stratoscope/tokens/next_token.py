@@ -1,0 +1,67 @@
+"""The next token: the most probable ones after each prompt, and the chances of an answer and a foil.
+
+Paper: textbook (the softmax of the model's own logits)
+
+    probability[rank] = softmax(logits[last position])[rank-th token]
+
+Reads as: what the model predicts. Does not show how sure it would be of another wording of the same answer: only the
+first token of a text is counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stratoscope.engine.metric import Words, last_logits, target
+from stratoscope.errors import InputError
+from stratoscope.models.batch import token_text
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+
+def best(
+    logits: Float[Tensor, "example vocab"], top: int
+) -> tuple[Float[Tensor, "example rank"], Int[Tensor, "example rank"]]:
+    """Probabilities and ids of the `top` most probable tokens."""
+    found = logits.float().softmax(dim=-1).topk(top, dim=-1)
+    return found.values, found.indices
+
+
+@torch.no_grad()
+def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, top: int = 10) -> xr.Dataset:
+    """probability, token (example, rank); answer_id, foil_id, their probabilities and logit_difference (example).
+
+    answer, foil: default the top token and its runner-up. Raises InputError for a bad `top` or answer == foil.
+    """
+    if not 1 <= top <= lm.dims.vocab:
+        raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
+    batch = lm.batch(inputs)
+    logits = last_logits(lm, batch)
+    asked = target(lm, batch, answer, foil)
+    values, ids = best(logits, top)
+    chances = logits.float().softmax(dim=-1).cpu()
+    one = ("example",)
+    return dataset(
+        {
+            "probability": (("example", "rank"), values),
+            "token": (
+                ("example", "rank"),
+                [[token_text(lm.tokenizer, i) for i in row] for row in ids.tolist()],
+            ),
+            "answer_id": (one, asked.answer),
+            "foil_id": (one, asked.foil),
+            "answer_probability": (one, chances.gather(1, asked.answer[:, None])[:, 0]),
+            "foil_probability": (one, chances.gather(1, asked.foil[:, None])[:, 0]),
+            "logit_difference": (one, asked.difference(logits).float()),
+        },
+        method="tokens.next_token",
+        provenance=lm.provenance,
+        settings={"top": top},
+        coords=batch.coords() | asked.coords,
+        notes=" ".join(asked.notes),
+    )
