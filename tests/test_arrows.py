@@ -58,9 +58,7 @@ def imports(text: str, package: tuple[str, ...]) -> Iterator[tuple[str, int, boo
             names = [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
         else:
             continue
-        yield from (
-            (name, node.lineno, node in types) for name in names if name.split(".")[0] == "stratoscope"
-        )
+        yield from ((name, node.lineno, node in types) for name in names if name.split(".")[0] == "stratoscope")
 
 
 def violations(text: str, package: tuple[str, ...], room: str, methods: set[str]) -> list[str]:

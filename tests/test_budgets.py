@@ -29,23 +29,13 @@ def functions(text: str) -> dict[str, int]:
 def public_names(text: str, name: str) -> set[str]:
     """Return what class `name` shows: methods, class attributes, and what its methods set on `self`."""
     [body] = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name]
-    found = {
-        node.name
-        for node in body.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
+    found = {node.name for node in body.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     for node in ast.walk(body):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.ctx, ast.Store)
-            and ast.unparse(node.value) == "self"
-        ):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
             found.add(node.attr)
     for node in body.body:
         for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
-            found |= (
-                {inner.id for inner in ast.walk(target) if isinstance(inner, ast.Name)} if target else set()
-            )
+            found |= {inner.id for inner in ast.walk(target) if isinstance(inner, ast.Name)} if target else set()
     return {word for word in found if not word.startswith("_")}
 
 

@@ -104,10 +104,7 @@ def test_this_package_is_read_as_python_reads_it() -> None:
             assert path not in found
         else:
             assert set(found[path].verbs if path in found else ()) == verbs
-        assert (
-            catalogue.docstring(path.read_text("utf-8"))
-            == (ast.get_docstring(tree, clean=False) or "").strip()
-        )
+        assert catalogue.docstring(path.read_text("utf-8")) == (ast.get_docstring(tree, clean=False) or "").strip()
 
 
 def test_every_method_imports_and_has_its_verbs() -> None:

@@ -80,9 +80,7 @@ def test_version_is_the_installed_one() -> None:
 def test_lazy_reads_the_folder_each_time(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "planted_package"
     package.mkdir()
-    source = (
-        "from stratoscope._lazy import lazy\n__getattr__, __dir__ = lazy(__name__, __path__, sqrt='math')\n"
-    )
+    source = "from stratoscope._lazy import lazy\n__getattr__, __dir__ = lazy(__name__, __path__, sqrt='math')\n"
     (package / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     import planted_package

@@ -8,9 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-def lazy(
-    package: str, path: Iterable[str], **elsewhere: str
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy(package: str, path: Iterable[str], **elsewhere: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package: its files and subfolders, as its folder lists them.
 
     `elsewhere` maps further names to the module that defines them (`load="stratoscope.models"`).
@@ -32,8 +30,6 @@ def lazy(
         if name in names():
             return import_module(f"{package}.{name}")
         near = get_close_matches(name, names(), 3) or names()
-        raise AttributeError(
-            f"{package} has no {name!r}; nearest: {', '.join(near) or 'nothing, it is empty'}"
-        )
+        raise AttributeError(f"{package} has no {name!r}; nearest: {', '.join(near) or 'nothing, it is empty'}")
 
     return get, names

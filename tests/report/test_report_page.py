@@ -80,9 +80,7 @@ def figure(reader: Reader, z: np.ndarray) -> dict:
         return np.array(given, dtype=float)
 
     maps = [f["data"][0] for f in reader.data if "data" in f and f["data"][0]["type"] == "heatmap"]
-    found = [
-        m for m in maps if values(m["z"]).shape == z.shape and np.allclose(values(m["z"]), z, equal_nan=True)
-    ]
+    found = [m for m in maps if values(m["z"]).shape == z.shape and np.allclose(values(m["z"]), z, equal_nan=True)]
     assert len(found) == 1
     return found[0]
 
@@ -114,9 +112,7 @@ def test_null_stands_beside_its_effect_on_the_same_centred_scale(make, key, larg
 def test_heads_of_the_direct_attribution_are_in_their_cells(whole):
     made, reader = whole
     found = made.results["layers.direct_logit_attribution"]
-    heads = (
-        found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)
-    )  # built layer by layer
+    heads = found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)  # built layer by layer
     figure(reader, heads)
 
 
@@ -181,14 +177,10 @@ def test_no_text_becomes_markup(make):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-QUIET += (
-    "--disable-component-update --disable-sync --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
-)
+QUIET += "--disable-component-update --disable-sync --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a Chromium on the PATH to load the report as a reader would"
-)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH to load the report as a reader would")
 def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path):
     path = page.write(hostile(make), tmp_path / "report.html")
     command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
@@ -198,9 +190,7 @@ def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path)
     assert tree.count("img") == 0
     assert tree.count("h1") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
-    assert (
-        done.stdout.count('class="main-svg"') >= 18
-    )  # every figure was drawn, under the content security policy
+    assert done.stdout.count('class="main-svg"') >= 18  # every figure was drawn, under the content security policy
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
 
@@ -215,9 +205,7 @@ def test_a_missing_result_is_said_and_the_rest_is_shown(make, key):
 
 
 def test_a_report_of_nothing_but_a_prediction(make):
-    bare = dataclasses.replace(
-        make(), results={}, corrupt_prompt=None, notes=(), provenance={}, predictions=[]
-    )
+    bare = dataclasses.replace(make(), results={}, corrupt_prompt=None, notes=(), provenance={}, predictions=[])
     text = Reader(page.render(bare)).text
     for what in page.RESULTS.values():
         assert what in text

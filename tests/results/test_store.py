@@ -101,9 +101,7 @@ def test_exact_sees_small_differences() -> None:
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u8", "i8", "f2", "f4", "f8", ">f4", "?", "U5", "O"])
 def test_dtype_round_trip(dtype: str, tmp_path: Path) -> None:
-    array = xr.DataArray(
-        np.array([0, 1, 100]).astype(dtype if dtype != "O" else "U3").astype(dtype), dims="dim"
-    )
+    array = xr.DataArray(np.array([0, 1, 100]).astype(dtype if dtype != "O" else "U3").astype(dtype), dims="dim")
     save(array, tmp_path / "a.nc")
     assert exact(load(tmp_path / "a.nc")) == exact(array)
 
@@ -128,9 +126,7 @@ def results(draw: st.DrawFn) -> xr.DataArray | xr.Dataset:
             return dims, draw(hnp.arrays(object, shape, elements=texts))
         return dims, draw(hnp.arrays(draw(st.sampled_from(["?", "i8", "i4", "f4", "f8"])), shape))
 
-    names = draw(
-        st.lists(st.from_regex(r"[a-z_é][\w .]{0,5}", fullmatch=True), min_size=1, max_size=4, unique=True)
-    )
+    names = draw(st.lists(st.from_regex(r"[a-z_é][\w .]{0,5}", fullmatch=True), min_size=1, max_size=4, unique=True))
     given_coords = {name: variable() for name in names[1:] if name not in sizes and draw(st.booleans())}
     data = {name: variable() for name in names if name not in given_coords and name not in sizes} or {
         "x": ((), np.ones(()))
@@ -144,9 +140,7 @@ def results(draw: st.DrawFn) -> xr.DataArray | xr.Dataset:
 
 @settings(max_examples=60, deadline=None)
 @given(result=results())
-def test_round_trip_of_anything(
-    result: xr.DataArray | xr.Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_round_trip_of_anything(result: xr.DataArray | xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / "result.nc"
     save(result, path)
     assert exact(load(path)) == exact(result)
@@ -302,8 +296,6 @@ def test_a_damaged_file_prints_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", ["{", "[]", '{"format": 1}', '{"format": 2}', "{}"])
 def test_bad_headers(header: str, tmp_path: Path) -> None:
-    xr.Dataset({"a": ("x", [1.0])}, attrs={"stratoscope": header}).to_netcdf(
-        tmp_path / "r.nc", engine="h5netcdf"
-    )
+    xr.Dataset({"a": ("x", [1.0])}, attrs={"stratoscope": header}).to_netcdf(tmp_path / "r.nc", engine="h5netcdf")
     with pytest.raises(ResultError, match=r"header of .* is damaged|has result format 2"):
         load(tmp_path / "r.nc")

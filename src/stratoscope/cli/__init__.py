@@ -52,9 +52,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         files = {name: FOLDER / f"{name.replace('-', '_')}.py" for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, catalogue.summary(path.read_text("utf-8"))) for name, path in files.items()]
-            )
+            formatter.write_dl([(name, catalogue.summary(path.read_text("utf-8"))) for name, path in files.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; without --debug, whatever goes wrong ends in one paragraph and an exit code."""

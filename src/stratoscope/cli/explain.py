@@ -45,17 +45,11 @@ NAMES = {
 @click.argument("prompt")
 @click.option("--answer", help="Explain this next token (default: the most probable one).")
 @click.option("--foil", help="... rather than this one (default: the runner-up).")
-@click.option(
-    "--corrupt", help="A prompt of as many tokens with another answer (default: made automatically)."
-)
-@click.option(
-    "--model", default="smollm2", show_default=True, help="A name, a Hugging Face id or a local folder."
-)
+@click.option("--corrupt", help="A prompt of as many tokens with another answer (default: made automatically).")
+@click.option("--model", default="smollm2", show_default=True, help="A name, a Hugging Face id or a local folder.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
-@click.option(
-    "--seed", default=0, show_default=True, help="Of nulls, random sequences and the corrupt prompt."
-)
+@click.option("--seed", default=0, show_default=True, help="Of nulls, random sequences and the corrupt prompt.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -150,7 +144,7 @@ def _summary(found: Explanation) -> None:
     heads = found.one("heads.activation_patching")
     flat = heads.effect.stack(place=("layer", "head"))
     top = abs(flat).argsort()[::-1][:5].values
-    names = (f"L{int(flat.layer[i])}H{int(flat.head[i])} {float(flat[i]):+.0%}" for i in top)
+    names = (f"L{int(flat['layer'][i])}H{int(flat['head'][i])} {float(flat[i]):+.0%}" for i in top)
     add("caused by", ", ".join(names) + f"  (largest of the null {float(abs(heads.null).max()):.0%})")
     add("corrupt prompt", f"{quote(found.corrupt_prompt)}")
     console.print(table)
@@ -158,9 +152,7 @@ def _summary(found: Explanation) -> None:
     console.print(_plain(str(found.one("tokens.verbalize")["text"].values)))
     for note in found.notes:
         console.print(_plain(f"Note: {note}"), style="yellow")
-    console.print(
-        f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB", style="dim"
-    )
+    console.print(f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB", style="dim")
 
 
 def _plain(text: str) -> Any:

@@ -28,23 +28,15 @@ if TYPE_CHECKING:
 @click.argument("method")
 @click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; repeat for several.")
-@click.option(
-    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text."
-)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF)."
-)
-def command(
-    method: str, model: str, prompts: tuple[str, ...], pairs: tuple[str, ...], out: Path | None
-) -> None:
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF).")
+def command(method: str, model: str, prompts: tuple[str, ...], pairs: tuple[str, ...], out: Path | None) -> None:
     import stratoscope
 
     # All that can be refused is refused before the model, which is slow, is loaded.
     entry = catalogue.find(method)
     if "measure" not in entry.verbs:
-        raise MethodError(
-            f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from Python."
-        )
+        raise MethodError(f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from Python.")
     if out is not None and not out.absolute().parent.is_dir():
         raise ResultError(f"The folder of {out} does not exist. Create it, or give another path to --out.")
     measure = catalogue.module(method).measure
@@ -76,9 +68,7 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
         settings[key] = read_value(key, text, str(options[key].annotation))
     missing = [name for name, p in options.items() if p.default is p.empty and name not in settings]
     if missing:
-        raise MethodError(
-            f"{method} needs {', '.join(missing)}. Add {' '.join(f'--set {m}=...' for m in missing)}."
-        )
+        raise MethodError(f"{method} needs {', '.join(missing)}. Add {' '.join(f'--set {m}=...' for m in missing)}.")
     return settings
 
 

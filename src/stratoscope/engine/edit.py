@@ -61,9 +61,7 @@ class Edit:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; what is not a tensor stands in its JSON header."""
         # clones: a file does not take tensors that share memory, as those of one intervention at `*` do
-        tensors = {
-            f"delta/{name}": delta.detach().clone().contiguous() for name, delta in self.deltas.items()
-        }
+        tensors = {f"delta/{name}": delta.detach().clone().contiguous() for name, delta in self.deltas.items()}
         table = []
         for number, change in enumerate(self.interventions):
             tensors[f"value/{number}"] = change.value.detach().clone().contiguous()

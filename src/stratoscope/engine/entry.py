@@ -31,9 +31,7 @@ def entry(lm: LM, batch: Batch, blank: str | int) -> tuple[Float[Tensor, "exampl
     """
     lm.layout.resolve(("embed", ENTRY))
     if batch.ids is None:
-        raise InputError(
-            "these inputs hold no token ids: token methods explain a prompt. Pass text or token ids."
-        )
+        raise InputError("these inputs hold no token ids: token methods explain a prompt. Pass text or token ids.")
     vector = replacement(lm, blank)
     x = capture(lm, batch, ENTRY)[ENTRY]
     with intervene(lm, replaced("embed", vector)):
@@ -50,29 +48,23 @@ def replacement(lm: LM, blank: str | int) -> Float[Tensor, " dim"]:
     if blank == "zero":
         return torch.zeros_like(module.forward(ids[:1])[0])
     if blank == "mean":
-        return (
-            sum(module.forward(i).double().sum(dim=0) for i in ids.split(_CHUNK)).to(module.weight.dtype)
-            / rows
-        )
+        return sum(module.forward(i).double().sum(dim=0) for i in ids.split(_CHUNK)).to(module.weight.dtype) / rows
     return module.forward(ids[_token(lm, blank)])
 
 
 def evidence(batch: Batch) -> Bool[Tensor, "example position"]:
     """Where a token's embedding is what the model reads: real tokens, less those whose place an image takes."""
-    return batch.mask if batch.image is None else batch.mask & ~batch.image
+    real = torch.zeros(batch.ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+    return real if batch.image is None else real & ~batch.image
 
 
 def _token(lm: LM, blank: str | int) -> int:
     if isinstance(blank, int):
         ids = [blank]
     elif lm.tokenizer is None:
-        raise InputError(
-            f"{blank!r} is neither 'zero' nor 'mean', and the model has no tokenizer: give a token id."
-        )
+        raise InputError(f"{blank!r} is neither 'zero' nor 'mean', and the model has no tokenizer: give a token id.")
     else:
         ids = lm.tokenizer(blank, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or not 0 <= ids[0] < lm.dims.vocab:
-        raise InputError(
-            f"{blank!r} stands for ids {ids}: give 'zero', 'mean', or one token of this vocabulary."
-        )
+        raise InputError(f"{blank!r} stands for ids {ids}: give 'zero', 'mean', or one token of this vocabulary.")
     return ids[0]

@@ -27,16 +27,12 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
     pad = lm.tokenizer.pad_token_id if lm.tokenizer is not None else None
     settings = {"do_sample": False, "pad_token_id": pad if pad is not None else 0} | options
     if not settings.get("use_cache", True):
-        raise InputError(
-            "use_cache=False: steps are forward passes that go on from the cache, so it is needed."
-        )
+        raise InputError("use_cache=False: steps are forward passes that go on from the cache, so it is needed.")
     with lm.taps.running(batch, shift):
         try:
             ids = lm.model.generate(**arguments, max_new_tokens=tokens, **settings)
         except StopForward:
-            raise InputError(
-                "a trace that stops early cannot watch generation: use trace(..., stop=False)."
-            ) from None
+            raise InputError("a trace that stops early cannot watch generation: use trace(..., stop=False).") from None
     new = ids[:, arguments["input_ids"].shape[1] :]
     ends = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(ends if isinstance(ends, list) else [ends])

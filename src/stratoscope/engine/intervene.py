@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stratoscope.engine.select import Positions, position_index, run_at
 from stratoscope.errors import InputError, SiteError
@@ -40,7 +40,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Intervention:
     """One change at one site (or at all layers, with `*`).
 
-    value: broadcasts against the selection, whose axes are the site's, narrowed: e.g. (example, position, head, head_dim).
+    value: broadcasts against the selection, whose axes are the site's, narrowed: e.g. (example, position, head,
+    head_dim).
     """
 
     site: Site
@@ -58,6 +59,12 @@ class Intervention:
         later = run.step > 0
         if (self.steps is not None and run.step not in self.steps) or (later and self.positions is not None):
             return x
+        gone = run.past + x.shape[-2] - x.shape[-1] if self.keys is not None and run.step else 0
+        if gone > 0:  # tokens that a sliding window's cache has let go: make place for them, so that keys count from 0
+            return self._change(nn.functional.pad(x, (gone, 0)), run)[..., gone:]
+        return self._change(x, run)
+
+    def _change(self, x: Tensor, run: Run) -> Tensor:
         index = self.index(x, run)
         chosen = x if index is None else x[index]
         if self.operation in ("replace", "add", "scale"):
@@ -80,9 +87,7 @@ class Intervention:
         for axis, word in enumerate(self.site.axes):
             if word == "example" and self.examples is not None:
                 if not all(0 <= example < x.shape[0] for example in self.examples):
-                    raise InputError(
-                        f"examples {list(self.examples)}: this batch has {x.shape[0]}, numbered from 0."
-                    )
+                    raise InputError(f"examples {list(self.examples)}: this batch has {x.shape[0]}, numbered from 0.")
                 chosen[axis] = examples[:, None]
             elif word in ("position", "query") and self.positions is not None:
                 chosen[axis] = self._rows(self.positions, run, x, axis)
@@ -129,9 +134,7 @@ def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]
             narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
             for option, words in narrowed.items():
                 if getattr(change, option) is not None and not set(words) & set(site.axes):
-                    raise InputError(
-                        f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
-                    )
+                    raise InputError(f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}.")
             found.append(replace(change, site=site))
     return found
 
@@ -151,9 +154,7 @@ def scaled(site: str | Site, factor: Tensor | float, **where: object) -> Interve
     return Intervention(parse(site), "scale", torch.as_tensor(factor), **where)
 
 
-def clamped(
-    site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object
-) -> Intervention:
+def clamped(site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object) -> Intervention:
     """Keep values between `low` and `high`; low == high fixes them."""
     if low > high:
         raise InputError(f"clamp at `{site}`: low {low} is above high {high}.")
@@ -176,16 +177,14 @@ def ablate(
 ) -> Intervention:
     """Take a site's information away.
 
-    zero: put zeros. mean: put `reference`, the site's mean as `Trace.mean` gives it (real tokens only). resample: put the
-    values of `reference` with its examples permuted, none left in its own place; there, reference is the site (narrowed
-    alike) on other or the same prompts, as `trace` gives it.
+    zero: put zeros. mean: put `reference`, the site's mean as `Trace.mean` gives it (real tokens only). resample: put
+    the values of `reference` with its examples permuted, none left in its own place; there, reference is the site
+    (narrowed alike) on other or the same prompts, as `trace` gives it.
     """
     if kind == "zero":
         return replaced(site, 0.0, **where)
     if reference is None:
-        raise InputError(
-            f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference prompts."
-        )
+        raise InputError(f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference prompts.")
     if kind == "mean":
         return replaced(site, reference, **where)
     if reference.shape[0] < 2:

@@ -80,31 +80,30 @@ class Base:
 
 def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
     """Whether a cell can be packed: only sites inside the main stack's layers that have one row for each position."""
-    return all(
-        c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell
-    )
+    return all(c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell)
 
 
 def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]) -> Base:
     """Run the base inputs once, keeping what packed cells start from and the base value at every changed site."""
-    kept = {
-        site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS
-    }
+    kept = {site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS}
     tower, depth = lm.family.towers[""], lm.dims.layers
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
     base = Base(batch, torch.empty(0), {}, tower.causal, depth)
     base.shareable = "attn.q" in tower.points and batch.ids is not None
-    with ExitStack() as stack:
-        reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
-        stack.enter_context(lm.taps.using(reads=reads))
-        if base.shareable:
+    reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
+    with lm.taps.using(reads=reads):
+        lm(batch)
+    if base.shareable:
+        # A second pass, so that the values above come from the model's own kernel, as the user's captures do: only then
+        # is a replacement that changes nothing equal bit for bit.
+        with lm.taps.using(), ExitStack() as stack:
             for layer in lm.layout.layers[""]:
                 hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
                 stack.callback(hook.remove)
             attentions = [lm.layout.attention(entry) for entry in entries]
             stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
-        lm(batch)
+            lm(batch)
     examples = torch.arange(len(batch))
     base.metric = metric(lm.readout(base.values[last][examples, batch.lengths - 1]), examples)
     base.residual = [base.values[entry] for entry in entries]
@@ -184,9 +183,7 @@ class Wave:
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
         lm, depth = self.lm, self.base.depth
-        attentions = {
-            lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)
-        }
+        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)}
         with lm.taps.using(), seam(lm.model, {}, attentions):
             for layer in range(min(job.layer for job in self.jobs), depth):
                 self._join([job for job in self.jobs if job.layer == layer])
@@ -200,9 +197,7 @@ class Wave:
         last = torch.tensor([self.start[job] + self._size(job) - 1 for job in self.jobs])
         examples = torch.tensor([job.example for job in self.jobs])
         chunks = zip(last.split(256), examples.split(256))  # logits are wide: never for all jobs at once
-        return torch.cat(
-            [metric(lm.readout(self.rows[at.to(self.rows.device)]), example) for at, example in chunks]
-        )
+        return torch.cat([metric(lm.readout(self.rows[at.to(self.rows.device)]), example) for at, example in chunks])
 
     def _size(self, job: Job) -> int:
         return self.lengths[job.example] - job.first
@@ -222,9 +217,7 @@ class Wave:
         self.rows = torch.cat(parts)[old.to(device)]
         positions = [torch.arange(job.first, self.lengths[job.example]) for job in ordered]
         self.position = torch.cat(positions).to(device)
-        self.example = torch.cat([torch.full_like(x, job.example) for x, job in zip(positions, ordered)]).to(
-            device
-        )
+        self.example = torch.cat([torch.full_like(x, job.example) for x, job in zip(positions, ordered)]).to(device)
         self.groups, at = [], 0
         for (example, first), group in groupby(ordered, key=lambda job: (job.example, job.first)):
             begin = at
@@ -295,9 +288,7 @@ class Wave:
                 torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), by_job(own)], dim=2)
                 for clean, own in ((self.base.keys, k), (self.base.vals, v))
             )
-            query = (
-                by_job(q).unflatten(1, (-1, shared)).flatten(2, 3)
-            )  # job, kv_head, (shared, own), head_dim
+            query = by_job(q).unflatten(1, (-1, shared)).flatten(2, 3)  # job, kv_head, (shared, own), head_dim
             hidden = None
             if mask is not None:
                 hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end].repeat(shared, 1)

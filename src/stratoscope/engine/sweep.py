@@ -71,8 +71,8 @@ def sweep(
 ) -> Tensor:
     """metric of every cell on every example: (cell, example).
 
-    Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may take (default a quarter
-    of what is free). progress: called with (results done, results in all).
+    Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may take (default a
+    quarter of what is free). progress: called with (results done, results in all).
     """
     batch = lm.batch(inputs)
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
@@ -123,9 +123,7 @@ def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metr
     return metric(lm.readout(final), examples)
 
 
-def _plan(
-    lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None
-) -> tuple[Plan, list[Job]]:
+def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:
     lengths = base.batch.lengths.tolist()
     jobs: list[Job] = []
     for number, cell in enumerate(table):

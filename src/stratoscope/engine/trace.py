@@ -43,9 +43,7 @@ class Trace:
         """The tensors of every forward pass, first to last."""
         at = self.lm.layout.resolve_one(site)
         if at not in self._steps:
-            raise SiteError(
-                f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ..."
-            )
+            raise SiteError(f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ...")
         if not self._steps[at]:
             raise SiteError(
                 f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it."
@@ -60,9 +58,7 @@ class Trace:
         """The site's mean over examples and real positions (padding left out): what `ablate(kind="mean")` puts there."""
         at, value, batch = self.lm.layout.resolve_one(site), self[site], self._batch
         if "position" not in at.axes:
-            raise InputError(
-                f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there."
-            )
+            raise InputError(f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there.")
         if self.positions is None and batch is not None and run_at(at, Run(batch)).batch is not None:
             return value[batch.mask].mean(dim=0)
         return value.flatten(0, value.ndim - len(at.axes) + 1).mean(dim=0)
@@ -71,9 +67,7 @@ class Trace:
         if not any(self._steps.values()):
             self._refuse_too_large(run)
         self._batch = run.batch
-        if (
-            run.step == 0 or self.positions is None or self.positions == -1
-        ):  # else the position came with the prompt
+        if run.step == 0 or self.positions is None or self.positions == -1:  # else the position came with the prompt
             self._steps[site].append(self._select(site, x, run))
         counts = {len(steps) for steps in self._steps.values()}
         if (
@@ -92,7 +86,7 @@ class Trace:
             run = Run()
         if self.positions is not None and axis is not None:
             index = position_index(self.positions, replace(run, shift=None), x.shape[0], x.shape[axis])
-            kept = take(x, axis, index)
+            kept = take(kept, axis, index)
             kept = kept.squeeze(axis) if isinstance(self.positions, int) else kept
         # a copy: the model may overwrite its tensor in place later, and a view would keep the whole of it alive
         return kept if self.grad else kept.detach().clone()
@@ -121,11 +115,11 @@ def trace(
 ) -> Iterator[Trace]:
     """Capture sites while the block runs the model.
 
-    positions: which token positions to keep; -1 is each example's last real token; None keeps all. While generating, -1 is
-    the newest token of every step, and other named positions are those of the prompt, seen at step 0 alone.
-    grad: keep the graph (else the block runs without gradients and values are detached).
-    stop: end each forward pass after the last site, so that `lm(...)` returns None; a direct call of `lm.model` runs on.
-    Raises SiteError for sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.
+    positions: which token positions to keep; -1 is each example's last real token; None keeps all. While generating,
+    -1 is the newest token of every step, and other named positions are those of the prompt, seen at step 0 alone.
+    grad: keep the graph (else the block runs without gradients and values are detached). stop: end each forward pass
+    after the last site, so that `lm(...)` returns None; a direct call of `lm.model` runs on. Raises SiteError for
+    sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.
     """
     if not sites:
         raise InputError("trace was given no site; name at least one, e.g. 'layers.*.resid_post'.")
@@ -136,9 +130,7 @@ def trace(
         yield seen
 
 
-def capture(
-    lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False
-) -> Trace:
+def capture(lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False) -> Trace:
     """One forward pass over the inputs with a `trace` of the sites; see there."""
     batch = lm.batch(inputs)
     with trace(lm, *sites, positions=positions, grad=grad) as seen:

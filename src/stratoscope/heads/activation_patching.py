@@ -2,15 +2,16 @@
 
 Paper: textbook (Wang et al., "Interpretability in the Wild", 2022; Zhang and Nanda, 2024)
 
-    effect[layer, head] = (d(corrupt with z[layer, head] <- clean, at all positions) - d(corrupt)) / (d(clean) - d(corrupt))
+    effect[layer, head] = (d(corrupt with z[layer, head] <- clean) - d(corrupt)) / (d(clean) - d(corrupt))
 
-z is what a query head reads, before the output projection; with grouped queries it is one query head's, and the others
-of its group stay. d is the logit difference answer - foil at the last token: 0 means nothing came back, 1 the whole
-clean prediction. direction="noise" runs the other way: clean with one corrupt head, 0 nothing was lost, 1 everything.
+z is what a query head reads, before the output projection, at all positions; with grouped queries it is one
+query head's, and the others of its group stay. d is the logit difference answer - foil at the last token: 0
+means nothing came back, 1 the whole clean prediction. direction="noise" runs the other way: clean with one
+corrupt head, 0 nothing was lost, 1 everything.
 
-null: the same sweep with, at each position, a random direction as long as the clean z is far from the corrupt one.
-Reads as: which heads carry what tells the two prompts apart. Does not show at which token, nor whether a head writes to
-the answer itself or feeds another; a head whose work another one repeats can score zero.
+null: the same sweep with, at each position, a random direction as long as clean z is far from corrupt z.
+Reads as: which heads carry what tells the two prompts apart. Does not show at which token, nor whether a head
+writes to the answer itself or feeds another; a head whose work another one repeats can score zero.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "at each position a random direction, as long as the difference between the clean and the corrupt z of the head there"
+NULL = "at each position a random direction, as long as the difference between the head's clean and corrupt z"
 
 
 def random_like(
@@ -40,13 +41,11 @@ def random_like(
 ) -> Float[Tensor, "layer example position head head_dim"]:
     """base plus a random direction of the length of (source - base), at each place.
 
-    Drawn position by position and alike for all examples, so that an example's null does not depend on its batch.
+    Drawn position by position, alike for all examples: an example's null does not depend on its batch.
     """
     generator = torch.Generator().manual_seed(seed)
     layers, _, width, *one = base.shape
-    noise = torch.stack([torch.randn(layers, *one, generator=generator) for _ in range(width)], dim=1)[
-        :, None
-    ].to(base)
+    noise = torch.stack([torch.randn(layers, *one, generator=generator) for _ in range(width)], dim=1)[:, None].to(base)
     return base + noise * ((source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
@@ -64,9 +63,9 @@ def measure(
 ) -> xr.Dataset:
     """Effect and null of every query head: (example, layer, head).
 
-    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the clean run's
-    top token, and the corrupt run's. seed: of the null. Raises InputError when prompts differ in length, or when both
-    runs give the same logit difference.
+    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the
+    clean run's top token, and the corrupt run's. seed: of the null. Raises InputError when prompts differ in
+    length, or when both runs give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     site = "layers.*.attn.z"

@@ -2,12 +2,12 @@
 
 Paper: textbook (Vaswani et al., "Attention Is All You Need", 2017)
 
-    pattern[layer, head, query, key] = softmax over key of (q[query] . k[key] * scaling, soft-capped and masked)
+    pattern[layer, head, query, key] = softmax over key of (q[query] . k[key] * scaling, capped and masked)
 
-A row sums to one over the tokens that its query can see. With grouped queries every query head has its own pattern.
+A row sums to one over the tokens that its query can see. With grouped queries every query head has its own.
 
-Reads as: where a head looks. Does not show what it takes from there, nor that it matters: a head that has nothing to do
-often rests on the first token, and a value vector that is read may be close to zero.
+Reads as: where a head looks. Does not show what it takes from there, nor that it matters: a head that has
+nothing to do often rests on the first token, and a value vector that is read may be close to zero.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def without_padding(
 
 @torch.no_grad()
 def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.DataArray:
-    """The pattern of every head: (example, layer, head, query, key), NaN at padding, zero where a query may not look.
+    """The pattern of every head: (example, layer, head, query, key), NaN at padding, 0 where it may not look.
 
-    layers: which ones (default all; negative ones count from the last). The tokens stand in the coordinates text_query and
-    text_key. Raises SiteError for a layer that is not there, and for a model whose attention cannot be seen (Bloom).
+    layers: which ones (default all; negative ones count from the last). The tokens stand in the coordinates
+    text_query and text_key. Raises SiteError for a layer that is not there, and for a model whose attention
+    cannot be seen (Bloom).
     """
     if layers is not None and not len(layers):
         raise InputError("layers=[] asks for no pattern: name at least one layer, or leave it out for all.")

@@ -11,7 +11,7 @@ On random words x said twice, x_0 .. x_{n-1} x_0 .. x_{n-1}, the mean over token
 and on the prompts, where o[s] = N(W_O v[s]) is what a head would write if it read token s alone (N: the norms
 after it, with their scale held at the last token):
 
-    copying           share of tokens s whose own logit is among the top 5 of U o[s]
+    copying           share of words s whose own logit is among the top 5 of U o[s]
     name_mover        sum over tokens s that are the answer of pattern[last, s] * o[s] . (u_answer - u_foil)
 
 null: for the first three, uniform attention to what a query may see (sliding windows not counted); for
@@ -43,17 +43,14 @@ from stratoscope.results import dataset
 TOP = 5
 DEFINITIONS = {
     "previous_token": "Mean attention to the token before, on random words said twice.",
-    "duplicate_token": "Mean attention from a word said again to where it stood first, on random words said twice.",
-    "induction": "Mean attention from a word said again to what followed it first, on random words said twice.",
-    "copying": f"Share of the prompts' tokens that are in the top {TOP} of what the head writes on reading them.",
-    "name_mover": "Logits of answer over foil that the head writes from where the answer stands in the prompt: "
-    "attention from the last token, times what is read there. NaN when the answer is in no prompt.",
+    "duplicate_token": "Mean attention from a word's second place to its first, on random words said twice.",
+    "induction": "Mean attention from a word's second place to what followed its first, on random words said twice.",
+    "copying": f"Share of the prompts' words that are in the top {TOP} of what the head writes on reading them.",
+    "name_mover": "Logit of answer over foil that the head writes from reading the answer in the prompt, or NaN.",
 }
 
 
-def repeated_roles(
-    pattern: Float[Tensor, "repeat head query key"], length: int
-) -> Float[Tensor, "head role=3"]:
+def repeated_roles(pattern: Float[Tensor, "text head query key"], length: int) -> Float[Tensor, "head role=3"]:
     """The first three roles, on sequences whose last 2 * length tokens are one text said twice."""
     size = pattern.shape[-1]
     every, second = torch.arange(1, size), torch.arange(size - length, size)
@@ -61,28 +58,24 @@ def repeated_roles(
     return torch.stack([pattern[:, :, query, key].mean(dim=(0, 2)) for query, key in pairs], dim=-1)
 
 
-def uniform(size: int, causal: bool) -> Float[Tensor, "repeat=1 head=1 query key"]:
+def uniform(size: int, causal: bool) -> Float[Tensor, "text=1 head=1 query key"]:
     """The pattern of a head that reads all it may see alike."""
     seen = torch.ones(size, size).tril() if causal else torch.ones(size, size)
     return (seen / seen.sum(dim=-1, keepdim=True))[None, None]
 
 
-def copied(
-    logits: Float[Tensor, "token vocab"], own: Int[Tensor, " token"], top: int
-) -> Float[Tensor, "kind=2"]:
-    """Share of tokens whose own logit is in the top; share of their other words that are. NaN if none."""
+def copied(logits: Float[Tensor, "word vocab"], own: Int[Tensor, " word"], top: int) -> Float[Tensor, "kind=2"]:
+    """Share of words whose own logit is in the top; share of the other words that are (NaN if there are none)."""
     words, column = own.unique(return_inverse=True)
-    limit = logits.topk(min(top, logits.shape[1])).values[:, -1:]
-    hit = (logits[:, words] >= limit).float()
+    limit = logits.topk(min(top + 1, logits.shape[1])).values[:, -1:]
+    hit = (logits[:, words] > limit).float()  # a tie across the limit is a miss: a silent head copies nothing
     score = hit.gather(1, column[:, None])[:, 0]
     others = (hit.sum(dim=1) - score) / (len(words) - 1 if len(words) > 1 else torch.nan)
     return torch.stack([score.mean(), others.mean()])
 
 
-def moved(
-    carried: Float[Tensor, "position head"], named: Bool[Tensor, " position"]
-) -> Float[Tensor, "kind=2 head"]:
-    """Sum over the named positions; the mean of the others, times as many. NaN if there are no others."""
+def moved(carried: Float[Tensor, "position head"], named: Bool[Tensor, " position"]) -> Float[Tensor, "kind=2 head"]:
+    """Sum over the named positions; the mean of the others, times as many (NaN if there are none)."""
     return torch.stack([carried[named].sum(dim=0), carried[~named].mean(dim=0) * named.sum()])
 
 
@@ -99,26 +92,24 @@ def measure(
 ) -> xr.Dataset:
     """Score and null of every head in every role: (layer, head, role), over all tokens and examples.
 
-    inputs, answer, foil: for copying and name_mover; default the model's top token and its runner-up. repeats,
-    length, seed: of the random texts; `length` is cut, and a note says so, to what vocabulary and context
-    allow. copying and name_mover are NaN, and a note says why, where logits are not linear in what heads
-    write. Raises SiteError for a model whose attention cannot be seen (Bloom).
+    inputs, answer, foil: for copying and name_mover; default the model's top token and its runner-up.
+    repeats, length, seed: of the random texts; `length` is cut to what vocabulary and context allow, with a
+    note. copying and name_mover are NaN, with a note, where logits are not linear in what heads write. Raises
+    SiteError for a model whose attention cannot be seen (Bloom).
     """
     lm.layout.resolve("layers.*.attn.pattern")
     batch = lm.batch(inputs)
-    if batch.ids is None:
-        raise InputError(f"{lm.family.name} reads no tokens: these roles of heads are defined on text.")
+    if batch.ids is None or ("vision" in lm.family.towers and not lm.layout.head):
+        raise InputError(f"{lm.family.name} does not run on text alone: these roles of heads are defined on text.")
     texts, size, notes = _said_twice(lm, repeats, length, seed)
     patterns = capture(lm, texts, "layers.*.attn.pattern").stack("layers.*.attn.pattern").float().cpu()
-    causal = lm.family.towers[""].causal
     score = torch.stack([repeated_roles(pattern, size) for pattern in patterns])
-    null = repeated_roles(uniform(patterns.shape[-1], causal), size).expand_as(score)
+    chance = uniform(patterns.shape[-1], lm.family.towers[""].causal)
+    null = repeated_roles(chance, size).expand_as(score)
     both = torch.full((2, *score.shape[:2], 2), torch.nan)
     coords: dict[str, Any] = {"layer": list(range(len(score))), "head": list(range(score.shape[1]))}
     if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
-        notes.append(
-            f"No copying, no name_mover: {lm.family.name}'s logits are not linear in what heads write."
-        )
+        notes.append(f"No copying, no name_mover: {lm.family.name}'s logits are not linear in what heads write.")
     else:
         asked = target(lm, batch, answer, foil)
         both = _on_prompts(lm, batch, asked)
@@ -151,17 +142,13 @@ def _said_twice(lm: LM, repeats: int, length: int, seed: int) -> tuple[list[list
         raise InputError(f"repeats={repeats}, length={length}: at least 1 text of 2 words; room for {size}.")
     dice = np.random.default_rng(seed)
     texts = [dice.choice(words, size, replace=False).tolist() for _ in range(repeats)]  # no word twice
-    notes = (
-        [f"Random texts have {size} words, not {length}: no more fit this model."] if size < length else []
-    )
+    notes = [f"Random texts have {size} words, not {length}: no more fit this model."] if size < length else []
     return [[*start, *text, *text] for text in texts], size, notes
 
 
 def _special(lm: LM) -> list[int]:
     """Ids that stand for no word."""
-    keys = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "image")] + [
-        "image_token_index"
-    ]
+    keys = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "image")] + ["image_token_index"]
     found = {getattr(config, key, None) for config in (lm.layout.config(), lm.model.config) for key in keys}
     if lm.tokenizer is not None:
         found |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
@@ -175,23 +162,23 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
     ends = capture(lm, batch, "layers.*.attn.pattern", "layers.*.attn.z", final, positions=-1)
     norm, unembed = freeze(lm.layout.final_norm, ends[final]), lm.weight("logits")
     towards = unembed[asked.answer] - unembed[asked.foil]
-    named = (batch.ids == asked.answer.to(batch.ids.device)[:, None]) & batch.mask
-    word = batch.mask & ~torch.isin(batch.ids, torch.tensor(_special(lm), device=batch.ids.device))
+    named = torch.eq(batch.ids, asked.answer.to(batch.ids.device)[:, None])
+    plain = torch.isin(batch.ids, torch.tensor(_special(lm), device=batch.ids.device), invert=True)
+    word = plain.logical_and(batch.mask)
+    own = batch.ids.masked_select(word)
     found = []
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}.attn"
         out = _written(lm, layer, values[f"{at}.v"], ends[f"{at}.z"], norm)
-        copy = torch.stack([copied(o @ unembed.T, batch.ids[word], TOP) for o in out[word].unbind(1)], dim=1)
+        copy = torch.stack([copied(o @ unembed.T, own, TOP) for o in out[word].unbind(1)], dim=1)
         carried = ends[f"{at}.pattern"].transpose(1, 2) * torch.einsum("ephd,ed->eph", out, towards)
-        moves = [moved(x[real], n[real]) for x, n, real in zip(carried, named, batch.mask) if n.any()]
+        moves = [moved(x[real], n[real]) for x, n, real in zip(carried, named, batch.mask) if n[real].any()]
         move = torch.stack(moves).mean(dim=0) if moves else torch.full_like(copy, torch.nan)
         found.append(torch.stack([copy, move], dim=-1))
     return torch.stack(found, dim=1).float().cpu()
 
 
-def _written(
-    lm: LM, layer: int, v: Tensor, z: Tensor, norm: FrozenNorm
-) -> Float[Tensor, "example position head dim"]:
+def _written(lm: LM, layer: int, v: Tensor, z: Tensor, norm: FrozenNorm) -> Float[Tensor, "example position head dim"]:
     """What each query head would write if it read one position alone, through the norms that follow."""
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
     projection, *post = lm.layout.writers(site)

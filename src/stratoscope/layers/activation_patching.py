@@ -56,18 +56,16 @@ def measure(
 ) -> xr.Dataset:
     """Effect and null at every layer and position: (example, layer, position), NaN at padding.
 
-    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the clean run's
-    top token, and the corrupt run's. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the null.
-    Raises InputError when prompts differ in length, or when both runs give the same logit difference.
+    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the clean
+    run's top token, and the corrupt run's. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the
+    null. Raises InputError when prompts differ in length, or when both runs give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     name = f"layers.*.{site}"
     base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
     noise = random_like(base, source, seed)
     shape = (lm.dims.layers, base.shape[2])
-    has = [
-        (both.base.lengths > p).nonzero()[:, 0].tolist() for p in range(shape[1])
-    ]  # examples that reach position p
+    has = [(both.base.lengths > p).nonzero()[:, 0].tolist() for p in range(shape[1])]  # examples that reach position p
     cells = [
         replaced(f"layers.{layer}.{site}", vectors[layer, has[p], p : p + 1], positions=p, examples=has[p])
         for vectors in (source, noise)

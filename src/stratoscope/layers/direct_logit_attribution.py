@@ -122,11 +122,7 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
 
 def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
     bias = getattr(lm.layout.head[-1], "bias", None)
-    return (
-        torch.zeros(len(answer), dtype=torch.double)
-        if bias is None
-        else bias.double()[answer] - bias.double()[foil]
-    )
+    return torch.zeros(len(answer), dtype=torch.double) if bias is None else bias.double()[answer] - bias.double()[foil]
 
 
 def _refuse(lm: LM) -> None:
@@ -137,6 +133,4 @@ def _refuse(lm: LM) -> None:
             f"direct logit attribution does not exist for it. Use activation patching."
         )
     if len(lm.layout.head) != 1:
-        raise SiteError(
-            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes."
-        )
+        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")

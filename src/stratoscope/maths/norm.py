@@ -55,7 +55,5 @@ def freeze(norm: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
     frozen = FrozenNorm(weight, bias, scale, centred)
     rebuilt = frozen.linear(x) + bias
     if not torch.allclose(rebuilt, out, atol=1e-3 * float(out.abs().max().clamp_min(1e-6)), rtol=1e-3):
-        raise FamilyError(
-            f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm: it cannot be made linear."
-        )
+        raise FamilyError(f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm: it cannot be made linear.")
     return frozen

@@ -21,7 +21,8 @@ from stratoscope.errors import FamilyError
 NAME = "stratoscope"
 # fire(point, value) -> value, for the attention module that is running
 Fire = Callable[[str, Tensor], Tensor]
-# attend(q, k, v, mask, scaling, softcap) -> z (example, position, head, head_dim), when someone (the sweep) computes attention its own way
+# attend(q, k, v, mask, scaling, softcap) -> z (example, position, head, head_dim), when someone (the sweep) computes
+# attention its own way
 _listeners: dict[nn.Module, Fire] = {}
 _replacements: dict[nn.Module, Callable[..., Tensor]] = {}
 # arguments of other attention functions that change the result and that `attend` does not compute
@@ -68,9 +69,7 @@ def _attend(
     """The function Transformers calls. query (example, head, position, head_dim) -> (example, position, head, head_dim)."""
     unhandled = [name for name in _UNHANDLED if others.get(name) is not None]
     if unhandled:
-        raise FamilyError(
-            f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute."
-        )
+        raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     fire = _listeners.get(module, lambda _, x: x)
     query, key, value = (

@@ -72,9 +72,7 @@ class Batch:
         if self.extra or self.ids is None:
             raise InputError("a batch with images cannot be split into examples: pass them one by one.")
         n = int(self.lengths[index])
-        return Batch(
-            self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],)
-        )
+        return Batch(self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],))
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,)."""
@@ -111,9 +109,7 @@ def make(
     extra: dict[str, Tensor] = {}
     mask = None
     if isinstance(inputs, Mapping):
-        extra = {
-            k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None
-        }
+        extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None}
         mask, inputs = inputs.get("attention_mask"), inputs.get("input_ids")
         if inputs is None:
             return Batch(None, None, extra)
@@ -125,9 +121,7 @@ def make(
         if not row:
             raise InputError(f"prompt {number} is empty: there is no token to explain.")
         if limit is not None and len(row) > limit:
-            raise InputError(
-                f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it."
-            )
+            raise InputError(f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it.")
         wrong = [i for i in row if i < 0 or (vocab is not None and i >= vocab and i != image)]
         if wrong:
             raise InputError(

@@ -33,9 +33,7 @@ class Layout:
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
         self.base: nn.Module = model.base_model
-        self.layers = {
-            name: list(self._module(self.base, tower.layers)) for name, tower in family.towers.items()
-        }
+        self.layers = {name: list(self._module(self.base, tower.layers)) for name, tower in family.towers.items()}
         if family.head and not self.head and _reads_out(model):
             raise FamilyError(
                 f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
@@ -56,41 +54,26 @@ class Layout:
         """The one site that a name means. Raises SiteError, also for a name with `*`."""
         found = self.resolve(site)
         if len(found) != 1:
-            raise SiteError(
-                f"`{site}` names {len(found)} sites where one is needed: give a layer's number for `*`."
-            )
+            raise SiteError(f"`{site}` names {len(found)} sites where one is needed: give a layer's number for `*`.")
         return found[0]
 
     def lack(self, site: Site) -> str | None:
         """Why this model has no such site, or None."""
         tower = self.family.towers[site.tower]
         if site.layer is not None:
-            return tower.lacks.get(site.point) or (
-                None if site.point in tower.points else "it has no such part"
-            )
+            return tower.lacks.get(site.point) or (None if site.point in tower.points else "it has no such part")
         if site.tower and site.point not in ("embed", "final_norm"):
             return "a tower beside the main one has no such part of its own"
         if site.point == "logits":
-            return (
-                None
-                if self.head
-                else f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
-            )
+            return None if self.head else f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
         if site.point == "projector":
             return None if self.family.projector else "it has no projector between vision and text"
         return None if getattr(tower, site.point) else "it has no such part"
 
     def all_sites(self) -> list[Site]:
         """Every site of the model, in the order in which they are computed within a layer."""
-        names = [
-            Site(t, layer, p) for t, ls in self.layers.items() for layer in range(len(ls)) for p in POINTS
-        ]
-        ends = [
-            Site(t, None, p)
-            for t in self.layers
-            for p in GLOBAL_POINTS
-            if t == "" or p in ("embed", "final_norm")
-        ]
+        names = [Site(t, layer, p) for t, ls in self.layers.items() for layer in range(len(ls)) for p in POINTS]
+        ends = [Site(t, None, p) for t in self.layers for p in GLOBAL_POINTS if t == "" or p in ("embed", "final_norm")]
         return [site for site in names + ends if self.lack(site) is None]
 
     def locate(self, site: Site) -> tuple[nn.Module, Point]:

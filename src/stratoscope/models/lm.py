@@ -52,18 +52,16 @@ class LM:
     def batch(self, inputs: Any) -> Batch:
         """Read prompts (one or several), token ids, a mapping of model inputs, or a Batch; padding side does not matter.
 
-        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or text without tokenizer.
+        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or text without
+        tokenizer.
         """
         if isinstance(inputs, Batch):
             return inputs.to(self.model.device)
         config = self.model.config
-        pad = (
-            getattr(self.tokenizer, "pad_token_id", None)
-            or getattr(self.layout.config(), "pad_token_id", None)
-            or 0
-        )
+        pad = getattr(self.tokenizer, "pad_token_id", None) or getattr(self.layout.config(), "pad_token_id", None) or 0
         image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         vocab = self.dims.vocab or None
+        pad = pad if 0 <= pad < (vocab or pad + 1) else 0  # never read, but looked up in the embedding all the same
         made = batches.make(inputs, self.tokenizer, limit=self._context(), pad=pad, image=image, vocab=vocab)
         return made.to(self.model.device)
 

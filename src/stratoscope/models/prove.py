@@ -46,9 +46,7 @@ def checks(lm: LM, inputs: object) -> list[Check]:
     seen = _capture(lm, batch)
     tolerance = 1e-4 if lm.model.dtype == torch.float32 else 3e-2
     real = None if batch.mask is None else batch.mask
-    found = [
-        Check("the site is reached", str(s), torch.inf, torch.inf, tolerance) for s in _unreached(lm, seen)
-    ]
+    found = [Check("the site is reached", str(s), torch.inf, torch.inf, tolerance) for s in _unreached(lm, seen)]
     for name, site, got, expected in _pairs(lm, batch, seen):
         if real is not None and got.shape[:2] == real.shape:
             got, expected = got[real], expected[real]
@@ -56,7 +54,7 @@ def checks(lm: LM, inputs: object) -> list[Check]:
         scale = expected.float().abs().max().clamp_min(1e-6)
         relative = gap.norm() / expected.float().norm().clamp_min(1e-6)
         found.append(Check(name, str(site), float(gap.abs().max() / scale), float(relative), tolerance))
-    return found
+    return found + _order(lm, batch, seen, tolerance) + _causality(lm, batch, seen, tolerance)
 
 
 def prove(lm: LM, inputs: object) -> list[Check]:
@@ -71,6 +69,43 @@ def prove(lm: LM, inputs: object) -> list[Check]:
             f"{worst.relative:.1e}, allowed {worst.tolerance:.0e}). The site names would lie, so it is refused."
         )
     return found
+
+
+def _order(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
+    """Whether the first layer's MLP reads what its attention wrote, as the family says: the sums hold either way."""
+    found = []
+    for name, tower in lm.family.towers.items():
+        attention, mlp = (Site(name, 0, point) for point in ("attn.out", "mlp.out"))
+        if tower.residual == "post-norm" or mlp not in seen:
+            continue
+        after: dict[Site, Tensor] = {}
+        edits = {attention: [lambda x, run: x + 3 * x.roll(1, dims=-1)]}  # no constant: a LayerNorm would not see it
+        with lm.taps.using(edits, {mlp: [lambda x, run: after.update({mlp: x.clone()})]}):
+            lm(batch)
+        parallel = torch.equal(after[mlp], seen[mlp])
+        error = 0.0 if parallel == (tower.residual == "parallel") else torch.inf
+        found.append(Check(f"attention and MLP are {tower.residual}", str(mlp), error, error, tolerance))
+    return found
+
+
+def _causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
+    """Whether earlier positions feel a change at the last token, as the family says: `sweep` relies on it."""
+    first, last = Site("", 0, "resid_pre"), Site("", lm.dims.layers - 1, "resid_post")
+    if batch.ids is None or int(batch.lengths.max()) < 2:
+        return []
+    rows, at = torch.arange(len(batch)), batch.lengths - 1
+    after: dict[Site, Tensor] = {}
+
+    def change(x: Tensor, run: object) -> Tensor:
+        return torch.index_put(x, (rows, at), 3 * x[rows, at].roll(1, dims=-1))
+
+    with lm.taps.using({first: [change]}, {last: [lambda x, run: after.update({last: x.clone()})]}):
+        lm(batch)
+    earlier = batch.mask.index_put((rows, at), torch.tensor(False, device=batch.mask.device))
+    felt = (after[last] - seen[last])[earlier].norm() / seen[last][earlier].norm()
+    causal = lm.family.towers[""].causal
+    error = 0.0 if (felt <= tolerance) == causal else torch.inf
+    return [Check("causal" if causal else "bidirectional", str(last), error, error, tolerance)]
 
 
 def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
@@ -89,9 +124,8 @@ def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
 
 
 def _last(output: Any) -> Tensor:
-    """Logits, or the last hidden state of a model without a read-out, or the scores of an image and text pair."""
-    names = ("logits", "last_hidden_state", "logits_per_text")
-    return next(output[name] for name in names if output.get(name) is not None)
+    """What the model is run for: logits, or the last hidden state, or the scores of an image and text pair."""
+    return next(x for x in output.values() if isinstance(x, Tensor))
 
 
 def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
@@ -101,6 +135,7 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
             here = {p: seen[s] for p in _LAYER if (s := Site(tower, layer, p)) in seen}
             if here:
                 yield from _layer_pairs(lm, Site(tower, layer, ""), here)
+    yield from _shut(lm, batch, seen)
     plain = _last(lm(batch))
     yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
     if not lm.layout.head:
@@ -114,6 +149,18 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
         read if pooled is None else read[:, pooled],
         plain,
     )
+
+
+def _shut(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+    """mlp.pre is what the activation function takes: far below zero it shuts every neuron (a gate's other half would not)."""
+    after: dict[Site, Tensor] = {}
+    gates = [s for s in seen if s.point == "mlp.pre"]
+    acts = [Site(s.tower, s.layer, "mlp.act") for s in gates]
+    edits = {s: [lambda x, run: torch.full_like(x, -100)] for s in gates}
+    with lm.taps.using(edits, {s: [lambda x, run, s=s: after.update({s: x.clone()})] for s in acts}):
+        lm(batch)
+    for site, act in after.items():
+        yield "mlp.act shuts when mlp.pre is far below zero", site, act, torch.zeros_like(act)
 
 
 _LAYER = (

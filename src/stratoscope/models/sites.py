@@ -128,9 +128,7 @@ def _unreadable(text: str, point: str | None) -> str:
     if point is not None:
         near = [f"layers.N.{p}" for p in difflib.get_close_matches(point, POINTS, n=3, cutoff=0.3)]
     else:
-        near = difflib.get_close_matches(
-            text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3
-        )
+        near = difflib.get_close_matches(text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3)
     hint = f" Did you mean {', '.join(f'`{n}`' for n in near)}?" if near else ""
     points = ", ".join(POINTS)
     return (

@@ -30,11 +30,13 @@ class StopForward(Exception):
 @dataclass
 class Run:
     """What is running: the batch (None when the user calls the Hugging Face model directly), how many forward passes
-    came before this one since the model was last started, and how far generation shifted each example to the right."""
+    came before this one since the model was last started, how far generation shifted each example to the right, and how
+    many positions the cache has seen."""
 
     batch: Batch | None = None
     step: int = 0
     shift: Tensor | None = None
+    past: int = 0
 
 
 Edit = Callable[[Tensor, Run], Tensor]
@@ -83,9 +85,7 @@ class Taps:
     def _install(self) -> None:
         """Put up exactly the hooks that today's listeners need."""
         self._open.close()
-        sites = sorted(
-            {s for pair in self.listening for table in pair for s in table}, key=lambda s: _ORDER[s.point]
-        )
+        sites = sorted({s for pair in self.listening for table in pair for s in table}, key=lambda s: _ORDER[s.point])
         pre: dict[nn.Module, list[tuple[Site, Point]]] = {}
         post: dict[nn.Module, list[tuple[Site, Point]]] = {}
         inside: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
@@ -102,7 +102,8 @@ class Taps:
             hook = self._before(here, remember.get(module))
             self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         for module, here in post.items():
-            self._open.callback(module.register_forward_hook(self._after(here)).remove)
+            # first of all: Transformers collects hidden states by hooks of its own, and LLaVA goes on with those
+            self._open.callback(module.register_forward_hook(self._after(here), prepend=True).remove)
         if self.listening:
             count = self.lm.model.register_forward_pre_hook(self._count, with_kwargs=True, prepend=True)
             self._open.callback(count.remove)
@@ -112,7 +113,8 @@ class Taps:
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward pass that finds an empty cache starts anew: step 0."""
         cache = kwargs.get("past_key_values")
-        self.run.step = self.run.step + 1 if cache is not None and cache.get_seq_length() else 0
+        self.run.past = 0 if cache is None else int(cache.get_seq_length())
+        self.run.step = self.run.step + 1 if self.run.past else 0
 
     def _before(self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -139,7 +141,7 @@ class Taps:
                 return (value, *output[1:])
             if isinstance(output, Tensor):
                 return value
-            output["logits"] = value
+            output[_logits(output)] = value
             return output
 
         return hook
@@ -188,4 +190,8 @@ def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Ten
 def _tensor_in(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    return output[0] if isinstance(output, tuple) else output["logits"]
+    return output[0] if isinstance(output, tuple) else output[_logits(output)]
+
+
+def _logits(output: Any) -> str:
+    return "logits" if "logits" in output else "prediction_logits"  # BertForPreTraining has two read-outs

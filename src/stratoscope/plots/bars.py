@@ -46,9 +46,7 @@ def bars(
         x=values,
         y=ticks.places,
         orientation="h",
-        marker={
-            "color": list(colours) if colours else np.where(values < 0, theme.AGAINST, theme.TOWARDS).tolist()
-        },
+        marker={"color": list(colours) if colours else np.where(values < 0, theme.AGAINST, theme.TOWARDS).tolist()},
         text=said if written else None,
         textposition="outside" if written else None,
         cliponaxis=False,

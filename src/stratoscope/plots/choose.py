@@ -24,7 +24,7 @@ def strongest(array: xr.DataArray, n: int) -> list[dict[str, Any]]:
     found = []
     for place in order[np.isfinite(flat[order])][:n]:
         at = np.unravel_index(place, array.shape)
-        labels = {str(d): array[d].values[i].item() for d, i in zip(array.dims, at)}
+        labels = {str(d): array[d].values.tolist()[i] for d, i in zip(array.dims, at)}
         found.append({**labels, "value": float(flat[place])})
     return found
 

@@ -77,9 +77,7 @@ def heatmap(
         colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": plain(unit), "side": "right"}},
     )
     if hover is not None:
-        trace.update(
-            customdata=only(hover, y, x).values, hovertemplate="%{hovertext}<br>%{customdata}<extra></extra>"
-        )
+        trace.update(customdata=only(hover, y, x).values, hovertemplate="%{hovertext}<br>%{customdata}<extra></extra>")
     if text is not None:
         cells = _cells(only(text, y, x).values)
         trace.update(text=cells, texttemplate="%{text}", textfont={"family": theme.MONO})

@@ -47,9 +47,7 @@ class Ticks:
 
     def entry(self, i: int) -> str:
         """One entry in full, safe for a figure: the axis and its number, and the token where there is one."""
-        return (
-            f"{self.name} {i} {text.plain(self.labels[i])}" if self.words else f"{self.name} {self.labels[i]}"
-        )
+        return f"{self.name} {i} {text.plain(self.labels[i])}" if self.words else f"{self.name} {self.labels[i]}"
 
     def axis(self, *, slanted: bool = False, reverse: bool = False, pixels: int = 11) -> dict[str, Any]:
         """The plotly axis: as many labels as can be read, the axis named when they are only numbers.

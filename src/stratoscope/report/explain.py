@@ -67,9 +67,10 @@ def explain(
 ) -> Explanation:
     """Everything the report shows about what the model predicts after one prompt.
 
-    answer, foil: default the top token and its runner-up. corrupt: a prompt of as many tokens on which the model answers
-    otherwise; made automatically when none is given. seed: of the nulls, the random sequences and the automatic prompt.
-    Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts no next token.
+    answer, foil: default the top token and its runner-up. corrupt: a prompt of as many tokens on which the model
+    answers otherwise; made automatically when none is given. seed: of the nulls, the random sequences and the
+    automatic prompt. Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
+    no next token.
     """
     began = time.perf_counter()
     steps = Steps(lm, report)
@@ -84,7 +85,7 @@ def explain(
     for method in ("occlusion", "integrated_gradients", "gradient_times_input"):
         steps.measure(f"tokens.{method}", batch, **words)
     importance = steps.results["tokens.occlusion"]["attribution"]
-    steps.measure("tokens.verbalize", batch, saliency=importance, **words)
+    steps.measure("tokens.verbalize", batch, saliency=steps.results["tokens.occlusion"], **words)
     other, how, text = _corrupt(steps, batch, corrupt, importance, words, seed)
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):
@@ -102,9 +103,7 @@ def explain(
         corrupt_prompt=text,
         corrupt_how=how,
         notes=notes,
-        predictions=[
-            (str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])
-        ],
+        predictions=[(str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])],
         answer_probability=float(first["answer_probability"][0]),
         foil_probability=float(first["foil_probability"][0]),
         results=results,

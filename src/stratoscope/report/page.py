@@ -174,9 +174,7 @@ def _prediction(e: Explanation) -> Section:
     if names:
         colour = {e.answer: theme.TOWARDS, e.foil: theme.AGAINST}
         colours = [colour.get(name, theme.NEUTRAL) for name in names]
-        likely = xr.DataArray(
-            chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))}
-        )
+        likely = xr.DataArray(chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))})
         how = {"unit": "probability", "write": percent, "scale": ".0%", "colours": colours}
         drawn = bars.bars(likely, dim="rank", **how)
         section.panels["top"] = _panel(drawn, f"The {len(names)} most probable next tokens", width=320)
@@ -207,9 +205,7 @@ def _prediction(e: Explanation) -> Section:
     ranks = last["answer_rank"].values
     settled = len(ranks) - int(np.argmax(ranks[::-1] > 0)) if (ranks > 0).any() else 0
     if ranks[-1] > 0:
-        section.finding = (
-            f"{_q(e.answer)} is not the model’s first choice: it ends at rank {int(ranks[-1]) + 1}."
-        )
+        section.finding = f"{_q(e.answer)} is not the model’s first choice: it ends at rank {int(ranks[-1]) + 1}."
     else:
         section.finding = (
             f"Read through the output vocabulary, {_q(e.answer)} becomes the top token after "
@@ -224,9 +220,7 @@ def _candidates(lens: xr.Dataset) -> xr.DataArray:
     lined = np.empty(five["token"].shape[:2], dtype=object)
     for i, j in np.ndindex(lined.shape):
         pairs = zip(five["token"].values[i, j].tolist(), five["probability"].values[i, j].tolist())
-        lined[i, j] = "<br>".join(
-            f"{plain(percent(p).rjust(6, NBSP))} {plain(visible(str(t)))}" for t, p in pairs if t
-        )
+        lined[i, j] = "<br>".join(f"{plain(percent(p).rjust(6, NBSP))} {plain(visible(str(t)))}" for t, p in pairs if t)
     return xr.DataArray(lined, dims=("depth", "position"))
 
 
@@ -254,9 +248,7 @@ def _direct(e: Explanation) -> Section:
         mlps = choose.spread(parts.isel(component=kinds == "mlp"), "layer")
         drawn = bars.bars(mlps, dim="layer", unit=unit, upward=True, row=18, written=False)
         section.panels["mlps"] = _panel(drawn, "MLPs, layer by layer", width=240)
-    section.more["sums"] = {
-        kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())
-    }
+    section.more["sums"] = {kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())}
     section.more |= {name: float(found[name]) for name in ("logit_difference", "total", "residual_error")}
     said = []
     for name, way, sign in ((names[:1], "towards", 1), (names[-1:], "against", -1)):
@@ -397,32 +389,21 @@ def _neurons(e: Explanation) -> Section:
     measured, vocabulary, clamp = e.one("neurons.contribution"), e.one("neurons.vocabulary"), e.one("clamp")
     units = _units(vocabulary) or _units(clamp)
     if not units and measured is not None:
-        units = [
-            (place["layer"], place["neuron"])
-            for place in choose.strongest(measured["contribution"], TOP_NEURONS)
-        ]
+        units = [(place["layer"], place["neuron"]) for place in choose.strongest(measured["contribution"], TOP_NEURONS)]
     rows = []
     for layer, neuron in units[:TOP_NEURONS]:
         row: dict[str, Any] = {"layer": layer, "neuron": neuron, "promoted": [], "suppressed": []}
         for part in ("activation", "contribution"):
-            row[part] = (
-                float(choose.pick(measured[part], layer=layer, neuron=neuron))
-                if measured is not None
-                else None
-            )
+            row[part] = float(choose.pick(measured[part], layer=layer, neuron=neuron)) if measured is not None else None
         for part in ("promoted", "suppressed"):
             row[part] = [t for t in _unit(vocabulary, part, (layer, neuron), []) if t][:TOP_WORDS]
-        before, after = (
-            _unit(clamp, f"difference_{when}", (layer, neuron), None) for when in ("before", "after")
-        )
+        before, after = (_unit(clamp, f"difference_{when}", (layer, neuron), None) for when in ("before", "after"))
         row["clamp"] = (float(before), float(after)) if before is not None and after is not None else None
         rows.append(row)
     written = [abs(row["contribution"]) for row in rows if row["contribution"] is not None]
     section.more = {"rows": rows, "limit": max((w for w in written if np.isfinite(w)), default=0.0) or 1.0}
     if measured is not None and rows:
-        best = max(
-            rows, key=lambda row: abs(row["contribution"]) if np.isfinite(row["contribution"]) else 0.0
-        )
+        best = max(rows, key=lambda row: abs(row["contribution"]) if np.isfinite(row["contribution"]) else 0.0)
         total, n = float(measured["contribution"].sum()), measured["contribution"].size
         section.finding = (
             f"Neuron {best['neuron']} of layer {best['layer']} writes {number(best['contribution'])} to the "
@@ -432,21 +413,13 @@ def _neurons(e: Explanation) -> Section:
 
 
 def _units(found: xr.Dataset | None) -> list[tuple[int, int]]:
-    return (
-        list(zip(found["layer"].values.tolist(), found["neuron"].values.tolist()))
-        if found is not None
-        else []
-    )
+    return list(zip(found["layer"].values.tolist(), found["neuron"].values.tolist())) if found is not None else []
 
 
 def _unit(found: xr.Dataset | None, part: str, unit: tuple[int, int], otherwise: Any) -> Any:
     """The entry of one neuron in a result over `unit`, or `otherwise` where it was not measured."""
     at = _units(found)
-    return (
-        found[part].isel(unit=at.index(unit)).values.tolist()
-        if found is not None and unit in at
-        else otherwise
-    )
+    return found[part].isel(unit=at.index(unit)).values.tolist() if found is not None and unit in at else otherwise
 
 
 # 6 tokens -----------------------------------------------------------------------------------------
@@ -476,11 +449,7 @@ def _tokens(e: Explanation) -> Section:
     drawn = bars.grouped(given, dim="position", unit="attribution (logits)")
     size = next(iter(given.values())).sizes["position"]
     section.panels["bars"] = _panel(drawn, "The same numbers as bars, on one axis", width=28 * size + 80)
-    tops = {
-        name: choose.strongest(value, 1)[0]
-        for name, value in given.items()
-        if np.isfinite(value.values).any()
-    }
+    tops = {name: choose.strongest(value, 1)[0] for name, value in given.items() if np.isfinite(value.values).any()}
     where = {name: _token(given[name], top["position"]) for name, top in tops.items()}
     if len(tops) > 1 and len(set(where.values())) == 1:
         said = ", ".join(f"{name} {number(top['value'])}" for name, top in tops.items())

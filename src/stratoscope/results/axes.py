@@ -15,6 +15,7 @@ AXES: dict[str, str] = {
     "dim": "a coordinate of the residual stream",
     "head_dim": "a coordinate inside one head",
     "vocab": "a token id of the vocabulary",
+    "edge": "a link from one component to an input of a later one, with coordinates sender and receiver",
     "component": "a named writer to the residual stream: embedding, head, MLP or bias",
     "rank": "a place in a sorted list, 0 is best",
     "role": "a named behaviour of a head, such as induction",

@@ -75,9 +75,7 @@ def dataset(
     arrays = {name: _variable(name, spec, sizes) for name, spec in [*variables.items(), *given.items()]}
     for name in variables:
         if name in given or name in sizes:
-            raise ResultError(
-                f"{name!r} names both a variable and an axis or coordinate. Rename the variable."
-            )
+            raise ResultError(f"{name!r} names both a variable and an axis or coordinate. Rename the variable.")
     for name in given:
         if name in sizes and arrays[name].dims != (name,):
             raise ResultError(
@@ -91,9 +89,7 @@ def dataset(
         **({} if seed is None else {"seed": seed}),
         **{key: json.loads(json.dumps(value, default=_as_json)) for key, value in attrs.items()},
     }
-    return xr.Dataset(
-        {name: arrays[name] for name in variables}, {name: arrays[name] for name in given}, attrs=stamped
-    )
+    return xr.Dataset({name: arrays[name] for name in variables}, {name: arrays[name] for name in given}, attrs=stamped)
 
 
 def _variable(name: str, spec: tuple[Any, ...], sizes: dict[str, tuple[int, str]]) -> xr.Variable:
@@ -108,13 +104,9 @@ def _variable(name: str, spec: tuple[Any, ...], sizes: dict[str, tuple[int, str]
             hint = f"nearest: {', '.join(near)}" if near else f"the words are {', '.join(AXES)}"
             raise ResultError(f"{name!r} uses {word!r}, which is not an axis word; {hint}.")
     if len(set(dims)) != len(dims):
-        raise ResultError(
-            f"{name!r} names an axis twice in {dims}. Attention has `query` and `key` for this."
-        )
+        raise ResultError(f"{name!r} names an axis twice in {dims}. Attention has `query` and `key` for this.")
     if array.ndim != len(dims):
-        raise ResultError(
-            f"{name!r} has {array.ndim} axes, shape {array.shape}, but {len(dims)} words: {dims}."
-        )
+        raise ResultError(f"{name!r} has {array.ndim} axes, shape {array.shape}, but {len(dims)} words: {dims}.")
     for word, size in zip(dims, array.shape):
         known, first = sizes.setdefault(word, (size, name))
         if size != known:
@@ -132,18 +124,14 @@ def _array(name: str, values: Any) -> np.ndarray:
     try:
         array = np.array(values)
     except (ValueError, TypeError) as error:
-        raise ResultError(
-            f"{name!r} is not a regular array ({error}). Pad numbers with NaN, text with ''."
-        ) from error
+        raise ResultError(f"{name!r} is not a regular array ({error}). Pad numbers with NaN, text with ''.") from error
     if array.dtype.kind in "UO":
         # Not numpy's fixed-width text: that drops trailing null characters, and byte-level tokens have them.
         array = np.array(values, dtype=object)
         if not all(isinstance(item, str) for item in array.flat):
             raise ResultError(f"{name!r} mixes text with something else. Give all strings, or all numbers.")
     elif array.dtype.kind not in "biuf":
-        raise ResultError(
-            f"{name!r} has dtype {array.dtype}. Results hold booleans, integers, floats and text."
-        )
+        raise ResultError(f"{name!r} has dtype {array.dtype}. Results hold booleans, integers, floats and text.")
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 

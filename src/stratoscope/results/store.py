@@ -78,9 +78,7 @@ def _to_netcdf(result: xr.DataArray | xr.Dataset) -> memoryview:
     header: dict[str, Any] = {"format": FORMAT, "coords": list(coords)}
     if isinstance(result, xr.DataArray):
         name = "values" if result.name is None else result.name
-        while (
-            name in coords or name in result.dims
-        ):  # `ds["layer"]` is an array with the name of its coordinate
+        while name in coords or name in result.dims:  # `ds["layer"]` is an array with the name of its coordinate
             name = f"{name}_"
         variables = {name: result.variable}
         header |= {"kind": "DataArray", "name": result.name}
@@ -119,9 +117,7 @@ def _encode(name: str, variable: xr.Variable) -> tuple[xr.Variable, dict[str, An
     if kind in "UO":
         values = values.astype(object)
         if not all(isinstance(item, str) for item in values.flat):
-            raise ResultError(
-                f"{name!r} holds objects that are not text; a file holds numbers and text only."
-            )
+            raise ResultError(f"{name!r} holds objects that are not text; a file holds numbers and text only.")
         note["json"] = any(_UNSTORABLE.search(item) for item in values.flat)
         values = _each(json.dumps, values) if note["json"] else values
     elif kind == "b":
@@ -129,9 +125,7 @@ def _encode(name: str, variable: xr.Variable) -> tuple[xr.Variable, dict[str, An
     elif values.dtype == np.float16:
         values = values.astype(np.float32)
     elif kind not in "iuf" or values.dtype.itemsize > 8:
-        raise ResultError(
-            f"{name!r} has dtype {values.dtype}; a file holds booleans, integers, floats and text."
-        )
+        raise ResultError(f"{name!r} has dtype {values.dtype}; a file holds booleans, integers, floats and text.")
     return xr.Variable(variable.dims, values), note
 
 

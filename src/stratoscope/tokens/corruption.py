@@ -5,8 +5,8 @@ Paper: textbook (symmetric token replacement: Zhang and Nanda, "Towards Best Pra
     corrupt = argmin over draws of  d(prompt with tokens[k most important] <- random tokens of their kind)
 
 d is the logit difference answer - foil; importance is occlusion; a token's kind is its neighbourhood in embedding space
-among tokens of the same shape (leading space, capital, letters). k grows from 1 until the difference has changed sign or
-`most` tokens are changed. Length and all other tokens stay, so the pair can be patched token by token.
+among tokens of the same shape (leading space, capital, letters). k grows from 1 until the difference has changed sign
+or `most` tokens are changed. Length and all other tokens stay, so the pair can be patched token by token.
 
 Reads as: one prompt near the given one on which the model answers otherwise. Does not show the only or the smallest
 such change, and a name exchanged for a name asks another question than a name exchanged for noise.
@@ -54,10 +54,10 @@ def measure(
 ) -> xr.Dataset:
     """One corrupt prompt for each prompt, as ids.
 
-    importance: (example, position), default occlusion. most: how many tokens may change. draws: random exchanges tried for
-    each number of tokens. near: how many neighbours count as a token's kind.
-    Returns id (example, position; -1 at padding), changed, clean_difference, corrupt_difference and `how`, a sentence.
-    Raises InputError when a prompt has no token that can be exchanged.
+    importance: (example, position), default occlusion. most: how many tokens may change. draws: random exchanges
+    tried for each number of tokens. near: how many neighbours count as a token's kind. Returns id (example, position;
+    -1 at padding), changed, clean_difference, corrupt_difference and `how`, a sentence. Raises InputError when a
+    prompt has no token that can be exchanged.
     """
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
@@ -108,13 +108,9 @@ def _corrupt(
 ) -> tuple[Tensor, Tensor]:
     embedding = lm.weight("embed").detach()
     shapes = _shapes(lm)
-    order = [
-        p for p in weight.argsort(descending=True).tolist() if _shape(token_text(lm.tokenizer, int(ids[p])))
-    ]
+    order = [p for p in weight.argsort(descending=True).tolist() if _shape(token_text(lm.tokenizer, int(ids[p])))]
     if not order:
-        raise InputError(
-            "no token of the prompt is a word that could be exchanged: give a corrupt prompt (--corrupt)."
-        )
+        raise InputError("no token of the prompt is a word that could be exchanged: give a corrupt prompt (--corrupt).")
     best, lowest = ids, torch.tensor(torch.inf)
     for count in range(1, min(most, len(order)) + 1):
         trial = ids.repeat(draws, 1)

@@ -6,7 +6,7 @@ Differences", 2016; Denil et al., 2014)
     attribution[position] = sum_dim  (x - blank)[position, dim] * d difference / d x[position, dim]
 
 x enters layer 0; blank would enter it if all token embeddings were zero. Where positions are rotary, blank is zero and
-this is gradient . x; with learned positions x - blank is the token's embedding alone, and the position counts for nothing.
+this is gradient . x; with learned positions x - blank is the token's embedding alone: the position counts for nothing.
 
 Reads as: the first-order effect of each token, one backward pass. Does not show what removing a token does: a saturated
 softmax or norm has a small gradient however decisive the token, and the values sum to nothing in particular.

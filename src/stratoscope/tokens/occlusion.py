@@ -54,18 +54,16 @@ def measure(
 ) -> xr.Dataset:
     """attribution, null (example, position) and logit_difference (example), in logits, positive towards the answer.
 
-    answer, foil: one for all examples or one each (default: the model's top token and its runner-up). replacement: "mean"
-    (the mean embedding of the vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at padding and at
-    image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out, InputError for inputs
-    without tokens or a replacement that is not one token.
+    answer, foil: one for all examples or one each (default: the model's top token and its runner-up). replacement:
+    "mean" (the mean embedding of the vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at
+    padding and at image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
+    InputError for inputs without tokens or a replacement that is not one token.
     """
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, replacement)
     asked = target(lm, batch, answer, foil)
     width = x.shape[1]
-    has = [
-        (batch.lengths > p).nonzero()[:, 0].tolist() for p in range(width)
-    ]  # examples that reach position p
+    has = [[e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)]  # who reaches p
     cells = [
         replaced(ENTRY, vectors[has[p], p : p + 1], positions=p, examples=has[p])
         for vectors in (x, blank, moved_at_random(x, blank, seed))

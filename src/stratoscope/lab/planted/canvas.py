@@ -1,4 +1,4 @@
-"""A blank two-layer Hugging Face transformer, full of faint noise, to set heads and neurons on by hand.
+"""A blank small Hugging Face transformer, full of faint noise, to set heads and neurons on by hand.
 
 The residual stream has 128 dimensions, laid out the same in both families:
 
@@ -65,14 +65,14 @@ class Canvas:
     `loudness` scales what the noise writes. Neurons amplify what they read: their circuits need less of it.
     """
 
-    def __init__(self, family: Family, words: Sequence[str], seed: int, loudness: float = 1.0) -> None:
+    def __init__(
+        self, family: Family, words: Sequence[str], seed: int, loudness: float = 1.0, layers: int = LAYERS
+    ) -> None:
         self.family: Family = family
         self.ids = {word: index for index, word in enumerate([PAD, *words])}
         self.head_dim = HIDDEN // HEADS if family == "gpt2" else 64
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # constructors draw weights; the caller's dice stay as they are
-            self.model = _blank(family, len(self.ids))
+        with torch.random.fork_rng(devices=[]):  # constructors draw weights; the caller's dice stay as they are
+            self.model = _blank(family, len(self.ids), layers)
         base = self.model.base_model
         self.layers = base.h if family == "gpt2" else base.layers
         self.embedding = base.get_parameter("wte.weight" if family == "gpt2" else "embed_tokens.weight")
@@ -92,12 +92,19 @@ class Canvas:
             _write(row, ANSWER[self.ids[word]], 1.0)
 
     @torch.no_grad()
-    def head(self, at: tuple[int, int], attend: tuple[Tensor, Tensor], source: range, target: range) -> None:
-        """Set one head: it attends by (query, key), each [head_dim, hidden], and copies source to target."""
+    def head(
+        self,
+        at: tuple[int, int],
+        attend: tuple[Tensor, Tensor],
+        source: Sequence[int],
+        target: Sequence[int],
+        strength: float = 1.0,
+    ) -> None:
+        """Set one head: it attends by (query, key), each [head_dim, hidden], and copies source to target, times strength."""
         (layer, head), (query, key) = at, attend
-        value, output = self.wires(SLOT, source), torch.zeros(self.head_dim, HIDDEN)
+        value, output = self.wires(SLOT[: len(source)], source), torch.zeros(self.head_dim, HIDDEN)
         for slot, dim in zip(SLOT, target):
-            _write(output[slot], dim, 1.0)
+            _write(output[slot], dim, strength)
         here = slice(head * self.head_dim, (head + 1) * self.head_dim)
         attention = self.layers[layer].attn if self.family == "gpt2" else self.layers[layer].self_attn
         if self.family == "gpt2":
@@ -138,6 +145,22 @@ class Canvas:
         gain = math.sqrt(SHARP * math.sqrt(self.head_dim))
         slots = SLOT[: len(query)]
         return self.wires(slots, query, gain), self.wires(slots, key, gain)
+
+    def score(self, *terms: tuple[float, Mapping[int, float], Mapping[int, float]]) -> tuple[Tensor, Tensor]:
+        """Query and key weights of a head whose score is a sum of terms, one for each dim of the head.
+
+        A term (amount, query, key) adds amount * (what the query's stream holds at dims `query`, each times its
+        weight, summed) * (the same of the key's). GPT-2 only: in Llama the first dims of a head turn.
+        """
+        if self.family != "gpt2" or len(terms) > self.head_dim:
+            raise ValueError(f"{len(terms)} terms on a {self.family} head of {self.head_dim} dims: GPT-2 holds 32.")
+        query, key = torch.zeros(self.head_dim, HIDDEN), torch.zeros(self.head_dim, HIDDEN)
+        for dim, (amount, asks, has) in enumerate(terms):
+            size = math.sqrt(abs(amount) * math.sqrt(self.head_dim))
+            for rows, weights, sign in ((query, asks, 1.0), (key, has, math.copysign(1.0, amount))):
+                for source, weight in weights.items():
+                    rows[dim, source] = sign * size * weight
+        return query, key
 
     def look_back(self) -> tuple[Tensor, Tensor]:
         """Query and key weights of a head that looks one position back (position 0 has only itself).
@@ -205,14 +228,14 @@ def _write(row: Tensor, dim: int, amount: float) -> None:
     row[BALANCE.start : BALANCE.stop] -= amount / len(BALANCE)
 
 
-def _blank(family: Family, vocabulary: int) -> PreTrainedModel:
+def _blank(family: Family, vocabulary: int, layers: int) -> PreTrainedModel:
     """An ordinary Hugging Face model of the right shape, its weights still to be set."""
     tokens = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     if family == "gpt2":
         config = GPT2Config(
             **tokens,
             tie_word_embeddings=False,
-            n_layer=LAYERS,
+            n_layer=layers,
             n_head=HEADS,
             n_embd=HIDDEN,
             n_inner=NEURONS,
@@ -222,7 +245,7 @@ def _blank(family: Family, vocabulary: int) -> PreTrainedModel:
     config = LlamaConfig(
         **tokens,
         tie_word_embeddings=False,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=64,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 from stratoscope.lab.planted.canvas import ANSWER, ASK, FLAG, WORD, Canvas
-from stratoscope.lab.planted.truth import Planted
+from stratoscope.lab.planted.truth import Planted, Variant
 
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana"]
 FILLERS = ["the", "sat", "tea", "warm", "drank", "slowly", "by", "window", "rain", "then"]
@@ -31,4 +33,12 @@ def copy_head(seed: int = 0) -> Planted:
         positions=(3, 7),
         story='At the word "who" (ASK) head L1H3 attends to the word that is marked as a name (FLAG). '
         "It copies that word from WORD to ANSWER at the last position; at other positions it has no aim.",
+        draw=_draw,
     )
+
+
+def _draw(dice: random.Random) -> Variant:
+    before, after = (dice.choices(FILLERS, k=dice.randint(1, 6)) for _ in range(2))
+    names = dice.sample(NAMES, 2)
+    clean, corrupt = (" ".join([*before, name, *after, "who"]) for name in names)
+    return Variant(clean, corrupt, *names)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 from stratoscope.lab.planted.canvas import ANSWER, ASK, CARRIED, FLAG, WORD, Canvas
-from stratoscope.lab.planted.truth import Planted
+from stratoscope.lab.planted.truth import Planted, Variant
 
 CAPITALS = {
     "France": "Paris",
@@ -42,6 +44,7 @@ def fact_lookup(seed: int = 0) -> Planted:
         positions=(5,),
         story='The embedding says "unknown" everywhere. At a known country its one neuron in layer 1 '
         "(Japan: 13) adds the capital to ANSWER, twice as strongly; without such a neuron the default stays.",
+        draw=_draw_last,
     )
 
 
@@ -71,4 +74,22 @@ def fact_lookup_moved(seed: int = 0) -> Planted:
         positions=(3, 7),
         story="At a known country its one neuron in layer 0 (Kenya: 17) writes the capital into CARRIED. "
         'At "is" (ASK) head L1H0 attends to the country (FLAG) and copies CARRIED to ANSWER, over "unknown".',
+        draw=_draw_early,
     )
+
+
+def _draw_last(dice: random.Random) -> Variant:
+    """A country that a neuron knows stands last; in its place, one that no neuron knows."""
+    before = dice.choices(OTHERS[1:], k=dice.randint(1, 8))
+    country, stranger = dice.choice(list(CAPITALS)), dice.choice(STRANGERS)
+    clean, corrupt = (" ".join([*before, word]) for word in (country, stranger))
+    return Variant(clean, corrupt, CAPITALS[country], "unknown")
+
+
+def _draw_early(dice: random.Random) -> Variant:
+    """The same, somewhere before the last word, "is", which stands nowhere else."""
+    fillers = [word for word in OTHERS if word not in ("unknown", "is")]
+    before, after = (dice.choices(fillers, k=dice.randint(1, 6)) for _ in range(2))
+    country, stranger = dice.choice(list(CAPITALS)), dice.choice(STRANGERS)
+    clean, corrupt = (" ".join([*before, word, *after, "is"]) for word in (country, stranger))
+    return Variant(clean, corrupt, CAPITALS[country], "unknown")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 from stratoscope.lab.planted.canvas import ANSWER, CARRIED, WORD, Canvas
-from stratoscope.lab.planted.truth import Planted
+from stratoscope.lab.planted.truth import Planted, Variant
 
 HOMES = {
     "Marie": "Poland",
@@ -45,4 +47,13 @@ def two_hop(seed: int = 0) -> Planted:
         story="The person's neuron in layer 0 (Yuki: 14) writes the home country into CARRIED, unseen by the "
         "unembedding. The country's neuron in layer 1 (Japan: 13) reads that and adds the capital to ANSWER, "
         'twice as strongly as the default "unknown".',
+        draw=_draw,
     )
+
+
+def _draw(dice: random.Random) -> Variant:
+    """A person that a neuron knows stands last; in their place, one that no neuron knows."""
+    before = dice.choices(OTHERS[1:], k=dice.randint(1, 8))
+    person, stranger = dice.choice(list(HOMES)), dice.choice(STRANGERS)
+    clean, corrupt = (" ".join([*before, word]) for word in (person, stranger))
+    return Variant(clean, corrupt, CAPITALS[HOMES[person]], "unknown")

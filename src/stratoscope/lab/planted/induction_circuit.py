@@ -7,8 +7,10 @@ prompts here avoid that.
 
 from __future__ import annotations
 
+import random
+
 from stratoscope.lab.planted.canvas import ANSWER, CARRIED, WORD, Canvas, Family
-from stratoscope.lab.planted.truth import Planted
+from stratoscope.lab.planted.truth import Planted, Variant
 
 WORDS = ["arm", "belt", "cup", "door", "ear", "fork", "gate", "hat", "ink", "jar"]
 WORDS += ["key", "lamp", "mat", "net", "oar", "pen", "quilt", "rug", "soap", "tray"]
@@ -46,4 +48,20 @@ def _induction(family: Family, name: str, seed: int) -> Planted:
         story="Head L0H1 writes into CARRIED, at every position, which word stands before. "
         "Head L1H2 asks with its own WORD for the position whose CARRIED is that word, and copies the "
         "WORD there to ANSWER.",
+        draw=_draw,
     )
+
+
+def _draw(dice: random.Random) -> Variant:
+    """Different words with two pairs among them, never first; the first words of the pairs change places."""
+    words = dice.sample(WORDS, dice.randint(5, 14))
+    here, there = sorted(dice.sample(range(1, len(words) - 1), 2))
+    if there == here + 1:  # pairs must not overlap: the second moves on by one, over a new word
+        words.insert(there, dice.choice([word for word in WORDS if word not in words]))
+        there += 1
+    swapped = words.copy()
+    swapped[here], swapped[there] = words[there], words[here]
+    again = words[dice.choice([here, there])]
+    clean, corrupt = (" ".join([*order, again]) for order in (words, swapped))
+    answer, foil = (order[order.index(again) + 1] for order in (words, swapped))
+    return Variant(clean, corrupt, answer, foil)

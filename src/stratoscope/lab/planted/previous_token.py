@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 from stratoscope.lab.planted.canvas import ANSWER, WORD, Canvas
-from stratoscope.lab.planted.truth import Planted
+from stratoscope.lab.planted.truth import Planted, Variant
 
 WORDS = ["ash", "bay", "cliff", "dale", "elm", "fen", "glen", "hill", "isle", "jetty"]
 WORDS += ["knoll", "lake", "moor", "oak", "pond", "reef", "sand", "tarn", "vale", "weir"]
@@ -29,4 +31,12 @@ def previous_token_head(seed: int = 0) -> Planted:
         positions=(4, 5),
         story="At every position head L0H1 attends to the position before, by constant queries and keys "
         "on fast rotary pairs. It copies that word from WORD to ANSWER: the model says the word before last.",
+        draw=_draw,
     )
+
+
+def _draw(dice: random.Random) -> Variant:
+    *before, last = dice.choices(WORDS, k=dice.randint(2, 12))
+    said = dice.sample(WORDS, 2)
+    clean, corrupt = (" ".join([*before, word, last]) for word in said)
+    return Variant(clean, corrupt, *said)

@@ -45,7 +45,7 @@ DISTILBERT = Tower(
 _DISTIL_HEAD = ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector")
 
 FAMILIES = {
-    "bert": Family("bert", {"": BERT}, head=("cls",), handles=frozenset({"type_vocab_size"})),
+    "bert": Family("bert", {"": BERT}, head=("cls.predictions",), handles=frozenset({"type_vocab_size"})),
     "roberta": Family("roberta", {"": BERT}, handles=frozenset({"type_vocab_size"})),
     "distilbert": Family(
         "distilbert", {"": DISTILBERT}, head=_DISTIL_HEAD, handles=frozenset({"sinusoidal_pos_embds"})

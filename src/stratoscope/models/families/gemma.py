@@ -5,6 +5,8 @@ attn.out and mlp.out are read after the post-norm, so that they are what is adde
 
 from __future__ import annotations
 
+from typing import Any
+
 from stratoscope.models.families.llama import TOWER as LLAMA
 from stratoscope.models.family import Family, out_of
 
@@ -20,14 +22,21 @@ _HANDLED = frozenset(
         "query_pre_attn_scalar",
         "sliding_window",
         "layer_types",
+        "_sliding_window_pattern",
         "hidden_activation",
         "rope_local_base_freq",
-        "use_bidirectional_attention",
     }
 )
+
+
+def _gemma3(config: Any) -> Family:
+    # Gemma 2 has this key too, but there Transformers' kernels disagree on what it means, so it is refused
+    tower = TOWER.but(causal=not config.use_bidirectional_attention)
+    return Family("gemma3_text", {"": tower}, handles=_HANDLED | {"use_bidirectional_attention"})
+
 
 FAMILIES = {
     "gemma": Family("gemma", {"": LLAMA}, handles=_HANDLED),
     "gemma2": Family("gemma2", {"": TOWER}, handles=_HANDLED),
-    "gemma3_text": Family("gemma3_text", {"": TOWER}, handles=_HANDLED),
+    "gemma3_text": _gemma3,
 }

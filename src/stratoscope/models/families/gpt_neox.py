@@ -23,9 +23,7 @@ SEQUENTIAL = Tower(
 )
 PARALLEL = SEQUENTIAL.but(
     residual="parallel",
-    lacks={
-        "resid_mid": "attention and MLP run in parallel on the same residual, so there is no residual between them"
-    },
+    lacks={"resid_mid": "attention and MLP run in parallel on the same residual, so there is no residual between them"},
 )
 
 

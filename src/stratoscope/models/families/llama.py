@@ -20,9 +20,10 @@ TOWER = Tower(
     mlp_write=("mlp.down_proj",),
 )
 
+# which layers see only a window: inside Transformers' masks, and so in the pattern
+HANDLED = frozenset({"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"})
+
 FAMILIES = {
-    name: Family(
-        name, {"": TOWER}, handles=frozenset({"sliding_window", "layer_types", "use_sliding_window"})
-    )
+    name: Family(name, {"": TOWER}, handles=HANDLED)
     for name in ("llama", "mistral", "qwen2", "qwen3")
 }

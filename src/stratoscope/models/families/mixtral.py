@@ -5,7 +5,9 @@ from __future__ import annotations
 from stratoscope.models.families.llama import TOWER
 from stratoscope.models.family import Family, out_of
 
-_REASON = "a mixture of experts computes its neurons expert by expert in one fused kernel; read `mlp.router` or `mlp.out`"
+_REASON = (
+    "a mixture of experts computes its neurons expert by expert in one fused kernel; read `mlp.router` or `mlp.out`"
+)
 
 FAMILIES = {
     "mixtral": Family(
@@ -17,8 +19,6 @@ FAMILIES = {
                 lacks={"mlp.pre": _REASON, "mlp.act": _REASON},
             )
         },
-        handles=frozenset(
-            {"sliding_window", "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"}
-        ),
+        handles=frozenset({"sliding_window", "num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"}),
     )
 }

@@ -39,6 +39,9 @@ FAMILIES = {
                 "norm_bias",
                 "decoder_bias",
                 "classifier_bias",
+                "classifier_pooling",
+                "deterministic_flash_attn",
+                "sparse_pred_ignore_index",
             }
         ),
     )

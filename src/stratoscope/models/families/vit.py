@@ -38,9 +38,7 @@ SIGLIP_TEXT = CLIP_TEXT.but(causal=False)
 def under(prefix: str, tower: Tower, config: str = "") -> Tower:
     """The same tower inside a larger model: every path from the base model gets the prefix."""
     paths = {
-        name: f"{prefix}.{getattr(tower, name)}"
-        for name in ("layers", "embed", "final_norm")
-        if getattr(tower, name)
+        name: f"{prefix}.{getattr(tower, name)}" for name in ("layers", "embed", "final_norm") if getattr(tower, name)
     }
     return tower.but(config=config, **paths)
 

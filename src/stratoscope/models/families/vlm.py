@@ -16,7 +16,7 @@ _HANDLED = frozenset(
     {
         "image_token_index", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
         "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act", "image_seq_length",
-        "multimodal_projector_bias", "scale_factor", "layer_types", "use_sliding_window", "sliding_window",
+        "multimodal_projector_bias", "scale_factor", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers",
     }
 )  # fmt: skip
 # Qwen's vision blocks call attention once for each window of patches, so one q, k, v or pattern does not exist.
@@ -34,9 +34,7 @@ QWEN_VISION = Tower(
     mlp_write=("mlp.down_proj",),
     causal=False,
     flat=True,
-    lacks=dict.fromkeys(
-        SEAM_POINTS, "the vision tower attends window by window, in one call for each; read attn.z"
-    ),
+    lacks=dict.fromkeys(SEAM_POINTS, "the vision tower attends window by window, in one call for each; read attn.z"),
 )
 
 

@@ -1,0 +1,239 @@
+"""How fast an exact sweep is: the planner against the naive loop, and against the peers in the same process.
+
+    python bench/sweeps.py --quick      planner and naive only, some layers, every timed cell compared; under a minute
+    make bench                          all layers, TransformerLens and nnsight beside them, medians of 5; minutes
+
+Each repetition runs every arm once, in random order. The naive loop and the peers pay the same for every cell, so they
+are timed on a random sample of cells (all of them compared with the planner's numbers) and scaled to the whole sweep;
+the planner always runs the whole sweep. Ratios are medians over repetitions of (arm / planner in the same repetition).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+import stratoscope
+from stratoscope.engine.intervene import Intervention, replaced
+from stratoscope.engine.sweep import naive, plan, sweep
+from stratoscope.engine.trace import capture
+from stratoscope.models.lm import LM
+
+CLEAN = "When Mary and John went to the store for some cold milk, John gave a drink to"
+PREFIX = "When Mary and John went to the store for some cold milk, Mary gave a drink to"
+NO_PREFIX = "Later Susan plus Mark ran from a house with no open door: Susan took the book from"
+ANSWER, FOIL = " Mary", " John"
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Arm:
+    """One way of computing cells: run(cells) -> metric of each, and whether it runs all cells or only the sample."""
+
+    name: str
+    run: Callable[[list[int]], Tensor]
+    whole: bool = False
+
+
+@dataclass
+class Sweep:
+    """A sweep to be timed: what each cell patches, as (layer, position) or (layer, head)."""
+
+    name: str
+    kind: str
+    clean: Tensor
+    corrupt: Tensor
+    places: list[tuple[int, int]]
+    cells: list[Intervention]
+
+
+def build(lm: LM, kind: str, clean: str, corrupt: str, stride: int, device: str) -> Sweep:
+    """All layers (every stride-th) by all positions, or by all heads at all positions, clean into corrupt."""
+    batches = lm.batch(clean), lm.batch(corrupt)
+    site = "resid_pre" if kind == "resid" else "attn.z"
+    source = capture(lm, batches[0], f"layers.*.{site}").stack(f"layers.*.{site}")
+    layers = range(0, lm.dims.layers, stride)
+    others = range(source.shape[2]) if kind == "resid" else range(lm.dims.heads)
+    places = [(layer, other) for layer in layers for other in others]
+    cells = [
+        replaced(f"layers.{a}.resid_pre", source[a][:, [b]], positions=b)
+        if kind == "resid"
+        else replaced(f"layers.{a}.attn.z", source[a][:, :, [b]], units=[b])
+        for a, b in places
+    ]
+    return Sweep(kind, kind, batches[0].ids, batches[1].ids, places, cells)
+
+
+def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int, seed: int) -> dict[str, object]:
+    """Seconds for the whole sweep by each arm, per repetition, and the largest difference from the planner."""
+    rng = random.Random(seed)
+    everything = list(range(len(work.cells)))
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    worst = {arm.name: 0.0 for arm in arms}
+    planner = next(arm for arm in arms if arm.whole)
+    reference = planner.run(everything)  # also warms up
+    for arm in arms:
+        arm.run(everything[:2])
+    for _ in range(repetitions):
+        for arm in rng.sample(arms, len(arms)):
+            chosen = everything if arm.whole else rng.sample(everything, min(sample, len(everything)))
+            start = time.perf_counter()
+            values = arm.run(chosen)
+            spent = time.perf_counter() - start
+            seconds[arm.name].append(spent * len(everything) / len(chosen))
+            gap = (values.flatten().cpu() - reference.flatten()[chosen].cpu()).abs().max()
+            worst[arm.name] = max(worst[arm.name], float(gap))
+    return {
+        "cells": len(everything),
+        "tokens": int(work.corrupt.shape[1]),
+        "examples": int(work.corrupt.shape[0]),
+        "seconds": seconds,
+        "max_abs": worst,
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(seconds[name], seconds[planner.name])) for name in seconds
+        },
+        "metric_range": float(reference.max() - reference.min()),
+    }
+
+
+def ours(lm: LM, work: Sweep, ids: tuple[int, int]) -> list[Arm]:
+    def metric(logits: Tensor, example: Tensor) -> Tensor:
+        return logits[:, ids[0]] - logits[:, ids[1]]
+
+    def chosen(which: list[int]) -> list[Intervention]:
+        return [work.cells[i] for i in which]
+
+    return [
+        Arm("planner", lambda which: sweep(lm, work.corrupt, chosen(which), metric), whole=True),
+        Arm("naive", lambda which: naive(lm, work.corrupt, chosen(which), metric)),
+    ]
+
+
+def transformer_lens(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
+    """transformer_lens.patching on the same Hugging Face model, one forward pass a patch, as its users run it."""
+    with suppress(ImportError):
+        import pandas as pd
+        from transformer_lens import patching
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridge = TransformerBridge.boot_transformers(lm._name, hf_model=lm.model, tokenizer=lm.tokenizer)
+        _, cache = bridge.run_with_cache(work.clean)
+        second = "pos" if work.kind == "resid" else "head"
+        how = {
+            "resid": ("resid_pre", patching.layer_pos_patch_setter),
+            "heads": ("z", patching.layer_head_vector_patch_setter),
+        }[work.kind]
+
+        def run(which: list[int]) -> Tensor:
+            index = pd.DataFrame([work.places[i] for i in which], columns=["layer", second])
+            return patching.generic_activation_patch(
+                bridge,
+                work.corrupt,
+                cache,
+                lambda logits: (logits[:, -1, ids[0]] - logits[:, -1, ids[1]]).mean(),
+                how[1],
+                how[0],
+                index_df=index,
+            )
+
+        return Arm("TransformerLens", run)
+    return None
+
+
+def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
+    """nnsight, one trace a patch."""
+    with suppress(ImportError):
+        from nnsight import NNsight
+
+        model = NNsight(lm.model)
+        heads = lm.dims.head_dim
+
+        def run(which: list[int]) -> Tensor:
+            found = []
+            for i in which:
+                layer, other = work.places[i]
+                value = work.cells[i].value
+                with torch.no_grad(), model.trace(work.corrupt, use_cache=False):
+                    if work.kind == "resid":
+                        model.model.layers[layer].input[:, other] = value[:, 0]
+                    else:
+                        span = slice(other * heads, (other + 1) * heads)
+                        model.model.layers[layer].self_attn.o_proj.input[:, :, span] = value[:, :, 0]
+                    logits = model.lm_head.output[:, -1].save()
+                found.append((logits[:, ids[0]] - logits[:, ids[1]]).mean())
+            return torch.stack(found)
+
+        return Arm("nnsight", run)
+    return None
+
+
+def settings(quick: bool) -> dict[str, tuple[str, str]]:
+    return {
+        "full": ("resid", NO_PREFIX),
+        "prefix": ("resid", PREFIX),
+        "heads": ("heads", NO_PREFIX),
+        "heads_prefix": ("heads", PREFIX),
+    }
+
+
+def growth(lm: LM, ids: tuple[int, int], repetitions: int) -> list[dict[str, object]]:
+    """How cost grows with length and with the number of pairs: residual sweeps of random tokens without shared prefix."""
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for tokens, pairs in ((8, 1), (18, 1), (64, 1), (256, 1), (8, 8), (18, 8)):
+        clean, corrupt = (torch.randint(100, 40000, (pairs, tokens), generator=generator) for _ in range(2))
+        stride = 1 if tokens * pairs <= 64 else 6
+        source = capture(lm, clean, "layers.*.resid_pre").stack("layers.*.resid_pre")
+        places = [(a, b) for a in range(0, lm.dims.layers, stride) for b in range(tokens)]
+        cells = [replaced(f"layers.{a}.resid_pre", source[a][:, [b]], positions=b) for a, b in places]
+        work = Sweep("growth", "resid", clean, corrupt, places, cells)
+        found = measure(lm, work, ours(lm, work, ids), repetitions, 4, 0)
+        rows.append(found | {"layers": len(range(0, lm.dims.layers, stride))})
+        click.echo(f"  {tokens} tokens, {pairs} pairs: naive / planner = {found['ratio']['naive']:.1f}")
+    return rows
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Planner and naive only, every fifth layer; under a minute.")
+@click.option("--model", default="smollm2")
+@click.option("--dtype", default="float32")
+@click.option("--device", default="cpu")
+@click.option("--repetitions", default=None, type=int)
+@click.option("--out", default=str(HERE / "sweeps.json"), help="Where the full run's numbers go.")
+def main(quick: bool, model: str, dtype: str, device: str, repetitions: int | None, out: str) -> None:
+    repetitions = repetitions or (1 if quick else 5)
+    lm = stratoscope.load(model, dtype=dtype, device=device)
+    ids = tuple(lm.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (ANSWER, FOIL))
+    table: dict[str, dict[str, object]] = {}
+    for name, (kind, corrupt) in settings(quick).items():
+        work = build(lm, kind, CLEAN, corrupt, 5 if quick else 1, device)
+        arms = ours(lm, work, ids)
+        if not quick:
+            arms += [arm for make in (transformer_lens, nnsight) if (arm := make(lm, work, ids))]
+        found = measure(lm, work, arms, repetitions, len(work.cells) if quick else 12, seed=0)
+        table[name] = found
+        times = ", ".join(f"{arm} {statistics.median(s):.2f} s" for arm, s in found["seconds"].items())
+        click.echo(f"{name}: {found['cells']} cells of {found['tokens']} tokens: {times}; {plan(lm, work.corrupt, work.cells).explain()}")
+    worst = max(gap for found in table.values() for gap in found["max_abs"].values())
+    if not quick:
+        record = {"model": model, "dtype": dtype, "device": device, "provenance": lm.provenance, "sweeps": table}
+        record["growth"] = growth(lm, ids, repetitions)
+        Path(out).write_text(json.dumps(record, indent=1))
+    ratios = " ".join(f"{name}={found['ratio']['naive']:.1f}" for name, found in table.items())
+    click.echo(f"{ratios} max_abs={worst:.1e}")
+    sys.exit(worst > 1e-3 * (1 if dtype == "float32" else 100))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Methods whose result has one value per edge: from one component of the model to an input of a later one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stratoscope._lazy import lazy
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, __path__)

@@ -1,0 +1,205 @@
+"""Verbalize: a paragraph for each prompt that says in words what a saliency map says in numbers, and no more.
+
+Paper: saliency-verbalization
+
+    share[position] = |attribution[position]| / sum_position |attribution[position]|
+
+The paragraph is filled in, not generated, and `check` reads it back against the numbers. It cites the tokens with the
+largest share, says for each whether it pushes towards the answer or the foil, and says so when they hold less than half
+way from an even share to all of it (diffuse), or when a second method does not confirm most of them.
+
+Reads as: the saliency map for someone who does not read charts. Does not show more than that map: it is as right as the
+method behind it, and a share of absolute attribution is not a probability.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.errors import InputError
+from stratoscope.models.batch import Batch, token_text
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+from stratoscope.tokens import integrated_gradients, occlusion
+
+Map = Float[np.ndarray, " position"]
+Saliency = xr.DataArray | xr.Dataset
+LEAST = 0.01  # of the total: a token with less is noise, and is not cited
+DIFFUSE = "The evidence is diffuse: the choice does not rest on these tokens alone."
+_QUOTE = r'("(?:[^"\\]|\\.)*")'
+_CITATION = re.compile(_QUOTE + r" \(position (\d+), (\d+)%, towards the (answer|foil)\)")
+_NAMED = re.compile(rf"(?:token|position|answer|foil)(?: is)? {_QUOTE}")
+
+
+def strongest(attribution: Map, top: int) -> list[int]:
+    """The positions of the largest |attribution|, largest first; never one that holds less than one percent."""
+    share = shares(attribution)
+    return [int(p) for p in np.argsort(-share, kind="stable")[:top] if share[p] >= LEAST]
+
+
+def shares(attribution: Map) -> Map:
+    """Each position's part of the total absolute attribution (0 everywhere when there is none)."""
+    size = np.abs(np.nan_to_num(attribution)).astype(np.float64)
+    return size / (size.sum() or 1.0)
+
+
+def describe(tokens: Sequence[str], attribution: Map, top: int) -> str:
+    """What the map says: its strongest tokens, how much they hold together, and the hedge where it is due."""
+    cited, share = strongest(attribution, top), shares(attribution)
+    if not cited:
+        return "no token holds one percent of the attribution."
+    clauses = [
+        f"{_quoted(tokens[p])} (position {p}, {_percent(share[p])}, towards the {_side(attribution[p])})" for p in cited
+    ]
+    listed = " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    return f"the attribution is largest at {listed}, in parts of its absolute total. {_together(attribution, cited)}"
+
+
+def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
+    """What a paragraph says that the numbers do not support, one line each; [] when it is faithful.
+
+    Every quoted token must be the answer, the foil, the prediction, or a citation `"token" (position P, S%, towards
+    the answer|foil)` that is true and among the strongest; there may be no other percentage than those and that of all
+    cited together; and the hedge must stand exactly where it is due.
+    """
+    wrong: list[str] = []
+    share, found = shares(attribution), _CITATION.findall(text)
+    best = strongest(attribution, len(found))
+    cited = sorted({int(position) for _, position, _, _ in found if int(position) < len(tokens)})
+    for quote, position, percent, side in found:
+        p = int(position)
+        if p not in cited or json.loads(quote) != tokens[p]:
+            wrong.append(f"{quote} does not stand at position {p}.")
+        elif p not in best:
+            wrong.append(f"{quote} at position {p} is not among the {len(found)} strongest, {best}.")
+        elif (f"{percent}%", side) != (_percent(share[p]), _side(attribution[p])):
+            wrong.append(f"{quote} at position {p}: {_percent(share[p])}, towards the {_side(attribution[p])}.")
+    if len(cited) < len(found) or bool(found) != bool(strongest(attribution, 1)):
+        wrong.append("it cites a token twice, or one that is not there, or none although some have attribution.")
+    together = _together(attribution, cited) if cited else ""
+    if together not in text:
+        wrong.append(f"it should say: {together}")
+    rest = _NAMED.sub("", _CITATION.sub("", text)).replace(together, "")
+    wrong += [f"{quote} is quoted but not cited with its numbers." for quote in re.findall(_QUOTE, rest)]
+    wrong += [f"{number} is no share of what is cited." for number in re.findall(r"[\d.]+\s*%", rest)]
+    return wrong + ([f"it should not say: {DIFFUSE}"] if DIFFUSE in rest else [])
+
+
+def measure(
+    lm: LM,
+    inputs: Any,
+    *,
+    answer: Words = None,
+    foil: Words = None,
+    saliency: Saliency | None = None,
+    second: Saliency | None = None,
+    top: int = 3,
+) -> xr.Dataset:
+    """text, probability, logit_difference, agreement (example); cited, share, direction (example, rank).
+
+    answer, foil: default the model's top token and its runner-up. saliency: attribution (example, position) of these
+    prompts, as this room's methods give it (default: occlusion). second: another to compare it with (default:
+    integrated gradients for occlusion, else occlusion). top: tokens cited at most; where fewer hold one percent, cited
+    is -1, share NaN, direction "". agreement: how many cited tokens are also the second's, with the same sign. Raises
+    InputError when a saliency is of other prompts, or of another answer or foil.
+    """
+    if top < 1:
+        raise InputError(f"top={top}: cite at least one token.")
+    batch = lm.batch(inputs)
+    asked = target(lm, batch, answer, foil)
+    words: dict[str, Any] = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
+    first = occlusion.measure(lm, batch, **words) if saliency is None else saliency
+    method = str(first.attrs.get("method", ""))
+    if second is None:
+        second = (integrated_gradients if method == "tokens.occlusion" else occlusion).measure(lm, batch, **words)
+    against = str(second.attrs.get("method", ""))
+    maps, others = _map(first, batch, asked), _map(second, batch, asked)
+    said = _prediction(lm, batch, asked)
+    texts, agreement, ranks = [], [], []
+    for tokens, row, other, start in zip(batch.tokens, maps, others, said.pop("text")):
+        cited = strongest(row, top)
+        agreement.append(sum(p in strongest(other, top) and row[p] * other[p] > 0 for p in cited))
+        about = f"By {_spoken(method)}, {describe(tokens, row[: len(tokens)], top)}"
+        texts.append(f"{start} {about}{_opinion(against, agreement[-1], len(cited))}")
+        ranked = [(p, shares(row)[p], _side(row[p])) for p in cited]
+        ranks.append(ranked + [(-1, np.nan, "")] * (min(top, maps.shape[1]) - len(cited)))
+    ranked = {n: [[cell[i] for cell in row] for row in ranks] for i, n in enumerate(("cited", "share", "direction"))}
+    coords = {"prediction": (("example",), said.pop("token")), "example_text": batch.coords()["example_text"]}
+    return dataset(
+        {name: (("example",), values) for name, values in ({"text": texts, "agreement": agreement} | said).items()}
+        | {name: (("example", "rank"), values) for name, values in ranked.items()},
+        method="tokens.verbalize",
+        provenance=lm.provenance,
+        settings={"saliency": method, "second": against, "top": top},
+        coords=coords | asked.coords,
+        notes=" ".join(asked.notes),
+    )
+
+
+def _map(saliency: Saliency, batch: Batch, asked: Target) -> Float[np.ndarray, "example position"]:
+    """The attribution; refused when it says that it is of other prompts, or of another answer or foil."""
+    array = saliency["attribution"] if isinstance(saliency, xr.Dataset) else saliency
+    for name, (_, now) in ({"text": batch.coords()["text"]} | asked.coords).items():
+        then = array.coords[name].values.tolist() if name in array.coords else now
+        if then != now:
+            raise InputError(f"the saliency was measured for {name} {then}, not {now}: ask both for the same.")
+    if set(array.dims) != {"example", "position"} or array.size != batch.mask.numel():
+        raise InputError(f"the saliency has axes {dict(array.sizes)}; needed is (example, position) of these prompts.")
+    return array.transpose("example", "position").values
+
+
+def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
+    """For each example the model's own prediction, and in words how answer and foil stand."""
+    logits = last_logits(lm, batch).float()
+    best = logits.softmax(dim=-1).max(dim=-1)
+    found = {"token": [token_text(lm.tokenizer, int(i)) for i in best.indices], "probability": best.values.tolist()}
+    found["logit_difference"] = asked.difference(logits).tolist()
+    place = "next token" if lm.family.towers[""].causal else "token at the last position"
+    text = [
+        f"The most likely {place} is {_quoted(token)} (probability {probability:.2f}). The logit of the answer "
+        f"{_quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil {_quoted(foil)}."
+        for token, probability, d, answer, foil in zip(*found.values(), asked.answer_text, asked.foil_text)
+    ]
+    return found | {"text": text}
+
+
+def _together(attribution: Map, cited: Sequence[int]) -> str:
+    """What the cited tokens hold together, and a hedge when that is less than half way from an even share to all."""
+    count, n = len(cited), int(np.isfinite(attribution).sum())
+    held, even = shares(attribution)[list(cited)].sum(), count / n
+    subject = "Together they hold" if count > 1 else "Alone it holds"
+    counted = f"{subject} {_percent(held)}; {count} of {n} would hold {_percent(even)} if all tokens counted alike."
+    return f"{counted} {DIFFUSE}" if count < n and held < (1 + even) / 2 else counted
+
+
+def _opinion(method: str, agreeing: int, cited: int) -> str:
+    """Whether the second method confirms most of what is cited."""
+    if not cited:
+        return ""
+    verdict = "the methods agree on most" if 2 * agreeing > cited else "they disagree, so trust this ranking less"
+    of = f"{agreeing} of these {cited}" if cited > 1 else "this token" if agreeing else "not this token"
+    return f" {_spoken(method).capitalize()} has {of} among its own, with the same sign: {verdict}."
+
+
+def _quoted(token: str) -> str:
+    return json.dumps(token, ensure_ascii=False)
+
+
+def _percent(share: float | np.floating) -> str:
+    return f"{100 * float(share):.0f}%"
+
+
+def _side(attribution: float | np.floating) -> str:
+    return "answer" if attribution > 0 else "foil"
+
+
+def _spoken(method: str) -> str:
+    return method.removeprefix("tokens.").replace("_", " ") or "the given saliency"

@@ -1,0 +1,172 @@
+"""Generation with the cache, watched and changed, equals recomputing the whole sequence at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from stratoscope.engine.generate import generate
+from stratoscope.engine.intervene import Intervention, add, intervene, knock_out, replaced, scaled
+from stratoscope.engine.trace import capture, trace
+from stratoscope.errors import InputError
+
+PROMPTS = tiny.inputs("llama")
+VALUE = torch.linspace(-1, 1, 32)
+DECODERS = [n for n in tiny.DECODERS if n != "gpt_neox_sequential"]
+ENDLESS: dict[str, Any] = {"eos_token_id": None}
+
+
+def recomputed(name: str, prompt: list[int], tokens: int, changes: Any) -> list[int]:
+    """Greedy ids without a cache, one example alone; `changes(step, length)` are made anew over the whole sequence."""
+    lm, ids = tiny.lm(name), list(prompt)
+    for step in range(tokens):
+        with torch.no_grad(), intervene(lm, *changes(step, len(ids))):
+            ids.append(int(lm([ids])["logits"][0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_ids_are_hugging_face_s(name: str) -> None:
+    got = generate(tiny.lm(name), PROMPTS, tokens=6, **ENDLESS)
+    for prompt, new in zip(PROMPTS, got):
+        plain = tiny.model(name).generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), max_new_tokens=6, do_sample=False,
+            pad_token_id=0, eos_token_id=None,
+        )[0, len(prompt) :]  # fmt: skip
+        assert new.tolist() == plain.tolist()
+        assert len(new) == 6
+
+
+@pytest.mark.parametrize("name", tiny.VLMS)
+def test_generation_about_an_image(name: str) -> None:
+    lm, given = tiny.lm(name), tiny.inputs(name)
+    plain = tiny.model(name).generate(
+        **given, attention_mask=torch.ones_like(given["input_ids"]), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )[0, given["input_ids"].shape[1] :]
+    [new] = generate(lm, given, tokens=5)
+    assert new.tolist() == [i for i in plain.tolist() if i != 2][: len(new)]
+    assert len(new) > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2", "mistral"])
+def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
+    """Left padding inside generation shifts every example; named positions still mean its own tokens."""
+    cases: list[list[Intervention]] = [
+        [add("layers.1.resid_post", 4 * VALUE)],
+        [scaled("layers.*.mlp.out", -1.0), add("layers.0.attn.z", 2.0, units=[1])],
+        [replaced("layers.1.resid_pre", 5 * VALUE, positions=-1)],
+        [replaced("layers.0.resid_post", 5 * VALUE, positions=1), scaled("layers.2.attn.pattern", 0.3, units=[2])],
+        [knock_out("*", None, 1)],
+        [knock_out(1, 4, [0, 2])],
+        [add("layers.1.resid_post", 9 * VALUE, positions=-2, examples=[1])],
+    ]
+    changed = 0
+    for case in cases:
+        with intervene(tiny.lm(name), *case):
+            got = generate(tiny.lm(name), PROMPTS, tokens=5, **ENDLESS)
+        for example, prompt in enumerate(PROMPTS):
+            own = [c for c in case if c.examples is None or example in c.examples]
+            expected = recomputed(name, prompt, 5, lambda step, length: [alone(c, length - step) for c in own])  # noqa: B023
+            assert got[example].tolist() == expected, (case, example)
+        plain = generate(tiny.lm(name), PROMPTS, tokens=5, **ENDLESS)
+        changed += any(a.tolist() != b.tolist() for a, b in zip(got, plain))
+    assert changed >= 5
+
+
+def alone(change: Intervention, length: int) -> Intervention:
+    """The same change for one example of the batch alone, whose prompt has `length` tokens."""
+    from dataclasses import replace
+
+    positions = change.positions
+    if isinstance(positions, int) and positions < 0:
+        positions += length
+    return replace(change, positions=positions, examples=None)
+
+
+def test_steps_are_forward_passes() -> None:
+    """A change at step 2 acts on the third new token and on what later steps read of it in the cache."""
+    lm, prompt = tiny.lm("llama"), PROMPTS[0]
+    site = "layers.1.resid_post"
+    with intervene(lm, add(site, 9 * VALUE, steps=[2])):
+        [got] = generate(lm, [prompt], tokens=5, **ENDLESS)
+
+    def changes(step: int, length: int) -> list[Intervention]:
+        return [] if step < 2 else [add(site, 9 * VALUE, positions=len(prompt) + 1)]
+
+    assert got.tolist() == recomputed("llama", prompt, 5, changes)
+    [plain] = generate(lm, [prompt], tokens=5, **ENDLESS)
+    assert got[:2].tolist() == plain[:2].tolist()
+    assert got.tolist() != plain.tolist()
+    with intervene(lm, add(site, 9 * VALUE, steps=[0])):
+        [at_prompt] = generate(lm, [prompt], tokens=1, **ENDLESS)
+    whole = recomputed("llama", prompt, 1, lambda step, length: [add(site, 9 * VALUE)])
+    assert at_prompt.tolist() == whole
+
+
+def test_a_trace_during_generation() -> None:
+    lm, site = tiny.lm("llama"), "layers.2.resid_post"
+    with trace(lm, site, "layers.1.attn.pattern", stop=False) as seen:
+        new = generate(lm, PROMPTS, tokens=4, **ENDLESS)
+    steps = seen.steps(site)
+    assert [x.shape[1] for x in steps] == [9, 1, 1, 1]
+    assert [x.shape[-1] for x in seen.steps("layers.1.attn.pattern")] == [9, 10, 11, 12]
+    for example, prompt in enumerate(PROMPTS):
+        whole = capture(lm, [prompt + new[example].tolist()], site)[site][0]
+        assert tiny.gap(steps[0][example, : len(prompt)], whole[: len(prompt)]) < 1e-4  # unshifted: token 0 comes first
+        for step in (1, 2, 3):
+            assert tiny.gap(steps[step][example, 0], whole[len(prompt) + step - 1]) < 1e-4
+
+
+@pytest.mark.parametrize("positions", [-1, 1, [0, -1]])
+def test_traced_positions_during_generation(positions: Any) -> None:
+    """-1 is the newest token of every step; any other named position came with the prompt."""
+    lm, site = tiny.lm("llama"), "layers.2.resid_post"
+    with trace(lm, site, positions=positions, stop=False) as seen:
+        new = generate(lm, PROMPTS, tokens=3, **ENDLESS)
+    steps = seen.steps(site)
+    at_prompt = capture(lm, PROMPTS, site, positions=positions)[site]
+    assert tiny.gap(steps[0], at_prompt) < 1e-4
+    assert len(steps) == (3 if positions == -1 else 1)
+    if positions == -1:
+        for example, prompt in enumerate(PROMPTS):
+            whole = capture(lm, [prompt + new[example].tolist()], site)[site][0]
+            for step in (1, 2):
+                assert steps[step].shape == (2, 32)
+                assert tiny.gap(steps[step][example], whole[len(prompt) + step - 1]) < 1e-4
+
+
+def test_a_second_generation_starts_at_step_0() -> None:
+    lm = tiny.lm("llama")
+    with intervene(lm, add("layers.1.resid_post", 9 * VALUE, positions=-1)):
+        one, two = (generate(lm, PROMPTS, tokens=3, **ENDLESS) for _ in range(2))
+        direct = lm.model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=3, do_sample=False, **ENDLESS, pad_token_id=0)
+    assert [x.tolist() for x in one] == [x.tolist() for x in two]
+    assert direct[0, 9:].tolist() == one[0].tolist()
+
+
+def test_an_end_token_ends_the_row() -> None:
+    lm = tiny.lm("llama")
+    [free] = generate(lm, PROMPTS[:1], tokens=5, **ENDLESS)
+    end = int(free[2])
+    got = generate(lm, PROMPTS, tokens=5, eos_token_id=end)
+    assert got[0].tolist() == free[: free.tolist().index(end)].tolist()
+    assert all(end not in row.tolist() for row in got)
+
+
+def test_what_cannot_generate_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot generate"):
+        generate(tiny.lm("bert"), PROMPTS)
+    with pytest.raises(InputError, match="stop=False"), trace(tiny.lm("llama"), "layers.0.resid_post"):
+        generate(tiny.lm("llama"), PROMPTS)
+    with pytest.raises(InputError, match="use_cache"):
+        generate(tiny.lm("llama"), PROMPTS, use_cache=False)
+
+
+def test_generation_draws_nothing() -> None:
+    before: Tensor = torch.get_rng_state()
+    generate(tiny.lm("llama"), PROMPTS, tokens=2)
+    assert torch.equal(before, torch.get_rng_state())

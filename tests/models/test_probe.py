@@ -1,0 +1,135 @@
+"""Architectures that no family names: guessed rightly, or refused in a sentence; never silently wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+
+from stratoscope.engine.trace import capture, trace
+from stratoscope.errors import FamilyError
+from stratoscope.models import families, wrap
+from stratoscope.models.lm import LM
+from stratoscope.models.prove import checks
+
+G, S = tiny.GROUPED, tiny.SMALL
+_GPT = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4}
+_GPT |= {"bos_token_id": 1, "eos_token_id": 2}
+_XGLM = {"vocab_size": 96, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}
+_MPT = {"d_model": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "max_seq_len": 64}
+_ENDS = {"mask_token_id": 3}
+
+# architecture -> (what makes it, what must come of it: a residual kind, or "refused" with a part of the reason)
+UNKNOWN: dict[str, tuple[Any, str]] = {
+    "starcoder2": (lambda: (hf.Starcoder2ForCausalLM, hf.Starcoder2Config(**G)), "sequential"),
+    "starcoder2 base": (lambda: (hf.Starcoder2Model, hf.Starcoder2Config(**G)), "sequential"),
+    "stablelm": (lambda: (hf.StableLmForCausalLM, hf.StableLmConfig(**G)), "sequential"),
+    "stablelm parallel": (lambda: (hf.StableLmForCausalLM, hf.StableLmConfig(**G, use_parallel_residual=True)), "parallel"),
+    "granite": (lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G)), "sequential"),
+    "granite scaled inside": (
+        lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G, embedding_multiplier=3.0, attention_multiplier=0.3)),
+        "sequential",
+    ),
+    "granite residual multiplier": (
+        lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G, residual_multiplier=0.5)),
+        "refused: does not hold",
+    ),
+    "granite logits scaling": (
+        lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G, logits_scaling=4.0)),
+        "refused: does not hold",
+    ),
+    "olmo": (lambda: (hf.OlmoForCausalLM, hf.OlmoConfig(**G)), "sequential"),
+    "olmo3": (lambda: (hf.Olmo3ForCausalLM, hf.Olmo3Config(**G)), "sequential"),
+    "cohere": (lambda: (hf.CohereForCausalLM, hf.CohereConfig(**G)), "refused: does not hold"),
+    "cohere unscaled": (lambda: (hf.CohereForCausalLM, hf.CohereConfig(**G, logit_scale=1.0)), "parallel"),
+    "cohere2": (lambda: (hf.Cohere2ForCausalLM, hf.Cohere2Config(**G, logit_scale=1.0)), "parallel"),
+    "gptj": (lambda: (hf.GPTJForCausalLM, hf.GPTJConfig(**_GPT)), "parallel"),
+    "codegen": (lambda: (hf.CodeGenForCausalLM, hf.CodeGenConfig(**_GPT, n_ctx=64)), "parallel"),
+    "falcon": (lambda: (hf.FalconForCausalLM, hf.FalconConfig(**S)), "parallel"),
+    "falcon new": (
+        lambda: (hf.FalconForCausalLM, hf.FalconConfig(**S, new_decoder_architecture=True, num_kv_heads=2)),
+        "parallel",
+    ),
+    "phi": (lambda: (hf.PhiForCausalLM, hf.PhiConfig(**S)), "parallel"),
+    "persimmon": (lambda: (hf.PersimmonForCausalLM, hf.PersimmonConfig(**S)), "sequential"),
+    "smollm3": (lambda: (hf.SmolLM3ForCausalLM, hf.SmolLM3Config(**G)), "sequential"),
+    "eurobert": (lambda: (hf.EuroBertForMaskedLM, hf.EuroBertConfig(**G, **_ENDS)), "sequential"),
+    "mpt": (lambda: (hf.MptForCausalLM, hf.MptConfig(**_MPT)), "refused: MptBlock"),
+    "glm": (lambda: (hf.GlmForCausalLM, hf.GlmConfig(**G, head_dim=8)), "refused: no family names"),
+    "nemotron": (lambda: (hf.NemotronForCausalLM, hf.NemotronConfig(**G)), "refused: no family names"),
+    "gpt_oss": (lambda: (hf.GptOssForCausalLM, hf.GptOssConfig(**G, head_dim=8, num_local_experts=4)), "refused: "),
+    "xglm": (lambda: (hf.XGLMForCausalLM, hf.XGLMConfig(**_XGLM)), "refused: no family names"),
+    "electra": (lambda: (hf.ElectraForMaskedLM, hf.ElectraConfig(**S, embedding_size=32)), "refused: no family names"),
+    "albert": (lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)), "refused: AlbertLayerGroup"),
+    "mamba": (
+        lambda: (hf.MambaForCausalLM, hf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4)),
+        "refused: no family names",
+    ),
+}  # fmt: skip
+
+
+def build(name: str) -> Any:
+    kind, config = UNKNOWN[name][0]()
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def hooks(model: Any) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_guessed_rightly_or_refused(name: str) -> None:
+    model, expected = build(name), UNKNOWN[name][1]
+    assert families.find(model.config) is None, "this architecture has a family by now: take it off the list"
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if expected.startswith("refused"):
+        with pytest.raises(FamilyError) as caught:
+            wrap(model)
+        assert hooks(model) == 0
+        assert expected.removeprefix("refused: ") in str(caught.value)
+        assert str(caught.value).endswith("refused.")
+    else:
+        lm = wrap(model)
+        assert hooks(model) == 0  # later Hugging Face puts up some of its own, to report hidden states
+        assert lm.family.towers[""].residual == expected
+        assert [c for c in checks(lm, tiny.inputs("llama")) if not c.holds] == []
+        agrees_with_hugging_face(lm)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def agrees_with_hugging_face(lm: LM) -> None:
+    given = tiny.arguments("llama")
+    real = given["attention_mask"].bool()
+    plain = lm.model(**given, output_hidden_states=True)
+    seen = capture(lm, tiny.inputs("llama"), "layers.*.resid_pre", "layers.*.resid_post")
+    for layer in range(lm.dims.layers):
+        assert tiny.gap(seen[f"layers.{layer}.resid_pre"][real], plain.hidden_states[layer][real]) == 0
+        if layer:
+            assert tiny.gap(seen[f"layers.{layer - 1}.resid_post"][real], plain.hidden_states[layer][real]) == 0
+    with trace(lm, *lm.sites(), stop=False):
+        output = lm(tiny.inputs("llama"))
+    first = next(iter(output.keys()))
+    assert tiny.gap(output[first][real], plain[first][real]) < 1e-4
+    assert ("logits" in plain) == (lm.layout.lack(lm.layout.resolve_one("embed")) is None and bool(lm.layout.head))
+    later = dict(given, input_ids=given["input_ids"].clone())
+    later["input_ids"][0, -1] = 60
+    moved = lm.model(**later)[first][0, :-1]
+    assert (tiny.gap(moved, plain[first][0, :-1]) < 1e-5) == lm.family.towers[""].causal
+
+
+def test_the_refusal_names_the_worst_invariant() -> None:
+    with pytest.raises(FamilyError) as caught:
+        wrap(build("granite residual multiplier"))
+    sentence = str(caught.value)
+    assert "resid_pre + attn.out + mlp.out == resid_post" in sentence
+    assert "layers." in sentence
+    assert "`granite`" in sentence
