@@ -188,7 +188,7 @@ def settings(quick: bool) -> dict[str, tuple[str, str]]:
 
 
 def growth(lm: LM, ids: tuple[int, int], repetitions: int) -> list[dict[str, object]]:
-    """How cost grows with length and with the number of pairs: residual sweeps of random tokens without shared prefix."""
+    """How cost grows with length and number of pairs: residual sweeps of random tokens without a shared prefix."""
     rows = []
     generator = torch.Generator().manual_seed(0)
     for tokens, pairs in ((8, 1), (18, 1), (64, 1), (256, 1), (8, 8), (18, 8)):
@@ -224,7 +224,8 @@ def main(quick: bool, model: str, dtype: str, device: str, repetitions: int | No
         found = measure(lm, work, arms, repetitions, len(work.cells) if quick else 12, seed=0)
         table[name] = found
         times = ", ".join(f"{arm} {statistics.median(s):.2f} s" for arm, s in found["seconds"].items())
-        click.echo(f"{name}: {found['cells']} cells of {found['tokens']} tokens: {times}; {plan(lm, work.corrupt, work.cells).explain()}")
+        click.echo(f"{name}: {found['cells']} cells of {found['tokens']} tokens: {times}")
+        click.echo(f"  {plan(lm, work.corrupt, work.cells).explain()}")
     worst = max(gap for found in table.values() for gap in found["max_abs"].values())
     if not quick:
         record = {"model": model, "dtype": dtype, "device": device, "provenance": lm.provenance, "sweeps": table}

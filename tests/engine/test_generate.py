@@ -143,7 +143,9 @@ def test_a_second_generation_starts_at_step_0() -> None:
     lm = tiny.lm("llama")
     with intervene(lm, add("layers.1.resid_post", 9 * VALUE, positions=-1)):
         one, two = (generate(lm, PROMPTS, tokens=3, **ENDLESS) for _ in range(2))
-        direct = lm.model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=3, do_sample=False, **ENDLESS, pad_token_id=0)
+        direct = lm.model.generate(
+            torch.tensor(PROMPTS[:1]), max_new_tokens=3, do_sample=False, **ENDLESS, pad_token_id=0
+        )
     assert [x.tolist() for x in one] == [x.tolist() for x in two]
     assert direct[0, 9:].tolist() == one[0].tolist()
 

@@ -40,10 +40,17 @@ def ours(name: str, *changes: Intervention) -> Tensor:
 
 
 @torch.no_grad()
-def by_hand(name: str, path: str, change: Callable[[Tensor], Tensor], *, before: bool = False, layer: int = 1) -> Tensor:
+def by_hand(
+    name: str, path: str, change: Callable[[Tensor], Tensor], *, before: bool = False, layer: int = 1
+) -> Tensor:
     """The logits of the plain model with `change` made, out of place, to what enters or leaves a module of a layer."""
     model = tiny.model(name)
-    stack = {"llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "bert": "bert.encoder.layer"}
+    stack = {
+        "llama": "model.layers",
+        "gpt2": "transformer.h",
+        "gpt_neox": "gpt_neox.layers",
+        "bert": "bert.encoder.layer",
+    }
     module = model.get_submodule(f"{stack[name]}.{layer}").get_submodule(path)
     if before:
         module.register_forward_pre_hook(lambda m, args: (change(args[0].clone()), *args[1:]))
@@ -296,7 +303,10 @@ def test_ablations_take_their_values_from_a_reference() -> None:
     lm, site = tiny.lm("llama"), "layers.1.mlp.out"
     seen = capture(lm, PROMPTS, site)
     mean = torch.cat([seen[site][0], seen[site][1, :5]]).mean(dim=0)
-    assert tiny.gap(ours("llama", ablate(site, "mean", reference=seen.mean(site))), ours("llama", replaced(site, mean))) < 1e-6
+    assert (
+        tiny.gap(ours("llama", ablate(site, "mean", reference=seen.mean(site))), ours("llama", replaced(site, mean)))
+        < 1e-6
+    )
     swapped = ablate(site, "resample", reference=seen[site])
     assert torch.equal(swapped.value, seen[site].flip(0))
     three = torch.arange(3.0)[:, None, None].expand(3, 1, 32)

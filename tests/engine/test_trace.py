@@ -54,9 +54,14 @@ def test_only_what_was_asked_is_held() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "bert", "modernbert", "mixtral"])
 def test_positions_are_an_example_s_own(name: str) -> None:
     lm = tiny.lm(name)
-    sites = [s for s in lm.sites() if s.tower == "" and "position" in s.axes or s.point == "attn.pattern"]
+    sites = [s for s in lm.sites() if (s.tower == "" and "position" in s.axes) or s.point == "attn.pattern"]
     whole = capture(lm, PROMPTS, *sites)
-    for positions, own in ((-1, [[8], [4]]), (2, [[2], [2]]), ([0, -2], [[0, 7], [0, 3]]), ([[8, 1], [4, -5]], [[8, 1], [4, 0]])):
+    for positions, own in (
+        (-1, [[8], [4]]),
+        (2, [[2], [2]]),
+        ([0, -2], [[0, 7], [0, 3]]),
+        ([[8, 1], [4, -5]], [[8, 1], [4, 0]]),
+    ):
         seen = capture(lm, PROMPTS, *sites, positions=positions)
         for site in sites:
             axis = list(site.axes).index("query" if site.point == "attn.pattern" else "position")
@@ -88,7 +93,12 @@ def test_sites_of_a_vision_tower_have_positions_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("sites", "layers"),
-    [(["layers.0.attn.z"], 1), (["layers.1.resid_mid", "layers.0.mlp.out"], 2), (["layers.1.resid_post"], 2), (["embed"], 0)],
+    [
+        (["layers.0.attn.z"], 1),
+        (["layers.1.resid_mid", "layers.0.mlp.out"], 2),
+        (["layers.1.resid_post"], 2),
+        (["embed"], 0),
+    ],
 )
 def test_the_run_ends_with_the_last_site(sites: list[str], layers: int) -> None:
     lm = tiny.lm("llama")
@@ -130,7 +140,9 @@ def test_a_direct_call_of_the_model_runs_to_its_end_and_starts_anew() -> None:
 
 
 @pytest.mark.parametrize("order", ["edit outside", "edit inside"])
-@pytest.mark.parametrize("point", ["attn.q", "attn.pattern", "attn.z", "attn.out", "resid_mid", "mlp.pre", "resid_post"])
+@pytest.mark.parametrize(
+    "point", ["attn.q", "attn.pattern", "attn.z", "attn.out", "resid_mid", "mlp.pre", "resid_post"]
+)
 def test_a_trace_sees_the_edited_value_whichever_was_entered_first(point: str, order: str) -> None:
     lm, site = tiny.lm("gemma2"), f"layers.1.{point}"
     plain = capture(lm, PROMPTS, site)[site]
@@ -140,7 +152,9 @@ def test_a_trace_sees_the_edited_value_whichever_was_entered_first(point: str, o
         lm(PROMPTS)
     seen = a or b
     assert tiny.gap(seen[site], plain + 0.25) < 1e-6
-    assert tiny.gap(seen["layers.2.resid_post"], capture(lm, PROMPTS, "layers.2.resid_post")["layers.2.resid_post"]) > 1e-3
+    assert (
+        tiny.gap(seen["layers.2.resid_post"], capture(lm, PROMPTS, "layers.2.resid_post")["layers.2.resid_post"]) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "opt", "bloom", "bert", "gpt_neox_sequential"])
@@ -176,7 +190,9 @@ def test_values_are_copies() -> None:
 def test_gradients_flow_as_in_plain_pytorch() -> None:
     model = tiny.model("gpt2")
     held = {}
-    model.transformer.h[1].register_forward_hook(lambda m, a, out: held.update(x=out if torch.is_tensor(out) else out[0]))
+    model.transformer.h[1].register_forward_hook(
+        lambda m, a, out: held.update(x=out if torch.is_tensor(out) else out[0])
+    )
     ids = torch.tensor(PROMPTS[:1])
     model(ids).logits[0, -1, 5].backward(inputs=(weight := model.transformer.h[0].mlp.c_fc.weight,), retain_graph=True)
     lm = tiny.lm("gpt2")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from heads.subjects import CORRUPT, ROWS, THREE, close, entering, lm_of, logits_with, padded, parts, untouched
+from stratoscope.engine.pair import random_like
 from stratoscope.heads import activation_patching
 from stratoscope.lab import planted
 from stratoscope.models import wrap
@@ -91,7 +92,7 @@ def test_null() -> None:
     generator = torch.Generator().manual_seed(3)
     base, source = (torch.randn(2, 1, 5, 4, 8, generator=generator) for _ in range(2))
     source[:, :, :2] = base[:, :, :2]
-    moved = activation_patching.random_like(base, source, 0)
+    moved = random_like(base, source, 0)
     close((moved - base).norm(dim=-1), (source - base).norm(dim=-1), 1e-4)
     assert torch.equal(moved[:, :, :2], base[:, :, :2])  # nothing is changed where the prompts agree
     cosine = torch.cosine_similarity(moved - base, source - base, dim=-1)[:, :, 2:]

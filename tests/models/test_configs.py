@@ -13,7 +13,15 @@ from stratoscope.errors import FamilyError
 from stratoscope.models import wrap
 from stratoscope.models.prove import checks
 
-GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 96}
 BLOOM = {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 96}
 DISTIL = {"dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, "vocab_size": 96}
@@ -41,7 +49,10 @@ def build(kind: Any, config: Any) -> Any:
         (lambda: (hf.BertForMaskedLM, hf.BertConfig(**tiny.SMALL, is_decoder=True)), "is_decoder"),
         (lambda: (hf.RobertaForMaskedLM, hf.RobertaConfig(**tiny.SMALL, is_decoder=True)), "is_decoder"),
         (
-            lambda: (hf.MixtralForCausalLM, hf.MixtralConfig(**tiny.GROUPED, num_local_experts=4, router_jitter_noise=0.1)),
+            lambda: (
+                hf.MixtralForCausalLM,
+                hf.MixtralConfig(**tiny.GROUPED, num_local_experts=4, router_jitter_noise=0.1),
+            ),
             "router_jitter_noise",
         ),
         (

@@ -23,7 +23,11 @@ TOLERANCE = 1e-4
 
 
 def failed(lm: LM, name: str) -> list[str]:
-    return [f"{c.name} at {c.place}: {c.absolute:.1e} {c.relative:.1e}" for c in checks(lm, tiny.inputs(name)) if not c.holds]
+    return [
+        f"{c.name} at {c.place}: {c.absolute:.1e} {c.relative:.1e}"
+        for c in checks(lm, tiny.inputs(name))
+        if not c.holds
+    ]
 
 
 def real(name: str) -> torch.Tensor:
@@ -151,7 +155,9 @@ def test_q_and_k_are_after_the_rotary_embedding() -> None:
     """By hand, from the llama paper's formula."""
     lm = tiny.lm("llama")
     config = lm.model.config
-    seen = capture(lm, tiny.inputs("llama"), "layers.1.resid_pre", "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.v")
+    seen = capture(
+        lm, tiny.inputs("llama"), "layers.1.resid_pre", "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.v"
+    )
     layer = lm.model.model.layers[1]
     x = seen["layers.1.resid_pre"]
     x = x * x.pow(2).mean(-1, keepdim=True).add(config.rms_norm_eps).rsqrt() * layer.input_layernorm.weight
@@ -266,7 +272,11 @@ def test_wrong_attention_arithmetic_is_found_out(name: str, fault: str, monkeypa
 
 def test_a_site_that_is_never_reached_is_a_failure() -> None:
     lm = tiny.lm("bloom")
-    points = {"attn.pattern": replace(families.find(tiny.lm("llama").model.config).towers[""].points["attn.pattern"], path="self_attention")}
+    points = {
+        "attn.pattern": replace(
+            families.find(tiny.lm("llama").model.config).towers[""].points["attn.pattern"], path="self_attention"
+        )
+    }
     bloom = replace(lm.family.towers[""], points={**lm.family.towers[""].points, **points}, lacks={})
     wrong = LM(lm.model, replace(lm.family, towers={"": bloom}))
     assert any("the site is reached" in f and "attn.pattern" in f for f in failed(wrong, "bloom"))

@@ -99,7 +99,17 @@ def test_a_layer_out_of_range_is_refused_with_the_range(layer: int) -> None:
 def test_points_stand_in_the_order_of_computation() -> None:
     """Taps show two points of one module in this order, so that a reader of resid_mid sees an edited attn.out."""
     order = list(POINTS)
-    chain = ["resid_pre", "attn.q", "attn.scores", "attn.pattern", "attn.z", "attn.out", "resid_mid", "mlp.pre", "mlp.act"]
+    chain = [
+        "resid_pre",
+        "attn.q",
+        "attn.scores",
+        "attn.pattern",
+        "attn.z",
+        "attn.out",
+        "resid_mid",
+        "mlp.pre",
+        "mlp.act",
+    ]
     assert [p for p in order if p in chain] == chain
     assert order[-2:] == ["mlp.out", "resid_post"]
     assert set(POINTS) > SEAM_POINTS

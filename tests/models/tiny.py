@@ -186,7 +186,10 @@ def arguments(name: str) -> dict[str, Any]:
         return dict(given)
     width = max(map(len, given))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in given])
-    return {"input_ids": ids, "attention_mask": torch.tensor([[i < len(r) for i in range(width)] for r in given]).long()}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[i < len(r) for i in range(width)] for r in given]).long(),
+    }
 
 
 def gap(got: Any, expected: Any) -> float:

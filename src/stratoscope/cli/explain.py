@@ -136,7 +136,7 @@ def _summary(found: Explanation) -> None:
         f"why {quote(found.answer)} rather than {quote(found.foil)}: logit difference {float(direct.logit_difference):+.2f}",
     )
     order = abs(direct.contribution).argsort()[::-1][:6]
-    parts = (f"{str(direct.component[i].values)} {float(direct.contribution[i]):+.2f}" for i in order.values)
+    parts = (f"{direct.component[i].values!s} {float(direct.contribution[i]):+.2f}" for i in order.values)
     add(
         "written by",
         ", ".join(parts) + f"  (all sum to the difference, error {float(direct.residual_error):.0e})",

@@ -23,16 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import groupby
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stratoscope.engine.gradients import frozen, gradients
-from stratoscope.engine.intervene import Intervention, add, replaced, scaled
+from stratoscope.engine.intervene import Intervention, add, replaced
 from stratoscope.engine.memory import available, refuse_above
+from stratoscope.engine.pair import Pair
 from stratoscope.engine.sweep import sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
@@ -48,6 +48,8 @@ SIDES = "qkv"
 # senders and receivers, as numbers in `Wiring`'s lists: one edge, or several senders and receivers changed together
 Path = tuple[tuple[int, ...], tuple[int, ...]]
 Names = str | Sequence[str]
+# metric(logits (row, vocab) of the one example) -> (row,)
+Metric = Callable[[Tensor], Tensor]
 _CHUNK = 2048  # cells given to one sweep: their values lie in memory
 _VALUES = 2**24  # numbers that the variants of one layer may take at once
 
@@ -86,6 +88,12 @@ class Wiring:
         hears_heads = inside == 3 * self.heads and not self.parallel
         return self.head(layer) + (self.heads if hears_heads else 0)
 
+    def inputs(self, sender: int) -> list[int]:
+        """The receivers of a component: q, k and v of a head, the one input of an MLP. The embedding (0) has none."""
+        layer, inside = divmod(sender - 1, self.heads + 1)
+        start = layer * (3 * self.heads + 1) + 3 * inside
+        return [] if sender == 0 else [start] if inside == self.heads else [start, start + 1, start + 2]
+
     @cached_property
     def mask(self) -> Bool[Tensor, "receiver sender"]:
         """Which pairs are edges."""
@@ -111,7 +119,9 @@ class Wiring:
                 tuple(_number(n, self.receivers, "receiver") for names in heads for n in names),
             )
             if not any(self.mask[r, s] for s in path[0] for r in path[1]):
-                raise InputError(f"{senders!r} -> {receivers!r} is no path: every receiver is computed before the senders.")
+                raise InputError(
+                    f"{senders!r} -> {receivers!r} is no path: every receiver is computed before the senders."
+                )
             found.append(path)
         return found
 
@@ -288,6 +298,17 @@ class Layers:
 # --- exact: paths as interventions -------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One head (with the sides it hears on), MLP or read-out that a path changes, and the senders it hears."""
+
+    cell: int
+    layer: int
+    head: int  # -1 is the MLP, or the read-out after the last layer
+    sides: str
+    heard: tuple[int, ...]
+
+
 @torch.no_grad()
 def interventions(
     layers: Layers, base: Sent, delta: Float[Tensor, "sender position dim"], paths: Sequence[Path]
@@ -297,196 +318,130 @@ def interventions(
     A receiver's input is the base run's plus the deltas of the path's senders before it; nodes between stay as they
     were, and all receivers of a path are replaced together. "logits" adds the deltas to the last stream.
     """
-    wires = wiring(layers.lm)
     cells: list[list[Intervention]] = [[] for _ in paths]
-    wanted: dict[tuple[int, bool], dict[tuple[int, ...], dict[Any, list[int]]]] = {}
-    for cell, (senders, receivers) in enumerate(paths):
-        for place, heads in _by_place(wires, receivers).items():
-            count = wires.head(place[0]) + (wires.heads if place[1] and not wires.parallel else 0)
-            heard = tuple(s for s in senders if s < count and bool(delta[s].any()))
-            for head, sides in heads.items() if heard else ():
-                wanted.setdefault(place, {}).setdefault(heard, {}).setdefault((head, sides), []).append(cell)
-    for (layer, is_mlp), variants in wanted.items():
-        for some in _chunks(variants, layers.lm, delta.shape[1]):
-            change = torch.stack([delta[list(heard)].sum(dim=0) for heard in some])
-            first = [int(c.any(dim=-1).nonzero()[0]) for c in change]
-            make = _mlp_changes if is_mlp else _head_changes
-            if layer == wires.layers:
-                last = f"layers.{layer - 1}.resid_post"
-                made = [{(0, ""): add(last, c[None])} for c in change]
-            else:
-                made = make(layers, base, layer, change, first, [list(variants[heard]) for heard in some])
-            for heard, found in zip(some, made):
-                for key, numbers in variants[heard].items():
-                    for number in numbers:
-                        cells[number].append(found[key])
+    parts = sorted(_parts(wiring(layers.lm), delta, paths), key=_together)
+    for (layer, is_head), group in groupby(parts, key=_together):
+        here = list(group)
+        every = list(dict.fromkeys(part.heard for part in here))
+        size = _variants_at_once(layers.lm, delta.shape[1])
+        for begin in range(0, len(every), size):
+            rows = {heard: row for row, heard in enumerate(every[begin : begin + size])}
+            change = torch.stack([delta[list(heard)].sum(dim=0) for heard in rows])
+            make = _head_changes if is_head else _stream_changes
+            some = [part for part in here if part.heard in rows]
+            for part, made in zip(some, make(layers, base, layer, change, [(rows[p.heard], p) for p in some])):
+                cells[part.cell].append(made)
     return cells
 
 
-def _by_place(wires: Wiring, receivers: Sequence[int]) -> dict[tuple[int, bool], dict[int, str]]:
-    """(layer, whether MLP) -> head -> its sides among the receivers."""
-    found: dict[tuple[int, bool], dict[int, str]] = {}
-    for receiver in sorted(receivers):
-        layer, inside = wires.place(receiver)
-        is_mlp = inside == 3 * wires.heads
-        head, side = (0, "") if is_mlp or layer == wires.layers else (inside // 3, SIDES[inside % 3])
-        heads = found.setdefault((layer, is_mlp), {})
-        heads[head] = heads.get(head, "") + side
-    return found
+def _together(part: _Part) -> tuple[int, bool]:
+    return part.layer, part.head >= 0
 
 
-def _chunks(variants: Any, lm: LM, width: int) -> Iterator[list[tuple[int, ...]]]:
-    per_variant = width * max(lm.dims.dim, 3 * lm.dims.heads * max(width, lm.dims.head_dim), lm.dims.neurons)
-    size = max(1, _VALUES // per_variant)
-    every = iter(variants)
-    while some := list(islice(every, size)):
-        yield some
+def _parts(wires: Wiring, delta: Tensor, paths: Sequence[Path]) -> Iterator[_Part]:
+    moved = delta.flatten(1).any(dim=1).tolist()
+    for cell, (senders, receivers) in enumerate(paths):
+        sides: dict[tuple[int, int], str] = {}
+        heard: dict[tuple[int, int], tuple[int, ...]] = {}
+        for receiver in sorted(receivers):
+            layer, inside = wires.place(receiver)
+            alone = inside == 3 * wires.heads or layer == wires.layers
+            at = (layer, -1 if alone else inside // 3)
+            sides[at] = sides.get(at, "") + ("" if alone else SIDES[inside % 3])
+            heard[at] = tuple(s for s in senders if s < wires.before(receiver) and moved[s])
+        yield from (_Part(cell, *at, sides[at], heard[at]) for at in sides if heard[at])
+
+
+def _variants_at_once(lm: LM, width: int) -> int:
+    dims = lm.dims
+    return max(1, _VALUES // (width * max(dims.dim, 3 * dims.heads * max(width, dims.head_dim), dims.neurons)))
 
 
 def _head_changes(
-    layers: Layers, base: Sent, layer: int, change: Tensor, first: list[int], keys: list[list[tuple[int, str]]]
-) -> list[dict[tuple[int, str], Intervention]]:
+    layers: Layers, base: Sent, layer: int, change: Tensor, parts: Sequence[tuple[int, _Part]]
+) -> list[Intervention]:
+    """z of each part's head, from the new q, k or v on the sides that hear and the base run's on the others."""
     heads = layers.attention(layer, torch.cat([base.pre[layer][None], base.pre[layer] + change]))
-    old = {side: getattr(heads, side)[:1] for side in SIDES}
     new = {side: getattr(heads, side)[1:] for side in SIDES}
-    causal = layers.lm.family.towers[""].causal
+    old = {side: getattr(heads, side)[:1].expand_as(new[side]) for side in SIDES}
     z = {
-        sides: heads.z(*(new[side] if side in sides else old[side].expand_as(new[side]) for side in SIDES))
-        for sides in dict.fromkeys(sides for row in keys for _, sides in row)
+        sides: heads.z(*(new[side] if side in sides else old[side] for side in SIDES))
+        for sides in {part.sides for _, part in parts}
     }
-    width = change.shape[1]
-    site = f"layers.{layer}.attn.z"
-
-    def cell(variant: int, head: int, sides: str) -> Intervention:
-        start = first[variant] if causal else 0
-        value = z[sides][variant, head, start:, None]
-        return replaced(site, value[None], positions=range(start, width), units=[head])
-
-    return [{key: cell(variant, *key) for key in row} for variant, row in enumerate(keys)]
+    made = []
+    for row, part in parts:
+        at = _from_first(layers.lm, change[row])
+        value = z[part.sides][row, part.head, at.start :, None]
+        made.append(replaced(f"layers.{layer}.attn.z", value[None], positions=at, units=[part.head]))
+    return made
 
 
-def _mlp_changes(
-    layers: Layers, base: Sent, layer: int, change: Tensor, first: list[int], keys: list[list[tuple[int, str]]]
-) -> list[dict[tuple[int, str], Intervention]]:
+def _stream_changes(
+    layers: Layers, base: Sent, layer: int, change: Tensor, parts: Sequence[tuple[int, _Part]]
+) -> list[Intervention]:
+    """What the MLP writes, or, after the last layer, what is added for the read-out."""
+    if layer == layers.lm.dims.layers:
+        return [add(f"layers.{layer - 1}.resid_post", change[row][None]) for row, _ in parts]
     out = layers.mlp(layer, base.mid[layer] + change)
-    site, width = f"layers.{layer}.mlp.out", change.shape[1]
+    places = [_from_first(layers.lm, change[row]) for row, _ in parts]
     return [
-        {(0, ""): replaced(site, x[start:][None], positions=range(start, width))} for x, start in zip(out, first)
+        replaced(f"layers.{layer}.mlp.out", out[row][None, at.start :], positions=at)
+        for (row, _), at in zip(parts, places)
     ]
+
+
+def _from_first(lm: LM, change: Float[Tensor, "position dim"]) -> range:
+    """The positions that can feel a change: in a causal model those from its first on."""
+    first = int(change.any(dim=-1).nonzero()[0]) if lm.family.towers[""].causal else 0
+    return range(first, len(change))
+
+
+# --- a pair of prompts -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ends:
+    """One pair of prompts: the base run, which is changed, and the source run, which changes are taken from."""
+
+    batch: Batch
+    layers: Layers
+    base: Sent
+    source: Sent
+    metric: Metric
+
+    @property
+    def delta(self) -> Float[Tensor, "sender position dim"]:
+        return self.source.writes - self.base.writes
+
+
+def ends(lm: LM, both: Pair) -> Iterator[Ends]:
+    """The pairs of a `Pair`, one by one and without padding."""
+
+    def difference(logits: Tensor, number: int) -> Tensor:
+        return both.target.difference(logits, torch.full((len(logits),), number))
+
+    for number in range(len(both.base)):
+        base, source = both.base.example(number), both.source.example(number)
+        yield Ends(base, Layers(lm, base), sent(lm, base), sent(lm, source), partial(difference, number=number))
 
 
 @torch.no_grad()
 def exact(
-    lm: LM,
-    batch: Batch,
-    base: Sent,
+    ends: Ends,
     delta: Float[Tensor, "sender position dim"],
     paths: Sequence[Path],
-    metric: Callable[[Tensor], Tensor],
     *,
     advanced: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " path"]:
-    """The metric of the base run (one example) with each path's change made alone, by `sweep`.
+    """The metric of the base run with each path's change made alone, by `sweep`.
 
-    metric: last logits (row, vocab) -> (row,). advanced: told how many paths were done since it was last told.
+    advanced: told how many paths were just done.
     """
-    layers, found = Layers(lm, batch), []
+    layers = ends.layers
+    found = []
     for begin in range(0, len(paths), _CHUNK):
-        cells = interventions(layers, base, delta, paths[begin : begin + _CHUNK])
-        found.append(sweep(lm, batch, cells, lambda logits, _: metric(logits))[:, 0])
+        cells = interventions(layers, ends.base, delta, paths[begin : begin + _CHUNK])
+        found.append(sweep(layers.lm, ends.batch, cells, lambda logits, _: ends.metric(logits))[:, 0])
         if advanced:
             advanced(len(cells))
     return torch.cat(found) if found else delta.new_zeros(0)
-
-
-# --- first order: gradients at every receiver --------------------------------------------------------
-
-
-def slopes(
-    lm: LM,
-    layers: Layers,
-    batch: Batch,
-    deltas: Float[Tensor, "kind sender position dim"],
-    metric: Callable[[Tensor], Tensor],
-    *,
-    start: Tensor | None = None,
-) -> Float[Tensor, "kind receiver sender"]:
-    """delta_u . d metric / d (input of v), the derivative of each edge's exact effect; 0 where there is no edge.
-
-    One forward and one backward pass of the model give the gradients at every head's z, every MLP's output and the
-    last stream; from there a layer alone carries them back to each receiver's own input. start: what enters layer 0
-    instead, (1, position, dim).
-    """
-    wires = wiring(lm)
-    read = "resid_pre" if wires.parallel else "resid_mid"
-    last = Site("", wires.layers - 1, "resid_post")
-    points = dict.fromkeys(("resid_pre", read, "attn.z", "mlp.out"))
-    sites = [*(Site("", n, point) for n in range(wires.layers) for point in points), last]
-    # a site read as a view (z by heads) is not what the model goes on with unless someone edits it: hence times one
-    on = [scaled(f"layers.*.{point}", 1.0) for point in ("attn.z", "mlp.out")]
-    _, values, grads = gradients(lm, batch, sites, metric, start=start, interventions=on)
-    parts = []
-    with frozen(lm), torch.enable_grad():
-        for layer in range(wires.layers):
-            pre, mid = (values[Site("", layer, point)] for point in ("resid_pre", read))
-            parts.append(_into_heads(layers, layer, pre, grads[Site("", layer, "attn.z")]))
-            mid = mid.clone().requires_grad_(True)
-            parts += torch.autograd.grad(layers.mlp(layer, mid), mid, grads[Site("", layer, "mlp.out")])
-    into = torch.cat([*parts, grads[last]]).flatten(1)
-    return torch.einsum("ksx,rx->krs", deltas.flatten(2), into) * wires.mask.to(into)
-
-
-def _into_heads(
-    layers: Layers, layer: int, x: Float[Tensor, "one=1 position dim"], dz: Float[Tensor, "one=1 position head head_dim"]
-) -> Float[Tensor, "input position dim"]:
-    """The gradient at x through each head's q, k and v alone (head by head), given the gradient at z."""
-    count = dz.shape[2]
-    copies = x.repeat(3 * count, 1, 1).requires_grad_(True)  # one copy of x for each input: one backward for all
-    heads = layers.attention(layer, copies)
-    qkv = [getattr(heads, side) for side in SIDES]
-    leaves = [y[:1].detach().requires_grad_(True) for y in qkv]
-    slope = torch.autograd.grad(heads.z(*leaves), leaves, dz.transpose(1, 2))
-    each = torch.arange(count)
-    picked = [y[3 * each + side, each] for side, y in enumerate(qkv)]
-    return torch.autograd.grad(picked, copies, [s[0] for s in slope])[0]
-
-
-# --- a circuit alone ---------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def run_circuit(
-    layers: Layers,
-    embed: Float[Tensor, "position dim"],
-    other: Float[Tensor, "sender position dim"],
-    keep: Bool[Tensor, "receiver sender"],
-) -> Float[Tensor, "position dim"]:
-    """Run only a circuit: what the read-out reads when every edge outside it carries `other` instead.
-
-    Layer by layer, each receiver reads the sum over the senders before it of what they write now, where `keep` has the
-    edge, or of `other`. embed: what "embed" writes now.
-    """
-    lm = layers.lm
-    wires = wiring(lm)
-    extra = torch.zeros_like(other)  # what a sender writes now, less `other`
-    extra[0] = embed - other[0]
-
-    def inputs(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The different inputs of some receivers, (variant, position, dim), and which is whose."""
-        kinds, which = torch.unique(rows[:, :count], dim=0, return_inverse=True)
-        more = kinds.to(other) @ extra[:count].flatten(1)
-        return other[:count].sum(dim=0) + more.unflatten(1, other.shape[1:]), which
-
-    per_layer = 3 * wires.heads + 1
-    each = torch.arange(wires.heads)
-    for layer in range(wires.layers):
-        count = wires.head(layer)
-        rows = keep[layer * per_layer : (layer + 1) * per_layer]
-        x, which = inputs(rows[:-1], count)
-        heads = layers.attention(layer, x)
-        z = heads.z(*(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES)))
-        mlp = count + wires.heads
-        extra[count:mlp] = head_writes(lm, layer, z[0].transpose(0, 1)) - other[count:mlp]
-        x, _ = inputs(rows[-1:], count if wires.parallel else mlp)
-        extra[mlp] = layers.mlp(layer, x)[0] - other[mlp]
-    return inputs(keep[-1:], len(other))[0][0]

@@ -14,7 +14,7 @@ from stratoscope.models.taps import StopForward
 
 @torch.no_grad()
 def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[Tensor]:
-    """Up to `tokens` new ids for each example, as Hugging Face's `generate` gives them (greedy unless options say other).
+    """Up to `tokens` new ids for each example, as Hugging Face's `generate` gives them, greedy unless options say other.
 
     Use it inside `with trace(..., stop=False)` or `with intervene(...)`: `steps` and the trace's steps count forward
     passes, and named positions mean an example's own tokens whatever the padding. Raises InputError for a model that

@@ -113,7 +113,7 @@ class Intervention:
 
 @contextmanager
 def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
-    """Make the changes inside the block; sites are resolved and refused before anything runs. Nests; outer acts first."""
+    """Make the changes inside the block; sites are refused before anything runs. Nests; the outer acts first."""
     edits: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {}
     for change in resolve(lm, interventions):
         edits.setdefault(change.site, []).append(change.apply)
@@ -122,7 +122,7 @@ def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
 
 
 def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Each intervention once for every site its pattern names. Raises SiteError, or InputError for a misplaced option."""
+    """Each intervention once for every site its pattern names. Raises SiteError; InputError for a misplaced option."""
     found = []
     for change in interventions:
         for site in lm.layout.resolve(change.site):
@@ -197,7 +197,7 @@ def ablate(
 def knock_out(
     layer: int | str, queries: Positions, keys: Positions, *, heads: Sequence[int] | None = None
 ) -> Intervention:
-    """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf before the softmax."""
+    """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf before softmax."""
     site = parse(f"layers.{layer}.attn.scores")
     return Intervention(site, "replace", torch.tensor(-torch.inf), positions=queries, keys=keys, units=heads)
 

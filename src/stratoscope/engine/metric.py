@@ -39,7 +39,7 @@ class Target:
     def difference(
         self, logits: Float[Tensor, "example vocab"], example: Tensor | None = None
     ) -> Float[Tensor, " example"]:
-        """logit(answer) - logit(foil) of each row; `example` says which example a row belongs to (default: in order)."""
+        """logit(answer) - logit(foil) of each row; `example` says which example a row is of (default: in order)."""
         answer, foil = (x if example is None else x[example.to(x.device)] for x in (self.answer, self.foil))
         pair = torch.stack([answer, foil], dim=1).to(logits.device)
         chosen = logits.gather(1, pair)
@@ -51,8 +51,12 @@ def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example vocab"]:
     """Logits of the next token after each example's last real one."""
     from stratoscope.engine.trace import capture
 
+    lm.layout.resolve("logits")
+    batch = lm.batch(inputs)
+    if batch.ids is None:
+        raise InputError("these inputs hold no tokens, so there is no next token to ask about: give a prompt.")
     last = f"layers.{lm.dims.layers - 1}.resid_post"
-    return lm.readout(capture(lm, inputs, last, positions=-1)[last])
+    return lm.readout(capture(lm, batch, last, positions=-1)[last])
 
 
 def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Target:

@@ -143,7 +143,7 @@ def _can_gather(base: Base, layer: int) -> bool:
 
 
 def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -> Any:
-    """A layer argument of the base run, for rows at (example, position). Raises ValueError for a shape it does not know."""
+    """A layer argument of the base run, for rows at (example, position). Raises ValueError for an unknown shape."""
     if isinstance(x, dict):
         return {name: _gather(value, base, layer, example, position) for name, value in x.items()}
     if isinstance(x, (tuple, list)):
@@ -283,12 +283,13 @@ class Wave:
         for example, first, begin, jobs in self.groups:
             end = self.lengths[example]
             rows = slice(begin, begin + jobs * (end - first))
-            by_job = lambda x, rows=rows, jobs=jobs: x[0, :, rows].unflatten(1, (jobs, -1)).transpose(0, 1)  # noqa: E731
             key, value = (
-                torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), by_job(own)], dim=2)
+                torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), _by_job(own, rows, jobs)], dim=2)
                 for clean, own in ((self.base.keys, k), (self.base.vals, v))
             )
-            query = by_job(q).unflatten(1, (-1, shared)).flatten(2, 3)  # job, kv_head, (shared, own), head_dim
+            query = (
+                _by_job(q, rows, jobs).unflatten(1, (-1, shared)).flatten(2, 3)
+            )  # job, kv_head, (shared, own), head_dim
             hidden = None
             if mask is not None:
                 hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end].repeat(shared, 1)
@@ -299,3 +300,8 @@ class Wave:
             z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)  # job, own, kv_head, shared, head_dim
             out[rows] = z.reshape(-1, q.shape[1], v.shape[-1])
         return out[None]
+
+
+def _by_job(x: Tensor, rows: slice, jobs: int) -> Tensor:
+    """(1, head, row, head_dim) -> the rows of one group as (job, head, own, head_dim)."""
+    return x[0, :, rows].unflatten(1, (jobs, -1)).transpose(0, 1)

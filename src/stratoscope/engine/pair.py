@@ -1,4 +1,4 @@
-"""A clean and a corrupt prompt made ready for patching: aligned, with their answer and foil and both logit differences."""
+"""A clean and a corrupt prompt made ready for patching: aligned, with answer, foil and both logit differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stratoscope.models.lm import LM
 
 @dataclass(frozen=True)
 class Pair:
-    """base: the run that is patched; source: the run that vectors come from. Differences are answer - foil: (example,)."""
+    """base: the run that is patched; source: where vectors come from. Differences are answer - foil: (example,)."""
 
     clean: Batch
     corrupt: Batch
@@ -82,8 +82,9 @@ def pair(
     for n, (a, b) in enumerate(zip(first.tokens, second.tokens)):
         if len(a) != len(b):
             raise InputError(
-                f"clean prompt {n} has {len(a)} tokens and its corrupt prompt {len(b)}: patching pairs token with token, so "
-                f"both need the same number. Change words for others of equal length. Clean {list(a)}, corrupt {list(b)}."
+                f"clean prompt {n} has {len(a)} tokens and its corrupt prompt {len(b)}: patching pairs token with token, "
+                f"so both need the same number. Exchange words for others of equal length. Clean {list(a)}, corrupt "
+                f"{list(b)}."
             )
     logits = last_logits(lm, first), last_logits(lm, second)
     if foil is None:
@@ -96,8 +97,24 @@ def pair(
     if close.any():
         n = int(close.nonzero()[0])
         raise InputError(
-            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - {asked.foil_text[n]!r} is the same in the clean "
-            f"({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. Change "
-            f"the corrupt prompt, the answer or the foil."
+            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - {asked.foil_text[n]!r} is the same in the "
+            f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. "
+            f"Change the corrupt prompt, the answer or the foil."
         )
     return Pair(first, second, asked, differences[0], differences[1], direction)
+
+
+def random_like(
+    base: Float[Tensor, "layer example position *rest"],
+    source: Float[Tensor, "layer example position *rest"],
+    seed: int,
+) -> Float[Tensor, "layer example position *rest"]:
+    """The null of a patch: base plus a random direction of the length of (source - base), place by place.
+
+    Drawn position by position and alike for all examples, so that an example's null does not depend on its batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers, _, width, *rest = base.shape
+    draws = [torch.randn(layers, *rest, generator=generator) for _ in range(width)]
+    noise = torch.stack(draws, dim=1)[:, None].to(base)
+    return base + noise * ((source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))

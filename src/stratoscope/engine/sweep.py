@@ -55,7 +55,7 @@ class Plan:
         shared = 1 - self.packed_rows / max(self.naive_rows, 1)
         return (
             f"{self.cells} results: {self.skipped} equal the base run, {self.naive} run naively, the others in "
-            f"{len(self.waves)} waves of at most {self.rows_per_wave} rows; {shared:.0%} of the naive layer-rows are shared."
+            f"{len(self.waves)} waves of at most {self.rows_per_wave} rows; {shared:.0%} of the naive work is shared."
         )
 
 

@@ -55,7 +55,7 @@ class Trace:
         return torch.stack([self[site] for site in self.lm.sites(pattern)])
 
     def mean(self, site: str | Site) -> Tensor:
-        """The site's mean over examples and real positions (padding left out): what `ablate(kind="mean")` puts there."""
+        """The site's mean over examples and real positions, padding left out: the reference of a mean ablation."""
         at, value, batch = self.lm.layout.resolve_one(site), self[site], self._batch
         if "position" not in at.axes:
             raise InputError(f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there.")
@@ -101,7 +101,7 @@ class Trace:
 
 
 def _unshifted(x: Tensor, site: Site, shift: Tensor) -> Tensor:
-    """Generation pads left; move every example's own positions back to the front, so that position 0 is its first token."""
+    """Generation pads left; move every example's own positions back, so that position 0 is its first token."""
     for axis, word in enumerate(site.axes):
         if word in ("position", "query", "key"):
             index = (torch.arange(x.shape[axis]) + shift.cpu()[:, None]) % x.shape[axis]

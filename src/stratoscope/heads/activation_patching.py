@@ -20,33 +20,16 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words
-from stratoscope.engine.pair import pair
+from stratoscope.engine.pair import pair, random_like
 from stratoscope.engine.sweep import Progress, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 NULL = "at each position a random direction, as long as the difference between the head's clean and corrupt z"
-
-
-def random_like(
-    base: Float[Tensor, "layer example position head head_dim"],
-    source: Float[Tensor, "layer example position head head_dim"],
-    seed: int,
-) -> Float[Tensor, "layer example position head head_dim"]:
-    """base plus a random direction of the length of (source - base), at each place.
-
-    Drawn position by position, alike for all examples: an example's null does not depend on its batch.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers, _, width, *one = base.shape
-    noise = torch.stack([torch.randn(layers, *one, generator=generator) for _ in range(width)], dim=1)[:, None].to(base)
-    return base + noise * ((source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
 @torch.no_grad()

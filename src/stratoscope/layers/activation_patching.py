@@ -18,27 +18,16 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words
-from stratoscope.engine.pair import pair
+from stratoscope.engine.pair import pair, random_like
 from stratoscope.engine.sweep import Progress, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 NULL = "at each place a random direction, as long as the difference between the clean and the corrupt vector there"
-
-
-def random_like(
-    base: Float[Tensor, "*axes dim"], source: Float[Tensor, "*axes dim"], seed: int
-) -> Float[Tensor, "*axes dim"]:
-    """base plus a random direction of the length of (source - base), place by place."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(base.shape, generator=generator).to(base)
-    return base + noise * ((source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
 @torch.no_grad()

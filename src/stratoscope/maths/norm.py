@@ -6,6 +6,7 @@ real input held fixed, the norm is linear, so that the parts of x contribute to 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +33,15 @@ class FrozenNorm:
 
 
 def freeze(norm: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
-    """Freeze a norm at x, whatever the module's class: weight and bias are read off by probing it.
+    """Freeze a norm at x, in fp32, whatever the module's class: weight and bias are read off by probing it.
 
     None is the identity (a model without final norm). Raises FamilyError when the module is neither an RMSNorm nor a
     LayerNorm, which shows as an output that the frozen form does not reproduce.
     """
-    dim = x.shape[-1]
+    dim, x = x.shape[-1], x.float()
     if norm is None:
         return FrozenNorm(x.new_ones(dim), x.new_zeros(dim), x.new_ones(x.shape[:-1]), centred=False)
+    norm = deepcopy(norm).float()  # a small module; probing it in half precision would drown in rounding
     bias = norm(x.new_zeros(dim))
     # An input of +-1 has mean zero and rms one; made large, epsilon vanishes, and both kinds give weight * sign + bias.
     sign = x.new_ones(dim)

@@ -66,7 +66,7 @@ def _attend(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The function Transformers calls. query (example, head, position, head_dim) -> (example, position, head, head_dim)."""
+    """What Transformers calls. query (example, head, position, head_dim) -> z (example, position, head, head_dim)."""
     unhandled = [name for name in _UNHANDLED if others.get(name) is not None]
     if unhandled:
         raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")

@@ -52,7 +52,7 @@ class Batch:
         return text | dict(self.extra)
 
     def coords(self, axis: str = "position", name: str = "text") -> dict[str, tuple[tuple[str, ...], list]]:
-        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each example's whole text."""
+        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each whole text."""
         width = max(map(len, self.tokens), default=0)
         rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]
         return {

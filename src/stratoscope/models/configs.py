@@ -55,8 +55,8 @@ def refuse_unhandled(config: Any, family: Family) -> None:
     if keys:
         told = ", ".join(f"`{key}` = {value!r:.60}" for key, value in sorted(keys.items()))
         raise FamilyError(
-            f"this {config.model_type} config sets {told}, which family `{family.name}` does not handle; what its sites "
-            f"mean would be uncertain, so it is refused. Add the key to the family's `handles` once it is proved."
+            f"this {config.model_type} config sets {told}, which family `{family.name}` does not handle; what its "
+            f"sites mean would be uncertain, so it is refused. Add the key to the family's `handles` once it is proved."
         )
 
 

@@ -50,7 +50,7 @@ class LM:
         return self.layout.dims[""]
 
     def batch(self, inputs: Any) -> Batch:
-        """Read prompts (one or several), token ids, a mapping of model inputs, or a Batch; padding side does not matter.
+        """Read prompts (one or several), ids, a mapping of model inputs, or a Batch; padding side does not matter.
 
         Raises InputError for an empty prompt, one longer than the context, an unknown token id, or text without
         tokenizer.

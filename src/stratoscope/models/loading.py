@@ -67,7 +67,7 @@ def load(
         reader, processor = _readers(place, options) if tokenizer else (None, None)
     if tokenizer and reader is None and processor is None:
         raise LoadError(
-            f"`{name}` has no tokenizer files (tokenizer.json or tokenizer_config.json) that Transformers can read. Add "
+            f"`{name}` has no tokenizer files (tokenizer.json, tokenizer_config.json) that Transformers can read. Add "
             f"them, or load with tokenizer=False and pass token ids."
         )
     lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name))

@@ -40,8 +40,8 @@ def probe(model: nn.Module) -> list[Family]:
     if not (attention and o_proj and mlp and down and pre and embed):
         raise FamilyError(
             f"{type(model).__name__} is an architecture no family names, and its layers ({type(layer).__name__}: "
-            f"{', '.join(n for n, _ in layer.named_children())}) do not show an attention with an output projection and "
-            f"an MLP with a down projection under names we know: refused."
+            f"{', '.join(n for n, _ in layer.named_children())}) do not show an attention with an output projection "
+            f"and an MLP with a down projection under names we know: refused."
         )
     norm = _first(parent, _NORM)
     head = _first(model, _HEAD)

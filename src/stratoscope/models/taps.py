@@ -156,12 +156,12 @@ class Taps:
         return value
 
     def _through(self, site: Site, point: Point, x: Tensor) -> Tensor:
-        """Show the listeners the site's value in canonical axes; return the module's own tensor, edited where they did."""
+        """Show listeners the site's value in canonical axes; return the module's own tensor, edited where they did."""
         start = self._layer_input.get((site.tower, site.layer)) if point.where == "sum" else None
         shown = canonical(site, point, x if start is None else start + x, self._heads(site), self._rows(site))
         changed = self._fire(site, shown)
-        if changed is shown:
-            return x
+        if changed is shown and (shown is x or not shown.requires_grad):
+            return x  # with gradients the model must go on with the very tensor that is shown, not one beside it
         if start is not None:  # the model will add `start` again
             return (changed.reshape(x.shape) - start).to(x.dtype)
         if point.part is not None:

@@ -158,7 +158,9 @@ def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draw
         f"{batch.tokens[example][p].strip()!r} for {token_text(lm.tokenizer, int(rows[example, p])).strip()!r}"
         for p in places
     ]
+    many = len(places) > 1
+    most = f"the {len(places)} tokens that matter most" if many else "the token that matters most"
     return (
-        f"Made automatically: the {len(places)} token{'s' * (len(places) > 1)} that matter most by occlusion exchanged for "
-        f"tokens of similar embedding and shape ({', '.join(swaps)}), the strongest of {draws} random draws (seed {seed})."
+        f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} of similar embedding and "
+        f"shape ({', '.join(swaps)}), the strongest of {draws} random draws (seed {seed})."
     )

@@ -56,26 +56,24 @@ def describe(tokens: Sequence[str], attribution: Map, top: int) -> str:
     cited, share = strongest(attribution, top), shares(attribution)
     if not cited:
         return "no token holds one percent of the attribution."
-    clauses = [
-        f"{_quoted(tokens[p])} (position {p}, {_percent(share[p])}, towards the {_side(attribution[p])})" for p in cited
-    ]
-    listed = " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    where = [f"position {p}, {_percent(share[p])}, towards the {_side(attribution[p])}" for p in cited]
+    *others, last = [f"{_quoted(tokens[p])} ({at})" for p, at in zip(cited, where)]
+    listed = f"{', '.join(others)} and {last}" if others else last
     return f"the attribution is largest at {listed}, in parts of its absolute total. {_together(attribution, cited)}"
 
 
 def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
     """What a paragraph says that the numbers do not support, one line each; [] when it is faithful.
 
-    Every quoted token must be the answer, the foil, the prediction, or a citation `"token" (position P, S%, towards
-    the answer|foil)` that is true and among the strongest; there may be no other percentage than those and that of all
-    cited together; and the hedge must stand exactly where it is due.
+    Quoted may be the answer, foil and prediction (not judged: the map does not hold them) and citations, `"token"
+    (position P, S%, towards the answer|foil)`, that are true and the strongest. There may be no other percentage than
+    those and that of all cited together, and the hedge must stand exactly where it is due.
     """
     wrong: list[str] = []
     share, found = shares(attribution), _CITATION.findall(text)
     best = strongest(attribution, len(found))
     cited = sorted({int(position) for _, position, _, _ in found if int(position) < len(tokens)})
-    for quote, position, percent, side in found:
-        p = int(position)
+    for quote, p, percent, side in ((quote, int(position), *rest) for quote, position, *rest in found):
         if p not in cited or json.loads(quote) != tokens[p]:
             wrong.append(f"{quote} does not stand at position {p}.")
         elif p not in best:
@@ -126,16 +124,16 @@ def measure(
     texts, agreement, ranks = [], [], []
     for tokens, row, other, start in zip(batch.tokens, maps, others, said.pop("text")):
         cited = strongest(row, top)
-        agreement.append(sum(p in strongest(other, top) and row[p] * other[p] > 0 for p in cited))
+        agreement.append(len([p for p in cited if p in strongest(other, top) and row[p] * other[p] > 0]))
         about = f"By {_spoken(method)}, {describe(tokens, row[: len(tokens)], top)}"
         texts.append(f"{start} {about}{_opinion(against, agreement[-1], len(cited))}")
         ranked = [(p, shares(row)[p], _side(row[p])) for p in cited]
         ranks.append(ranked + [(-1, np.nan, "")] * (min(top, maps.shape[1]) - len(cited)))
-    ranked = {n: [[cell[i] for cell in row] for row in ranks] for i, n in enumerate(("cited", "share", "direction"))}
+    by_rank = {n: [[cell[i] for cell in row] for row in ranks] for i, n in enumerate(("cited", "share", "direction"))}
     coords = {"prediction": (("example",), said.pop("token")), "example_text": batch.coords()["example_text"]}
     return dataset(
         {name: (("example",), values) for name, values in ({"text": texts, "agreement": agreement} | said).items()}
-        | {name: (("example", "rank"), values) for name, values in ranked.items()},
+        | {name: (("example", "rank"), values) for name, values in by_rank.items()},
         method="tokens.verbalize",
         provenance=lm.provenance,
         settings={"saliency": method, "second": against, "top": top},
@@ -181,12 +179,9 @@ def _together(attribution: Map, cited: Sequence[int]) -> str:
 
 
 def _opinion(method: str, agreeing: int, cited: int) -> str:
-    """Whether the second method confirms most of what is cited."""
-    if not cited:
-        return ""
-    verdict = "the methods agree on most" if 2 * agreeing > cited else "they disagree, so trust this ranking less"
-    of = f"{agreeing} of these {cited}" if cited > 1 else "this token" if agreeing else "not this token"
-    return f" {_spoken(method).capitalize()} has {of} among its own, with the same sign: {verdict}."
+    verdict = "the two agree on most" if 2 * agreeing > cited else "the two disagree, so trust this ranking less"
+    shared = f"{agreeing} of these {cited} among its own, with the same sign"
+    return f" {_spoken(method).capitalize()} has {shared}: {verdict}." if cited else ""
 
 
 def _quoted(token: str) -> str:

@@ -100,7 +100,10 @@ class Canvas:
         target: Sequence[int],
         strength: float = 1.0,
     ) -> None:
-        """Set one head: it attends by (query, key), each [head_dim, hidden], and copies source to target, times strength."""
+        """Set one head: it attends by (query, key), each [head_dim, hidden], and copies source to target.
+
+        `strength` multiplies what it copies; below zero the head speaks against it.
+        """
         (layer, head), (query, key) = at, attend
         value, output = self.wires(SLOT[: len(source)], source), torch.zeros(self.head_dim, HIDDEN)
         for slot, dim in zip(SLOT, target):

@@ -23,7 +23,7 @@ FULL, REST = 2 * SHARP, SHARP  # the score of what a head looks for, and of the 
 
 def indirect_object(seed: int = 0) -> Planted:
     """GPT-2: of two names, the next word is the one that was not said again."""
-    canvas = Canvas("gpt2", [*NAMES, *FILLERS, "to"], seed, layers=4)
+    canvas = Canvas("gpt2", [*NAMES, *FILLERS, "to"], seed, loudness=0.5, layers=4)
     canvas.flag(NAMES, FLAG)
     canvas.flag(["to"], ASK)
     word, carried, answer = ([dims[canvas.ids[name]] for name in NAMES] for dims in (WORD, CARRIED, ANSWER))
@@ -33,13 +33,13 @@ def indirect_object(seed: int = 0) -> Planted:
     not_itself = [(-FULL - REST, {dim: 1.0}, {dim: 1.0}) for dim in POSITION[:LONGEST]]
     not_the_carried = [(-FULL, {one: 1.0}, {other: 1.0}) for one, other in zip(carried, word)]
     first_names = {FLAG: 1.0} | minus_carried  # a name said again carries itself
-    unanswered = {ASK: 1.0} | dict.fromkeys(answer, -1.0)
+    answered = (1.5 * FULL, dict.fromkeys(answer, 1.0), {POSITION[0]: 1.0})  # a name in ANSWER puts a head to rest
 
     canvas.head(DUPLICATE, canvas.score(*same_name, *not_itself, rest), source=word, target=carried)
     canvas.head(INHIBIT, canvas.score((FULL, {ASK: 1.0}, any_carried), rest), source=carried, target=carried)
-    for at, asks in ((MOVER, {ASK: 1.0}), (BACKUP, unanswered)):
-        attend = canvas.score((FULL, asks, first_names), *not_the_carried, rest)
-        canvas.head(at, attend, source=word, target=answer)
+    mover = [(FULL, {ASK: 1.0}, first_names), *not_the_carried, rest]
+    canvas.head(MOVER, canvas.score(*mover), source=word, target=answer)
+    canvas.head(BACKUP, canvas.score(*mover, answered), source=word, target=answer)
     return Planted(
         name="indirect_object",
         model=canvas.model,

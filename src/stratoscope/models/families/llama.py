@@ -23,7 +23,4 @@ TOWER = Tower(
 # which layers see only a window: inside Transformers' masks, and so in the pattern
 HANDLED = frozenset({"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"})
 
-FAMILIES = {
-    name: Family(name, {"": TOWER}, handles=HANDLED)
-    for name in ("llama", "mistral", "qwen2", "qwen3")
-}
+FAMILIES = {name: Family(name, {"": TOWER}, handles=HANDLED) for name in ("llama", "mistral", "qwen2", "qwen3")}

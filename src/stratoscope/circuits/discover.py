@@ -1,0 +1,133 @@
+"""Discover a circuit: keep the edges that an attribution finds strongest, and see how good the circuit is at every size.
+
+Paper: textbook (Conmy et al., "Towards Automated Circuit Discovery", 2023; Hanna et al., 2024)
+
+    strength[edge] = | mean over examples of its attribution |                    (default circuits.edge_attribution_ig)
+    keep="greedy"     grow backwards from the logits, always by the strongest edge into what already reaches them
+    keep="top"        the strongest edges, whatever they connect
+    keep="threshold"  all edges at least as strong as `limit`
+
+For circuits of growing size, in that order: faithfulness (1: as the whole model) and completeness (0: nothing left
+outside), both of `circuits.faithfulness`, and minimality = mean over some of its edges e of |faithfulness(C) -
+faithfulness(C without e)| (0: edges could go). What is returned is pruned to edges on a path from embedding to logits.
+
+null: the three curves of circuits chosen by the same rule with random strengths.
+Reads as: a small part of the model that does the task on these prompts, and how small it can be. Does not show that it is
+the only such part; and the same prompts choose and judge it: judge it on others by `circuits.faithfulness`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stratoscope.circuits import edge_attribution_ig
+from stratoscope.circuits.faithfulness import Ablation, Shares, shares
+from stratoscope.circuits.graph import first, growth, prune, ranking
+from stratoscope.engine.edges import Wiring, wiring
+from stratoscope.engine.metric import Words
+from stratoscope.engine.pair import pair
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+NULL = "circuits chosen by the same rule with random strengths"
+SIZES, DRAWS, PROBES, ENOUGH = 12, 2, 4, 0.1
+_CURVES = ("faithfulness", "completeness", "minimality")
+
+
+def judge(
+    wires: Wiring, circuit: Bool[Tensor, "receiver sender"], share: list[Shares], generator: torch.Generator
+) -> Float[Tensor, "curve=3"]:
+    """Faithfulness, completeness and minimality of one circuit, means over examples."""
+    edges = circuit.nonzero()
+    probed = edges[torch.randperm(len(edges), generator=generator)[:PROBES]]
+    without = circuit.repeat(len(probed), 1, 1)
+    without[torch.arange(len(probed)), probed[:, 0], probed[:, 1]] = False
+    asked = torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without])
+    found = torch.stack([one(asked) for one in share])  # example, circuit
+    return torch.stack([found[:, 0].mean(), found[:, 1].mean(), (found[:, :1] - found[:, 2:]).abs().mean()])
+
+
+def strengths(wires: Wiring, attribution: xr.Dataset) -> Float[Tensor, "receiver sender"]:
+    """|mean over examples| of an attribution of every edge. Raises InputError when its edges are not this model's."""
+    expected = wires.coords(wires.edges)["edge"]
+    if "effect" not in attribution or attribution["edge"].values.tolist() != expected:
+        raise InputError(
+            f"`attribution` must hold `effect` on all {len(expected)} edges of this model, as circuits.edge_attribution "
+            f"gives it; got {dict(attribution.sizes)}."
+        )
+    found = torch.zeros(wires.mask.shape)
+    found[wires.mask] = torch.from_numpy(attribution["effect"].mean("example").values).float()
+    return found
+
+
+def measure(
+    lm: LM,
+    inputs: Any,
+    *,
+    corrupt: Any,
+    answer: Words = None,
+    foil: Words = None,
+    keep: Literal["greedy", "top", "threshold"] = "greedy",
+    limit: float | None = None,
+    attribution: xr.Dataset | None = None,
+    ablation: Ablation = "resample",
+    seed: int = 0,
+) -> xr.Dataset:
+    """The circuit: effect (edge), strongest first, with sender and receiver; and the curves over size.
+
+    faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw). limit: how many edges to
+    keep (for "threshold": the least strength); default the smallest size on the curve whose faithfulness is within 0.1 of
+    1. attribution: an attribution of every edge, made before. Raises SiteError for a family without edges, InputError for
+    a missing threshold or a foreign attribution.
+    """
+    rules: dict[str, Callable] = {"greedy": growth, "top": ranking, "threshold": ranking}
+    if keep not in rules or (keep == "threshold" and limit is None):
+        raise InputError(
+            f"keep={keep!r}, limit={limit}: choose greedy, top, or threshold with `limit=` the least strength."
+        )
+    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
+    if attribution is None:
+        attribution = edge_attribution_ig.measure(lm, inputs, corrupt=corrupt, answer=answer, foil=foil, seed=seed)
+    effect = strengths(wires, attribution)
+    noise = torch.rand((DRAWS, *effect.shape), generator=generator)
+    orders = [rules[keep](wires, strength) for strength in (effect.abs(), *noise)]
+    sizes = np.unique(np.geomspace(1, len(wires.edges), SIZES).round().astype(int)).tolist()
+    share = shares(lm, both, ablation)
+    curves = torch.stack(
+        [torch.stack([judge(wires, first(wires, order, n), share, generator) for order in orders]) for n in sizes]
+    ).permute(2, 0, 1)  # curve, step, order
+    if keep == "threshold":
+        size = int((effect[wires.mask].abs() >= limit).sum())
+    else:
+        size = _smallest(sizes, curves[0, :, 0]) if limit is None else int(limit)
+    chosen = prune((wires.senders[s], wires.receivers[r]) for r, s in orders[0][:size].tolist())
+    paths = sorted(wires.paths(chosen), key=lambda path: -float(effect[path[1][0], path[0][0]].abs()))
+    return dataset(
+        {"effect": (("edge",), torch.tensor([float(effect[r, s]) for (s,), (r,) in paths]))}
+        | {name: (("step",), curve[:, 0]) for name, curve in zip(_CURVES, curves)}
+        | {f"null_{name}": (("step", "draw"), curve[:, 1:]) for name, curve in zip(_CURVES, curves)}
+        | both.differences,
+        method="circuits.discover",
+        provenance=lm.provenance,
+        settings={"keep": keep, "limit": limit, "ablation": ablation, "attribution": attribution.attrs.get("method")},
+        seed=seed,
+        coords=both.coords | wires.coords(paths) | {"size": (("step",), sizes)},
+        of=len(wires.edges),
+        null_kind=NULL,
+        notes=" ".join(both.target.notes),
+    )
+
+
+def _smallest(sizes: list[int], faithfulness: Tensor) -> int:
+    """The first size from which on the circuit is faithful enough; every edge at the latest."""
+    good = [size for size, share in zip(sizes, faithfulness.tolist()) if abs(share - 1) <= ENOUGH]
+    return good[0] if good else sizes[-1]

@@ -1,0 +1,184 @@
+"""Faithfulness of a circuit: run its edges alone, give all others another prompt's value, and see how much remains.
+
+Paper: textbook (Wang et al., 2022; Hanna et al., "Have Faith in Faithfulness", 2024)
+
+    x_v = sum_u  (write_u in this run, if u -> v is in the circuit;  other_u, if not)       for every receiver v
+    faithfulness = (d(circuit) - d(no edge)) / (d(every edge) - d(no edge))
+    completeness = the same of all edges outside the circuit: 0 when nothing that matters was left out
+
+d is the logit difference answer - foil at the last token. other_u is what u writes on the corrupt prompt
+(ablation="resample": no edge is then the corrupt run itself) or its mean over all corrupt prompts, position by position
+("mean"). The query, key and value input of every query head is summed for itself, also on grouped-query models; every
+edge together is the clean run.
+
+null: circuits of as many edges that grow backwards from the logits at random.
+Reads as: whether the circuit is enough, and whether it is all. Does not show that each of its edges is needed, nor what
+it would do on prompts that were not asked; above 1 it lacks edges that work against the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stratoscope.circuits.graph import Circuit, first, growth, pairs
+from stratoscope.engine.edges import SIDES, Ends, Layers, Wiring, ends, head_writes, wiring
+from stratoscope.engine.metric import Words
+from stratoscope.engine.pair import Pair, pair
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+NULL = "circuits of as many edges that grow backwards from the logits at random"
+Ablation = Literal["resample", "mean"]
+
+
+@torch.no_grad()
+def run_circuit(
+    layers: Layers,
+    embed: Float[Tensor, "position dim"],
+    other: Float[Tensor, "sender position dim"],
+    keep: Bool[Tensor, "receiver sender"],
+) -> Float[Tensor, "position dim"]:
+    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed" writes in this run."""
+    lm = layers.lm
+    wires = wiring(lm)
+    more = torch.zeros_like(other)  # what a sender writes in this run, less `other`
+    more[0] = embed - other[0]
+
+    def inputs(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The different inputs of some receivers, (variant, position, dim), and which is whose."""
+        kinds, which = torch.unique(rows[:, :count], dim=0, return_inverse=True)
+        added = kinds.to(other) @ more[:count].flatten(1)
+        return other[:count].sum(dim=0) + added.unflatten(1, other.shape[1:]), which
+
+    width = 3 * wires.heads + 1
+    each = torch.arange(wires.heads)
+    for layer in range(wires.layers):
+        first = wires.head(layer)
+        mlp = first + wires.heads
+        rows = keep[layer * width : (layer + 1) * width]
+        x, which = inputs(rows[:-1], first)
+        heads = layers.attention(layer, x)
+        z = heads.z(*(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES)))
+        more[first:mlp] = head_writes(lm, layer, z[0].transpose(0, 1)) - other[first:mlp]
+        x, _ = inputs(rows[-1:], first if wires.parallel else mlp)
+        more[mlp] = layers.mlp(layer, x)[0] - other[mlp]
+    return inputs(keep[-1:], len(other))[0][0]
+
+
+# shares(circuits) -> each circuit's share of the difference between every edge and none
+Shares = Callable[[Bool[Tensor, "circuit receiver sender"]], Float[Tensor, " circuit"]]
+
+
+def shares(lm: LM, both: Pair, ablation: Ablation) -> list[Shares]:
+    """For each example, the function from circuits to faithfulness. Raises InputError when no edge and all agree."""
+    if ablation not in ("resample", "mean"):
+        raise InputError(f"ablation {ablation!r}: choose 'resample' (the corrupt prompt's writes) or 'mean'.")
+    every = list(ends(lm, both))
+    mean = _mean([one.source.writes for one in every]) if ablation == "mean" else None
+    return [_share(one, one.source.writes if mean is None else mean[:, : one.source.writes.shape[1]]) for one in every]
+
+
+def _share(one: Ends, other: Tensor) -> Shares:
+    lm, embed = one.layers.lm, one.base.writes[0]
+    mask = wiring(lm).mask
+
+    @torch.no_grad()
+    def metric(keep: Tensor) -> float:
+        return float(one.metric(lm.readout(run_circuit(one.layers, embed, other, keep)[-1:])))
+
+    none, whole = metric(torch.zeros_like(mask)), metric(mask)
+    if abs(whole - none) < 1e-3:
+        raise InputError(
+            f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there is nothing to be faithful "
+            f"to. Change the corrupt prompts, or use ablation='resample'."
+        )
+    return lambda circuits: torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
+
+
+def _mean(writes: list[Float[Tensor, "sender position dim"]]) -> Float[Tensor, "sender position dim"]:
+    """Position by position, over the prompts that have the position."""
+    width = max(w.shape[1] for w in writes)
+    padded = [torch.nn.functional.pad(w, (0, 0, 0, width - w.shape[1])) for w in writes]
+    counts = sum(torch.arange(width, device=w.device) < w.shape[1] for w in writes)
+    return sum(padded) / counts[:, None]
+
+
+def as_mask(wires: Wiring, circuit: Circuit) -> Bool[Tensor, "receiver sender"]:
+    """Which edges a circuit has. Raises InputError for a name or a pair that this model lacks."""
+    keep = torch.zeros_like(wires.mask)
+    for senders, receivers in wires.paths(pairs(circuit)):
+        for receiver in receivers:
+            keep[receiver, list(senders)] = True
+    return keep & wires.mask
+
+
+def random_circuits(
+    wires: Wiring, size: int, draws: int, generator: torch.Generator
+) -> Bool[Tensor, "draw receiver sender"]:
+    """Circuits of `size` edges grown backwards from the logits in random order."""
+    noise = torch.rand((draws, *wires.mask.shape), generator=generator)
+    return torch.stack([first(wires, growth(wires, strength), size) for strength in noise])
+
+
+def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over examples; NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    again = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(again, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def measure(
+    lm: LM,
+    inputs: Any,
+    *,
+    corrupt: Any,
+    circuit: Circuit | None = None,
+    answer: Words = None,
+    foil: Words = None,
+    ablation: Ablation = "resample",
+    draws: int = 3,
+    seed: int = 0,
+) -> xr.Dataset:
+    """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of mean faithfulness.
+
+    inputs, corrupt: prompts in pairs of equal token length. circuit: pairs of names, or a result with an `edge` axis
+    (`circuits.discover`); default every edge. draws: random circuits. Raises SiteError for a family without edges,
+    InputError for an edge that the model lacks.
+    """
+    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    wires = wiring(lm)
+    keep = wires.mask if circuit is None else as_mask(wires, circuit)
+    rivals = random_circuits(wires, int(keep.sum()), draws, torch.Generator().manual_seed(seed))
+    asked = torch.cat([torch.stack([keep, wires.mask & ~keep]), rivals])
+    found = torch.stack([share(asked) for share in shares(lm, both, ablation)])
+    low, high = interval(found[:, 0].double().numpy(), seed)
+    return dataset(
+        {
+            "faithfulness": (("example",), found[:, 0]),
+            "completeness": (("example",), found[:, 1]),
+            "null": (("example", "draw"), found[:, 2:]),
+            "low": ((), low),
+            "high": ((), high),
+        }
+        | both.differences,
+        method="circuits.faithfulness",
+        provenance=lm.provenance,
+        settings={"ablation": ablation, "draws": draws},
+        seed=seed,
+        coords=both.coords,
+        edges=int(keep.sum()),
+        of=int(wires.mask.sum()),
+        null_kind=NULL,
+        notes=" ".join(both.target.notes),
+    )
