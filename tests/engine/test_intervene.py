@@ -332,7 +332,7 @@ def test_ablations_take_their_values_from_a_reference() -> None:
         (lambda: scaled("layers.1.attn.v", 2.0, units=[2]), "kv_head .* this site has 2"),
         (lambda: scaled("layers.1.mlp.act", 2.0, units=[]), "this site has 48"),
         (lambda: scaled("layers.1.mlp.act", 2.0, examples=[2]), "this batch has 2"),
-        (lambda: scaled("layers.1.mlp.act", 2.0, examples=[-1]), "this batch has 2"),
+        (lambda: scaled("layers.1.mlp.act", 2.0, examples=[-1]), "numbered from 0"),
         (lambda: replaced("layers.1.mlp.out", torch.zeros(31)), r"shape \(31,\) does not fit .* \(2, 9, 32\)"),
         (lambda: add("layers.1.mlp.out", torch.zeros(2, 32), positions=-1), "a single position keeps its axis"),
         (lambda: add("layers.1.mlp.out", torch.zeros(4, 9, 32)), "does not fit"),

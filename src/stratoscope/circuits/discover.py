@@ -1,4 +1,4 @@
-"""Discover a circuit: keep the edges that an attribution finds strongest, and see how good the circuit is at every size.
+"""Discover a circuit: keep the edges that an attribution finds strongest, and see how good it is at every size.
 
 Paper: textbook (Conmy et al., "Towards Automated Circuit Discovery", 2023; Hanna et al., 2024)
 
@@ -12,8 +12,8 @@ outside), both of `circuits.faithfulness`, and minimality = mean over some of it
 faithfulness(C without e)| (0: edges could go). What is returned is pruned to edges on a path from embedding to logits.
 
 null: the three curves of circuits chosen by the same rule with random strengths.
-Reads as: a small part of the model that does the task on these prompts, and how small it can be. Does not show that it is
-the only such part; and the same prompts choose and judge it: judge it on others by `circuits.faithfulness`.
+Reads as: a small part of the model that does the task on these prompts, and how small it can be. Does not show that it
+is the only such part; and the same prompts choose and judge it: judge it on others by `circuits.faithfulness`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def strengths(wires: Wiring, attribution: xr.Dataset) -> Float[Tensor, "receiver
     expected = wires.coords(wires.edges)["edge"]
     if "effect" not in attribution or attribution["edge"].values.tolist() != expected:
         raise InputError(
-            f"`attribution` must hold `effect` on all {len(expected)} edges of this model, as circuits.edge_attribution "
-            f"gives it; got {dict(attribution.sizes)}."
+            f"`attribution` must hold `effect` on all {len(expected)} edges of this model, as "
+            f"circuits.edge_attribution gives it; got {dict(attribution.sizes)}."
         )
     found = torch.zeros(wires.mask.shape)
     found[wires.mask] = torch.from_numpy(attribution["effect"].mean("example").values).float()
@@ -83,15 +83,16 @@ def measure(
 ) -> xr.Dataset:
     """The circuit: effect (edge), strongest first, with sender and receiver; and the curves over size.
 
-    faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw). limit: how many edges to
-    keep (for "threshold": the least strength); default the smallest size on the curve whose faithfulness is within 0.1 of
-    1. attribution: an attribution of every edge, made before. Raises SiteError for a family without edges, InputError for
-    a missing threshold or a foreign attribution.
+    faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw). limit: how many edges
+    to keep, before pruning (for "threshold": the least strength); default the smallest size on the curve whose
+    faithfulness is within 0.1 of 1. attribution: an attribution of every edge, made before. Raises SiteError for a
+    family without edges, InputError for a missing threshold, a limit below one edge, or a foreign attribution.
     """
     rules: dict[str, Callable] = {"greedy": growth, "top": ranking, "threshold": ranking}
-    if keep not in rules or (keep == "threshold" and limit is None):
+    if keep not in rules or (keep == "threshold" and limit is None) or (limit is not None and limit <= 0):
         raise InputError(
-            f"keep={keep!r}, limit={limit}: choose greedy, top, or threshold with `limit=` the least strength."
+            f"keep={keep!r}, limit={limit}: choose greedy or top, with `limit` edges or none given, or threshold with "
+            f"`limit` the least strength; a limit is above 0."
         )
     both = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def measure(
         [torch.stack([judge(wires, first(wires, order, n), share, generator) for order in orders]) for n in sizes]
     ).permute(2, 0, 1)  # curve, step, order
     if keep == "threshold":
-        size = int((effect[wires.mask].abs() >= limit).sum())
+        size = int((effect[wires.mask].abs() >= float(limit or 0.0)).sum())
     else:
         size = _smallest(sizes, curves[0, :, 0]) if limit is None else int(limit)
     chosen = prune((wires.senders[s], wires.receivers[r]) for r, s in orders[0][:size].tolist())

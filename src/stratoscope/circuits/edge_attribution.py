@@ -6,9 +6,9 @@ Paper: textbook (Syed et al., "Attribution Patching Outperforms Automated Circui
     delta_u = write_u(source run) - write_u(base run)
 
 x_v is the input of receiver v, and its gradient, taken in the base run, goes through v alone: for "L3H2.k" through the
-keys as query head 2 reads them, so that grouped-query models have an edge for each query head (`engine.edges`). It is the
-derivative of the exact effect that `circuits.path_patching` measures. direction="noise": base is the clean run (as in
-the paper), and a positive effect means that the edge carries the answer: with its corrupt value, the answer loses.
+keys as query head 2 reads them, so that grouped-query models have an edge for each query head (`engine.edges`). It is
+the derivative of the exact effect that `circuits.path_patching` measures. direction="noise": base is the clean run (as
+in the paper), and a positive effect means that the edge carries the answer: with its corrupt value, the answer loses.
 
 null: every delta replaced, position by position, by a random direction of the same length.
 Reads as: which edges are worth a look, at the price of three passes. Does not show effects that are not linear: where
@@ -98,7 +98,7 @@ def measure(
     direction: Literal["denoise", "noise"] = "noise",
     seed: int = 0,
 ) -> xr.Dataset:
-    """First-order effect and null of every edge: (example, edge), with coordinates sender and receiver and their layers.
+    """First-order effect and null of every edge: (example, edge), with coordinates sender, receiver and their layers.
 
     inputs, corrupt: prompts in pairs of equal token length. Works with frozen weights. Raises SiteError for a family
     without edges, InputError when a pair's lengths differ or both runs give the same logit difference.

@@ -46,7 +46,7 @@ def run_circuit(
     other: Float[Tensor, "sender position dim"],
     keep: Bool[Tensor, "receiver sender"],
 ) -> Float[Tensor, "position dim"]:
-    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed" writes in this run."""
+    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed" writes now."""
     lm = layers.lm
     wires = wiring(lm)
     more = torch.zeros_like(other)  # what a sender writes in this run, less `other`
@@ -97,8 +97,8 @@ def _share(one: Ends, other: Tensor) -> Shares:
     none, whole = metric(torch.zeros_like(mask)), metric(mask)
     if abs(whole - none) < 1e-3:
         raise InputError(
-            f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there is nothing to be faithful "
-            f"to. Change the corrupt prompts, or use ablation='resample'."
+            f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there is nothing to be "
+            f"faithful to. Change the corrupt prompts, or use ablation='resample'."
         )
     return lambda circuits: torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
 

@@ -1,7 +1,7 @@
-"""A circuit as a graph: networkx to think with, JSON for circuit-tracer's viewer, orders in which to take edges, and pruning.
+"""A circuit as a graph: networkx to think with, JSON for circuit-tracer's viewer, orders of edges, and pruning.
 
-A circuit is any labelled result with an `edge` axis, whose coordinates `sender` and `receiver` name the ends; select from
-it what belongs: `found.isel(edge=abs(found.effect[0]) > 0.2)`. Plain pairs [("L0H1", "L1H2.k"), ...] are taken as well.
+A circuit is any labelled result with an `edge` axis, whose coordinates `sender` and `receiver` name the ends; select
+from it what belongs: `found.isel(edge=abs(found.effect[0]) > 0.2)`. Pairs [("L0H1", "L1H2.k"), ...] are taken as well.
 """
 
 from __future__ import annotations

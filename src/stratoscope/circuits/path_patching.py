@@ -46,11 +46,11 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Effect and null of every path: (example, edge), with coordinates sender and receiver and their layers.
+    """Effect and null of every path: (example, edge), with coordinates sender, receiver and their layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. paths: (senders, receivers) by name, each a name or several;
-    default every edge of the model alone, which is many: about 9 (layers * heads)^2 / 6 with heads per layer alike.
-    Raises SiteError for a family without edges, InputError for an unknown name or a path that leads backwards.
+    inputs, corrupt: prompts in pairs of equal token length. paths: (senders, receivers) by name, each one name or
+    several; default every edge of the model alone: about 1.5 * (layers * heads)^2 of them, twice with the null. Raises
+    SiteError for a family without edges, InputError for an unknown name or a path that leads backwards.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)

@@ -13,7 +13,7 @@ stream stays, and what comes after v is computed anew.
   intervention `replaced("layers.3.attn.z", z', units=[2])`; an edge into an MLP is one at its `mlp.out`.
 - **Post-norms** (Gemma 2 and 3, OLMo 2). The norm after attention is frozen at the run's own scale to split its output
   into heads: a head's write is what it adds given how loud all heads are together.
-- **Biases.** What attention adds beside its heads (the projection's bias, the post-norm's) is shared equally among them.
+- **Biases.** What attention adds beside its heads (biases of projection and post-norm) is shared equally among them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _VALUES = 2**24  # numbers that the variants of one layer may take at once
 
 @dataclass(frozen=True)
 class Wiring:
-    """Who can send to whom. Senders are numbered in order of computation, so those before a receiver are the first n."""
+    """Who can send to whom. Senders are numbered in order of computation: those before a receiver are the first n."""
 
     layers: int
     heads: int
@@ -75,11 +75,11 @@ class Wiring:
         return [*(name for layer in inputs for name in layer), "logits"]
 
     def head(self, layer: int) -> int:
-        """The number of the layer's first head as a sender; its MLP comes right after its last. Also: how many come before."""
+        """The number of the layer's first head as a sender, so also how many come before; its MLP follows its last."""
         return 1 + layer * (self.heads + 1)
 
     def place(self, receiver: int) -> tuple[int, int]:
-        """(layer, number within the layer): 3 * head + side, then the MLP. Logits are alone in a layer after the last."""
+        """(layer, number within it): 3 * head + side, then the MLP. Logits are alone in a layer after the last."""
         return divmod(receiver, 3 * self.heads + 1)
 
     def before(self, receiver: int) -> int:

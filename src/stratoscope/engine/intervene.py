@@ -131,12 +131,24 @@ def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]
                     f"`{site}` can be read but not changed: Transformers chooses the experts beside these logits, so a "
                     f"change of them would do nothing. Change `mlp.out`."
                 )
+            _refuse_unknown_units(lm, change, site)
             narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
             for option, words in narrowed.items():
                 if getattr(change, option) is not None and not set(words) & set(site.axes):
                     raise InputError(f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}.")
             found.append(replace(change, site=site))
     return found
+
+
+def _refuse_unknown_units(lm: LM, change: Intervention, site: Site) -> None:
+    """Before anything runs, where the model's sizes are known; `index` sees to the rest."""
+    dims = lm.layout.dims[site.tower]
+    sizes = {"head": dims.heads, "kv_head": dims.kv_heads, "neuron": dims.neurons, "dim": dims.dim}
+    word = next((axis for axis in site.axes if axis in sizes), None)
+    if word and change.units is not None:
+        _units(change.units, sizes[word], word, site)
+    if change.examples is not None and not all(example >= 0 for example in change.examples):
+        raise InputError(f"examples {list(change.examples)}: examples are numbered from 0.")
 
 
 def replaced(site: str | Site, value: Tensor | float, **where: object) -> Intervention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from stratoscope.models.configs import refuse_unhandled
 from stratoscope.models.lm import LM
 from stratoscope.models.probe import probe
 from stratoscope.models.prove import prove
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"
+)  # fmt: skip
 
 
 def wrap(model: nn.Module, tokenizer: Any = None, *, processor: Any = None, name: str | None = None) -> LM:
@@ -95,14 +100,12 @@ def _readers(place: Any, options: dict[str, Any]) -> tuple[Any, Any]:
     import transformers
 
     tokenizer = processor = None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    if (
-        Path(place).joinpath("preprocessor_config.json").is_file()
-        or Path(place).joinpath("processor_config.json").is_file()
-    ):
+    holds = lambda *names: any(Path(place, name).is_file() for name in names)  # noqa: E731
+    # in a folder without any tokenizer file Transformers would make up an empty one
+    if not Path(place).is_dir() or holds(*_TOKENIZER_FILES):
+        with suppress(OSError, ValueError, KeyError):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+    if holds("preprocessor_config.json", "processor_config.json"):
         processor = transformers.AutoProcessor.from_pretrained(place, **options)
     return tokenizer, processor
 

@@ -85,7 +85,8 @@ def explain(
     for method in ("occlusion", "integrated_gradients", "gradient_times_input"):
         steps.measure(f"tokens.{method}", batch, **words)
     importance = steps.results["tokens.occlusion"]["attribution"]
-    steps.measure("tokens.verbalize", batch, saliency=steps.results["tokens.occlusion"], **words)
+    maps = {"saliency": steps.results["tokens.occlusion"], "second": steps.results["tokens.integrated_gradients"]}
+    steps.measure("tokens.verbalize", batch, **maps, **words)
     other, how, text = _corrupt(steps, batch, corrupt, importance, words, seed)
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):

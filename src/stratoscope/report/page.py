@@ -397,6 +397,8 @@ def _neurons(e: Explanation) -> Section:
             row[part] = float(choose.pick(measured[part], layer=layer, neuron=neuron)) if measured is not None else None
         for part in ("promoted", "suppressed"):
             row[part] = [t for t in _unit(vocabulary, part, (layer, neuron), []) if t][:TOP_WORDS]
+        if row["activation"] is not None and row["activation"] < 0:  # the direction is written the other way round
+            row["promoted"], row["suppressed"] = row["suppressed"], row["promoted"]
         before, after = (_unit(clamp, f"difference_{when}", (layer, neuron), None) for when in ("before", "after"))
         row["clamp"] = (float(before), float(after)) if before is not None and after is not None else None
         rows.append(row)

@@ -69,21 +69,21 @@ def fitted(
 
     Raises InputError when n is below 1, or when no pair fits.
     """
-    dice, found = generator(name, n, seed), {}
-    reason = ""
+    dice, reason = generator(name, n, seed), ""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
     for _ in range(DRAWS * n + 200):
         pair = draw(dice)
         ids, wrong = _ids(tokenizer, pair)
         if ids is None:
             reason = wrong
         else:
-            found[pair] = ids
+            found.setdefault((pair.clean, pair.corrupt), ids)
         if len(found) == n:
             break
     if not found:
         raise InputError(f"{name}: no prompt pair fits this tokenizer. {reason} Use another task for this model.")
-    pairs = list(found) + dice.choices(list(found), k=n - len(found))
-    return made(name, tokenizer, [(p.clean, p.corrupt, *found[p]) for p in pairs], story, source, chance)
+    rows = [(*prompts, *ids) for prompts, ids in found.items()]
+    return made(name, tokenizer, rows + dice.choices(rows, k=n - len(rows)), story, source, chance)
 
 
 def made(
@@ -125,10 +125,10 @@ def next_token(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: st
     return after[-1] if known and len(after) == len(before) + 1 else None
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text alone, without special tokens around it. Raises InputError when the tokenizer cannot read it."""
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    """The ids of a text, without the special tokens around it. Raises InputError when the tokenizer cannot read it."""
     try:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
     except Exception as error:  # tokenizers has no error class of its own
         raise InputError(f"this tokenizer cannot read {text!r}: {error}. Use another task for this model.") from error
 
@@ -140,12 +140,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[tuple[int, int
         return None, f"Of {pair.clean!r} some words are unknown to it."
     if len(clean) != len(corrupt):
         return None, f"{pair.clean!r} has {len(clean)} tokens, {pair.corrupt!r} {len(corrupt)}."
-    found = [
-        [next_token(tokenizer, prompt, word) for prompt in (pair.clean, pair.corrupt)]
-        for word in (pair.answer, pair.foil)
-    ]
-    for word, (first, second) in zip((pair.answer, pair.foil), found):
-        if first is None or first != second:
+    ids: list[int] = []
+    for word in (pair.answer, pair.foil):
+        token = next_token(tokenizer, pair.clean, word)
+        if token is None or token != next_token(tokenizer, pair.corrupt, word):
             return None, f"{word!r} is not one token after {pair.clean!r}."
-    (answer, _), (foil, _) = found
-    return ((answer, foil), "") if answer != foil else (None, f"{pair.answer!r} and {pair.foil!r} are one token.")
+        ids.append(token)
+    if ids[0] == ids[1]:
+        return None, f"{pair.answer!r} and {pair.foil!r} are the same token after {pair.clean!r}."
+    return (ids[0], ids[1]), ""

@@ -1,4 +1,4 @@
-"""Simple arithmetic: sums of two digits up to nine, after two worked examples."""
+"""Simple arithmetic: sums of two numbers up to nine, after two worked examples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 from stratoscope.lab.tasks._task import Pair, Task, fitted
 
-SUMS = [(a, b) for a in range(1, 9) for b in range(1, 10 - a)]
+SUMS = [(a, b) for a in range(1, 8) for b in range(1, 10 - a)]
 
 
 def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     """n pairs. Raises InputError when the tokenizer does not write a digit after "=" as one token."""
 
     def draw(dice: random.Random) -> Pair:
-        first, second, (a, b) = dice.sample(SUMS, 3)
-        other = dice.choice([c for c in range(1, 10 - a) if c != b] or [b])
-        shown = "".join(f"{x}+{y}={x + y}\n" for x, y in (first, second))
+        a, b = dice.choice(SUMS)
+        other = dice.choice([c for c in range(1, 10 - a) if c != b])
+        examples = dice.sample([(x, y) for x, y in SUMS if x != a], 2)
+        shown = "".join(f"{x}+{y}={x + y}\n" for x, y in examples)
         return Pair(f"{shown}{a}+{b}=", f"{shown}{a}+{other}=", str(a + b), str(a + other))
 
     story = """Two worked sums and a third to do; all sums are one digit. The corrupt prompt has another second addend,

@@ -6,8 +6,7 @@ import random
 
 from transformers import PreTrainedTokenizerBase
 
-from stratoscope.errors import InputError
-from stratoscope.lab.tasks._task import Pair, Task, fitted, next_token
+from stratoscope.lab.tasks._task import Pair, Task, enough, fitted, next_token
 
 CAPITALS = {
     "Afghanistan": "Kabul",

@@ -22,12 +22,14 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     nouns = one_token(tokenizer, NOUNS, "nouns", need=3)
     probe = TEMPLATE.format(noun=nouns[0], century=17, start=42)
     single = next_token(tokenizer, probe, "05") is None  # then the next token is a tens digit
-    steps, top = (10, 90) if single else (1, 98)
+    steps, lowest, highest = (10, 0, 90) if single else (1, 2, 98)
 
     def draw(dice: random.Random) -> Pair:
         start = dice.randint(20, 79)
         whole = start // steps * steps
-        answer, foil = (dice.randrange(low, high, steps) for low, high in ((whole + steps, top + 1), (0, whole)))
+        answer, foil = (
+            dice.randrange(low, high, steps) for low, high in ((whole + steps, highest + 1), (lowest, whole))
+        )
         words = {"noun": dice.choice(nouns), "century": dice.choice(CENTURIES)}
         clean, corrupt = (TEMPLATE.format(**words, start=year) for year in (start, 1))
         told = [str(year // 10) if single else f"{year:02d}" for year in (answer, foil)]

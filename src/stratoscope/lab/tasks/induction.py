@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from stratoscope.lab.tasks._task import Task, enough, generator, made
+from stratoscope.lab.tasks._task import Task, enough, generator, made, tokens
 
 LENGTH = 12  # random tokens before they repeat
 
@@ -15,11 +15,11 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     Raises InputError when the tokenizer has fewer ordinary tokens than the prompts need.
     """
     dice = generator("induction", n, seed)
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ordinary = sorted({*tokenizer.get_vocab().values()} - special)
     enough(ordinary, range(len(tokenizer)), "ordinary tokens", need=LENGTH + 1)
-    whole = tokenizer(tokenizer.decode(ordinary[:1]))["input_ids"]
-    start = [tokenizer.bos_token_id] if whole[:1] == [tokenizer.bos_token_id] else []  # as this model's texts begin
+    start = tokens(tokenizer, "".join(tokenizer.decode(ordinary[:1])), special=True)[:1]
+    start = start if start == [tokenizer.bos_token_id] else []  # as this model's texts begin
     rows = []
     for _ in range(n):
         *first, foil = dice.sample(ordinary, LENGTH + 1)

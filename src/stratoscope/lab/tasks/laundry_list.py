@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from stratoscope.lab.tasks._task import Pair, Task, fitted, one_token
 
 THINGS = "shirt hat coat book cup pen ball phone bag lamp key ring clock box plate chair mirror watch".split()
-PROMPT = "On the line I hung a {0}, a {1}, a {2}, and a {3}. I took down {again}. All that is left is the"
+PROMPT = "I packed a {0}, a {1}, a {2}, and a {3}. Then I took out {again}. All that is left is the"
 SHORT = "I bought a {0}, a {1}, and a {2}. I lost {again}. All that I have left is the"
 
 

@@ -1,0 +1,157 @@
+"""`stratoscope explain` on a planted model: what it finds, and what it says when it is given something wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stratoscope.cli import main
+from stratoscope.lab import planted
+
+CLI = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def subject() -> planted.Planted:
+    return planted.fact_lookup_moved()
+
+
+@pytest.fixture(scope="module")
+def folder(subject: planted.Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    subject.model.save_pretrained(place)
+    subject.tokenizer.save_pretrained(place)
+    return place
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["explain", *map(str, arguments)])
+
+
+def refusal(result: Result, *words: str) -> None:
+    """One paragraph, exit code 2, no traceback, and it says what is the matter."""
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.stderr.split())
+    assert "Traceback" not in text
+    assert "Error: " in text
+    for word in words:
+        assert word in text
+
+
+def test_it_finds_the_planted_neuron_and_head(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    found = run(subject.clean, "--corrupt", subject.corrupt, "--answer", subject.answer, "--foil", subject.foil,
+                "--model", folder, "--out", out)  # fmt: skip
+    assert found.exit_code == 0, found.output
+    page = out.read_text()
+    [(layer, head)] = subject.heads
+    [(at, neuron)] = subject.neurons
+    assert f"caused by       L{layer}H{head} +" in found.output
+    assert f"Neuron {neuron} of layer {at}" not in page or at == 1  # a moved fact is written by the head, not directly
+    assert f"L{layer}H{head}" in page
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_same_seed_same_report(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    pages = []
+    for name in ("a.html", "b.html"):
+        assert run(subject.clean, "--model", folder, "--out", tmp_path / name).exit_code == 0
+        pages.append((tmp_path / name).read_text())
+    cut = [page[: page.index('id="provenance"')] for page in pages]  # seconds and memory differ
+    assert cut[0] == cut[1]
+
+
+def test_a_script_in_a_prompt_stays_text(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    tokenizer = subject.tokenizer
+    word = next(iter(tokenizer.get_vocab()))
+    out = tmp_path / "r.html"
+    result = run(f"{subject.clean} {word}", "--model", folder, "--out", out)
+    assert result.exit_code in (0, 2)
+    assert "<script>alert" not in (out.read_text() if out.exists() else "")
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_empty_prompt(prompt: str, folder: Path, tmp_path: Path) -> None:
+    refusal(run(prompt, "--model", folder, "--out", tmp_path / "r.html"), "empty")
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompt_longer_than_the_context(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    result = run(" ".join([subject.clean] * 20), "--model", folder, "--out", tmp_path / "r.html")
+    refusal(result, "context is 32", "shorten")
+
+
+def test_answer_of_several_tokens_uses_the_first_and_says_so(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    both = f"{subject.answer} {subject.foil}"
+    result = run(
+        subject.clean, "--answer", both, "--foil", subject.foil, "--model", folder, "--out", tmp_path / "r.html"
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 tokens; its first" in " ".join(result.output.split())
+    assert "2 tokens; its first" in (tmp_path / "r.html").read_text()
+
+
+def test_foil_equal_to_answer(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    words = ("--answer", subject.answer, "--foil", subject.answer)
+    refusal(run(subject.clean, *words, "--model", folder, "--out", tmp_path / "r.html"), "same token", "another foil")
+
+
+def test_corrupt_prompt_of_another_length(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    longer = f"{subject.corrupt} {subject.foil}"
+    result = run(subject.clean, "--corrupt", longer, "--model", folder, "--out", tmp_path / "r.html")
+    refusal(result, "same number", "tokens")
+
+
+def test_folder_without_tokenizer(subject: planted.Planted, tmp_path: Path) -> None:
+    subject.model.save_pretrained(tmp_path / "bare")
+    result = run(subject.clean, "--model", tmp_path / "bare", "--out", tmp_path / "r.html")
+    refusal(result, "no tokenizer", "tokenizer=False")
+
+
+def test_corrupted_gguf(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
+    refusal(run("hello", "--model", tmp_path / "broken.gguf", "--out", tmp_path / "r.html"), "broken.gguf")
+
+
+def test_model_that_is_nowhere(tmp_path: Path) -> None:
+    refusal(run("hello", "--model", "nobody/smolm2", "--out", tmp_path / "r.html"), "nobody/smolm2", "folder")
+
+
+def test_out_in_a_folder_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    refusal(run("hello", "--model", folder, "--out", tmp_path / "no" / "r.html"), "folder does not exist")
+
+
+def test_full_disk_leaves_no_half_report(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+    ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    command = [sys.executable, "-c", limit + ignore + "from stratoscope.cli import main; main()"]
+    out = tmp_path / "r.html"
+    arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "r.html" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_exits_with_130_and_leaves_nothing(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(tmp_path / "r.html")]
+    with subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # the first step after loading: the work is under way
+            if "prediction through" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=120) == 130
+    assert "Interrupted" in rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.iterdir())
