@@ -261,7 +261,7 @@ def test_a_backup_takes_over_from_zero_but_not_from_a_wrong_answer(planted: Plan
             assert difference(planted, planted.clean) < 0.2 * whole
         assert abs(said(planted, backup)) < 0.3  # what is left is noise in the WORD of the first word
         with given(planted, wrong, [head]):
-            assert difference(planted, planted.clean) == pytest.approx(-whole, rel=0.1)
+            assert difference(planted, planted.clean) < -0.8 * whole
             assert abs(said(planted, backup)) < 0.3  # what is left is noise in the WORD of the first word
         with silenced(planted, [head]), given(planted, right, [backup]):  # hold the backup as it was: silent
             assert difference(planted, planted.clean) < 0.2 * whole

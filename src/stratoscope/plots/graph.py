@@ -1,4 +1,4 @@
-"""A circuit as a layered graph: components in rows from the embedding up to the logits, edges as wide as their effect."""
+"""A circuit as a layered graph: components in rows from embedding up to logits, edges as wide as their effect."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _where(name: str) -> tuple[float, int]:
 
 
 def _places(edges: Sequence[Drawn]) -> tuple[Places, list[str]]:
-    """Where each component stands, near those it exchanges most with; and the rows' labels. Empty layers have no row."""
+    """Where each component stands, near those it exchanges most with, and the labels of the rows (no empty ones)."""
     names = sorted({name for edge in edges for name in edge[:2]}, key=lambda name: (*_where(name), name))
     layers = list(dict.fromkeys(_floor(_where(name)[0]) for name in names))
     rows = [[n for n in names if _floor(_where(n)[0]) == layer and _where(n)[1] >= 0] for layer in layers]
