@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 
 import stratoscope
 from stratoscope import catalogue, cli
+from stratoscope.cli.measure import read_inputs
+from stratoscope.errors import InputError
 from stratoscope.results import load
 
 METHOD = '''"""Counts the words of each prompt, [not markup] and says so in words longer than a line.
@@ -209,3 +211,13 @@ def test_values_are_read_as_the_option_takes_them(text: str, annotation: str, va
     from stratoscope.cli.measure import read_value
 
     assert repr(read_value("option", text, annotation)) == repr(value)
+
+
+def test_inputs_are_prompts_or_units() -> None:
+    assert read_inputs(["a", "b"], []) == ["a", "b"]
+    assert read_inputs([], ["29,573", "0,1"]) == [[29, 573], [0, 1]]
+    for prompts, units in (([], []), (["a"], ["1,2"])):
+        with pytest.raises(InputError, match="--prompt"):
+            read_inputs(prompts, units)
+    with pytest.raises(InputError, match="LAYER,NEURON"):
+        read_inputs([], ["29-573"])

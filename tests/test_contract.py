@@ -79,9 +79,7 @@ def call(address: str, lm: LM, name: str, inputs: Any, examples: list[int]) -> x
     if "Sequence[Sequence[int]]" in str(parameters["inputs"].annotation):  # a list of neurons, not prompts
         inputs = UNITS
     options = {key: make(name, examples) for key, make in ARGUMENTS.items() if key in parameters}
-    missing = [
-        p.name for p in parameters.values() if p.default is p.empty and p.name not in ("lm", "inputs", *options)
-    ]
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in ("lm", "inputs", *options)]
     assert not missing, f"{address} needs {missing}: say in ARGUMENTS how to give it"
     result = measure(lm, inputs, **options)
     assert isinstance(result, (xr.Dataset, xr.DataArray))
@@ -126,7 +124,9 @@ def _say_what_is_supported(request: pytest.FixtureRequest) -> Iterator[None]:
     if writer and request.config.get_verbosity() > 0:
         writer.write_line("")
         for address, by_name in sorted(SUPPORT.items()):
-            writer.write_line(f"{address:34}" + " ".join(n if said == "yes" else f"({n})" for n, said in by_name.items()))
+            writer.write_line(
+                f"{address:34}" + " ".join(n if said == "yes" else f"({n})" for n, said in by_name.items())
+            )
 
 
 # --- comparing results --------------------------------------------------------------------------------------
@@ -349,7 +349,9 @@ def test_options_are_named_few_and_have_defaults_or_are_known(entry: catalogue.E
     for verb in entry.verbs:
         function = getattr(catalogue.module(entry.address), verb)
         parameters = list(inspect.signature(function).parameters.values())
-        fixed = {"measure": ["lm", "inputs"], "fit": ["lm", "inputs"], "edit": ["lm", "request"], "build": ["config"]}[verb]
+        fixed = {"measure": ["lm", "inputs"], "fit": ["lm", "inputs"], "edit": ["lm", "request"], "build": ["config"]}[
+            verb
+        ]
         assert [p.name for p in parameters[: len(fixed)]] == fixed
         options = parameters[len(fixed) :]
         assert all(p.kind is p.KEYWORD_ONLY for p in options)
@@ -362,7 +364,9 @@ def test_options_are_named_few_and_have_defaults_or_are_known(entry: catalogue.E
 
 def test_planted_faults_are_seen() -> None:
     values = np.arange(12.0).reshape(2, 6)
-    right = xr.Dataset({"x": (("example", "position"), np.where([[True] * 6, [True] * 4 + [False] * 2], values, np.nan))})
+    right = xr.Dataset(
+        {"x": (("example", "position"), np.where([[True] * 6, [True] * 4 + [False] * 2], values, np.nan))}
+    )
     assert unpadded(right, [6, 4]) == []
     assert unpadded(xr.Dataset({"x": (("example", "position"), values)}), [6, 4]) == ["x along position"]
     text = xr.Dataset({"t": (("example", "position"), np.array([["a"] * 6, ["b"] * 6], dtype=object))})

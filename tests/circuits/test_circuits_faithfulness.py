@@ -107,5 +107,3 @@ def test_bad_circuits_are_refused():
     for circuit, said in (([("embed", "L9 mlp")], "L9 mlp"), ([("L2H0", "L1H0.q")], "no path")):
         with pytest.raises(InputError, match=said):
             faithfulness.measure(lm, subjects.CLEAN[:1], circuit=circuit, **asked)
-    with pytest.raises(InputError, match="ablation"):
-        faithfulness.measure(lm, subjects.CLEAN[:1], ablation="zero", **asked)

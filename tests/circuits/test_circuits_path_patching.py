@@ -76,12 +76,13 @@ def test_several_senders_to_several_receivers_equal_plain_hooks():
     last += [(p.layers[0].mlp, lambda module, args, output: kept["L0 mlp"], False)]
     with byhand.hooked(*last, *byhand.receiving(p, "logits", change["logits"])), torch.no_grad():
         logits = model(clean).logits[0, -1]
+    with torch.no_grad():
         ends = [model(ids).logits[0, -1] for ids in (clean, corrupt)]
     expected, first, second = (float(x[5] - x[9]) for x in (logits, *ends))
     found = path_patching.measure(
         lm, subjects.CLEAN[:1], corrupt=subjects.CORRUPT[:1], paths=[(senders, receivers)], **subjects.ASKED
     )
-    assert float(found.effect[0, 0]) == pytest.approx((expected - first) / (second - first), abs=1e-4)
+    assert float(found.effect[0, 0]) == pytest.approx((expected - first) / (second - first), rel=1e-4)
     assert abs(expected - first) > 0.05
 
 

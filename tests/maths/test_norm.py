@@ -86,7 +86,9 @@ def test_half_precision_is_frozen_in_full() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("module", [nn.Softmax(dim=-1), nn.Tanh(), nn.Sequential(nn.LayerNorm(DIM), nn.GELU()), nn.Linear(DIM, DIM)])
+@pytest.mark.parametrize(
+    "module", [nn.Softmax(dim=-1), nn.Tanh(), nn.Sequential(nn.LayerNorm(DIM), nn.GELU()), nn.Linear(DIM, DIM)]
+)
 def test_what_is_no_norm_is_refused(module: nn.Module) -> None:
     with pytest.raises(FamilyError, match="neither an RMSNorm nor a LayerNorm"):
         freeze(module, draw(3))

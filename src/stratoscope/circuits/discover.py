@@ -76,7 +76,7 @@ def measure(
     answer: Words = None,
     foil: Words = None,
     keep: Literal["greedy", "top", "threshold"] = "greedy",
-    limit: float | None = None,
+    limit: int | float | None = None,
     attribution: xr.Dataset | None = None,
     ablation: Ablation = "resample",
     seed: int = 0,

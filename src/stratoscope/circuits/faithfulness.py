@@ -103,8 +103,8 @@ def _share(one: Ends, other: Tensor) -> Shares:
     return lambda circuits: torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
 
 
-def _mean(writes: list[Float[Tensor, "sender position dim"]]) -> Float[Tensor, "sender position dim"]:
-    """Position by position, over the prompts that have the position."""
+def _mean(writes: list[Tensor]) -> Float[Tensor, "sender position dim"]:
+    """The mean of (sender, position, dim) of several lengths: position by position, over the prompts that have the position."""
     width = max(w.shape[1] for w in writes)
     padded = [torch.nn.functional.pad(w, (0, 0, 0, width - w.shape[1])) for w in writes]
     counts = sum(torch.arange(width, device=w.device) < w.shape[1] for w in writes)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratoscope import catalogue
-from stratoscope.errors import MethodError, ResultError
+from stratoscope.errors import InputError, MethodError, ResultError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 @click.command(help=__doc__)
 @click.argument("method")
 @click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
-@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; repeat for several.")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat for several.")
+@click.option(
+    "--unit", "units", multiple=True, metavar="LAYER,NEURON", help="Instead of prompts, for methods on neurons."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF).")
-def command(method: str, model: str, prompts: tuple[str, ...], pairs: tuple[str, ...], out: Path | None) -> None:
+def command(
+    method: str, model: str, prompts: tuple[str, ...], units: tuple[str, ...], pairs: tuple[str, ...], out: Path | None
+) -> None:
     import stratoscope
 
     # All that can be refused is refused before the model, which is slow, is loaded.
@@ -42,13 +47,24 @@ def command(method: str, model: str, prompts: tuple[str, ...], pairs: tuple[str,
     measure = catalogue.module(method).measure
     settings = read_settings(method, measure, pairs)
 
-    result = measure(stratoscope.load(model), list(prompts), **settings)
+    inputs = read_inputs(prompts, units)
+
+    result = measure(stratoscope.load(model), inputs, **settings)
     show(result)
     if out is not None:
         from stratoscope.results import save
 
         save(result, out)
         click.echo(f"Saved to {out}")
+
+
+def read_inputs(prompts: Sequence[str], units: Sequence[str]) -> list[str] | list[list[int]]:
+    """The prompts, or the units as [layer, neuron]; InputError when there are none, both, or an unreadable one."""
+    if bool(prompts) == bool(units):
+        raise InputError("give either --prompt (once or more) or, for methods on neurons, --unit LAYER,NEURON.")
+    if unreadable := [unit for unit in units if not re.fullmatch(r"\d+,\d+", unit)]:
+        raise InputError(f"--unit {unreadable[0]!r}: write LAYER,NEURON, as in 29,573.")
+    return [[int(part) for part in unit.split(",")] for unit in units] or list(prompts)
 
 
 def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def gradients(
     with (
         frozen(lm),
         torch.enable_grad(),
-        lm.taps.using(edits=dict.fromkeys(before, [begin]) | {entry: [enter]}),
+        lm.taps.using(edits={site: [begin] for site in before} | {entry: [enter]}),
         intervene(lm, *interventions),
         trace(lm, *{*found, last}, grad=True) as seen,
     ):

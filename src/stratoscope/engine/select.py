@@ -47,7 +47,7 @@ def position_index(
         raise InputError(f"positions are given for {index.shape[0]} examples; the batch has {examples}.")
     index = index.cpu().expand(examples, -1)
     batch = run.batch
-    known = batch is not None and batch.lengths is not None and len(batch) == examples
+    known = batch is not None and batch.mask is not None and len(batch) == examples
     lengths = batch.lengths.cpu() if known else torch.full((examples,), width)
     resolved = torch.where(index < 0, index + lengths[:, None], index)
     wrong = (resolved < 0) | (resolved >= lengths[:, None])

@@ -57,7 +57,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, top: int = 5) -> xr.Da
         chosen = probability.gather(-1, ids[..., None])[..., 0]
         kept.append([best.values, best.indices, answer_rank(logits, ids), chosen])
     values, indices, rank, chosen = (torch.stack(columns, dim=1) for columns in zip(*kept))
-    real = batch.mask[:, None].expand(rank.shape)
+    real = batch.text[1][:, None].expand(rank.shape)
     words = {int(i): token_text(lm.tokenizer, int(i)) for i in indices[real].unique()}
     token = [[[[words[i] for i in cell] if ok else [""] * top for cell, ok in zip(row, oks)]
               for row, oks in zip(example, its)]

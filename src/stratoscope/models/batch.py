@@ -38,9 +38,16 @@ class Batch:
         return int(first.shape[0])
 
     @property
-    def lengths(self) -> Tensor | None:
-        """(example,) number of real tokens."""
-        return None if self.mask is None else self.mask.sum(dim=1)
+    def text(self) -> tuple[Tensor, Tensor]:
+        """ids and mask. Raises InputError for inputs that hold no tokens."""
+        if self.ids is None or self.mask is None:
+            raise InputError("these inputs hold no tokens (images only): this needs a prompt.")
+        return self.ids, self.mask
+
+    @property
+    def lengths(self) -> Tensor:
+        """(example,) number of real tokens. Raises InputError for inputs that hold none."""
+        return self.text[1].sum(dim=1)
 
     @property
     def padded(self) -> bool:
@@ -71,18 +78,17 @@ class Batch:
             return self
         if self.extra or self.ids is None:
             raise InputError("a batch with images cannot be split into examples: pass them one by one.")
+        ids, mask = self.text
         n = int(self.lengths[index])
-        return Batch(self.ids[index : index + 1, :n], self.mask[index : index + 1, :n], {}, (self.tokens[index],))
+        return Batch(ids[index : index + 1, :n], mask[index : index + 1, :n], {}, (self.tokens[index],))
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,)."""
-        width = self.ids.shape[1]
+        ids, mask = self.text
+        width = ids.shape[1]
         shift = width - self.lengths
-        index = (torch.arange(width, device=self.ids.device) - shift[:, None]) % width
-        arguments = {
-            "input_ids": self.ids.gather(1, index),
-            "attention_mask": self.mask.gather(1, index).long(),
-        }
+        index = (torch.arange(width, device=ids.device) - shift[:, None]) % width
+        arguments = {"input_ids": ids.gather(1, index), "attention_mask": mask.gather(1, index).long()}
         moved = {name: self.extra[name].gather(1, index) for name in BY_TOKEN if name in self.extra}
         return arguments | dict(self.extra) | moved, shift
 
@@ -137,12 +143,12 @@ def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     """A token as a person reads it: leading space kept, byte-level signs decoded; the id itself without a tokenizer."""
     if tokenizer is None:
         return str(token)
-    piece = tokenizer.convert_ids_to_tokens(int(token))
+    piece: Any = tokenizer.convert_ids_to_tokens(int(token))
     if piece is None:
         return f"<{token}>"
     if piece.startswith("▁"):
         return piece.replace("▁", " ")
-    text = tokenizer.decode([int(token)])
+    text = str(tokenizer.decode([int(token)]))
     return piece if "�" in text or not text or piece.startswith("##") else text
 
 

@@ -163,4 +163,5 @@ def _reads_out(model: nn.Module) -> bool:
 
 def matrix(module: nn.Module) -> Tensor:
     """A projection's weight as (out, in), whichever way the module stores it."""
-    return module.weight.T if isinstance(module, Conv1D) else module.weight
+    weight: Any = module.weight
+    return weight.T if isinstance(module, Conv1D) else weight

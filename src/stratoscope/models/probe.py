@@ -6,6 +6,7 @@ The guess looks for the names that decoder and encoder layers use; it is trusted
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ _POST = {"attn": ("post_attention_layernorm",), "mlp": ("post_feedforward_layern
 
 def probe(model: nn.Module) -> list[Family]:
     """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when there is none."""
-    base: nn.Module = model.base_model
+    base: Any = model.base_model
     stacks = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len({*map(type, m)}) == 1]
     if not stacks:
         raise FamilyError(f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed.")

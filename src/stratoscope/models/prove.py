@@ -80,7 +80,7 @@ def _order(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> 
             continue
         after: dict[Site, Tensor] = {}
         edits = {attention: [lambda x, run: x + 3 * x.roll(1, dims=-1)]}  # no constant: a LayerNorm would not see it
-        with lm.taps.using(edits, {mlp: [lambda x, run: after.update({mlp: x.clone()})]}):
+        with lm.taps.using(edits, {mlp: [lambda x, run, at=mlp, into=after: into.update({at: x.clone()})]}):
             lm(batch)
         parallel = torch.equal(after[mlp], seen[mlp])
         error = 0.0 if parallel == (tower.residual == "parallel") else torch.inf
@@ -189,7 +189,7 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, 
             for module in lm.layout.writers(site(end)):
                 value = module(value)
             yield f"W({start}) == {end}", site(end), value, x[end]
-    if tower.residual == "post-norm":
+    if tower.norms is not None:
         middle, last = (lm.layout.layer(at).get_submodule(path) for path in tower.norms)
         yield (
             "norm(resid_pre + attn.out) == resid_mid",

@@ -105,7 +105,7 @@ def _places(edges: Sequence[Drawn]) -> tuple[Places, list[str]]:
     right = max(map(len, rows)) / 2 + 0.6
     place: Places = {n: (right, layers.index(_floor(_where(n)[0])) + 0.42) for n in names if _where(n)[1] < 0}
     for height, row in enumerate(rows):
-        place |= {name: (i - (len(row) - 1) / 2, height) for i, name in enumerate(row)}
+        place |= {name: (i - (len(row) - 1) / 2, float(height)) for i, name in enumerate(row)}
 
     def pull(name: str) -> float:
         near = [(place[e.receiver if e.sender == name else e.sender][0], abs(e.effect)) for e in edges if name in e[:2]]
@@ -115,7 +115,7 @@ def _places(edges: Sequence[Drawn]) -> tuple[Places, list[str]]:
     for _ in range(6):
         for height, row in enumerate(rows):
             for i, name in enumerate(sorted(row, key=lambda n: (pull(n), _where(n)))):
-                place[name] = (i - (len(row) - 1) / 2, height)
+                place[name] = (i - (len(row) - 1) / 2, float(height))
     named = {-1.0: "embedding", math.inf: "read-out"}
     return place, [named.get(layer) or f"layer {layer:.0f}" for layer in layers]
 

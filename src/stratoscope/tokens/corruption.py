@@ -65,18 +65,16 @@ def measure(
         words = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
         importance = occlusion.measure(lm, batch, **words)["attribution"]
     clean = asked.difference(last_logits(lm, batch))
-    width = batch.ids.shape[1]
-    rows, lows = torch.full((len(batch), width), -1), []
+    original = batch.text[0].cpu()
+    rows, lows = torch.full_like(original, -1), []
     for example in range(len(batch)):
         n = int(batch.lengths[example])
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
         generator = torch.Generator().manual_seed(seed + example)
-        ids, low = _corrupt(
-            lm, batch.ids[example, :n].cpu(), weight, _one(asked, example), most, draws, near, generator
-        )
+        ids, low = _corrupt(lm, original[example, :n], weight, _one(asked, example), most, draws, near, generator)
         rows[example, :n] = ids
         lows.append(low)
-    changed = (rows != batch.ids.cpu()) & (rows >= 0)
+    changed = (rows != original) & (rows >= 0)
     told = [_how(lm, batch, rows, changed, e, draws, seed) for e in range(len(batch))]
     corrupt = Batch(rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows)))
     return dataset(

@@ -16,8 +16,8 @@ from stratoscope.models.family import Family
 
 def find(config: Any) -> Family | None:
     """The family for a Hugging Face config, by its `model_type`."""
-    found = _all().get(config.model_type)
-    return found(config) if callable(found) else found
+    found: Any = _all().get(config.model_type)
+    return found if found is None or isinstance(found, Family) else found(config)
 
 
 def known() -> list[str]:
