@@ -55,7 +55,7 @@ def slopes(
     on = [scaled(f"layers.*.{point}", 1.0) for point in ("attn.z", "mlp.out")]
     _, values, grads = gradients(lm, one.batch, sites, one.metric, start=start, interventions=on)
     parts = []
-    with frozen(lm), torch.enable_grad():
+    with frozen(lm), torch.enable_grad(), layers:
         for layer in range(wires.layers):
             pre, mid = (values[Site("", layer, point)] for point in ("resid_pre", read))
             parts.append(into_heads(layers, layer, pre, grads[Site("", layer, "attn.z")]))

@@ -100,7 +100,12 @@ def _share(one: Ends, other: Tensor) -> Shares:
             f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there is nothing to be "
             f"faithful to. Change the corrupt prompts, or use ablation='resample'."
         )
-    return lambda circuits: torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
+
+    def of(circuits: Tensor) -> Tensor:
+        with one.layers:
+            return torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
+
+    return of
 
 
 def _mean(writes: list[Tensor]) -> Float[Tensor, "sender position dim"]:

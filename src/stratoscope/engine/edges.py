@@ -233,14 +233,18 @@ class Heads:
 class Layers:
     """The model's own layers, each called alone, on inputs that need not belong to one run: (variant, position, dim).
 
-    The other arguments of a layer (mask, rotary angles) are those of one example, without padding.
+    The other arguments of a layer (mask, rotary angles) are those of one example, without padding. `with layers:` keeps
+    its hooks up for many calls; the whole model does not run inside.
     """
 
     def __init__(self, lm: LM, batch: Batch) -> None:
         self.lm = lm
         self._calls: list[tuple[tuple, dict[str, Any]]] = []
         self._modules = lm.layout.layers[""]
-        self._attentions = [lm.layout.attention(Site("", n, "attn.q")) for n in range(len(self._modules))]
+        self._parallel = lm.family.towers[""].residual == "parallel"
+        self._open: ExitStack | None = None
+        self._middle: Tensor | None = None  # what the running layer's MLP is to read; None stops at attention
+        self._found: Any = None
         with ExitStack() as stack:
             for layer in self._modules:
                 hook = layer.register_forward_pre_hook(self._note, with_kwargs=True)
@@ -256,42 +260,52 @@ class Layers:
 
     def attention(self, layer: int, x: Float[Tensor, "variant position dim"]) -> Heads:
         """q, k, v that the layer computes from x."""
-        found: list[Heads] = []
-
-        def keep(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
-            groups = q.shape[1] // k.shape[1]
-            found.append(Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap)))
-            raise StopForward
-
-        with self.lm.taps.using(), seam(self.lm.model, {}, {self._attentions[layer]: keep}):
-            self._call(layer, x)
-        return found[0]
+        return self._call(layer, x, None)
 
     def mlp(self, layer: int, x: Float[Tensor, "variant position dim"]) -> Float[Tensor, "variant position dim"]:
         """What the layer's MLP writes when x is what it reads."""
-        found: list[Tensor] = []
+        return self._call(layer, x if self._parallel else x.detach(), x)
 
-        def silent(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+    def __enter__(self) -> Layers:
+        numbers = range(len(self._modules))
+        attentions = [self.lm.layout.attention(Site("", n, "attn.q")) for n in numbers]
+        edits = {} if self._parallel else {Site("", n, "resid_mid"): [lambda _, run: self._middle] for n in numbers}
+        with ExitStack() as stack:
+            stack.enter_context(self.lm.taps.using(edits, {Site("", n, "mlp.out"): [self._keep] for n in numbers}))
+            stack.enter_context(seam(self.lm.model, {}, dict.fromkeys(attentions, self._attend)))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.close()
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+    ) -> Tensor:
+        if self._middle is not None:  # the MLP is asked, and what attention adds is put aside
             return v.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+        groups = q.shape[1] // k.shape[1]
+        self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap))
+        raise StopForward
 
-        def keep(out: Tensor, run: Run) -> None:
-            found.append(out)
-            raise StopForward
+    def _keep(self, out: Tensor, run: Run) -> None:
+        self._found = out
+        raise StopForward
 
-        middle, out = Site("", layer, "resid_mid"), Site("", layer, "mlp.out")
-        parallel = self.lm.family.towers[""].residual == "parallel"
-        edits = {} if parallel else {middle: [lambda _, run: x]}
-        attention = {self._attentions[layer]: silent}
-        with self.lm.taps.using(edits, {out: [keep]}), seam(self.lm.model, {}, attention):
-            self._call(layer, x if parallel else x.detach())
-        return found[0]
-
-    def _call(self, layer: int, x: Tensor) -> None:
+    def _call(self, layer: int, x: Tensor, middle: Tensor | None) -> Any:
+        if self._open is None:
+            with self:
+                return self._call(layer, x, middle)
         args, kwargs = self._calls[layer]
+        self._middle, self._found = middle, None
         try:
             self._modules[layer](x, *args, **kwargs)
         except StopForward:
-            return
+            return self._found
+        finally:
+            self._middle = self._found = None
         raise SiteError(f"layer {layer} of {self.lm.family.name} ran without reaching its attention or its MLP.")
 
 
@@ -329,7 +343,9 @@ def interventions(
             change = torch.stack([delta[list(heard)].sum(dim=0) for heard in rows])
             make = _head_changes if is_head else _stream_changes
             some = [part for part in here if part.heard in rows]
-            for part, made in zip(some, make(layers, base, layer, change, [(rows[p.heard], p) for p in some])):
+            with layers:
+                found = make(layers, base, layer, change, [(rows[p.heard], p) for p in some])
+            for part, made in zip(some, found):
                 cells[part.cell].append(made)
     return cells
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,10 +68,7 @@ def heatmap(
         ygap=1,
         hoverongaps=False,
         hovertext=[[f"{r} · {c}" for c in columns] for r in rows],
-        meta={
-            "rows": rows,
-            "columns": columns,
-        },  # a page that repeats many figures can build hovertext from this
+        meta={"rows": rows, "columns": columns},  # a page that repeats many figures can build hovertext from this
         hovertemplate=f"%{{hovertext}}<br>{plain(unit)} %{{z:.3f}}<extra></extra>",
         showscale=colourbar,
         colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": plain(unit), "side": "right"}},
@@ -81,15 +78,18 @@ def heatmap(
     if text is not None:
         cells = _cells(only(text, y, x).values)
         trace.update(text=cells, texttemplate="%{text}", textfont={"family": theme.MONO})
+    return go.Figure(trace, _layout(across, along, row=row, column=column, upward=upward))
+
+
+def _layout(across: Ticks, along: Ticks, *, row: int, column: int, upward: bool) -> dict[str, Any]:
     bottom = across.room(slanted=True)
-    layout = {
+    return {
         "template": theme.template(theme.LIGHT),
         "height": row * len(along.labels) + bottom + theme.TOP,
         "margin": {"l": along.room(), "r": 8, "t": theme.TOP, "b": bottom},
         "xaxis": across.axis(slanted=True, pixels=column),
         "yaxis": along.axis(reverse=not upward, pixels=row),
     }
-    return go.Figure(trace, layout)
 
 
 def _cells(tokens: np.ndarray) -> list[list[str]]:
