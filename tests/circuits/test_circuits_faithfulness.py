@@ -27,7 +27,8 @@ def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_
     one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
 
     def run(keep):
-        return lm.readout(faithfulness.run_circuit(one.layers, one.base.writes[0], one.source.writes, keep)[-1:])
+        with one.layers:
+            return lm.readout(faithfulness.run_circuit(one.layers, one.base.writes[0], one.source.writes, keep)[-1:])
 
     clean, corrupt = (last_logits(lm, [rows[0]]) for rows in (subjects.CLEAN, subjects.CORRUPT))
     assert float((run(wires.mask) - clean).abs().max()) < 1e-4

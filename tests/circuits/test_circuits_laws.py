@@ -77,10 +77,9 @@ def test_frozen_weights_and_direction(direction):
 
 
 def test_discovery_keeps_them_too(tmp_path):
-    lm = tiny.lm("llama")
-    options = {"corrupt": subjects.CORRUPT, **subjects.ASKED, "limit": 12}
+    one, lm = subjects.everything()["two_hop"], subjects.lm_of("two_hop")
     with untouched(lm):
-        found = discover.measure(lm, subjects.CLEAN, **options)
-    assert found.identical(discover.measure(lm, subjects.CLEAN, **options))
+        found = discover.measure(lm, one.clean, limit=5, **subjects.options(one))
+    assert found.identical(discover.measure(lm, one.clean, limit=5, **subjects.options(one)))
     save(found, tmp_path / "x.nc")
     assert load(tmp_path / "x.nc").identical(found)

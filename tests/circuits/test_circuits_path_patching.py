@@ -11,7 +11,9 @@ from models import tiny
 from stratoscope.circuits import path_patching
 from stratoscope.errors import InputError, SiteError
 
-THRESHOLD = 0.2  # of the difference between the two runs; one for all planted models
+# Of the difference between the two runs, which is about twice `Planted`'s; one for all models. By its definition true
+# edges are above 0.4, opposing ones below -0.125, and all others within 0.025.
+THRESHOLD = 0.1
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -232,10 +232,10 @@ def test_every_kind_of_model_is_left_as_it_was(name: str) -> None:
         lm(given)  # Transformers puts up hooks of its own once, where hidden states are collected
     with unchanged(lm), trace(lm, *lm.sites(), stop=False):
         lm(given)
-    with unchanged(lm), pytest.raises(KeyboardInterrupt):
-        site = lm.layout.resolve_one("layers.1.mlp.out")
-        with lm.taps.using(edits={site: [interrupted]}), trace(lm, *lm.sites()):
-            lm(given)
+    site = lm.layout.resolve_one("layers.1.mlp.out")
+    edits = {site: [interrupted]}
+    with unchanged(lm), pytest.raises(KeyboardInterrupt), lm.taps.using(edits=edits), trace(lm, *lm.sites()):
+        lm(given)
 
 
 def test_the_fingerprint_can_tell() -> None:

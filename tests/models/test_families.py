@@ -213,7 +213,9 @@ def tower(family: Family, **fields: Any) -> Family:
 
 
 PLANTED: dict[str, tuple[str, Any]] = {
-    "attn.out and mlp.out swapped": ("llama", lambda f: changed(f, **{"attn.out": out_of("mlp"), "mlp.out": out_of("self_attn")})),
+    "attn.out and mlp.out swapped": (
+        "llama", lambda f: changed(f, **{"attn.out": out_of("mlp"), "mlp.out": out_of("self_attn")})
+    ),
     "z read at the input of q": ("llama", lambda f: changed(f, **{"attn.z": into("self_attn.q_proj")})),
     "act read before the gate": ("llama", lambda f: changed(f, **{"mlp.act": out_of("mlp.gate_proj")})),
     "pre is the ungated half": ("llama", lambda f: changed(f, **{"mlp.pre": out_of("mlp.up_proj")})),

@@ -110,15 +110,16 @@ class Wiring:
 
         Raises InputError for an unknown name, or a path none of whose senders comes before any of its receivers.
         """
-        found = []
+        sender, receiver = ({name: n for n, name in enumerate(names)} for names in (self.senders, self.receivers))
+        counts, found = self.mask.sum(dim=1).tolist(), []
         for senders, receivers in named:
             ends = [[names] if isinstance(names, str) else list(names) for names in (senders, receivers)]
             heads = [[f"{n}.{s}" for s in SIDES] if re.fullmatch(r"L\d+H\d+", n) else [n] for n in ends[1]]
             path = (
-                tuple(_number(n, self.senders, "sender") for n in ends[0]),
-                tuple(_number(n, self.receivers, "receiver") for names in heads for n in names),
+                tuple(_number(n, sender, "sender") for n in ends[0]),
+                tuple(_number(n, receiver, "receiver") for names in heads for n in names),
             )
-            if not any(self.mask[r, s] for s in path[0] for r in path[1]):
+            if not any(s < counts[r] for s in path[0] for r in path[1]):
                 raise InputError(
                     f"{senders!r} -> {receivers!r} is no path: every receiver is computed before the senders."
                 )
@@ -138,10 +139,11 @@ class Wiring:
         }
 
 
-def _number(name: str, names: list[str], what: str) -> int:
-    if name not in names:
-        raise InputError(f"{name!r} is no {what} here: they run {', '.join(names[:3])} ... {names[-2]}, {names[-1]}.")
-    return names.index(name)
+def _number(name: str, numbers: dict[str, int], what: str) -> int:
+    if name not in numbers:
+        *some, last = numbers
+        raise InputError(f"{name!r} is no {what} here: they run {', '.join(some[:3])} ... {some[-1]}, {last}.")
+    return numbers[name]
 
 
 def wiring(lm: LM) -> Wiring:
@@ -269,7 +271,7 @@ class Layers:
     def __enter__(self) -> Layers:
         numbers = range(len(self._modules))
         attentions = [self.lm.layout.attention(Site("", n, "attn.q")) for n in numbers]
-        edits = {} if self._parallel else {Site("", n, "resid_mid"): [lambda _, run: self._middle] for n in numbers}
+        edits = {} if self._parallel else {Site("", n, "resid_mid"): [self._replace] for n in numbers}
         with ExitStack() as stack:
             stack.enter_context(self.lm.taps.using(edits, {Site("", n, "mlp.out"): [self._keep] for n in numbers}))
             stack.enter_context(seam(self.lm.model, {}, dict.fromkeys(attentions, self._attend)))
@@ -289,6 +291,9 @@ class Layers:
         groups = q.shape[1] // k.shape[1]
         self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap))
         raise StopForward
+
+    def _replace(self, x: Tensor, run: Run) -> Tensor:
+        return x if self._middle is None else self._middle  # None: someone called a norm alone, as `head_writes` does
 
     def _keep(self, out: Tensor, run: Run) -> None:
         self._found = out

@@ -189,7 +189,7 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, 
             for module in lm.layout.writers(site(end)):
                 value = module(value)
             yield f"W({start}) == {end}", site(end), value, x[end]
-    if tower.norms is not None:
+    if tower.residual == "post-norm" and tower.norms is not None:
         middle, last = (lm.layout.layer(at).get_submodule(path) for path in tower.norms)
         yield (
             "norm(resid_pre + attn.out) == resid_mid",
