@@ -16,20 +16,23 @@ it is not taken: such cells run naively. `naive` is the reference that tests com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stratoscope.engine.intervene import Intervention, intervene, resolve
-from stratoscope.engine.memory import available
+from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.packed import Base, Job, Wave, base_run, shareable
+from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
 # metric(logits (row, vocab) of each row's last real token, example (row,)) -> (row,)
@@ -67,31 +70,75 @@ def sweep(
     metric: Metric,
     *,
     budget: int | None = None,
+    save: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """metric of every cell on every example: (cell, example).
 
     Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may take (default a
-    quarter of what is free). progress: called with (results done, results in all).
+    quarter of what is free). save: a file that keeps what is finished; an interrupted sweep given the same file goes on
+    from there. progress: called with (results done, results in all).
+    Raises MemoryRefusal when the base run would not fit, InputError when the metric is not a number somewhere (and says
+    where), ResultError when `save` holds another sweep.
     """
     batch = lm.batch(inputs)
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    _refuse_too_large(lm, batch)
     base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
     plan, jobs = _plan(lm, base, table, budget)
-    result = base.metric.expand(len(table), -1).clone()
-    done = plan.skipped
-    for wave in plan.waves:
-        for job, value in zip(wave, Wave(lm, base, wave).run(metric)):
-            result[job.cell, job.example] = value
-        done += len(wave)
+    key = fingerprint(lm, batch, table, base.metric) if save else ""
+    result = read(Path(save), key, (len(table), len(batch))) if save else None
+    if result is None:
+        result = torch.full((len(table), len(batch)), torch.nan).to(base.metric)
+        changing = {(job.cell, job.example) for job in jobs}
+        for place in ((c, e) for c in range(len(table)) for e in range(len(batch))):
+            if place not in changing:
+                result[place] = base.metric[place[1]]
+    for finished in _pieces(lm, base, table, plan, jobs, metric, result):
+        for number, example, value in finished:
+            result[number, example] = value
+            _refuse_nan(value, table[number], number, example)
+        if save:
+            write(Path(save), key, result)
         if progress:
-            progress(done, plan.cells)
-    for number in sorted({job.cell for job in jobs if not job.packed}):
-        result[number] = _naive_cell(lm, batch, table[number], metric)
-        done += len(batch)
-        if progress:
-            progress(done, plan.cells)
+            progress(int(result.isfinite().sum()), result.numel())
     return result
+
+
+def _pieces(
+    lm: LM,
+    base: Base,
+    table: Sequence[Sequence[Intervention]],
+    plan: Plan,
+    jobs: Sequence[Job],
+    metric: Metric,
+    result: Tensor,
+) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """What is not finished, piece by piece: waves of packed cells by layer, then naive cells. (cell, example, metric)."""
+    for wave in plan.waves:
+        left = [job for job in wave if not result[job.cell, job.example].isfinite()]
+        if left:
+            values = Wave(lm, base, left).run(metric)
+            yield [(job.cell, job.example, value) for job, value in zip(left, values)]
+    for number in sorted({job.cell for job in jobs if not job.packed}):
+        if not result[number].isfinite().all():
+            yield [(number, e, v) for e, v in enumerate(_naive_cell(lm, base.batch, table[number], metric))]
+
+
+def _refuse_nan(value: Tensor, cell: Sequence[Intervention], number: int, example: int) -> None:
+    if not value.isfinite():
+        told = " and ".join(f"{c.operation} at {c.site} (positions {c.positions}, units {c.units})" for c in cell)
+        raise InputError(
+            f"the metric is {float(value)} for cell {number}, example {example}: {told}. Look at the value put there, or "
+            f"at a metric that divides by zero."
+        )
+
+
+def _refuse_too_large(lm: LM, batch: Batch) -> None:
+    """The base run keeps what enters every layer, and every layer's keys and values."""
+    kept = [Site("", layer, p) for layer in range(lm.dims.layers) for p in ("resid_pre", "attn.k", "attn.v")]
+    told = "sweep fewer or shorter prompts at once (the example and position axes)"
+    refuse_above(predicted(lm, kept, batch), available(lm.model.device), "the base run of this sweep", told)
 
 
 @torch.no_grad()

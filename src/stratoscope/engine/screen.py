@@ -1,0 +1,87 @@
+"""Sweeps by gradient: an estimate of every cell for the price of two forward passes and one backward pass.
+
+    estimate[cell] = metric(base) + sum over the changed site  (changed - base) . d metric / d site
+
+Paper: attribution patching (Nanda 2023; Kramár et al., "AtP*", 2024)
+
+That is exact to first order only: where attention is saturated or the change is large it can miss by any amount. So
+`screened` measures, with the exact sweep, the cells that the estimate puts on top and a random sample of all cells, and
+reports how well the two agree on the sample. Weights take no gradient, so frozen models work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratoscope.engine.gradients import gradients
+from stratoscope.engine.intervene import Intervention, resolve
+from stratoscope.engine.metric import last_logits
+from stratoscope.engine.sweep import Cell, Metric, Progress, sweep
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.models.taps import Run
+
+
+def estimate(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
+    """First-order estimate of `sweep` on the same cells: (cell, example).
+
+    Several changes in one cell are summed, as if each acted on the base run.
+    """
+    batch = lm.batch(inputs)
+    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    sites = list({change.site: None for cell in table for change in cell})
+    examples = torch.arange(len(batch))
+    base, values, slopes = gradients(lm, batch, sites, lambda logits: metric(logits, examples))
+    found = base.expand(len(table), -1).clone()
+    for number, cell in enumerate(table):
+        for change in cell:
+            step = change.apply(values[change.site], Run(batch)) - values[change.site]
+            found[number] += (step * slopes[change.site]).flatten(1).sum(dim=1)
+    return found
+
+
+@dataclass(frozen=True)
+class Screened:
+    """estimate: (cell, example). exact: the same, NaN where it was not measured. sample: cells drawn at random, of all.
+
+    correlation: Pearson's, between estimate and exact over the sample (and all examples); NaN when either is constant.
+    """
+
+    estimate: Tensor
+    exact: Tensor
+    sample: Tensor
+    correlation: float
+
+
+def screened(
+    lm: LM,
+    inputs: Any,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    top: int,
+    sample: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Screened:
+    """Estimate every cell; measure exactly the `top` whose estimate moves the metric most, and `sample` random ones.
+
+    Raises InputError when more cells are asked for than there are.
+    """
+    if not (0 <= top <= len(cells) and 2 <= sample <= len(cells)):
+        raise InputError(f"top={top} and sample={sample} of {len(cells)} cells: top 0 to all, sample 2 to all.")
+    guess = estimate(lm, inputs, cells, metric)
+    batch = lm.batch(inputs)
+    base = metric(last_logits(lm, batch), torch.arange(len(batch)))
+    best = (guess - base).abs().amax(dim=1).topk(top).indices.cpu()
+    drawn = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:sample]
+    chosen = torch.cat([best, drawn]).unique()
+    exact = torch.full_like(guess, torch.nan)
+    exact[chosen] = sweep(lm, inputs, [cells[i] for i in chosen.tolist()], metric, progress=progress)
+    pair = torch.stack([guess[drawn].flatten(), exact[drawn].flatten()]).double()
+    return Screened(guess, exact, drawn, float(torch.corrcoef(pair)[0, 1]))
