@@ -38,6 +38,7 @@ NAMES = {
     "neurons.contribution": "which neurons write it",
     "neurons.vocabulary": "what those neurons say",
     "clamp": "switching them off",
+    "circuits.discover": "a circuit of edges (minutes)",
 }
 
 
@@ -49,6 +50,7 @@ NAMES = {
 @click.option("--model", default="smollm2", show_default=True, help="A name, a Hugging Face id or a local folder.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
 @click.option("--seed", default=0, show_default=True, help="Of nulls, random sequences and the corrupt prompt.")
 @click.option(
     "--out",

@@ -83,7 +83,11 @@ class Intervention:
     def index(self, x: Tensor, run: Run) -> tuple[Tensor, ...] | None:
         """Index tensors, one for each axis up to the last narrowed one, or None for everything."""
         chosen: dict[int, Tensor] = {}
-        examples = torch.arange(x.shape[0]) if self.examples is None else torch.as_tensor(list(self.examples), dtype=torch.long)
+        examples = (
+            torch.arange(x.shape[0])
+            if self.examples is None
+            else torch.as_tensor(list(self.examples), dtype=torch.long)
+        )
         for axis, word in enumerate(self.site.axes):
             if word == "example" and self.examples is not None:
                 if not all(0 <= example < x.shape[0] for example in self.examples):

@@ -63,6 +63,7 @@ def explain(
     foil: str | int | None = None,
     corrupt: str | None = None,
     seed: int = 0,
+    circuit: bool = False,
     report: Report = lambda name, done, total: None,
 ) -> Explanation:
     """Everything the report shows about what the model predicts after one prompt.
@@ -94,6 +95,8 @@ def explain(
     steps.measure("heads.attention_pattern", batch)
     steps.measure("heads.roles", batch, seed=seed, **words)
     _neurons(steps, batch, words)
+    if circuit:
+        steps.measure("circuits.discover", batch, **pair)
     notes = [note for note in (first.attrs.get("notes", ""), _disagreement(steps.results, direct)) if note]
     results = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
     return Explanation(

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 
 from stratoscope.errors import ResultError
-from stratoscope.plots import bars, choose, heatmap, lines, theme, tokens
+from stratoscope.plots import bars, choose, graph, heatmap, lines, theme, tokens
 from stratoscope.plots.text import number, percent, plain, readable, scientific, shorten, visible
 from stratoscope.plots.ticks import Ticks
 
@@ -44,8 +44,9 @@ RESULTS = {
     "tokens.gradient_times_input": "input tokens by gradient × input",
     "tokens.occlusion": "input tokens by occlusion",
     "tokens.verbalize": "the summary in words",
+    "circuits.discover": "a circuit of edges between components",
 }
-TOP_COMPONENTS, TOP_HEADS, TOP_NEURONS, TOP_WORDS = 20, 6, 10, 6
+TOP_COMPONENTS, TOP_HEADS, TOP_NEURONS, TOP_WORDS, CIRCUIT_EDGES = 20, 6, 10, 6, 40
 NBSP = "\u00a0"  # figures collapse plain spaces
 _ATTRIBUTIONS = ("integrated_gradients", "gradient_times_input", "occlusion")
 
@@ -462,6 +463,30 @@ def _tokens(e: Explanation) -> Section:
     return section
 
 
+# circuit ------------------------------------------------------------------------------------------
+
+
+def _circuit(e: Explanation) -> Section:
+    section, found = Section(), e.one("circuits.discover")
+    if found is None:
+        return section
+    title = f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its {found.sizes['edge']:,} edges"
+    section.panels["graph"] = _panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
+    sizes = [f"{int(size):,}" for size in found["size"].values]
+    for name in ("faithfulness", "completeness", "minimality"):
+        curve = found[name].drop_vars("size").assign_coords(step=sizes)
+        drawn = lines.line(curve, dim="step", unit=name)
+        section.panels[name] = _panel(drawn, f"{name.capitalize()} by number of edges", 330)
+    faithful = found["faithfulness"].values
+    at = next((i for i, value in enumerate(faithful) if abs(value - 1) <= 0.1), len(faithful) - 1)
+    section.more["null"] = number(float(found["null_faithfulness"].isel(step=at).max()))
+    section.finding = (
+        f"{sizes[at]} of {int(found.attrs['of']):,} edges keep {number(float(faithful[at]))} of the logit difference; "
+        f"random circuits of that size keep at most {section.more['null']}."
+    )
+    return section
+
+
 SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = {
     "prediction": (("layers.logit_lens",), _prediction),
     "direct": (("layers.direct_logit_attribution",), _direct),
@@ -469,6 +494,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = 
     "heads": (("heads.roles", "heads.attention_pattern"), _heads),
     "neurons": (("neurons.contribution", "neurons.vocabulary", "clamp"), _neurons),
     "tokens": (tuple(f"tokens.{name}" for name in _ATTRIBUTIONS), _tokens),
+    "circuit": ((), _circuit),  # only when asked for: nothing is missing without it
 }
 
 
