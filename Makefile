@@ -51,7 +51,7 @@ explain: setup
 	@printf 'The report is in %s\n' "$$OUT"
 
 test: fetch
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny
 from torch import Tensor
 
+from models import tiny
 from stratoscope.engine import packed
 from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.screen import estimate, screened
@@ -35,7 +35,9 @@ def cells(lm: LM, share: float = 1.0) -> list[Intervention]:
         for layer in range(lm.dims.layers):
             for at in range(3):
                 value = moved[layer][:, :, [at]] if unit else moved[layer][:, [at]]
-                found.append(replaced(f"layers.{layer}.{site}", value, **({"units": [at]} if unit else {"positions": at})))
+                found.append(
+                    replaced(f"layers.{layer}.{site}", value, **({"units": [at]} if unit else {"positions": at}))
+                )
     return found
 
 

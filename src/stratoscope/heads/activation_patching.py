@@ -16,6 +16,7 @@ writes to the answer itself or feeds another; a head whose work another one repe
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -42,12 +43,14 @@ def measure(
     foil: Words = None,
     direction: Literal["denoise", "noise"] = "denoise",
     seed: int = 0,
+    save: str | Path | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Effect and null of every query head: (example, layer, head).
 
     inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the
-    clean run's top token, and the corrupt run's. seed: of the null. Raises InputError when prompts differ in
+    clean run's top token, and the corrupt run's. seed: of the null. save: a file that keeps
+    what is finished, so that an interrupted sweep goes on. Raises InputError when prompts differ in
     length, or when both runs give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
@@ -61,7 +64,7 @@ def measure(
         for layer in range(shape[0])
         for head in range(shape[1])
     ]
-    difference = sweep(lm, both.base, cells, both.target.difference, progress=progress)
+    difference = sweep(lm, both.base, cells, both.target.difference, save=save, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "head")
     return dataset(

@@ -14,6 +14,7 @@ there, and says nothing about information that both prompts share.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,7 @@ def measure(
     site: str = "resid_pre",
     direction: Literal["denoise", "noise"] = "denoise",
     seed: int = 0,
+    save: str | Path | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Effect and null at every layer and position: (example, layer, position), NaN at padding.
@@ -61,7 +63,7 @@ def measure(
         for layer in range(shape[0])
         for p in range(shape[1])
     ]
-    difference = sweep(lm, both.base, cells, both.target.difference, progress=progress)
+    difference = sweep(lm, both.base, cells, both.target.difference, save=save, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "position")
     gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None]
