@@ -49,7 +49,8 @@ def measure(
 
     inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the clean
     run's top token, and the corrupt run's. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the
-    null. Raises InputError when prompts differ in length, or when both runs give the same logit difference.
+    null. save: a file that keeps what is finished, so that an interrupted sweep goes on. Raises InputError
+    when prompts differ in length, or when both runs give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     name = f"layers.*.{site}"
