@@ -191,7 +191,6 @@ def test_a_replacement_by_the_base_value_matters_once_something_before_it_change
     assert plan(lm, given, [[], [restored], [kept]]).skipped == 6
 
 
-@pytest.mark.xfail(strict=True, reason="sweep packs a cell without looking at its steps")
 def test_a_change_at_a_later_step_changes_no_single_pass() -> None:
     from dataclasses import replace
 
@@ -323,11 +322,7 @@ BAD: dict[str, Any] = {
 }
 
 
-UNCHECKED = ("example", "value", "value with an axis too many")
-KNOWN = pytest.mark.xfail(strict=True, reason="sweep packs a cell without looking whether its value and examples fit")
-
-
-@pytest.mark.parametrize("what", [pytest.param(w, marks=[KNOWN] if w in UNCHECKED else []) for w in BAD])
+@pytest.mark.parametrize("what", BAD)
 def test_a_bad_cell_is_refused_by_sweep_as_by_naive(what: str) -> None:
     for run in (naive, sweep):
         with pytest.raises(InputError):

@@ -222,6 +222,25 @@ def attributions(rng: np.random.Generator) -> dict[str, xr.Dataset]:
     return made
 
 
+def circuit(rng: np.random.Generator) -> xr.Dataset:
+    """A chain of four edges, and curves that rise with its size."""
+    names = ["embed", "L3H2", "L5 mlp", "L9H1"]
+    receivers = ["L3H2.q", "L5 mlp", "L9H1.v", "logits"]
+    sizes = [1, 4, 16, 64]
+    rising = np.array([0.0, 0.95, 0.99, 1.0])
+    return xr.Dataset(
+        {
+            "effect": ("edge", rng.normal(0.3, 0.2, 4)),
+            "faithfulness": ("step", rising),
+            "completeness": ("step", 1 - rising),
+            "minimality": ("step", rising / 2),
+            "null_faithfulness": (("step", "draw"), rng.normal(0, 0.05, (4, 2))),
+        },
+        coords={"sender": ("edge", names), "receiver": ("edge", receivers), "size": ("step", sizes)},
+        attrs={"of": 1200},
+    )
+
+
 def explanation(words: list[str] = WORDS, seed: int = 0) -> Explanation:
     """A whole explanation, every result present; `words` are the vocabulary of its top tokens."""
     rng = np.random.default_rng(seed)
@@ -253,6 +272,7 @@ def explanation(words: list[str] = WORDS, seed: int = 0) -> Explanation:
             "clamp": clamp,
             **attributions(rng),
             "tokens.verbalize": xr.Dataset({"text": ("example", [says])}),
+            "circuits.discover": circuit(rng),
         },
         provenance={
             "model": "HuggingFaceTB/SmolLM2-135M",

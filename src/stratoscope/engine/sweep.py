@@ -174,12 +174,13 @@ def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: i
     lengths = base.batch.lengths.tolist()
     jobs: list[Job] = []
     for number, cell in enumerate(table):
-        packed = base.shareable and shareable(lm, cell)
-        for example in range(len(lengths)):
-            changes = tuple(c for c in cell if c.examples is None or example in c.examples)
-            job = _job(base, number, example, changes, packed)
-            if job is not None:
-                jobs.append(job)
+        if base.shareable and shareable(lm, cell):
+            # made once on the base values: refuses what does not fit, and shows which rows a replacement really changes
+            made = [(change, change.apply(base.values[change.site], Run(base.batch))) for change in cell]
+            found = [_job(base, number, example, made) for example in range(len(lengths))]
+            jobs += [job for job in found if job is not None]
+        else:
+            jobs += [Job(number, example, 0, 0, (), False) for example in range(len(lengths))]
     packed_jobs = sorted((j for j in jobs if j.packed), key=lambda j: (j.layer, j.first))
     cap = _row_cap(lm, budget)
     waves: list[list[Job]] = []
@@ -201,28 +202,31 @@ def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: i
     return Plan(results, skipped, len(slow) * len(lengths), waves, cap, whole, live), jobs
 
 
-def _job(base: Base, cell: int, example: int, changes: Sequence[Intervention], packed: bool) -> Job | None:
+def _job(base: Base, cell: int, example: int, made: Sequence[tuple[Intervention, Tensor]]) -> Job | None:
     """One cell on one example, begun at the first layer and position it really changes; None when it changes nothing.
 
     A replacement equal to the base value starts nothing, but is kept once something before it has changed.
     """
-    if not packed:
-        return Job(cell, example, 0, 0, (), False)
     length = int(base.batch.lengths[example])
     first, start = length, base.depth
-    for change in changes:
+    here = [pair for pair in made if _concerns(pair[0], example)]
+    for change, after in here:
         index = base.positions(change, example)
         rows = index[index < length].unique()
         if change.operation == "replace":
-            before = base.values[change.site]
-            differs = (before != change.apply(before, Run(base.batch)))[example][rows]
+            differs = (base.values[change.site] != after)[example][rows]
             rows = rows[differs.flatten(1).any(dim=1).cpu()]
         if len(rows):
             first, start = min(first, int(rows[0])), min(start, int(change.site.layer))
     if start == base.depth:
         return None
-    kept = tuple(change for change in changes if int(change.site.layer) >= start)
+    kept = tuple(change for change, _ in here if int(change.site.layer) >= start)
     return Job(cell, example, start, first if base.causal else 0, kept, True)
+
+
+def _concerns(change: Intervention, example: int) -> bool:
+    """Whether a change acts on this example in a single forward pass, which is step 0."""
+    return (change.examples is None or example in change.examples) and (change.steps is None or 0 in change.steps)
 
 
 def _row_cap(lm: LM, budget: int | None) -> int:

@@ -98,25 +98,31 @@ def explain(
     if circuit:
         steps.measure("circuits.discover", batch, **pair)
     notes = [note for note in (first.attrs.get("notes", ""), _disagreement(steps.results, direct)) if note]
-    results = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
+    seconds = round(time.perf_counter() - began, 1)
+    return _explanation(steps, prompt, batch, (text, how), notes, {"seed": seed, "seconds": seconds})
+
+
+def _explanation(
+    steps: Steps, prompt: str, batch: Any, corrupt: tuple[str, str], notes: list[str], ran: dict[str, Any]
+) -> Explanation:
+    """What the page needs, from what the steps found."""
+    first = steps.results["tokens.next_token"]
+    shown = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
     return Explanation(
         prompt=prompt,
         tokens=batch.tokens[0],
         answer=str(first["answer"].values[0]),
         foil=str(first["foil"].values[0]),
-        corrupt_prompt=text,
-        corrupt_how=how,
+        corrupt_prompt=corrupt[0],
+        corrupt_how=corrupt[1],
         notes=notes,
         predictions=[(str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])],
         answer_probability=float(first["answer_probability"][0]),
         foil_probability=float(first["foil_probability"][0]),
-        results=results,
-        provenance=lm.provenance
-        | {
-            "seed": seed,
-            "seconds": round(time.perf_counter() - began, 1),
-            "seconds_by_step": {name: round(s, 2) for name, s in steps.seconds.items()},
-        },
+        results=shown,
+        provenance=steps.lm.provenance
+        | ran
+        | {"seconds_by_step": {name: round(s, 2) for name, s in steps.seconds.items()}},
     )
 
 

@@ -44,7 +44,7 @@ RESULTS = {
     "tokens.gradient_times_input": "input tokens by gradient × input",
     "tokens.occlusion": "input tokens by occlusion",
     "tokens.verbalize": "the summary in words",
-    "circuits.discover": "a circuit of edges between components",
+    "circuits.discover": "a circuit of edges between components, which --circuit adds",
 }
 TOP_COMPONENTS, TOP_HEADS, TOP_NEURONS, TOP_WORDS, CIRCUIT_EDGES = 20, 6, 10, 6, 40
 NBSP = "\u00a0"  # figures collapse plain spaces
@@ -494,7 +494,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = 
     "heads": (("heads.roles", "heads.attention_pattern"), _heads),
     "neurons": (("neurons.contribution", "neurons.vocabulary", "clamp"), _neurons),
     "tokens": (tuple(f"tokens.{name}" for name in _ATTRIBUTIONS), _tokens),
-    "circuit": ((), _circuit),  # only when asked for: nothing is missing without it
+    "circuit": (("circuits.discover",), _circuit),
 }
 
 
