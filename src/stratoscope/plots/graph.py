@@ -165,7 +165,7 @@ def _components(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
         ways = sorted((e for e in edges if name in e[:2]), key=lambda e: -abs(e.effect))
         got = [f"from {plain(e.sender)} {e.side} {number(e.effect, 3)}" for e in ways if e.receiver == name]
         sent = [f"to {plain(e.receiver)} {e.side} {number(e.effect, 3)}" for e in ways if e.sender == name]
-        told.append("<br>".join([f"<b>{plain(name)}</b>", *got[:6], *sent[:6]]))
+        told.append("<br>".join([f"{plain(name)}", *got[:6], *sent[:6]]))
     return go.Scatter(
         x=[x for x, _ in place.values()],
         y=[y for _, y in place.values()],

@@ -468,7 +468,7 @@ def _tokens(e: Explanation) -> Section:
 
 def _circuit(e: Explanation) -> Section:
     section, found = Section(), e.one("circuits.discover")
-    if found is None:
+    if found is None or not np.isfinite(found["effect"].values).any():
         return section
     title = f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its {found.sizes['edge']:,} edges"
     section.panels["graph"] = _panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
