@@ -10,6 +10,7 @@ the planner always runs the whole sweep. Ratios are medians over repetitions of 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import statistics
@@ -127,7 +128,9 @@ def transformer_lens(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
         from transformer_lens import patching
         from transformer_lens.model_bridge import TransformerBridge
 
-        bridge = TransformerBridge.boot_transformers(lm._name, hf_model=lm.model, tokenizer=lm.tokenizer)
+        own = copy.deepcopy(lm.model)  # the bridge rewires the model it is given
+        own.set_attn_implementation("eager")
+        bridge = TransformerBridge.boot_transformers(lm._name, hf_model=own, tokenizer=lm.tokenizer)
         _, cache = bridge.run_with_cache(work.clean)
         second = "pos" if work.kind == "resid" else "head"
         how = {
@@ -156,7 +159,7 @@ def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
     with suppress(ImportError):
         from nnsight import NNsight
 
-        model = NNsight(lm.model)
+        model = NNsight(copy.deepcopy(lm.model))
         heads = lm.dims.head_dim
 
         def run(which: list[int]) -> Tensor:
@@ -178,7 +181,7 @@ def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
     return None
 
 
-def settings(quick: bool) -> dict[str, tuple[str, str]]:
+def settings() -> dict[str, tuple[str, str]]:
     return {
         "full": ("resid", NO_PREFIX),
         "prefix": ("resid", PREFIX),
@@ -206,17 +209,18 @@ def growth(lm: LM, ids: tuple[int, int], repetitions: int) -> list[dict[str, obj
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Planner and naive only, every fifth layer; under a minute.")
+@click.option("--no-growth", is_flag=True, help="Leave out how cost grows with length and pairs; it takes longest.")
 @click.option("--model", default="smollm2")
 @click.option("--dtype", default="float32")
 @click.option("--device", default="cpu")
 @click.option("--repetitions", default=None, type=int)
 @click.option("--out", default=str(HERE / "sweeps.json"), help="Where the full run's numbers go.")
-def main(quick: bool, model: str, dtype: str, device: str, repetitions: int | None, out: str) -> None:
+def main(quick: bool, no_growth: bool, model: str, dtype: str, device: str, repetitions: int | None, out: str) -> None:
     repetitions = repetitions or (1 if quick else 5)
     lm = stratoscope.load(model, dtype=dtype, device=device)
     ids = tuple(lm.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (ANSWER, FOIL))
     table: dict[str, dict[str, object]] = {}
-    for name, (kind, corrupt) in settings(quick).items():
+    for name, (kind, corrupt) in settings().items():
         work = build(lm, kind, CLEAN, corrupt, 5 if quick else 1, device)
         arms = ours(lm, work, ids)
         if not quick:
@@ -229,7 +233,7 @@ def main(quick: bool, model: str, dtype: str, device: str, repetitions: int | No
     worst = max(gap for found in table.values() for gap in found["max_abs"].values())
     if not quick:
         record = {"model": model, "dtype": dtype, "device": device, "provenance": lm.provenance, "sweeps": table}
-        record["growth"] = growth(lm, ids, repetitions)
+        record["growth"] = [] if no_growth else growth(lm, ids, repetitions)
         Path(out).write_text(json.dumps(record, indent=1))
     ratios = " ".join(f"{name}={found['ratio']['naive']:.1f}" for name, found in table.items())
     click.echo(f"{ratios} max_abs={worst:.1e}")
