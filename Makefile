@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-.PHONY: help setup fetch explain test lint check clean
+.PHONY: help setup fetch explain test bench lint check clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -52,6 +52,15 @@ explain: setup
 
 test: fetch
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The peers' newest releases beside ours, in an environment of their own (the versions that were measured).
+.bench/ready: pyproject.toml
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet torch==2.13.0
+	.bench/bin/python -m pip install --quiet -e . transformers==5.23.0 transformer-lens==4.3.0 nnsight==0.8.1
+	@touch $@
+bench: fetch .bench/ready
+	.bench/bin/python bench/sweeps.py
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -213,3 +213,11 @@ def test_a_pad_token_outside_the_vocabulary_does_no_harm() -> None:
     model.config.pad_token_id = -1
     lm = wrap(model)
     assert tiny.gap(lm(ROWS)["logits"][1, :3], tiny.lm("llama")([ROWS[1]])["logits"][0]) < 1e-4
+
+
+def test_roberta_s_context_leaves_room_for_its_position_offset() -> None:
+    lm = tiny.lm("roberta")
+    longest = lm.model.config.max_position_embeddings - 2
+    assert lm([[3] * longest])["logits"].shape[1] == longest
+    with pytest.raises(InputError, match=f"context is {longest}"):
+        lm.batch([[3] * (longest + 1)])

@@ -89,4 +89,5 @@ class Family:
     projector: str | None = None
     handles: frozenset[str] = frozenset()
     pooled: int | None = None
+    reserved_positions: int = 0  # RoBERTa numbers positions from its padding id + 1
     vision_only: bool = False

@@ -126,7 +126,7 @@ class LM:
     def _context(self) -> int | None:
         config = self.layout.config()
         limit = getattr(config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return int(limit) - self.family.reserved_positions if limit else None
 
 
 def weight_hash(model: nn.Module) -> str:

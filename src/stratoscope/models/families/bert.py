@@ -46,7 +46,7 @@ _DISTIL_HEAD = ("vocab_transform", "activation", "vocab_layer_norm", "vocab_proj
 
 FAMILIES = {
     "bert": Family("bert", {"": BERT}, head=("cls.predictions",), handles=frozenset({"type_vocab_size"})),
-    "roberta": Family("roberta", {"": BERT}, handles=frozenset({"type_vocab_size"})),
+    "roberta": Family("roberta", {"": BERT}, reserved_positions=2, handles=frozenset({"type_vocab_size"})),
     "distilbert": Family(
         "distilbert", {"": DISTILBERT}, head=_DISTIL_HEAD, handles=frozenset({"sinusoidal_pos_embds"})
     ),
