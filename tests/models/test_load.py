@@ -12,6 +12,7 @@ from transformers import BertForMaskedLM, LlamaForCausalLM
 from stratoscope.errors import FamilyError, LoadError
 from stratoscope.lab import planted
 from stratoscope.models import load
+from stratoscope.models.prove import prove
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,12 @@ def test_an_unhandled_config_is_refused_when_loaded(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(FamilyError, match="`pretraining_tp` = 4"):
         load(tmp_path, tokenizer=False)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["smollm2", "minilm"])
+def test_the_real_models_hold_every_invariant(name: str) -> None:
+    lm = load(name)
+    found = prove(lm, ["The capital of France is", "Two roads diverged in a yellow wood, and"])
+    assert len(found) >= 5 * lm.dims.layers
+    assert max(check.relative for check in found) < 1e-5
