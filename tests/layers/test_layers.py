@@ -1,0 +1,122 @@
+"""The layer methods against plain Hugging Face, closed forms and planted truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from models import tiny
+from stratoscope.lab import planted
+from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
+from stratoscope.models import LM, wrap
+
+PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
+
+
+def lm_of(p: planted.Planted) -> LM:
+    return wrap(p.model, p.tokenizer)
+
+
+def asked(p: planted.Planted) -> dict[str, Any]:
+    return {"answer": p.answer, "foil": p.foil}
+
+
+def test_answer_rank_counts_what_scores_higher() -> None:
+    logits = torch.tensor([[0.1, 3.0, 2.0, -1.0], [5.0, 5.0, 1.0, 0.0]])
+    assert logit_lens.answer_rank(logits, torch.tensor([2, 3])).tolist() == [1, 3]
+    assert logit_lens.answer_rank(logits, torch.tensor([1, 1])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_logit_lens_equals_plain_hugging_face(name: str) -> None:
+    lm = wrap(tiny.model(name))
+    found = logit_lens.measure(lm, [PROMPT], answer=7, top=3)
+    with torch.no_grad():
+        out = lm.model(torch.tensor([PROMPT]), output_hidden_states=True)
+        last = out.logits.softmax(-1)[0]
+        middle = lm.model.lm_head(lm.layout.final_norm(out.hidden_states[1]))[0]
+    if name == "gemma2":
+        cap = lm.model.config.final_logit_softcapping
+        middle = torch.tanh(middle / cap) * cap
+    for depth, expected in ((1, middle.softmax(-1)), (lm.dims.layers, last)):
+        values = torch.tensor(found["probability"].values[0, depth])
+        torch.testing.assert_close(values, expected.topk(3).values, rtol=1e-4, atol=1e-6)
+        chosen = torch.tensor(found["answer_probability"].values[0, depth])
+        torch.testing.assert_close(chosen, expected[:, 7], rtol=1e-4, atol=1e-6)
+        ranks = (expected > expected[:, [7]]).sum(-1)
+        assert found["answer_rank"].values[0, depth].tolist() == ranks.tolist()
+
+
+def test_logit_lens_sees_the_planted_fact_come_in() -> None:
+    p = planted.fact_lookup()
+    [(layer, _)] = p.neurons
+    rank = logit_lens.measure(lm_of(p), p.clean, answer=p.answer)["answer_rank"].values[0, :, -1]
+    assert rank[layer + 1] == 0
+    assert rank[layer] > 0
+
+
+@pytest.mark.parametrize("name", [n for n in tiny.DECODERS if n != "mixtral"])
+def test_direct_contributions_add_up_to_hugging_faces_difference(name: str) -> None:
+    lm = wrap(tiny.model(name))
+    found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8)
+    hidden: list[torch.Tensor] = []  # before any soft-cap: the sum is of logits as the head gives them
+    hook = lm.layout.head[-1].register_forward_hook(lambda m, a, out: hidden.append(out.detach()))
+    try:
+        lm.model(torch.tensor([PROMPT]))
+    finally:
+        hook.remove()
+    expected = float(hidden[0][0, -1, 7] - hidden[0][0, -1, 8])
+    assert float(found["contribution"].sum()) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert abs(float(found["residual_error"][0])) < 1e-4
+
+
+@pytest.mark.parametrize("make", [planted.copy_head, planted.induction, planted.induction_gpt2])
+def test_direct_attribution_names_the_head_that_writes(make: Any) -> None:
+    p = make()
+    found = direct_logit_attribution.measure(lm_of(p), p.clean, **asked(p))["contribution"].isel(example=0)
+    writer = max(p.heads)  # of the last layer: earlier planted heads only feed it
+    assert found["component"].values[int(found.argmax("component"))] == f"L{writer[0]}H{writer[1]}"
+    rest = abs(found.drop_sel(component=f"L{writer[0]}H{writer[1]}"))
+    assert float(rest.max()) < 0.1 * float(found.max())
+
+
+def test_patching_equals_plain_hooks() -> None:
+    lm = wrap(tiny.model("llama"))
+    found = activation_patching.measure(lm, [PROMPT], corrupt=[OTHER], answer=7, foil=8)
+    model, clean, corrupt = lm.model, torch.tensor([PROMPT]), torch.tensor([OTHER])
+    with torch.no_grad():
+        source = model(clean, output_hidden_states=True).hidden_states
+        ends = [float((x := model(ids).logits[0, -1])[7] - x[8]) for ids in (clean, corrupt)]
+        for layer, position in ((0, 2), (1, 4), (2, 5)):
+
+            def put(module: Any, args: tuple, layer: int = layer, position: int = position) -> tuple:
+                changed = args[0].clone()
+                changed[:, position] = source[layer][:, position]
+                return (changed, *args[1:])
+
+            hook = model.model.layers[layer].register_forward_pre_hook(put)
+            logits = model(corrupt).logits[0, -1]
+            hook.remove()
+            expected = (float(logits[7] - logits[8]) - ends[1]) / (ends[0] - ends[1])
+            assert float(found["effect"][0, layer, position]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", [planted.copy_head, planted.fact_lookup_moved])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_patching_follows_the_planted_path(make: Any, direction: str) -> None:
+    p = make()
+    lm = lm_of(p)
+    found = activation_patching.measure(lm, p.clean, corrupt=p.corrupt, direction=direction, **asked(p))
+    effect = found["effect"].values[0]
+    differ = [i for i, (a, b) in enumerate(zip(p.clean.split(), p.corrupt.split())) if a != b]
+    assert effect[0, differ].max() == pytest.approx(1, abs=0.05)  # at the entry all is where the prompts differ
+    same = [i for i in range(effect.shape[1]) if i not in differ]
+    assert abs(effect[0, same]).max() < 0.05
+    last = activation_patching.measure(
+        lm, p.clean, corrupt=p.corrupt, direction=direction, site="resid_post", **asked(p)
+    )["effect"].values[0, -1]
+    assert last[-1] == pytest.approx(1, abs=1e-3)  # after the last layer only the last token is read
+    assert abs(last[:-1]).max() < 1e-3
+    assert abs(found["null"]).max() < 0.5
