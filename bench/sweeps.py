@@ -11,10 +11,13 @@ the planner always runs the whole sweep. Ratios are medians over repetitions of 
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import random
+import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import click
 import torch
+from handwritten import residual_sweep
 from torch import Tensor
 
 import stratoscope
@@ -82,7 +86,7 @@ def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int,
     everything = list(range(len(work.cells)))
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
     worst = {arm.name: 0.0 for arm in arms}
-    planner = next(arm for arm in arms if arm.whole)
+    planner = next(arm for arm in arms if arm.name == "planner")
     reference = planner.run(everything)  # also warms up
     for arm in arms:
         arm.run(everything[:2])
@@ -93,7 +97,7 @@ def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int,
             values = arm.run(chosen)
             spent = time.perf_counter() - start
             seconds[arm.name].append(spent * len(everything) / len(chosen))
-            gap = (values.flatten().cpu() - reference.flatten()[chosen].cpu()).abs().max()
+            gap = (values.flatten().cpu() - reference[chosen].flatten().cpu()).abs().max()
             worst[arm.name] = max(worst[arm.name], float(gap))
     return {
         "cells": len(everything),
@@ -181,6 +185,38 @@ def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
     return None
 
 
+def by_hand(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm:
+    """The whole residual sweep as one would write it for Llama alone."""
+    source = torch.stack([cell.value for cell in work.cells]).unflatten(
+        0, (lm.dims.layers, -1)
+    )  # layer, position, 1, 1, dim
+    source = source.flatten(2, 3).transpose(1, 2)
+    return Arm(
+        "hand-written", lambda which: residual_sweep(lm.model, work.corrupt, source, ids).flatten()[which], whole=True
+    )
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Bytes that the process grows by while `run` runs, sampled every 2 ms."""
+    page, going = resource.getpagesize(), threading.Event()
+    seen: list[int] = []
+
+    def sample() -> None:
+        while not going.is_set():
+            seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+            time.sleep(0.002)
+
+    gc.collect()
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    try:
+        run()
+    finally:
+        going.set()
+        watcher.join()
+    return max(seen) - seen[0]
+
+
 def settings() -> dict[str, tuple[str, str]]:
     return {
         "full": ("resid", NO_PREFIX),
@@ -191,20 +227,51 @@ def settings() -> dict[str, tuple[str, str]]:
 
 
 def growth(lm: LM, ids: tuple[int, int], repetitions: int) -> list[dict[str, object]]:
-    """How cost grows with length and number of pairs: residual sweeps of random tokens without a shared prefix."""
+    """How cost grows with length, pairs and depth: residual sweeps of random tokens without a shared prefix.
+
+    Long sweeps are thinned to every n-th layer and position, evenly, so that a result costs on average what it costs in
+    the whole sweep. Depth is that of the same model cut after its first layers.
+    """
     rows = []
     generator = torch.Generator().manual_seed(0)
-    for tokens, pairs in ((8, 1), (18, 1), (64, 1), (256, 1), (8, 8), (18, 8)):
+    whole = lm.dims.layers
+    shapes = [(8, 1, whole), (18, 1, whole), (64, 1, whole), (256, 1, whole), (8, 8, whole), (18, 8, whole)]
+    for tokens, pairs, depth in [*shapes, (18, 1, 8), (18, 1, 15), (18, 1, 23)]:
+        cut = lm if depth == whole else shallower(lm, depth)
         clean, corrupt = (torch.randint(100, 40000, (pairs, tokens), generator=generator) for _ in range(2))
-        stride = 1 if tokens * pairs <= 64 else 6
-        source = capture(lm, clean, "layers.*.resid_pre").stack("layers.*.resid_pre")
-        places = [(a, b) for a in range(0, lm.dims.layers, stride) for b in range(tokens)]
+        source = capture(cut, clean, "layers.*.resid_pre").stack("layers.*.resid_pre")
+        layers = range(0, depth, 1 if tokens * pairs <= 18 else 5)
+        positions = range(0, tokens, max(1, tokens // 32))
+        places = [(a, b) for a in layers for b in positions]
         cells = [replaced(f"layers.{a}.resid_pre", source[a][:, [b]], positions=b) for a, b in places]
         work = Sweep("growth", "resid", clean, corrupt, places, cells)
-        found = measure(lm, work, ours(lm, work, ids), repetitions, 4, 0)
-        rows.append(found | {"layers": len(range(0, lm.dims.layers, stride))})
-        click.echo(f"  {tokens} tokens, {pairs} pairs: naive / planner = {found['ratio']['naive']:.1f}")
+        found = measure(cut, work, ours(cut, work, ids), repetitions, 4, 0)
+        each = {arm: 1000 * statistics.median(s) / len(cells) / pairs for arm, s in found["seconds"].items()}
+        rows.append({"tokens": tokens, "pairs": pairs, "layers": depth, "ms_a_result": each} | found)
+        told = ", ".join(f"{arm} {ms:.2f} ms" for arm, ms in each.items())
+        click.echo(
+            f"  {tokens} tokens, {pairs} pairs, {depth} layers: {told} a result; naive / planner {found['ratio']['naive']:.1f}"
+        )
     return rows
+
+
+def shallower(lm: LM, depth: int) -> LM:
+    """The model cut after its first layers; final norm and read-out stay."""
+    model = copy.deepcopy(lm.model)
+    model.model.layers = model.model.layers[:depth]
+    model.config.num_hidden_layers = depth
+    return stratoscope.models.wrap(model, lm.tokenizer)
+
+
+def memory(lm: LM, work: Sweep, ids: tuple[int, int], budget: int) -> dict[str, int]:
+    """What the process really grows by when rows in flight may take `budget` bytes; the base run's share is its own."""
+    metric = lambda logits, example: logits[:, ids[0]] - logits[:, ids[1]]  # noqa: E731
+    base = peak_memory(lambda: sweep(lm, work.corrupt, work.cells[:1], metric))
+    grown = peak_memory(lambda: sweep(lm, work.corrupt, work.cells, metric, budget=budget))
+    click.echo(
+        f"  budget {budget >> 20} MiB: grew by {grown >> 20} MiB at most; a sweep of one cell by {base >> 20} MiB"
+    )
+    return {"budget": budget, "grown": grown, "one_cell": base}
 
 
 @click.command()
@@ -225,7 +292,10 @@ def main(quick: bool, no_growth: bool, model: str, dtype: str, device: str, repe
         arms = ours(lm, work, ids)
         if not quick:
             arms += [arm for make in (transformer_lens, nnsight) if (arm := make(lm, work, ids))]
+            arms += [by_hand(lm, work, ids)] if name == "full" and lm.family.name == "llama" else []
         found = measure(lm, work, arms, repetitions, len(work.cells) if quick else 12, seed=0)
+        if name == "full" and not quick:
+            found["memory"] = [memory(lm, work, ids, megabytes << 20) for megabytes in (64, 256)]
         table[name] = found
         times = ", ".join(f"{arm} {statistics.median(s):.2f} s" for arm, s in found["seconds"].items())
         click.echo(f"{name}: {found['cells']} cells of {found['tokens']} tokens: {times}")
@@ -233,7 +303,7 @@ def main(quick: bool, no_growth: bool, model: str, dtype: str, device: str, repe
     worst = max(gap for found in table.values() for gap in found["max_abs"].values())
     if not quick:
         record = {"model": model, "dtype": dtype, "device": device, "provenance": lm.provenance, "sweeps": table}
-        record["growth"] = [] if no_growth else growth(lm, ids, repetitions)
+        record["growth"] = [] if no_growth else growth(lm, ids, min(3, repetitions))
         Path(out).write_text(json.dumps(record, indent=1))
     ratios = " ".join(f"{name}={found['ratio']['naive']:.1f}" for name, found in table.items())
     click.echo(f"{ratios} max_abs={worst:.1e}")

@@ -2,13 +2,14 @@
 
 A row is one position of one cell on one example. Each layer is called once with all rows as (1, row, dim); its other
 arguments (rotary angles and the like) are those of the base run, gathered row by row. Attention keeps cells apart: a
-cell's queries see the base run's keys and values before its first changed position, and its own from there on.
+cell's queries see the base run's keys and values before its first changed position, and its own from there on. Of the
+last layer only each cell's last position is finished, since the metric reads nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from stratoscope.engine.intervene import OPERATIONS, Intervention
+from stratoscope.engine.linear import FastLinear
 from stratoscope.engine.select import position_index
 from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run
+from stratoscope.models.taps import Run, StopForward
 
 # sites whose tensor has one row for each position, so that cells can share a matrix and still be edited apart
 PACKED_POINTS = frozenset(
@@ -54,6 +56,9 @@ class Job:
     first: int
     changes: tuple[Intervention, ...]
     packed: bool
+
+
+Changes = dict[str, list[tuple[Job, Intervention]]]  # by point, the changes made in one layer
 
 
 @dataclass
@@ -92,6 +97,8 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     base = Base(batch, torch.empty(0), {}, tower.causal, depth)
     base.shareable = "attn.q" in tower.points and batch.ids is not None
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
+    if not lm.taps.listening:  # nobody else waits for the logits of every position
+        reads[last].append(_stop)
     with lm.taps.using(reads=reads):
         lm(batch)
     if base.shareable:
@@ -113,6 +120,10 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
 
 def _keep(base: Base, site: Site, x: Tensor, run: Run) -> None:
     base.values[site] = x.detach().clone()
+
+
+def _stop(x: Tensor, run: Run) -> None:
+    raise StopForward
 
 
 def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -176,6 +187,8 @@ class Wave:
         self.lm, self.base, self.jobs = lm, base, jobs
         self.lengths = base.batch.lengths.tolist()
         self.start: dict[Job, int] = {}  # first row of each live job
+        self.last_only = False  # whether each job has come down to its last row, which alone finishes the last layer
+        self.heard: list[Tensor] | None = None  # the last layer's q, k and v of all rows
         self.rows = base.residual[0].new_empty(0, lm.dims.dim)
         self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
         self.groups: list[tuple[int, int, int, int]] = []  # example, first position, first row, how many jobs
@@ -183,21 +196,26 @@ class Wave:
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
         lm, depth = self.lm, self.base.depth
-        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in range(depth)}
+        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attention, n) for n in range(depth)}
         with lm.taps.using(), seam(lm.model, {}, attentions):
             for layer in range(min(job.layer for job in self.jobs), depth):
                 self._join([job for job in self.jobs if job.layer == layer])
                 changes = self._changes(layer)
                 self._change(self.rows, changes.pop("resid_pre", ()))
                 after = changes.pop("resid_post", ())
-                edits = {Site("", layer, p): [partial(self._edit, found)] for p, found in changes.items()}
-                with lm.taps.using(edits=edits) if edits else ExitStack():
-                    self.rows = self._layer(layer)
+                if layer == depth - 1:
+                    self._come_down(layer, changes)
+                self.rows = self._layer(layer, changes)
                 self._change(self.rows, after)
-        last = torch.tensor([self.start[job] + self._size(job) - 1 for job in self.jobs])
-        examples = torch.tensor([job.example for job in self.jobs])
-        chunks = zip(last.split(256), examples.split(256))  # logits are wide: never for all jobs at once
-        return torch.cat([metric(lm.readout(self.rows[at.to(self.rows.device)]), example) for at, example in chunks])
+            at = torch.tensor([self.start[job] for job in self.jobs], device=self.rows.device)
+            examples = torch.tensor([job.example for job in self.jobs])
+            chunks = zip(at.split(256), examples.split(256))  # logits are wide: never for all jobs at once
+            with FastLinear():
+                return torch.cat([metric(lm.readout(self.rows[rows]), example) for rows, example in chunks])
+
+    def _first(self, job: Job) -> int:
+        """The position of a job's first row."""
+        return self.lengths[job.example] - 1 if self.last_only else job.first
 
     def _size(self, job: Job) -> int:
         return self.lengths[job.example] - job.first
@@ -226,13 +244,36 @@ class Wave:
                 at += self._size(job)
             self.groups.append((example, first, begin, len(members)))
 
-    def _layer(self, layer: int) -> Tensor:
+    def _layer(self, layer: int, changes: Changes) -> Tensor:
+        """The rows through a Hugging Face layer, with changes inside it."""
+        edits = {Site("", layer, point): [partial(self._edit, found)] for point, found in changes.items()}
         args, kwargs = _gather(self.base.calls[layer], self.base, layer, self.example, self.position)
-        out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
+        with self.lm.taps.using(edits=edits) if edits else ExitStack(), FastLinear():
+            out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
 
-    def _changes(self, layer: int) -> dict[str, list[tuple[Job, Intervention]]]:
-        found: dict[str, list[tuple[Job, Intervention]]] = {}
+    def _come_down(self, layer: int, changes: Changes) -> None:
+        """Go through the layer as far as its attention, for keys and values; then keep only each job's last row."""
+        before = {point: changes.pop(point) for point in ("attn.q", "attn.k", "attn.v") if point in changes}
+        self.heard = []
+        with suppress(StopForward):
+            self._layer(layer, before)
+        ordered = sorted(self.start, key=self.start.__getitem__)
+        last = torch.tensor([self.start[job] + self._size(job) - 1 for job in ordered], device=self.rows.device)
+        self.rows, self.example, self.position = self.rows[last], self.example[last], self.position[last]
+        self.start, self.last_only = {job: row for row, job in enumerate(ordered)}, True
+
+    def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
+        """What the seam calls: the first time in the last layer it only listens, the second time it uses what it heard."""
+        if self.last_only and self.heard is not None:
+            q, k, v = self.heard
+        elif self.heard is not None:
+            self.heard = [q, k, v]
+            raise StopForward
+        return self._attend(layer, q, k, v, *how)
+
+    def _changes(self, layer: int) -> Changes:
+        found: Changes = {}
         for job in self.start:
             for change in job.changes:
                 if change.site.layer == layer:
@@ -249,8 +290,9 @@ class Wave:
         count = len(self.base.batch)
         for job, change in changes:
             index = self.base.positions(change, job.example)
-            here = ((index >= job.first) & (index < self.lengths[job.example])).nonzero()[:, 0]
-            at = (self.start[job] + index[here] - job.first).to(x.device)
+            first = self._first(job)
+            here = ((index >= first) & (index < self.lengths[job.example])).nonzero()[:, 0]
+            at = (self.start[job] + index[here] - first).to(x.device)
             if change.units is not None:
                 units = torch.as_tensor(list(change.units)).to(x.device) % x.shape[1]
                 place: tuple[Tensor, ...] = (at[:, None], units[None])
@@ -274,11 +316,11 @@ class Wave:
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
-        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim).
+        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of each job's last row.
 
         Query heads that share a key/value head are laid one after another as more queries of that head.
         """
-        out = v.new_empty(q.shape[2], q.shape[1], v.shape[-1])
+        found = []
         shared, mask = q.shape[1] // k.shape[1], self.base.masks[layer]
         for example, first, begin, jobs in self.groups:
             end = self.lengths[example]
@@ -287,19 +329,19 @@ class Wave:
                 torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), _by_job(own, rows, jobs)], dim=2)
                 for clean, own in ((self.base.keys, k), (self.base.vals, v))
             )
-            query = (
-                _by_job(q, rows, jobs).unflatten(1, (-1, shared)).flatten(2, 3)
-            )  # job, kv_head, (shared, own), head_dim
+            asks = slice(end - 1 - first if self.last_only else 0, None)
+            query = _by_job(q, rows, jobs)[:, :, asks]
+            query = query.unflatten(1, (-1, shared)).flatten(2, 3)  # job, kv_head, (shared, own), head_dim
             hidden = None
             if mask is not None:
-                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end].repeat(shared, 1)
+                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(shared, 1)
             if softcap is None:
                 z = scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scaling)
             else:
                 z = softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden)) @ value
             z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)  # job, own, kv_head, shared, head_dim
-            out[rows] = z.reshape(-1, q.shape[1], v.shape[-1])
-        return out[None]
+            found.append(z.reshape(-1, q.shape[1], v.shape[-1]))
+        return torch.cat(found)[None]
 
 
 def _by_job(x: Tensor, rows: slice, jobs: int) -> Tensor:

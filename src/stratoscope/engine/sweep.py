@@ -235,7 +235,7 @@ def _row_cap(lm: LM, budget: int | None) -> int:
     budget = available(lm.model.device) // 4 if budget is None else budget
     bytes_per_row = 4 * (6 * dims.dim + 4 * max(dims.neurons, dims.dim) + 3 * dims.heads * dims.head_dim)
     on_cpu = lm.model.device.type == "cpu"
-    most = 2048 if on_cpu else 65536
+    most = 4096 if on_cpu else 65536
     if budget < bytes_per_row:
         raise InputError(f"budget {budget} bytes holds no row: one row takes about {bytes_per_row} bytes.")
     return max(1, min(most, budget // bytes_per_row))
