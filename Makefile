@@ -61,6 +61,7 @@ test: fetch
 	@touch $@
 bench: fetch .bench/ready
 	.bench/bin/python bench/sweeps.py
+	$(BIN)/python bench/picture.py
 
 lint: setup
 	$(BIN)/ruff format --check .

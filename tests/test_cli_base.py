@@ -44,14 +44,27 @@ def measure(
 '''
 EDIT = '"""Edits."""\ndef edit(lm, request, *, strength): ...\n'
 NEEDS = '"""Needs two options."""\ndef measure(lm, inputs, *, answer, foil, rank=1): ...\n'
+SWEEP = '''"""Two steps, one a run: what is finished is kept in `save`."""
+from stratoscope.results import label
+
+
+def measure(lm, inputs, *, save=None, progress=None):
+    done = int(save.read_text()) if save and save.exists() else 0
+    progress(done + 1, 2)
+    if save:
+        save.write_text(str(done + 1))
+    if done + 1 < 2:
+        raise KeyboardInterrupt
+    return label([done], "example", name="steps", method="sweep")
+'''
 
 
 @pytest.fixture(autouse=True)
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A room of three methods, seen by the catalogue and importable as stratoscope.planted_room."""
+    """A room of four methods, seen by the catalogue and importable as stratoscope.planted_room."""
     room = tmp_path / "source" / "planted_room"
     room.mkdir(parents=True)
-    for name, text in {"__init__": "", "count": METHOD, "change": EDIT, "needs": NEEDS}.items():
+    for name, text in {"__init__": "", "count": METHOD, "change": EDIT, "needs": NEEDS, "sweep": SWEEP}.items():
         (room / f"{name}.py").write_text(text)
     monkeypatch.setattr(catalogue, "ROOT", room.parent)
     monkeypatch.setattr(stratoscope, "__path__", [*stratoscope.__path__, str(room.parent)])
@@ -134,6 +147,7 @@ def test_measure_shows_and_saves(tmp_path: Path) -> None:
         (["--set", "scale=big"], "Option scale takes float, and got 'big'."),
         (["--set", "scale"], "--set takes KEY=VALUE, and got 'scale'."),
         (["--out", "none/words.nc"], "The folder of none/words.nc does not exist."),
+        (["--save", "sweep.pt"], "planted_room.count is no sweep that could be resumed"),
         (["--set", "answer=refuse"], "The answer was refused. Give another one, please"),
     ],
 )
@@ -171,6 +185,15 @@ def test_interrupt_and_faults() -> None:
     assert result.exit_code == 1
     assert "Unexpected RuntimeError: a fault." in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_interrupted_sweep_goes_on_from_its_file() -> None:
+    first = measure("--save", "half", method="planted_room.sweep")
+    assert (first.exit_code, first.stderr) == (130, "Interrupted\n")
+    assert "array" not in first.output  # nothing half-labelled
+    second = measure("--save", "half", method="planted_room.sweep")
+    assert second.exit_code == 0, second.stderr
+    assert "array([1])" in second.output
 
 
 def test_debug_shows_where() -> None:

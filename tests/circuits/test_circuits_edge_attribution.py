@@ -12,6 +12,7 @@ from models import tiny
 from stratoscope.circuits import edge_attribution, edge_attribution_ig
 from stratoscope.engine import edges
 from stratoscope.engine.pair import pair
+from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError
 from stratoscope.models import wrap
 
@@ -24,7 +25,7 @@ def test_attribution_is_the_finite_difference_of_the_exact_effect(name):
     """A central difference of size 0.01 on every fourth edge, in double precision (which fused experts do not take)."""
     lm = wrap(tiny.model(name).to(torch.float32 if name == "mixtral" else torch.float64))
     one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
-    wires, size = edges.wiring(lm), 1e-2
+    wires, size = wiring(lm), 1e-2
     asked = wires.edges[::4]
     up, down = (edges.exact(one, sign * size * one.delta, asked) for sign in (1, -1))
     expected = (up - down) / (2 * size)

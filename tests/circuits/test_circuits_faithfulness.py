@@ -14,6 +14,7 @@ from stratoscope.circuits import faithfulness, path_patching
 from stratoscope.engine import edges
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.pair import pair
+from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError
 
 WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
@@ -23,7 +24,7 @@ WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
 @torch.no_grad()
 def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_patched(name):
     lm = tiny.lm(name)
-    wires = edges.wiring(lm)
+    wires = wiring(lm)
     one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
 
     def run(keep):

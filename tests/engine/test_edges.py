@@ -12,6 +12,7 @@ from models import tiny
 from stratoscope.engine import edges
 from stratoscope.engine.pair import pair
 from stratoscope.engine.trace import capture
+from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import wrap
 
@@ -23,7 +24,7 @@ BY_HAND = ("llama", "gemma2", "phi3", "gpt2", "gpt_neox")
 @pytest.mark.parametrize("name", WITH_EDGES)
 def test_the_writes_sum_to_what_every_receiver_reads(name):
     lm = tiny.lm(name)
-    found, wires = edges.sent(lm, lm.batch([CLEAN])), edges.wiring(lm)
+    found, wires = edges.sent(lm, lm.batch([CLEAN])), wiring(lm)
     assert len(found.writes) == len(wires.senders) == 1 + 3 * 5
     for receiver, label in enumerate(wires.receivers):
         layer, total = wires.place(receiver)[0], found.writes[: wires.before(receiver)].sum(dim=0)
@@ -59,7 +60,7 @@ def test_exact_edges_equal_plain_hooks_on_a_model_with_a_key_head_for_every_quer
         assert tiny.gap(lm.model(clean).logits, plain) < 1e-4  # widening changes nothing
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
     one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
-    wires = edges.wiring(lm)
+    wires = wiring(lm)
     dice = random.Random(name)
     asked = []
     for kind in (".q", ".k", ".v", "mlp", "logits"):
@@ -80,7 +81,7 @@ def test_siblings_of_a_shared_key_head_keep_theirs():
     """All query heads of a group fed at once is the shared key head changed; one of them alone is not."""
     lm = tiny.lm("llama")
     one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
-    wires = edges.wiring(lm)
+    wires = wiring(lm)
     both, first, second = wires.paths([("embed", ["L1H2.k", "L1H3.k"]), ("embed", "L1H2.k"), ("embed", "L1H3.k")])
     together, alone, other = edges.exact(one, one.delta, [both, first, second]).tolist()
     seen: dict[str, torch.Tensor] = {}
@@ -106,13 +107,13 @@ def test_siblings_of_a_shared_key_head_keep_theirs():
 
 
 def test_wiring_says_who_hears_whom():
-    wires = edges.wiring(tiny.lm("llama"))
+    wires = wiring(tiny.lm("llama"))
     heard = {label: wires.senders[: wires.before(n)] for n, label in enumerate(wires.receivers)}
     assert heard["L0H3.v"] == ["embed"]
     assert heard["L0 mlp"] == ["embed", "L0H0", "L0H1", "L0H2", "L0H3"]
     assert heard["L1H0.q"] == [*heard["L0 mlp"], "L0 mlp"]
     assert heard["logits"] == wires.senders
-    parallel = edges.wiring(tiny.lm("gpt_neox"))
+    parallel = wiring(tiny.lm("gpt_neox"))
     label = parallel.receivers.index("L1 mlp")
     assert parallel.senders[: parallel.before(label)] == [*heard["L0 mlp"], "L0 mlp"]
     assert len(wires.edges) == sum(map(len, heard.values())) == int(wires.mask.sum())
@@ -122,7 +123,7 @@ def test_wiring_says_who_hears_whom():
 
 
 def test_names_are_read_and_refused():
-    wires = edges.wiring(tiny.lm("llama"))
+    wires = wiring(tiny.lm("llama"))
     [path] = wires.paths([(["embed", "L0H1"], ["L1H2", "logits"])])
     coords = wires.coords([path])
     assert coords["receiver"][1] == ["L1H2.q + L1H2.k + L1H2.v + logits"]
@@ -137,7 +138,7 @@ def test_names_are_read_and_refused():
 def test_what_has_no_edges_is_refused():
     for name in ("bloom", "bert"):
         with pytest.raises(SiteError):
-            edges.wiring(tiny.lm(name))
+            wiring(tiny.lm(name))
     lm = tiny.lm("llama")
     with pytest.raises(InputError, match="one example"):
         edges.sent(lm, lm.batch([CLEAN, CORRUPT]))
@@ -156,5 +157,5 @@ def test_random_directions_have_the_same_lengths():
 def test_a_model_in_half_precision_has_edges():
     lm = wrap(tiny.model("llama").bfloat16())
     one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
-    found = edges.exact(one, one.delta, edges.wiring(lm).edges[:20])
+    found = edges.exact(one, one.delta, wiring(lm).edges[:20])
     assert found.isfinite().all()

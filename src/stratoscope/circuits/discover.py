@@ -30,9 +30,9 @@ from torch import Tensor
 from stratoscope.circuits import edge_attribution_ig
 from stratoscope.circuits.faithfulness import Ablation, Shares, shares
 from stratoscope.circuits.graph import first, growth, prune, ranking
-from stratoscope.engine.edges import Wiring, wiring
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
+from stratoscope.engine.wiring import Wiring, wiring
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset

@@ -24,11 +24,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.edges import SIDES, Ends, Layers, ends, random_directions, wiring
+from stratoscope.engine.edges import Ends, Layers, ends, random_directions
 from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import scaled
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
+from stratoscope.engine.wiring import SIDES, wiring
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.results import dataset

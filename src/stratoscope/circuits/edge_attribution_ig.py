@@ -22,9 +22,10 @@ import xarray as xr
 from torch import Tensor
 
 from stratoscope.circuits import edge_attribution
-from stratoscope.engine.edges import Ends, ends, wiring
+from stratoscope.engine.edges import Ends, ends
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
+from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 

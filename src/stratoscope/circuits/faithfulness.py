@@ -28,9 +28,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stratoscope.circuits.graph import Circuit, first, growth, pairs
-from stratoscope.engine.edges import SIDES, Ends, Layers, Wiring, ends, head_writes, wiring
+from stratoscope.engine.edges import Ends, Layers, ends, head_writes
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
+from stratoscope.engine.wiring import SIDES, Wiring, wiring
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset

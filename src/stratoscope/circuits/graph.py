@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stratoscope.engine.edges import Wiring
+from stratoscope.engine.wiring import Wiring
 from stratoscope.errors import InputError
 
 Circuit = xr.Dataset | xr.DataArray | Sequence[tuple[str, str]]

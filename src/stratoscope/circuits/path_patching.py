@@ -23,10 +23,11 @@ from typing import Any, Literal
 import torch
 import xarray as xr
 
-from stratoscope.engine.edges import Names, ends, exact, random_directions, wiring
+from stratoscope.engine.edges import ends, exact, random_directions
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress
+from stratoscope.engine.wiring import Names, wiring
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 

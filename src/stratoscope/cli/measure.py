@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +35,19 @@ if TYPE_CHECKING:
 )
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF).")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="For sweeps: keep what is finished here; interrupted, the same command goes on from there.",
+)
 def command(
-    method: str, model: str, prompts: tuple[str, ...], units: tuple[str, ...], pairs: tuple[str, ...], out: Path | None
+    method: str,
+    model: str,
+    prompts: tuple[str, ...],
+    units: tuple[str, ...],
+    pairs: tuple[str, ...],
+    out: Path | None,
+    save: Path | None,
 ) -> None:
     import stratoscope
 
@@ -46,16 +59,33 @@ def command(
         raise ResultError(f"The folder of {out} does not exist. Create it, or give another path to --out.")
     measure = catalogue.module(method).measure
     settings = read_settings(method, measure, pairs)
-
+    options = inspect.signature(measure).parameters
+    if save is not None:
+        if "save" not in options:
+            raise MethodError(f"{method} is no sweep that could be resumed: it has no option save. Leave out --save.")
+        settings["save"] = save
     inputs = read_inputs(prompts, units)
-
-    result = measure(stratoscope.load(model), inputs, **settings)
+    with progress_bar(method) as advance:
+        if "progress" in options:
+            settings.setdefault("progress", advance)
+        result = measure(stratoscope.load(model), inputs, **settings)
     show(result)
     if out is not None:
-        from stratoscope.results import save
+        from stratoscope import results
 
-        save(result, out)
+        results.save(result, out)
         click.echo(f"Saved to {out}")
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield progress(done, total); a bar on stderr, only where it is a terminal, and only once there is progress."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def read_inputs(prompts: Sequence[str], units: Sequence[str]) -> list[str] | list[list[int]]:

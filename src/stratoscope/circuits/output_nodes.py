@@ -1,0 +1,146 @@
+"""Output nodes: the few heads and MLPs that, at the last token alone, carry the answer from the clean prompt to the corrupt.
+
+Paper: mcq-circuit-chinchilla
+
+    direct[c]     = (N(write_c) . u in the clean run - the same in the corrupt run) / (d(clean) - d(corrupt))
+    recovered[k]  = (d(corrupt with c_0 .. c_k <- clean, at the last token) - d(corrupt)) / (d(clean) - d(corrupt))
+
+u = u_answer - u_foil, d the logit difference at the last token, N the final norm with its scale held. All direct shares,
+with those of the embedding and of biases, sum to 1. The nodes c_0, c_1 .. are those with the largest mean direct share;
+they are patched together. In `recovered` numerator and denominator are summed over prompts. What a patched node feeds
+later nodes counts as well; a node whose neighbours undo its work recovers less than it writes.
+
+null: as many heads and MLPs drawn at random.
+Reads as: how few components the last step of the answer goes through. Does not show how they know: what they read at
+other tokens comes from the whole model. Direct shares see no soft-cap on logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.edges import head_writes
+from stratoscope.engine.intervene import Intervention, replaced
+from stratoscope.engine.metric import Target, Words
+from stratoscope.engine.pair import pair
+from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.trace import Trace, capture
+from stratoscope.engine.wiring import wiring
+from stratoscope.errors import InputError, SiteError
+from stratoscope.maths.norm import freeze
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+NULL = "as many heads and MLPs drawn at random"
+
+
+def share(
+    patched: Float[Tensor, "*cells example"], start: Float[Tensor, " example"], end: Float[Tensor, " example"]
+) -> Float[Tensor, "*cells"]:
+    """How far from start to end, summed over examples: 0 nothing, 1 all."""
+    return (patched - start).sum(dim=-1) / (end - start).sum()
+
+
+@torch.no_grad()
+def measure(
+    lm: LM,
+    inputs: Any,
+    *,
+    corrupt: Any,
+    answer: Words = None,
+    foil: Words = None,
+    nodes: int | Sequence[str] = 10,
+    draws: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """direct (example, component), recovered (rank,) and null (draw, rank); `node` names the node of each rank.
+
+    inputs, corrupt: clean and corrupt prompts, pair by pair of equal token length. nodes: how many to take, or which
+    ("L3H2", "L3 mlp"), in this order: those found on other prompts. Raises SiteError where the stream is no sum of
+    writes or logits are not linear in it; InputError for an unknown node or number.
+    """
+    wires = wiring(lm)
+    if len(lm.layout.head) != 1:
+        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")
+    names = wires.senders[1:]
+    both = pair(lm, inputs, corrupt, answer, foil)
+    points = ["layers.*.attn.z", "layers.*.mlp.out", f"layers.{wires.layers - 1}.resid_post"]
+    base, source = (capture(lm, batch, *points, positions=-1) for batch in (both.base, both.source))
+    gap = both.clean_difference - both.corrupt_difference
+    written = _direct(lm, source, both.target) - _direct(lm, base, both.target)
+    direct = written.cpu() / gap[:, None]
+    chosen = _chosen(nodes, names, written.sum(dim=0))
+    dice = np.random.default_rng(seed)
+    rivals = [dice.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
+    cells = [
+        _patch(source, [names[n] for n in order[: k + 1]]) for order in (chosen, *rivals) for k in range(len(order))
+    ]
+    patched = sweep(lm, both.base, cells, both.target.difference, progress=progress).cpu()
+    found = share(patched, both.corrupt_difference, both.clean_difference).reshape(1 + draws, len(chosen))
+    return dataset(
+        {
+            "direct": (("example", "component"), direct),
+            "recovered": (("rank",), found[0]),
+            "null": (("draw", "rank"), found[1:]),
+        }
+        | both.differences,
+        method="circuits.output_nodes",
+        provenance=lm.provenance,
+        settings={"nodes": nodes, "draws": draws},
+        seed=seed,
+        coords=both.coords | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
+        null_kind=NULL,
+        notes=" ".join(both.target.notes),
+    )
+
+
+def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example component"]:
+    """What every head and MLP writes straight towards answer - foil, in order of computation."""
+    final = seen[f"layers.{lm.dims.layers - 1}.resid_post"]
+    norm, unembed = freeze(lm.layout.final_norm, final), lm.weight("logits").float()
+    wide = replace(norm, scale=norm.scale[None])
+    towards = unembed[asked.answer] - unembed[asked.foil]
+    columns = []
+    for layer in range(lm.dims.layers):
+        heads = head_writes(lm, layer, seen[f"layers.{layer}.attn.z"])  # examples in the place of positions
+        writes = torch.cat([heads, seen[f"layers.{layer}.mlp.out"][None]]).float()
+        columns.append(torch.einsum("ced,ed->ec", wide.linear(writes), towards))
+    return torch.cat(columns, dim=1)
+
+
+def _chosen(nodes: int | Sequence[str], names: list[str], strength: Tensor) -> list[int]:
+    """The numbers of the nodes: the strongest, or those named."""
+    if isinstance(nodes, int):
+        if not 1 <= nodes <= len(names):
+            raise InputError(f"nodes={nodes}: this model has {len(names)} heads and MLPs; choose 1 to {len(names)}.")
+        return strength.argsort(descending=True, stable=True)[:nodes].tolist()
+    unknown = [name for name in nodes if name not in names]
+    if unknown or not nodes:
+        raise InputError(f"nodes {unknown or '[]'}: nodes here run {names[0]}, {names[1]} ... {names[-1]}.")
+    return [names.index(name) for name in nodes]
+
+
+def _patch(source: Trace, nodes: Sequence[str]) -> list[Intervention]:
+    """The nodes' clean values at the last token, all heads of a layer in one intervention."""
+    heads: dict[int, list[int]] = {}
+    changes = []
+    for name in nodes:
+        layer, _, head = name.removeprefix("L").partition("H")
+        if head:
+            heads.setdefault(int(layer), []).append(int(head))
+        else:
+            site = f"layers.{name.removeprefix('L').removesuffix(' mlp')}.mlp.out"
+            changes.append(replaced(site, source[site][:, None], positions=-1))
+    for layer, units in heads.items():
+        z = source[f"layers.{layer}.attn.z"]
+        changes.append(replaced(f"layers.{layer}.attn.z", z[:, None, units], units=units, positions=-1))
+    return changes
