@@ -347,3 +347,32 @@ def test_layer_arguments_that_are_not_known_are_not_guessed(monkeypatch: pytest.
         agree(lm, given, cells)
     finally:
         handle.remove()
+
+
+def bare(name: str) -> tuple[Any, Any]:
+    """A vision encoder without a read-out, and its pictures."""
+    from stratoscope.models import wrap
+
+    given = tiny.inputs(name)
+    return wrap(tiny.model(name).vision_model), {"pixel_values": given["pixel_values"]}
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip"])
+def test_pictures_share_what_lies_below_too(name: str, tmp_path: Any) -> None:
+    """An image classifier is read at its class token; a bare encoder has no logits, so the metric gets the residual."""
+    lm, given = (tiny.lm(name), tiny.inputs(name)) if name == "vit" else bare(name)
+    both = {"pixel_values": torch.cat([given["pixel_values"], given["pixel_values"].flip(-1) + 0.3])}
+    source = capture(lm, {"pixel_values": both["pixel_values"].flip(0)}, "layers.1.resid_pre")["layers.1.resid_pre"]
+    cells = [replaced("layers.1.resid_pre", source[:, [p]], positions=p) for p in (0, 2, -1)]
+    cells += [add(f"layers.{n}.{point}", 1.0, positions=1) for n in (0, 1) for point in ("attn.z", "mlp.act", "attn.k")]
+    cells += [ablate("layers.0.attn.z", units=[0]), scaled("layers.1.resid_post", 0.5, examples=[1])]
+    got = agree(lm, both, cells)
+    assert plan(lm, both, cells).naive == 0
+    assert torch.equal(got, sweep(lm, both, cells, metric, save=tmp_path / "kept"))
+    assert torch.equal(got, sweep(lm, both, cells, metric, save=tmp_path / "kept"))
+    if name == "vit":
+        whole = lm.model(pixel_values=both["pixel_values"]).logits
+        assert tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole, torch.arange(2))) < 1e-5
+    else:
+        whole = lm.model(pixel_values=both["pixel_values"], output_hidden_states=True).hidden_states[-1]
+        assert tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole[:, 0], torch.arange(2))) < 1e-5

@@ -3,7 +3,7 @@
 A row is one position of one cell on one example. Each layer is called once with all rows as (1, row, dim); its other
 arguments (rotary angles and the like) are those of the base run, gathered row by row. Attention keeps cells apart: a
 cell's queries see the base run's keys and values before its first changed position, and its own from there on. Of the
-last layer only each cell's last position is finished, since the metric reads nothing else.
+last layer only the position is finished that the metric reads.
 """
 
 from __future__ import annotations
@@ -76,11 +76,26 @@ class Base:
     masks: list[Tensor | None] = field(default_factory=list)
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     shareable: bool = True
+    width: int = 0  # positions, padding included
+    lengths: list[int] = field(default_factory=list)  # of each example
+    reads: list[int] = field(default_factory=list)  # the position of each example that the metric reads
 
     def positions(self, change: Intervention, example: int) -> Tensor:
         """The positions that a change names in one example (padding included when it names none)."""
-        count, width = self.batch.ids.shape
-        return position_index(change.positions, Run(self.batch), count, width, [example])[example]
+        return position_index(change.positions, Run(self.batch), len(self.batch), self.width, [example])[example]
+
+
+def read_positions(lm: LM, batch: Batch) -> Tensor:
+    """(example,) where the metric reads: an example's last real token; of a picture its class token, the first patch."""
+    pooled = lm.family.pooled
+    if pooled is None and batch.ids is not None:
+        return batch.lengths - 1
+    return torch.full((len(batch),), pooled or 0)
+
+
+def read(lm: LM, resid: Tensor) -> Tensor:
+    """(row, dim) final residuals -> (row, vocab) logits; as they are for a model without a read-out (a bare encoder)."""
+    return lm.readout(resid) if lm.layout.head else resid
 
 
 def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
@@ -95,7 +110,7 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
     base = Base(batch, torch.empty(0), {}, tower.causal, depth)
-    base.shareable = "attn.q" in tower.points and batch.ids is not None
+    base.shareable = "attn.q" in tower.points
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
     if not lm.taps.listening:  # nobody else waits for the logits of every position
         reads[last].append(_stop)
@@ -111,9 +126,11 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
             attentions = [lm.layout.attention(entry) for entry in entries]
             stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
             lm(batch)
-    examples = torch.arange(len(batch))
-    base.metric = metric(lm.readout(base.values[last][examples, batch.lengths - 1]), examples)
+    examples, at = torch.arange(len(batch)), read_positions(lm, batch)
+    base.metric = metric(read(lm, base.values[last][examples, at]), examples)
     base.residual = [base.values[entry] for entry in entries]
+    base.width, base.reads = base.residual[0].shape[1], at.tolist()
+    base.lengths = [base.width] * len(batch) if batch.ids is None else batch.lengths.tolist()
     base.shareable = base.shareable and all(_can_gather(base, layer) for layer in range(depth))
     return base
 
@@ -161,7 +178,7 @@ def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -
         return type(x)(_gather(value, base, layer, example, position) for value in x)
     if not isinstance(x, Tensor):
         return x
-    mask, width = base.masks[layer], base.batch.ids.shape[1]
+    mask, width = base.masks[layer], base.width
     if mask is not None and x.shape == mask.shape and x.data_ptr() == mask.data_ptr():
         return None  # attention of packed rows masks by itself
     rows = (1, len(base.batch))
@@ -185,9 +202,11 @@ class Wave:
 
     def __init__(self, lm: LM, base: Base, jobs: Sequence[Job]) -> None:
         self.lm, self.base, self.jobs = lm, base, jobs
-        self.lengths = base.batch.lengths.tolist()
+        self.lengths = base.lengths
         self.start: dict[Job, int] = {}  # first row of each live job
-        self.last_only = False  # whether each job has come down to its last row, which alone finishes the last layer
+        self.read_only = (
+            False  # whether each job has come down to the row that is read, which alone ends the last layer
+        )
         self.heard: list[Tensor] | None = None  # the last layer's q, k and v of all rows
         self.rows = base.residual[0].new_empty(0, lm.dims.dim)
         self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
@@ -211,11 +230,11 @@ class Wave:
             examples = torch.tensor([job.example for job in self.jobs])
             chunks = zip(at.split(256), examples.split(256))  # logits are wide: never for all jobs at once
             with FastLinear():
-                return torch.cat([metric(lm.readout(self.rows[rows]), example) for rows, example in chunks])
+                return torch.cat([metric(read(lm, self.rows[rows]), example) for rows, example in chunks])
 
     def _first(self, job: Job) -> int:
         """The position of a job's first row."""
-        return self.lengths[job.example] - 1 if self.last_only else job.first
+        return self.base.reads[job.example] if self.read_only else job.first
 
     def _size(self, job: Job) -> int:
         return self.lengths[job.example] - job.first
@@ -253,19 +272,20 @@ class Wave:
         return (out[0] if isinstance(out, tuple) else out)[0]
 
     def _come_down(self, layer: int, changes: Changes) -> None:
-        """Go through the layer as far as its attention, for keys and values; then keep only each job's last row."""
+        """Go through the layer as far as its attention, for keys and values; then keep only the row that each job reads."""
         before = {point: changes.pop(point) for point in ("attn.q", "attn.k", "attn.v") if point in changes}
         self.heard = []
         with suppress(StopForward):
             self._layer(layer, before)
         ordered = sorted(self.start, key=self.start.__getitem__)
-        last = torch.tensor([self.start[job] + self._size(job) - 1 for job in ordered], device=self.rows.device)
-        self.rows, self.example, self.position = self.rows[last], self.example[last], self.position[last]
-        self.start, self.last_only = {job: row for row, job in enumerate(ordered)}, True
+        own = [self.base.reads[job.example] - job.first for job in ordered]
+        kept = torch.tensor([self.start[job] + n for job, n in zip(ordered, own)], device=self.rows.device)
+        self.rows, self.example, self.position = self.rows[kept], self.example[kept], self.position[kept]
+        self.start, self.read_only = {job: row for row, job in enumerate(ordered)}, True
 
     def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
         """What the seam calls: the first time in the last layer it only listens, the second time it uses what it heard."""
-        if self.last_only and self.heard is not None:
+        if self.read_only and self.heard is not None:
             q, k, v = self.heard
         elif self.heard is not None:
             self.heard = [q, k, v]
@@ -316,7 +336,7 @@ class Wave:
         scaling: float,
         softcap: float | None,
     ) -> Tensor:
-        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of each job's last row.
+        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of the one that each job reads.
 
         Query heads that share a key/value head are laid one after another as more queries of that head.
         """
@@ -329,7 +349,8 @@ class Wave:
                 torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), _by_job(own, rows, jobs)], dim=2)
                 for clean, own in ((self.base.keys, k), (self.base.vals, v))
             )
-            asks = slice(end - 1 - first if self.last_only else 0, None)
+            own = self.base.reads[example] - first
+            asks = slice(own, own + 1) if self.read_only else slice(None)
             query = _by_job(q, rows, jobs)[:, :, asks]
             query = query.unflatten(1, (-1, shared)).flatten(2, 3)  # job, kv_head, (shared, own), head_dim
             hidden = None

@@ -25,7 +25,7 @@ from stratoscope.models.lm import LM
 def fingerprint(lm: LM, batch: Batch, table: Sequence[Sequence[Intervention]], base: Tensor) -> str:
     """A hash of the weights, the inputs, every intervention and the base run's metric."""
     digest = hashlib.sha256(str(lm.provenance["weights"]).encode())
-    for tensor in (*batch.text, *batch.extra.values(), base):
+    for tensor in (x for x in (batch.ids, batch.mask, *batch.extra.values(), base) if x is not None):
         digest.update(_bytes(tensor))
     for change in (change for cell in table for change in cell):
         where = (change.positions, change.units, change.keys, change.examples)

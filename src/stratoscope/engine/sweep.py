@@ -26,7 +26,8 @@ from torch import Tensor
 
 from stratoscope.engine.intervene import Intervention, intervene, resolve
 from stratoscope.engine.memory import available, predicted, refuse_above
-from stratoscope.engine.packed import Base, Job, Wave, base_run, shareable
+from stratoscope.engine.packed import Base, Job, Wave, base_run, read_positions, shareable
+from stratoscope.engine.packed import read as read_out
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
@@ -35,7 +36,8 @@ from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
-# metric(logits (row, vocab) of each row's last real token, example (row,)) -> (row,)
+# metric(logits (row, vocab), example (row,)) -> (row,). The logits are those of each row's last real token; of a picture its
+# class token. A model without a read-out (a bare encoder) gives the last layer's residual (row, dim) instead.
 Metric = Callable[[Tensor, Tensor], Tensor]
 Cell = Intervention | Sequence[Intervention]
 Progress = Callable[[int, int], None]
@@ -164,14 +166,14 @@ def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metr
     if any(change.site.layer is None and change.site.point != "embed" for change in cell):
         with intervene(lm, *cell):
             logits = lm(batch)["logits"]
-        return metric(logits[examples, batch.lengths - 1], examples)
+        return metric(logits if logits.ndim == 2 else logits[examples, read_positions(lm, batch)], examples)
     with intervene(lm, *cell):
-        final = capture(lm, batch, last, positions=-1)[last]
-    return metric(lm.readout(final), examples)
+        final = capture(lm, batch, last)[last]
+    return metric(read_out(lm, final[examples, read_positions(lm, batch)]), examples)
 
 
 def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:
-    lengths = base.batch.lengths.tolist()
+    lengths = base.lengths
     jobs: list[Job] = []
     for number, cell in enumerate(table):
         if base.shareable and shareable(lm, cell):
@@ -207,7 +209,7 @@ def _job(base: Base, cell: int, example: int, made: Sequence[tuple[Intervention,
 
     A replacement equal to the base value starts nothing, but is kept once something before it has changed.
     """
-    length = int(base.batch.lengths[example])
+    length = base.lengths[example]
     first, start = length, base.depth
     here = [pair for pair in made if _concerns(pair[0], example)]
     for change, after in here:
