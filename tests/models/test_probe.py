@@ -111,10 +111,12 @@ def agrees_with_hugging_face(lm: LM) -> None:
     real = given["attention_mask"].bool()
     plain = lm.model(**given, output_hidden_states=True)
     seen = capture(lm, tiny.inputs("llama"), "layers.*.resid_pre", "layers.*.resid_post")
-    for layer in range(lm.dims.layers):
-        assert tiny.gap(seen[f"layers.{layer}.resid_pre"][real], plain.hidden_states[layer][real]) == 0
+    for layer in range(
+        lm.dims.layers
+    ):  # not to the bit: a matrix product's last bits may depend on where it lies in memory
+        assert tiny.gap(seen[f"layers.{layer}.resid_pre"][real], plain.hidden_states[layer][real]) < 1e-6
         if layer:
-            assert tiny.gap(seen[f"layers.{layer - 1}.resid_post"][real], plain.hidden_states[layer][real]) == 0
+            assert tiny.gap(seen[f"layers.{layer - 1}.resid_post"][real], plain.hidden_states[layer][real]) < 1e-6
     with trace(lm, *lm.sites(), stop=False):
         output = lm(tiny.inputs("llama"))
     first = next(iter(output.keys()))

