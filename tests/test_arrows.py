@@ -22,7 +22,8 @@ ALLOWED = {
     "maths": {"errors"},
     "lab": BASE,
     "plots": SHOW,
-    "report": SHOW,
+    "claims": SHOW - {"report"},
+    "report": SHOW | {"claims"},
 }
 ONLY_AS_TYPES = {"": {"models"}, "plots": {"models"}, "report": {"models"}}
 TOP = {
@@ -122,6 +123,12 @@ def test_every_room_is_known() -> None:
         ("lab", "from stratoscope.layers import logit_lens"),
         ("plots", "from stratoscope.models import LM"),
         ("plots", "from stratoscope.engine import trace"),
+        ("plots", "from stratoscope.claims import ledger"),
+        ("claims", "from stratoscope.models import LM"),
+        ("claims", "from stratoscope.lab import data"),
+        ("claims", "from stratoscope.layers import logit_lens"),
+        ("claims", "from stratoscope.report import page"),
+        ("layers", "from stratoscope.claims import claim"),
         ("cli", "from stratoscope.layers import logit_lens"),
         ("", "from stratoscope.models import load"),
         ("papers", "from stratoscope import cli"),
@@ -146,7 +153,9 @@ def test_a_planted_violation_is_caught(room: str, text: str) -> None:
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stratoscope.models import LM",
         ),
         ("cli", "import stratoscope\nfrom stratoscope import catalogue\nfrom stratoscope.report import page"),
-        ("papers", "from stratoscope.layers import logit_lens"),
+        ("papers", "from stratoscope.layers import logit_lens\nfrom stratoscope.claims import Measured, claim"),
+        ("claims", "from stratoscope import catalogue\nfrom stratoscope.plots import bars"),
+        ("report", "from stratoscope.claims import ledger"),
     ],
 )
 def test_what_is_allowed_passes(room: str, text: str) -> None:

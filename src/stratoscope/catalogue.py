@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROOT = Path(__file__).parent
-OTHER_ROOMS = {"models", "engine", "results", "maths", "lab", "papers", "plots", "report", "cli", "workbench"}
+OTHER_ROOMS = {"models", "engine", "results", "maths", "lab", "claims", "papers", "plots", "report", "cli", "workbench"}
 
 _QUOTED = re.compile(r'''[rR]?("""|\'{3})(?:\\.|[^\\])*?\1''', re.DOTALL)
 _BEFORE_IT = re.compile(r"(?:\s|#[^\n]*\n)*")  # a docstring comes first, but for comments

@@ -36,3 +36,7 @@ class ResultError(StratoscopeError):
 
 class MethodError(StratoscopeError):
     """An unknown method, or a verb it does not have."""
+
+
+class ClaimError(StratoscopeError):
+    """An unknown paper or claim, a claim that cannot be judged, or a verdict file that cannot be read or written."""

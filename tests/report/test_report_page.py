@@ -91,7 +91,9 @@ def test_every_result_has_its_picture(whole):
     pattern = made.results["heads.attention_pattern"].values[0]
     figure(reader, pattern[21, 3])
     assert reader.text.count("Not measured in this run") == 0
-    assert sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags) == 22
+    pictures = sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags)
+    papers = reader.text.count("The paper behind this:")  # each with the figure of its claim, where it has one
+    assert 22 <= pictures <= 22 + papers
 
 
 @pytest.mark.parametrize("larger", ["effect", "null"])

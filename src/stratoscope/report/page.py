@@ -10,24 +10,23 @@ HTML by jinja's autoescape, figure labels by `plots.text.plain`, and figure data
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from stratoscope import catalogue
+from stratoscope.claims import ledger
 from stratoscope.errors import ResultError
 from stratoscope.plots import bars, choose, graph, heatmap, lines, theme, tokens
-from stratoscope.plots.text import number, percent, plain, readable, scientific, shorten, visible
+from stratoscope.plots.text import number, percent, plain, shorten, visible
 from stratoscope.plots.ticks import Ticks
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from stratoscope.report import paper, sheet
+from stratoscope.report.sheet import Panel, panel
 
 # Every result the page can show, and what the reader misses without it.
 RESULTS = {
@@ -88,16 +87,6 @@ class Explanation:
         return found.isel(example=0) if found is not None and "example" in found.dims else found
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One drawn figure: title (also alternative text), height and least width in pixels, plotly's JSON."""
-
-    title: str
-    height: int
-    width: int
-    data: str
-
-
 @dataclass(slots=True)
 class Section:
     """What one section shows: a finding in a sentence, panels by name, other values, what is missing."""
@@ -110,28 +99,14 @@ class Section:
 
 def render(explanation: Explanation) -> str:
     """The whole report as one HTML text that makes no request when it is opened."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    here = Path(__file__).parent
-    tidy = {"trim_blocks": True, "lstrip_blocks": True}
-    page = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy)
-    page.filters |= {f.__name__: f for f in (visible, readable, percent, number, scientific)}
-    page.globals |= {"json": lambda text: Markup(_inert(text)), "html": Markup}
-    themes = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
-    return page.get_template("page.html").render(
+    return sheet.render(
+        "page.html",
         e=explanation,
         chances={"answer": _chance(explanation, "answer"), "foil": _chance(explanation, "foil")},
         summary=_summary(explanation),
         sections={name: _section(explanation, name) for name in SECTIONS},
+        papers=_papers(explanation),
         facts=_facts(explanation.provenance),
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        js=Markup((here / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
-        themes=json.dumps(themes),
-        palettes={"light": theme.LIGHT, "dark": theme.DARK},
-        gradient=theme.gradient,
     )
 
 
@@ -140,23 +115,19 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
 
     Raises ResultError when the file cannot be written.
     """
-    target = Path(path)
-    # "replace": half of a surrogate pair in a token must not cost the whole report.
-    content = render(explanation).encode("utf-8", errors="replace")
-    half = target.parent / f".{target.name}.{os.getpid()}.part"
-    try:
-        try:
-            half.write_bytes(content)
-            os.replace(half, target)
-        finally:
-            with suppress(OSError):
-                half.unlink()  # gone already when the report is in place
-    except OSError as error:
-        raise ResultError(
-            f"The report could not be written to {target}: {error.strerror or error}. "
-            "Nothing was left behind; name a file in a folder that exists, can be written to and has room."
-        ) from error
-    return target
+    return sheet.write(render(explanation), path)
+
+
+def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
+    """For each section the papers of its methods that have a verdict: the one that decides, with its figure."""
+    atlas, methods = ledger.atlas(), {entry.address: entry for entry in catalogue.methods()}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, (keys, _) in SECTIONS.items():
+        shown = (*keys, "tokens.verbalize") if name == "tokens" else keys  # the words stand there once more
+        names = (methods[key].paper for key in shown if key in e.results and key in methods)
+        entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
+        found[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
+    return found
 
 
 def _section(e: Explanation, name: str) -> Section:
@@ -178,7 +149,7 @@ def _prediction(e: Explanation) -> Section:
         likely = xr.DataArray(chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))})
         how = {"unit": "probability", "write": percent, "scale": ".0%", "colours": colours}
         drawn = bars.bars(likely, dim="rank", **how)
-        section.panels["top"] = _panel(drawn, f"The {len(names)} most probable next tokens", width=320)
+        section.panels["top"] = panel(drawn, f"The {len(names)} most probable next tokens", width=320)
     if (lens := e.one("layers.logit_lens")) is None:
         return section
     best = lens.isel(rank=0)
@@ -200,8 +171,8 @@ def _prediction(e: Explanation) -> Section:
     rank = lines.line(last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f")
     chance = lines.line(last["answer_probability"], dim="depth", unit="probability", scale=".1%")
     section.panels["answer"] = [
-        _panel(rank, "Rank of the answer at the last token (1 = top)", width=300),
-        _panel(chance, "Probability of the answer at the last token", width=300),
+        panel(rank, "Rank of the answer at the last token (1 = top)", width=300),
+        panel(chance, "Probability of the answer at the last token", width=300),
     ]
     ranks = last["answer_rank"].values
     settled = len(ranks) - int(np.argmax(ranks[::-1] > 0)) if (ranks > 0).any() else 0
@@ -238,7 +209,7 @@ def _direct(e: Explanation) -> Section:
     top = xr.DataArray([order[name] for name in names], dims="component", coords={"component": names})
     unit = "logit difference"
     drawn = bars.bars(top, dim="component", unit=unit)
-    section.panels["top"] = _panel(drawn, f"The {top.size} strongest components", width=320)
+    section.panels["top"] = panel(drawn, f"The {top.size} strongest components", width=320)
     if (kinds == "head").any():
         heads = choose.spread(parts.isel(component=kinds == "head"), "layer", "head")
         limit = heatmap.largest(heads)
@@ -248,7 +219,7 @@ def _direct(e: Explanation) -> Section:
     if (kinds == "mlp").any():
         mlps = choose.spread(parts.isel(component=kinds == "mlp"), "layer")
         drawn = bars.bars(mlps, dim="layer", unit=unit, upward=True, row=18, written=False)
-        section.panels["mlps"] = _panel(drawn, "MLPs, layer by layer", width=240)
+        section.panels["mlps"] = panel(drawn, "MLPs, layer by layer", width=240)
     section.more["sums"] = {kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())}
     section.more |= {name: float(found[name]) for name in ("logit_difference", "total", "residual_error")}
     said = []
@@ -451,7 +422,7 @@ def _tokens(e: Explanation) -> Section:
         return section
     drawn = bars.grouped(given, dim="position", unit="attribution (logits)")
     size = next(iter(given.values())).sizes["position"]
-    section.panels["bars"] = _panel(drawn, "The same numbers as bars, on one axis", width=28 * size + 80)
+    section.panels["bars"] = panel(drawn, "The same numbers as bars, on one axis", width=28 * size + 80)
     tops = {name: choose.strongest(value, 1)[0] for name, value in given.items() if np.isfinite(value.values).any()}
     where = {name: _token(given[name], top["position"]) for name, top in tops.items()}
     if len(tops) > 1 and len(set(where.values())) == 1:
@@ -471,12 +442,12 @@ def _circuit(e: Explanation) -> Section:
     if found is None or not np.isfinite(found["effect"].values).any():
         return section
     title = f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its {found.sizes['edge']:,} edges"
-    section.panels["graph"] = _panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
+    section.panels["graph"] = panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
     sizes = [f"{int(size):,}" for size in found["size"].values]
     for name in ("faithfulness", "completeness", "minimality"):
         curve = found[name].drop_vars("size").assign_coords(step=sizes)
         drawn = lines.line(curve, dim="step", unit=name)
-        section.panels[name] = _panel(drawn, f"{name.capitalize()} by number of edges", 330)
+        section.panels[name] = panel(drawn, f"{name.capitalize()} by number of edges", 330)
     faithful = found["faithfulness"].values
     at = next((i for i, value in enumerate(faithful) if abs(value - 1) <= 0.1), len(faithful) - 1)
     section.more["null"] = number(float(found["null_faithfulness"].isel(step=at).max()))
@@ -503,21 +474,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = 
 
 def _map(array: xr.DataArray, x: str, y: str, title: str, *, width: int, **how: Any) -> Panel:
     """A heatmap without its own colour bar: the page draws one legend for all that share a scale."""
-    return _panel(heatmap.heatmap(array, x=x, y=y, colourbar=False, **how), title, width)
-
-
-def _panel(figure: go.Figure, title: str, width: int) -> Panel:
-    drawn = json.loads(figure.to_json(engine="json"))
-    del drawn["layout"]["template"]  # the page puts in that of its theme
-    for trace in drawn["data"]:
-        if "meta" in trace:
-            del trace["hovertext"]  # a text per cell is most of the file; page.js builds it from `meta`
-    return Panel(title, int(figure.layout.height), width, json.dumps(drawn))
-
-
-def _inert(text: str) -> str:
-    """JSON that cannot leave the script element it stands in, nor be read as HTML."""
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return panel(heatmap.heatmap(array, x=x, y=y, colourbar=False, **how), title, width)
 
 
 def _chance(e: Explanation, which: str) -> float | None:

@@ -1,0 +1,281 @@
+"""A claim's figure three times: as text for a terminal, as SVG for the pages, as plotly for a report.
+
+`null` names the series or places that belong to the null: they are grey wherever there are colours.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from stratoscope.claims.figure import Drawing
+from stratoscope.plots import bars, heatmap, lines, theme
+from stratoscope.plots.text import plain, scientific
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from rich.text import Text
+
+COLOURS = (theme.AGAINST, theme.TOWARDS, *theme.SERIES[:2], "#b3892a", "#7a5c8e")
+_EIGHTHS, _SHADES = " ▁▂▃▄▅▆▇█", " ░▒▓█"
+_LEFT = " ▏▎▍▌▋▊▉█"
+
+
+def short(value: float) -> str:
+    """A measured number with the digits that matter: 0.0213, 4.57, 1,234, 2.1 × 10⁻⁶, and a dash for NaN."""
+    if 1e-3 <= abs(value) < 0.1 or 1000 <= abs(value) < 1e6:
+        return f"{value:{'.3g' if abs(value) < 1 else ',.0f'}}".replace("-", "−")
+    return scientific(value)
+
+
+def colours(drawing: Drawing, null: Collection[str] = ()) -> list[str]:
+    """One colour for each series, or for each place where there is only one series of bars."""
+    names = drawing.places if drawing.kind == "bars" and len(drawing.series) == 1 else list(drawing.series)
+    spread = drawing.kind == "lines" or len(drawing.series) > 1
+    free = iter(COLOURS * len(names))
+    return [theme.NEUTRAL if _is_null(name, null) else next(free) if spread else COLOURS[0] for name in names]
+
+
+def _is_null(name: str, null: Collection[str]) -> bool:
+    flat = {word.replace("_", " ").casefold() for word in null} | {"null", "random", "shuffled", "chance"}
+    return name.replace("_", " ").casefold() in flat
+
+
+# in a terminal ------------------------------------------------------------------------------------
+
+
+def terminal(drawing: Drawing, width: int = 80, null: Collection[str] = ()) -> Text:
+    """The figure in at most `width` columns."""
+    from rich.text import Text
+
+    text = Text(drawing.title, style="bold", no_wrap=True)
+    if drawing.unit != drawing.title:
+        text.append(f"  ({drawing.unit})", style="dim not bold")
+    kind = {"bars": _text_bars, "lines": _text_columns, "cells": _text_cells}[drawing.kind]
+    for line, colour in kind(drawing, width, colours(drawing, null)):
+        text.append("\n" + line.rstrip(), style=f"not bold {colour}" if colour else "not bold")
+    text.truncate(max(width, 1) * 10**6)
+    return text
+
+
+def _text_bars(drawing: Drawing, width: int, colour: Sequence[str]) -> list[tuple[str, str]]:
+    low, high = drawing.range
+    span, several = (high - low) or 1.0, len(drawing.series) > 1
+    label = max(map(len, drawing.places))
+    name = max(map(len, drawing.series)) + 2 if several else 0
+    room = max(width - label - name - 16, 10)
+    zero, out = round(room * -min(low, 0.0) / span), []
+    for i, place in enumerate(drawing.places):
+        for j, (series, values) in enumerate(drawing.series.items()):
+            value, size = values[i], 0.0
+            if math.isfinite(value):
+                size = abs(value) / span * room
+            if value < 0:
+                bar = " " * (zero - round(size)) + "█" * round(size) + "│"
+            else:
+                whole = int(size)
+                bar = " " * zero + ("│" if low < 0 else "") + "█" * whole + _LEFT[int((size - whole) * 8)].strip()
+            head = f"  {place if j == 0 else '':<{label}}  " + (f"{series:<{name}}" if several else "")
+            out.append((f"{head}{bar} {short(value)}", colour[j if several else i]))
+    return out
+
+
+def _text_columns(drawing: Drawing, width: int, colour: Sequence[str]) -> list[tuple[str, str]]:
+    low, high = drawing.range
+    base = 0.0 if 0 <= low < high / 2 else low
+    height = 5 if len(drawing.series) < 3 else 3
+    ends = [short(high), short(base)]
+    margin = max(map(len, ends))
+    shown, wide = _fit(len(drawing.places), width - margin - 6 - len(drawing.axis))
+    out = []
+    for (series, values), shade in zip(drawing.series.items(), colour):
+        if series:
+            out.append((f"  {'':<{margin}}  {series}", shade))
+        levels = [(values[i] - base) / ((high - base) or 1.0) * height * 8 for i in shown]
+        for row in reversed(range(height)):
+            mark = ends[0] if row == height - 1 else ends[1] if row == 0 else ""
+            cells = "".join(_block(level - 8 * row, row == 0) * wide for level in levels)
+            out.append((f"  {mark:>{margin}} ┤{cells}", shade))
+    out.append((f"  {'':<{margin}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", ""))
+    return out
+
+
+def _text_cells(drawing: Drawing, width: int, _: Sequence[str]) -> list[tuple[str, str]]:
+    low, high = drawing.range
+    label = max(map(len, drawing.series))
+    shown, wide = _fit(len(drawing.places), width - label - 6 - len(drawing.axis))
+    out = []
+    for series, values in drawing.series.items():
+        shares = [(values[i] - low) / ((high - low) or 1.0) for i in shown]
+        cells = "".join((_SHADES[min(int(s * 5), 4)] if math.isfinite(s) else "·") * wide for s in shares)
+        out.append((f"  {series:<{label}}  {cells}", ""))
+    out.append((f"  {'':<{label}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", ""))
+    out.append((f"  {'':<{label}}  from {short(low)} (blank) to {short(high)} (█)", "dim"))
+    return out
+
+
+def _fit(n: int, room: int) -> tuple[list[int], int]:
+    """Which places there is room for, evenly spread, and how many columns each gets."""
+    room = max(room, 8)
+    shown = sorted({round(i) for i in np.linspace(0, n - 1, min(n, room))})
+    return shown, max(1, min(4, room // len(shown)))
+
+
+def _block(level: float, lowest: bool) -> str:
+    if not math.isfinite(level):
+        return " "
+    return _EIGHTHS[max(int(lowest), min(8, round(level)))]  # a value at the foot still leaves a mark
+
+
+def _ruler(labels: list[str], wide: int, axis: str) -> str:
+    """First, middle and last label under the columns, and what they count."""
+    line = [" "] * max(len(labels) * wide, 1)
+    for i in dict.fromkeys((0, len(labels) - 1, len(labels) // 2)):
+        start = min(i * wide, max(len(line) - len(labels[i]), 0))
+        around = line[max(start - 1, 0) : start + len(labels[i]) + 1]
+        if all(character == " " for character in around):
+            line[start : start + len(labels[i])] = labels[i]
+    return f"{''.join(line)}  {axis}"
+
+
+# on a page of the documentation -------------------------------------------------------------------
+
+
+def svg(drawing: Drawing, null: Collection[str] = ()) -> str:
+    """The figure as SVG with text as text, the same bytes each time. Needs matplotlib (the dev extra)."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    look = theme.LIGHT
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "stratoscope",
+        "font.family": ["DejaVu Sans", "sans-serif"],
+        "font.size": 10,
+        "text.color": look.ink,
+        "axes.labelcolor": look.muted,
+        "axes.edgecolor": look.rule,
+        "xtick.color": look.muted,
+        "ytick.color": look.muted,
+    }
+    rows = len(drawing.places) * len(drawing.series) if drawing.kind == "bars" else len(drawing.series)
+    height = {"bars": 1.3 + 0.3 * rows, "lines": 3.4, "cells": 1.5 + 0.22 * rows}[drawing.kind]
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(7.2, min(height, 9.0)), layout="constrained", facecolor=look.paper)
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot(facecolor=look.paper)
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        legend = len(drawing.series) > 1 and drawing.kind != "cells"  # it stands between title and picture
+        axes.set_title(drawing.title, loc="left", fontsize=11, fontweight="bold", pad=24 if legend else 8)
+        {"bars": _svg_bars, "lines": _svg_lines, "cells": _svg_cells}[drawing.kind](
+            axes, drawing, colours(drawing, null)
+        )
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(length=0)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _svg_bars(axes: Any, drawing: Drawing, colour: Sequence[str]) -> None:
+    n, several = len(drawing.series), len(drawing.series) > 1
+    thick = 0.76 / n
+    low, high = drawing.range
+    for j, (name, values) in enumerate(drawing.series.items()):
+        at = [i + (j - (n - 1) / 2) * thick for i in range(len(values))]
+        drawn = axes.barh(at, values, thick * 0.92, color=colour[j] if several else colour, label=name)
+        said = [short(value) for value in values]
+        axes.bar_label(drawn, said, padding=4, fontsize=9, color=theme.LIGHT.ink)
+    spare = 0.12 * ((high - low) or 1.0)
+    axes.set_xlim(low - spare if low < 0 else 0.0, high + spare)
+    axes.set_yticks(range(len(drawing.places)), drawing.places)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelcolor=theme.LIGHT.ink)
+    axes.axvline(0, color=theme.LIGHT.muted, linewidth=0.8)
+    axes.grid(axis="x", color=theme.LIGHT.rule, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(drawing.unit)
+    axes.spines["left"].set_visible(False)
+    _legend(axes, drawing)
+
+
+def _svg_lines(axes: Any, drawing: Drawing, colour: Sequence[str]) -> None:
+    n = len(drawing.places)
+    for (name, values), shade in zip(drawing.series.items(), colour):
+        axes.plot(range(n), values, color=shade, linewidth=1.8, marker="o", markersize=3.4, label=name)
+    every = math.ceil(n / 16)
+    axes.set_xticks(range(0, n, every), drawing.places[::every])
+    axes.set_xlabel(drawing.axis)
+    axes.set_ylabel(drawing.unit)
+    axes.grid(axis="y", color=theme.LIGHT.rule, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlim(-0.02 * n - 0.2, 1.02 * n - 0.8)
+    _legend(axes, drawing)
+
+
+def _svg_cells(axes: Any, drawing: Drawing, _: Sequence[str]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    low, high = drawing.range
+    signed = low < 0 < high
+    scale = theme.LIGHT.diverging if signed else theme.LIGHT.sequential
+    ends = (-max(-low, high), max(-low, high)) if signed else (low, high)
+    shades = LinearSegmentedColormap.from_list("stratoscope", list(scale))
+    grid = np.array(list(drawing.series.values()))
+    # squares as paths, not one picture: text stays sharp and the file says what it shows
+    mesh = axes.pcolormesh(grid, cmap=shades, vmin=ends[0], vmax=ends[1], edgecolors=theme.LIGHT.paper, linewidth=1)
+    n, every = grid.shape[1], math.ceil(grid.shape[1] / 16)
+    axes.set_xticks([i + 0.5 for i in range(0, n, every)], drawing.places[::every])
+    axes.set_yticks([i + 0.5 for i in range(len(grid))], list(drawing.series), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(drawing.axis)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
+    bar.set_label(drawing.unit)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
+def _legend(axes: Any, drawing: Drawing) -> None:
+    if len(drawing.series) > 1:
+        how = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handlelength": 1.4}
+        axes.legend(ncols=min(len(drawing.series), 4), frameon=False, fontsize=9, **how)
+
+
+# in a report --------------------------------------------------------------------------------------
+
+
+def plotly(drawing: Drawing, null: Collection[str] = ()) -> go.Figure:
+    """The figure as plotly, by the functions of `plots`."""
+    shades, dim = colours(drawing, null), drawing.axis or "value"
+    counted = all(place.lstrip("-").isdigit() for place in drawing.places)  # numbers are thinned out, words are not
+    places = [int(place) if counted else place for place in drawing.places]
+    arrays = {name: xr.DataArray(np.array(values), {dim: places}, (dim,)) for name, values in drawing.series.items()}
+    first = next(iter(arrays.values()))
+    if drawing.kind == "cells":
+        names = np.array(list(arrays), dtype=object)
+        grid = xr.DataArray(np.stack([a.values for a in arrays.values()]), dims=("series", dim))
+        grid = grid.assign_coords({dim: places, "series": names})
+        low, _ = drawing.range
+        return heatmap.heatmap(grid, x=dim, y="series", centre=low < 0, unit=drawing.unit, upward=False, column=18)
+    if drawing.kind == "bars" and len(arrays) == 1:
+        return bars.bars(first, dim=dim, unit=drawing.unit, colours=shades, write=short, row=28)
+    if drawing.kind == "bars":
+        drawn = bars.grouped(arrays, dim=dim, unit=drawing.unit)
+    else:
+        every = [lines.line(array, dim=dim, unit=drawing.unit, height=300) for array in arrays.values()]
+        drawn = every[0]
+        drawn.add_traces([trace for other in every[1:] for trace in other.data])
+        above = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        drawn.update_layout(legend=above, showlegend=len(arrays) > 1, margin_t=theme.TOP + 26, xaxis_title=plain(dim))
+    for trace, name, shade in zip(drawn.data, arrays, shades):
+        trace.update(name=plain(name), marker_color=shade, **({} if drawing.kind == "bars" else {"line_color": shade}))
+    return drawn

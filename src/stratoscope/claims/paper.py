@@ -1,0 +1,128 @@
+"""A paper file, read by its text: nothing is imported, so that one broken file cannot hide the others.
+
+    '''Title.
+
+    Authors, 2024. arXiv:2406.15786.
+    Claim: what the paper says, in one sentence.
+    Methods: room.method, room.method
+    '''
+
+and below it the functions that `@claim(...)` marks, whose words are plain text.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stratoscope import catalogue
+from stratoscope.claims.claim import Claim
+from stratoscope.errors import ClaimError
+
+FOLDER = Path(__file__).parent.parent / "papers"
+
+_ARXIV = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+_PART = re.compile(r"^(Claim|Methods):", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper file. source: the line with authors, year and where it appeared; arxiv: its number, or ""."""
+
+    key: str
+    path: Path
+    title: str
+    source: str
+    authors: str
+    year: int
+    arxiv: str
+    claim: str
+    methods: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+    def named(self, name: str | None = None, tier: str | None = None) -> list[Claim]:
+        """The claims of that name and tier. Raises ClaimError when there is none."""
+        found = [c for c in self.claims if name in (None, c.name) and tier in (None, c.tier)]
+        if not found:
+            have = ", ".join(f"{c.name} ({c.tier})" for c in self.claims)
+            asked = f" named {name!r}" if name else ""
+            raise ClaimError(f"{self.key} has no {f'{tier} ' if tier else ''}claim{asked}; it has {have}.")
+        return found
+
+
+def shelf(folder: Path | None = None) -> tuple[dict[str, Paper], dict[str, str]]:
+    """The papers that can be read, by key, and what is wrong with the others, by file name."""
+    papers, broken = {}, {}
+    for path in sorted((folder or FOLDER).glob("[!_]*.py")):
+        try:
+            paper = read(path)
+        except ClaimError as error:
+            broken[path.name] = str(error)
+        else:
+            papers[paper.key] = paper
+    return papers, broken
+
+
+def read(path: Path) -> Paper:
+    """The paper of one file. Raises ClaimError with the file's name and what it lacks."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        title, source, said = _paragraphs(catalogue.docstring(text))
+        claims = tuple(_claims(tree))
+    except (OSError, SyntaxError, ValueError, ClaimError) as error:
+        raise ClaimError(f"{path.name} cannot be read as a paper: {error}") from error
+    year, arxiv = _YEAR.search(source), _ARXIV.search(source)
+    if not claims or not year:
+        lacks = "a year in the line under its title" if claims else "a function marked with @claim(...)"
+        raise ClaimError(f"{path.name} cannot be read as a paper: it lacks {lacks}.")
+    return Paper(
+        key=path.stem.replace("_", "-"),
+        path=path,
+        title=title,
+        source=source,
+        authors=source[: year.start()].strip(" ,.("),
+        year=int(year[0]),
+        arxiv=arxiv[1] if arxiv else "",
+        claim=said["Claim"],
+        methods=tuple(name.strip(" .`") for name in said["Methods"].split(",")),
+        claims=claims,
+    )
+
+
+def _paragraphs(docstring: str) -> tuple[str, str, dict[str, str]]:
+    """Title, source line and the parts that open with `Claim:` and `Methods:`, each on one line."""
+    title, _, rest = docstring.partition("\n\n")
+    source, *parts = _PART.split(rest)
+    # a part ends at an empty line: what follows may be anything
+    said = {name: " ".join(text.partition("\n\n")[0].split()) for name, text in zip(parts[::2], parts[1::2])}
+    for name in ("Claim", "Methods"):
+        if not said.get(name):
+            raise ClaimError(f"its docstring has no line `{name}: ...`.")
+    return " ".join(title.split()).rstrip("."), " ".join(source.split()), said
+
+
+def _claims(tree: ast.Module) -> Iterator[Claim]:
+    seen = set()
+    for node in tree.body:
+        marks = [m for m in getattr(node, "decorator_list", []) if isinstance(m, ast.Call) and _name(m) == "claim"]
+        if not marks or not isinstance(node, ast.FunctionDef):
+            continue
+        if node.name in seen:
+            raise ClaimError(f"it has two claims named {node.name}.")
+        seen.add(node.name)
+        words = {word.arg: word.value.value for word in marks[0].keywords if isinstance(word.value, ast.Constant)}
+        if len(words) < len(marks[0].keywords) or not all(isinstance(word, str) for word in words.values()):
+            raise ClaimError(f"the words of claim {node.name} must be plain text, not computed.")
+        try:
+            yield Claim(name=node.name, about=" ".join((ast.get_docstring(node) or "").split()), **words)
+        except TypeError as error:  # a word too many or too few
+            raise ClaimError(f"claim {node.name}: {error}.") from error
+
+
+def _name(call: ast.Call) -> str:
+    return ast.unparse(call.func).rpartition(".")[2]

@@ -1,0 +1,118 @@
+"""The file that remembers: `papers/verdicts.jsonl`, one verdict a line, only ever appended to.
+
+A line is written at once, under a lock, and forced to the disk, so that two claims at the same time cannot mix. Where the
+package's folder cannot be written to, verdicts go to the user's cache; both are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stratoscope.claims import paper
+from stratoscope.claims.claim import Verdict
+from stratoscope.errors import ClaimError
+
+NAME = "verdicts.jsonl"
+_NUMBERS = ("values", "null")
+
+
+def places() -> list[Path]:
+    """Where verdicts are kept: beside the papers, and in the user's cache."""
+    return [paper.FOLDER / NAME, cache() / NAME]
+
+
+def cache() -> Path:
+    """The user's cache: `$STRATOSCOPE_CACHE`, or `stratoscope` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if chosen := os.environ.get("STRATOSCOPE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratoscope"
+
+
+def append(verdict: Verdict, files: Sequence[Path] | None = None) -> Path:
+    """Add one line to the first of `files` that can be written to, and return it. Raises ClaimError when none can."""
+    line = (to_line(verdict) + "\n").encode()
+    refused = []
+    for file in places() if files is None else files:
+        try:
+            _add(file, line)
+        except OSError as error:
+            refused.append(f"{file}: {error.strerror or error}")
+        else:
+            return file
+    raise ClaimError(
+        f"The verdict of {verdict.key} could not be kept ({'; '.join(refused)}). Make room, or set STRATOSCOPE_CACHE "
+        f"to a folder you can write to, and run it again. It was: {verdict.status}, {dict(verdict.values)}."
+    )
+
+
+def read(files: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
+    """All verdicts in order, and a sentence for each line that is none: nothing is dropped in silence."""
+    found, problems = [], []
+    for file in files:
+        try:
+            text = file.read_bytes().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {error.strerror or error}.")
+            continue
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                found.append(from_line(line))
+            except (ValueError, TypeError, KeyError, AttributeError, ClaimError) as error:
+                torn = number == text.count("\n") + 1  # a whole line ends with a newline
+                what = "is cut short: its writing was interrupted" if torn else "is no verdict"
+                problems.append(f"Line {number} of {file} {what} ({error}). Remove that line; the others count.")
+    return found, problems
+
+
+def to_line(verdict: Verdict) -> str:
+    """One verdict as strict JSON on one line; NaN and infinities as text."""
+    data = {field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
+    data |= {name: {key: _out(value) for key, value in data[name].items()} for name in _NUMBERS}
+    data["interval"] = {key: [_out(low), _out(high)] for key, (low, high) in verdict.interval.items()}
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def from_line(line: str) -> Verdict:
+    """The verdict of one line. Raises ValueError, TypeError, KeyError or ClaimError for anything else."""
+    data = json.loads(line)
+    data |= {name: {key: float(value) for key, value in data[name].items()} for name in _NUMBERS}
+    data["interval"] = {key: (float(low), float(high)) for key, (low, high) in data["interval"].items()}
+    return Verdict(**data)
+
+
+def _add(file: Path, line: bytes) -> None:
+    from filelock import FileLock
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            # A line that was cut short before stays alone: ours starts on a line of its own.
+            whole = not size or _last_byte(handle, size) == b"\n"
+            data = line if whole else b"\n" + line
+            if os.write(handle, data) != len(data):
+                os.ftruncate(handle, size)
+                raise OSError("the disk is full")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _last_byte(handle: int, size: int) -> bytes:
+    os.lseek(handle, size - 1, os.SEEK_SET)
+    return os.read(handle, 1)
+
+
+def _out(value: Any) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))

@@ -1,0 +1,53 @@
+"""List the papers of the ledger, level by level, with what became of each.
+
+A paper's word is the worst among its small claims: reproduced, direction only, not reproduced; or built, not run; or not
+built. `stratoscope paper KEY` tells more of one.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from itertools import groupby
+
+import click
+
+from stratoscope.cli import _claims
+from stratoscope.errors import ClaimError
+
+
+@click.command(help=__doc__)
+@click.option("--level", help="Only this level, such as token, neuron or layer.")
+@click.option("--status", help="Only this status, such as 'reproduced' or 'not built'.")
+def command(level: str | None, status: str | None) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from stratoscope.claims import ledger
+
+    _known("level", level, ledger.levels())
+    _known("status", status, ledger.STATUSES)
+    atlas = ledger.atlas()
+    chosen = [e for e in atlas.entries.values() if level in (None, e.row.level) and status in (None, e.status)]
+    chosen.sort(key=lambda e: (ledger.levels().index(e.row.level), ledger.STATUSES.index(e.status), e.row.key))
+    console = _claims.console()
+    for name, group in groupby(chosen, key=lambda e: e.row.level):
+        table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True)
+        table.add_column("paper", no_wrap=True, width=max(len(e.row.key) for e in chosen))
+        table.add_column("status", no_wrap=True, width=max(map(len, ledger.STATUSES)))
+        table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=1)
+        for entry in group:
+            word = Text(entry.status, style=_claims.STYLES.get(entry.status, ""))
+            table.add_row(entry.row.key, word, Text(entry.row.title))
+        console.print(table)
+    told = ((sum(e.status == word for e in chosen), word) for word in ledger.STATUSES)
+    counts = ", ".join(f"{n} {word}" for n, word in told if n)
+    console.print(Text(f"{len(chosen)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}."))
+    _claims.warn(console, atlas.problems)
+
+
+def _known(what: str, given: str | None, words: list[str] | tuple[str, ...]) -> None:
+    if given is not None and given not in words:
+        near = get_close_matches(given, words, 2, 0.5)
+        hint = f"Nearest: {', '.join(near)}." if near else f"There are {', '.join(words)}."
+        raise ClaimError(f"There is no {what} {given!r}. {hint}")

@@ -1,0 +1,90 @@
+"""What every HTML page has: its shell, its figures as plotly's JSON, and a file that is whole or not there.
+
+A page needs no network: plotly.js is in it once, and its content security policy forbids every request. Text is escaped
+by jinja's autoescape, and the JSON of figures by writing `<` as `\\u003c`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratoscope.errors import ResultError
+from stratoscope.plots import theme
+from stratoscope.plots.text import number, percent, readable, scientific, visible
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One drawn figure: title (also alternative text), height and least width in pixels, plotly's JSON."""
+
+    title: str
+    height: int
+    width: int
+    data: str
+
+
+def panel(figure: go.Figure, title: str, width: int) -> Panel:
+    """A plotly figure as a page holds it."""
+    drawn = json.loads(figure.to_json(engine="json"))
+    del drawn["layout"]["template"]  # the page puts in that of its theme
+    for trace in drawn["data"]:
+        if "meta" in trace:
+            del trace["hovertext"]  # a text per cell is most of the file; page.js builds it from `meta`
+    return Panel(title, int(figure.layout.height), width, json.dumps(drawn))
+
+
+def render(template: str, **what: Any) -> str:
+    """The page of one template of this folder, given `what` it shows."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    here = Path(__file__).parent
+    tidy = {"trim_blocks": True, "lstrip_blocks": True}
+    page = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy)
+    page.filters |= {f.__name__: f for f in (visible, readable, percent, number, scientific)}
+    page.globals |= {"json": lambda text: Markup(_inert(text)), "html": Markup}
+    themes = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
+    return page.get_template(template).render(
+        **what,
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
+        js=Markup((here / "page.js").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+        themes=json.dumps(themes),
+        palettes={"light": theme.LIGHT, "dark": theme.DARK},
+        gradient=theme.gradient,
+    )
+
+
+def write(html: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page; the file is complete or not there at all. Raises ResultError when it cannot be written."""
+    target = Path(path)
+    # "replace": half of a surrogate pair in a token must not cost the whole page.
+    content = html.encode("utf-8", errors="replace")
+    half = target.parent / f".{target.name}.{os.getpid()}.part"
+    try:
+        try:
+            half.write_bytes(content)
+            os.replace(half, target)
+        finally:
+            with suppress(OSError):
+                half.unlink()  # gone already when the page is in place
+    except OSError as error:
+        raise ResultError(
+            f"The page could not be written to {target}: {error.strerror or error}. "
+            "Nothing was left behind; name a file in a folder that exists, can be written to and has room."
+        ) from error
+    return target
+
+
+def _inert(text: str) -> str:
+    """JSON that cannot leave the script element it stands in, nor be read as HTML."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,182 @@
+"""`papers`, `paper` and `claim` as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stratoscope import cli
+from stratoscope.claims import verdicts
+
+
+@pytest.fixture(autouse=True)
+def _folder(folder: Path) -> None:
+    """Every command sees the tests' papers."""
+
+
+def run(*arguments: str, width: int = 80) -> Result:
+    return CliRunner().invoke(cli.main, arguments, env={"COLUMNS": str(width)})
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_papers_lists_every_row_with_its_status() -> None:
+    result = run("papers")
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert len([line for line in result.output.splitlines() if "not built  " in line]) == 241
+    assert "243 of 243 papers: 2 built, not run, 241 not built." in result.output
+    run("claim", "llm-drop")
+    assert "1 reproduced, 1 built, not run, 241 not built." in run("papers").output
+    run("claim", "llm-drop", "--seed", "7")
+    assert "1 not reproduced, 1 built, not run, 241 not built." in run("papers").output
+
+
+def test_papers_by_level_and_status() -> None:
+    layers = run("papers", "--level", "layer", width=120).output
+    assert "What Matters in Transformers? Not All Attention is Needed" in layers
+    assert "9 of 243 papers: 1 built, not run, 8 not built." in layers
+    assert (
+        "1 of 243 papers: 1 built, not run." in run("papers", "--level", "layer", "--status", "built, not run").output
+    )
+    assert "0 of 243 papers." in run("papers", "--status", "reproduced").output
+    for option, wrong, near in (("--level", "layers", "layer"), ("--status", "reproducd", "reproduced")):
+        result = run("papers", option, wrong)
+        assert (result.exit_code, f"Nearest: {near}" in result.stderr) == (2, True)
+
+
+def test_a_broken_paper_file_is_said_and_hides_nothing(folder: Path) -> None:
+    (folder / "back_patching.py").write_text('"""Nothing more."""')
+    (folder / "no_such_paper.py").write_text((folder / "llm_drop.py").read_text())
+    said = flat(run("papers").output)
+    assert "243 of 243 papers: 2 built" in said
+    assert "Warning: back_patching.py cannot be read as a paper" in said
+    assert "Warning: no_such_paper.py is no paper of the ledger." in said
+    assert "Warning: back_patching.py cannot be read" in flat(run("paper", "back-patching").output)
+    assert "no line `Claim: ...`" in flat(run("claim", "back-patching").stderr)
+
+
+def test_claim_says_what_is_expected_before_it_measures(folder: Path) -> None:
+    result = run("claim", "llm-drop", "--seed", "3")
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.output.splitlines())) <= 80
+    order = [
+        "Dropping attention layers costs little",
+        "expected   attention <= 0.5 * mlp and attention < random",
+        "null       as many layers, drawn at random",
+        "verdict    reproduced",
+        "attention  0.02  [0.01 to 0.04]",
+        "random     0.35  the null",
+        "mlp        ██████",
+        "kept in",
+    ]
+    places = [result.output.index(words) for words in order]
+    assert places == sorted(places)
+    [kept], problems = verdicts.read([folder / "verdicts.jsonl"])
+    assert problems == []
+    assert (kept.key, kept.claim, kept.seed, kept.tier) == ("llm-drop", "attention_goes_first", 3, "small")
+    assert json.loads((folder / "verdicts.jsonl").read_text())["figure"]["dims"] == ["component"]
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "said"), [("9", 130, "Interrupted"), ("8", 1, "Unexpected RuntimeError: half-way")]
+)
+def test_claim_that_stops_half_way_keeps_nothing(folder: Path, seed: str, code: int, said: str) -> None:
+    result = run("claim", "llm-drop", "--seed", seed)
+    assert result.exit_code == code
+    assert "attention_goes_first was not measured to its end: nothing is kept of it." in flat(result.stderr)
+    assert said in flat(result.stderr)
+    assert not (folder / "verdicts.jsonl").exists()
+
+
+def test_claim_by_name_and_tier() -> None:
+    assert "Nothing dropped costs nothing" in run("claim", "llm-drop", "--tier", "identity").output
+    result = run("claim", "llm-drop", "--claim", "nothing_costs_nothing")
+    assert result.exit_code == 2
+    assert "no small claim named 'nothing_costs_nothing'; it has attention_goes_first (small)" in flat(result.stderr)
+    assert "has no paper claim" in flat(run("claim", "llm-drop", "--tier", "paper").stderr)
+
+
+@pytest.mark.parametrize("command", ["paper", "claim"])
+def test_an_unknown_key_gets_the_nearest(command: str) -> None:
+    result = run(command, "llm-dorp")
+    assert result.exit_code == 2
+    assert "There is no paper 'llm-dorp' among 243. Nearest: llm-drop" in flat(result.stderr)
+    assert "is not built: there is nothing to run. src/stratoscope/papers/retrieval_heads.py" in flat(
+        run("claim", "retrieval-heads").stderr
+    )
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verdicts._add
+
+    def refuse(file: Path, line: bytes) -> None:
+        if file.parent == folder:
+            raise PermissionError(13, "Permission denied")
+        real(file, line)
+
+    monkeypatch.setattr(verdicts, "_add", refuse)
+    said = flat(run("claim", "llm-drop", width=120).output)
+    assert "(the package's own folder cannot be written to)" in said
+    assert (tmp_path / "cache" / "verdicts.jsonl").is_file()
+    assert "verdict reproduced" in flat(run("paper", "llm-drop").output)  # and it is read from there
+
+
+def test_paper_before_and_after() -> None:
+    before = run("paper", "llm-drop")
+    assert before.exit_code == 0, before.stderr
+    assert max(map(len, before.output.splitlines())) <= 80
+    for words in (
+        "it says half of the attention layers can go at little cost, unlike MLPs.",
+        "layers.logit_lens: The logit lens",
+        "status built, not run",
+        "expected attention <= 0.5 * mlp",
+        "checked in every test run",
+        "stratoscope claim llm-drop --tier small",
+    ):
+        assert words in flat(before.output)
+    for seed in ("0", "7"):
+        run("claim", "llm-drop", "--seed", seed)
+    after = flat(run("paper", "llm-drop").output)
+    assert "status not reproduced 0 of 1 small claims at least in direction" in after
+    assert "seeds 0 reproduced" in after
+    assert "█" in after
+
+
+def test_paper_says_when_words_changed_after_the_measurement(folder: Path) -> None:
+    run("claim", "llm-drop", "--seed", "7")
+    file = folder / "llm_drop.py"
+    file.write_text(file.read_text().replace("0.5 * mlp", "5 * mlp"))
+    said = flat(run("paper", "llm-drop").output)
+    assert "status built, not run" in said
+    assert "A verdict on attention_goes_first (not reproduced, " in said
+    assert "were changed after the measurement" in said
+
+
+def test_paper_that_is_not_built_tells_what_it_would_take() -> None:
+    said = flat(run("paper", "retrieval-heads").output)
+    assert "status not built" in said
+    assert "to check SmolLM: <10% of heads score" in said
+
+
+def test_paper_as_a_page(tmp_path: Path) -> None:
+    run("claim", "llm-drop", "--seed", "7")
+    out = tmp_path / "page.html"
+    assert f"Page: {out.as_uri()}" in run("paper", "llm-drop", "--out", str(out)).output
+    html = out.read_text()
+    assert "default-src 'none'" in html
+    assert '<b class="not-reproduced">not reproduced</b>' in html
+    assert "attention &lt;= 0.5 * mlp and attention &lt; random" in html
+    assert "Tried on &lt;made-up&gt; numbers" in html
+    assert html.count('<script type="application/json">') == 1
+    assert "could not be written" in flat(run("paper", "llm-drop", "--out", str(tmp_path / "no" / "x.html")).stderr)
+    other = tmp_path / "other.html"
+    assert run("paper", "retrieval-heads", "--out", str(other)).exit_code == 0
+    assert "not built" in other.read_text()

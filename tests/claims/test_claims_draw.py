@@ -1,0 +1,106 @@
+"""The figure of a claim: what kind of picture its shape asks for, and that every picture holds its numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stratoscope.claims import draw, figure
+from stratoscope.plots import theme
+from stratoscope.results import label
+
+WORDS = ["attention", "mlp", "random"]
+PARTS = {"component": WORDS}
+
+
+def shape(dims: tuple[str, ...], *sizes: int, **coords: list) -> xr.DataArray:
+    values = np.linspace(-1, 2, int(np.prod(sizes))).reshape(sizes)
+    return label(values, dims, name="a_number", method="test", coords=coords, unit="logits")
+
+
+FIGURES = {
+    "words": (shape(("component",), 3, component=WORDS), "bars", 1, 3),
+    "numbers": (shape(("layer",), 30), "lines", 1, 30),
+    "two numbers": (shape(("layer",), 2), "bars", 1, 2),
+    "a number": (label(0.5, (), name="one", method="test"), "bars", 1, 1),
+    "series of numbers": (shape(("component", "layer"), 3, 30, component=WORDS), "lines", 3, 30),
+    "the other way round": (shape(("layer", "component"), 30, 3, component=WORDS), "lines", 3, 30),
+    "words by words": (shape(("component", "role"), 3, 2, component=WORDS, role=["a", "b"]), "bars", 2, 3),
+    "a grid": (shape(("layer", "head"), 30, 9), "cells", 9, 30),
+    "three axes": (shape(("draw", "layer", "head"), 2, 12, 4), "cells", 8, 12),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_shape_is_drawn_three_times(name: str) -> None:
+    array, kind, series, places = FIGURES[name]
+    drawn = figure.drawing(figure.decode(figure.encode(array)))
+    assert (drawn.kind, len(drawn.series), len(drawn.places)) == (kind, series, places)
+    assert sorted(v for values in drawn.series.values() for v in values) == pytest.approx(
+        sorted(array.values.flat), rel=1e-5
+    )
+    for width in (60, 80, 120):
+        text = str(draw.terminal(drawn, width))
+        assert max(map(len, text.splitlines())) <= width, text
+        assert text.startswith(drawn.title)
+    picture = draw.svg(drawn)
+    assert picture == draw.svg(drawn)
+    for word in (drawn.unit, *(drawn.series if series > 1 and kind != "cells" else ()), drawn.places[0]):
+        assert not word or f">{word}</text>" in picture, word
+    assert "<dc:date>" not in picture
+    assert draw.plotly(drawn).to_plotly_json()["data"]
+
+
+def test_the_null_is_grey_and_nothing_else_is() -> None:
+    bars = figure.drawing(label([1.0, 2.0, 3.0], "component", name="x", method="t", coords=PARTS))
+    assert draw.colours(bars) == [draw.COLOURS[0], draw.COLOURS[0], theme.NEUTRAL]
+    assert draw.colours(bars, ["mlp"])[1] == theme.NEUTRAL
+    lines = figure.drawing(shape(("component", "layer"), 3, 9, component=WORDS))
+    assert draw.colours(lines) == [*draw.COLOURS[:2], theme.NEUTRAL]
+
+
+def test_a_bar_is_as_long_as_its_number_says() -> None:
+    drawn = figure.drawing(label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS))
+    minus, plus, gap = str(draw.terminal(drawn, 60)).splitlines()[1:]
+    assert minus.count("█") * 2 == pytest.approx(plus.count("█"), abs=1)
+    assert (gap.count("█"), gap.split()[-1]) == (0, "–")
+    assert minus.index("│") == plus.index("│")
+
+
+def test_a_column_is_as_high_as_its_number_says() -> None:
+    drawn = figure.drawing(label([0.0, 1.0, np.nan, 0.5], "layer", name="x", method="t"))
+    rows = [line.partition("┤")[2].ljust(16) for line in str(draw.terminal(drawn, 60)).splitlines() if "┤" in line]
+    height = [sum(" ▁▂▃▄▅▆▇█".index(row[4 * i]) for row in rows) for i in range(4)]
+    assert height == [1, 40, 0, 20]  # zero leaves a mark, what is missing does not
+
+
+def test_equal_labels_stay_apart() -> None:
+    twice = label(np.eye(2, 9), ("component", "layer"), name="x", method="t", coords={"component": ["same", "same"]})
+    assert len(figure.drawing(twice).series) == 2
+
+
+def test_words_of_a_figure_are_not_obeyed() -> None:
+    evil = label([1.0, 2.0], "component", name="x", method="t", coords={"component": ["<b>x</b>", "$y$ & z"]})
+    drawn = figure.drawing(evil)
+    assert re.search(r"&lt;b&gt;x&lt;/b&gt;", draw.svg(drawn))
+    assert "<b>" not in draw.plotly(drawn).to_json().replace("<b>x</b> <b>", "")
+    assert "$y$" in str(draw.terminal(drawn, 60))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.02, "0.02"),
+        (0.0213, "0.0213"),
+        (-0.5, "−0.5"),
+        (1234.0, "1,234"),
+        (2.1e-6, "2.1 × 10⁻⁶"),
+        (0, "0"),
+        (np.nan, "–"),
+    ],
+)
+def test_numbers_in_words(value: float, said: str) -> None:
+    assert draw.short(float(value)) == said

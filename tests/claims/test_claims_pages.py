@@ -1,0 +1,101 @@
+"""The generated pages: the real ones are not stale; they show failures, and changes after the measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stratoscope.claims import ledger, pages, verdicts
+from stratoscope.claims.ledger import Atlas
+from stratoscope.claims.paper import read
+from stratoscope.claims.run import run
+from stratoscope.errors import ClaimError
+
+
+def test_the_pages_of_this_checkout_are_not_stale() -> None:
+    assert pages.stale(pages.own()) == [], "run `python -m stratoscope.claims.pages`"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "checkout"
+    (made / "docs").mkdir(parents=True)
+    (made / "README.md").write_text(f"# Top\n\n{pages.OPEN}\nold\n{pages.CLOSE}\n\nBottom\n")
+    return made
+
+
+def atlas(folder: Path) -> Atlas:
+    return ledger.atlas(folder, [folder / "verdicts.jsonl"])
+
+
+def measure(folder: Path, seed: int = 0) -> None:
+    paper = read(folder / "llm_drop.py")
+    verdicts.append(run(paper, paper.named("attention_goes_first")[0], seed), [folder / "verdicts.jsonl"])
+
+
+def test_pages_are_written_once(folder: Path, root: Path) -> None:
+    measure(folder)
+    assert pages.stale(atlas(folder), root)
+    assert pages.write(atlas(folder), root)
+    assert pages.stale(atlas(folder), root) == []
+    assert pages.write(atlas(folder), root) == []
+    page = (root / "docs/papers/llm-drop.md").read_text()
+    for words in (
+        "# What Matters in Transformers? Not All Attention is Needed",
+        "[arXiv:2406.15786](https://arxiv.org/abs/2406.15786)",
+        "> half of the attention layers can go at little cost, unlike MLPs.",
+        "**reproduced**, 1 of 1 small claims hold at least in direction.",
+        "[`layers.logit_lens`](../../src/stratoscope/layers/logit_lens.py)",
+        "| expected, before measuring | `attention <= 0.5 * mlp and attention < random` |",
+        "| the null | as many layers, drawn at random |",
+        "| attention | 0.02 | 0.01 to 0.04 |",
+        "| random (null) | 0.35 |  |",
+        "Tried on &lt;made-up> numbers",
+        "stratoscope claim llm-drop --tier small --claim attention_goes_first",
+    ):
+        assert words in page, words
+    [picture] = (root / "docs/papers/figures").iterdir()
+    assert f"](figures/{picture.name})" in page
+    readme = (root / "README.md").read_text()
+    assert readme.startswith("# Top\n")
+    assert readme.endswith(f"{pages.CLOSE}\n\nBottom\n")
+    assert "| layer | 1 |  |  |  | 8 |" in readme
+    assert "| **all** | **1** |  |  | **1** | **241** |" in readme
+    assert (
+        "[What Matters in Transformers? Not All Attention is Needed](llm-drop.md) | layer | reproduced | 1 of 1 |"
+        in (root / "docs/papers/README.md").read_text()
+    )
+
+
+def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, root: Path) -> None:
+    measure(folder)
+    pages.write(atlas(folder), root)
+    [old] = (root / "docs/papers/figures").iterdir()
+    measure(folder, seed=7)
+    stale = pages.stale(atlas(folder), root)
+    assert {"docs/papers/llm-drop.md is not up to date", "README.md is not up to date"} <= set(stale)
+    assert f"docs/papers/figures/{old.name} is left over" in stale
+    pages.write(atlas(folder), root)
+    [new] = (root / "docs/papers/figures").iterdir()
+    assert new.name != old.name
+    page = (root / "docs/papers/llm-drop.md").read_text()
+    assert "**not reproduced**, 0 of 1 small claims" in page
+    assert "| verdict | **NOT REPRODUCED**, " in page
+    assert "| seed 0 | reproduced, " in page
+
+
+def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
+    measure(folder, seed=7)
+    file = folder / "llm_drop.py"
+    file.write_text(file.read_text().replace("0.5 * mlp", "5 * mlp"))
+    pages.write(atlas(folder), root)
+    page = (root / "docs/papers/llm-drop.md").read_text()
+    assert "**built, not run**" in page
+    assert "## Verdicts that do not count" in page
+    assert "not reproduced; **the expectation changed after the measurement**. It was `attention <= 0.5 * mlp" in page
+
+
+def test_only_a_checkout_has_pages(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ClaimError, match="no docs folder"):
+        pages.write(atlas(folder), tmp_path)

@@ -1,0 +1,153 @@
+"""The verdict file: whole lines whoever writes, a torn one is reported, nothing of an interrupted claim is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from stratoscope.claims import Verdict, figure, verdicts
+from stratoscope.claims.paper import read
+from stratoscope.claims.run import run
+from stratoscope.errors import ClaimError
+
+
+@pytest.fixture
+def verdict(folder: Path) -> Verdict:
+    paper = read(folder / "llm_drop.py")
+    return run(paper, paper.named("attention_goes_first")[0], seed=3)
+
+
+def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
+    odd = dataclasses.replace(
+        verdict, values={"a": math.nan, "b": math.inf}, interval={"a": (-math.inf, 1.0)}, note='ü "\n', seed=4
+    )
+    file = tmp_path / "v.jsonl"
+    assert verdicts.append(verdict, [file]) == file
+    verdicts.append(odd, [file])
+    lines = file.read_text().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        json.loads(line, parse_constant=pytest.fail)  # strict JSON: no bare NaN
+    (first, second), problems = verdicts.read([file])
+    assert problems == []
+    assert first == verdict
+    assert repr(second) == repr(odd)  # NaN is not equal to itself
+    assert (first.seed, first.tier, first.n, first.status) == (3, "small", 40, "reproduced")
+    assert set(first.versions) == {"stratoscope", "torch", "transformers"}
+
+
+def test_two_processes_at_once(tmp_path: Path, verdict: Verdict) -> None:
+    """Long lines from two writers: each one whole, none lost."""
+    file, line = tmp_path / "v.jsonl", tmp_path / "one.jsonl"
+    verdicts.append(dataclasses.replace(verdict, note="long " * 20_000), [line])
+    program = (
+        "import dataclasses, sys\nfrom pathlib import Path\nfrom stratoscope.claims import verdicts\n"
+        "[one], _ = verdicts.read([Path(sys.argv[1])])\n"
+        "for seed in range(40): verdicts.append(dataclasses.replace(one, seed=seed, claim=sys.argv[3]), [Path(sys.argv[2])])"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, line, file, name]) for name in ("left", "right")]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    found, problems = verdicts.read([file])
+    assert problems == []
+    assert sorted((v.claim, v.seed) for v in found) == [
+        (name, seed) for name in ("left", "right") for seed in range(40)
+    ]
+
+
+def test_a_torn_last_line_is_reported_and_stays_alone(tmp_path: Path, verdict: Verdict) -> None:
+    file = tmp_path / "v.jsonl"
+    verdicts.append(verdict, [file])
+    with file.open("a") as half:
+        half.write(verdicts.to_line(verdict)[:100])
+    found, problems = verdicts.read([file])
+    assert (len(found), len(problems)) == (1, 1)
+    assert problems[0].startswith(f"Line 2 of {file} is cut short: its writing was interrupted")
+    verdicts.append(dataclasses.replace(verdict, seed=9), [file])
+    found, problems = verdicts.read([file])
+    assert [v.seed for v in found] == [3, 9]
+    assert problems[0].startswith(f"Line 2 of {file} is no verdict")
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "3", "null", '{"key": "x"}', "\x00\xff", '{"status": "fine"}'])
+def test_any_other_line_is_reported(tmp_path: Path, verdict: Verdict, line: str) -> None:
+    file = tmp_path / "v.jsonl"
+    file.write_text(line + "\n")
+    verdicts.append(verdict, [file])
+    found, problems = verdicts.read([file])
+    assert (found, len(problems)) == ([verdict], 1)
+
+
+def test_a_status_that_is_no_word_is_reported(tmp_path: Path, verdict: Verdict) -> None:
+    file = tmp_path / "v.jsonl"
+    file.write_text(verdicts.to_line(verdict).replace('"reproduced"', '"splendid"') + "\n")
+    assert "'splendid' is no status" in verdicts.read([file])[1][0]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    home, cache = tmp_path / "home" / "v.jsonl", tmp_path / "cache" / "v.jsonl"
+    real = os.open
+
+    def refuse(path, *more, **options):
+        if Path(path).parent == home.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert verdicts.append(verdict, [home, cache]) == cache
+    assert verdicts.read([home, cache]) == ([verdict], [])
+    with pytest.raises(ClaimError, match=r"could not be kept .*Permission denied.*It was: reproduced"):
+        verdicts.append(verdict, [home])
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    file, real = tmp_path / "v.jsonl", os.write
+    verdicts.append(verdict, [file])
+    before = file.read_bytes()
+    monkeypatch.setattr(
+        os, "write", lambda handle, data: real(handle, data[:50]) if len(data) > 50 else real(handle, data)
+    )
+    with pytest.raises(ClaimError, match="disk is full"):
+        verdicts.append(verdict, [file])
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_an_interrupted_claim_keeps_nothing(folder: Path, seed: int) -> None:
+    paper = read(folder / "llm_drop.py")
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        verdicts.append(run(paper, paper.named("attention_goes_first")[0], seed))
+    assert not list(folder.rglob("*.jsonl"))
+
+
+def test_a_figure_comes_back() -> None:
+    values = np.array([[0.123456789, np.nan], [1e-12, -3.0], [5.0, 6.0]])
+    words = np.array(["one", "two words"], dtype=object)
+    coords = {"layer": [0, 4, 8], "component": words, "depth": ("layer", [0.0, 0.5, np.inf])}
+    array = xr.DataArray(values, coords, ("layer", "component"), name="x", attrs={"unit": "logits", "method": "m"})
+    data = json.loads(json.dumps(figure.encode(array), allow_nan=False))
+    back = figure.decode(data)
+    np.testing.assert_allclose(back.values, values, rtol=1e-5)
+    assert back.dims == array.dims
+    assert back["component"].values.tolist() == ["one", "two words"]
+    assert (back.name, back.attrs) == ("x", {"unit": "logits"})
+    assert figure.encode(back) == data | {
+        "coords": data["coords"] | {"depth": {"dims": ["layer"], "values": [0, 0.5, None]}}
+    }
+    assert figure.digest(data) == figure.digest(json.loads(json.dumps(data)))
+    assert len({figure.digest(data), figure.digest(data | {"unit": "nats"}), figure.digest(data, ["one"])}) == 3
+    with pytest.raises(ClaimError, match="holds numbers"):
+        figure.encode(array["component"])
+    with pytest.raises(ClaimError, match="cannot be read"):
+        figure.decode({"values": [1]})
