@@ -73,6 +73,8 @@ ARGUMENTS: dict[str, Callable[[str, list[int]], Any]] = {
     "corrupt": lambda name, examples: [changed(name)[e] for e in examples],
     "answer": lambda name, examples: [[7, 8][e] for e in examples],
     "foil": lambda name, examples: [[9, 10][e] for e in examples],
+    "anchors": lambda name, examples: changed(name),  # of all examples, whichever are measured
+    "other": lambda name, examples: subject(name),
 }
 
 
@@ -322,7 +324,7 @@ def test_a_method_that_breaks_half_way_leaves_the_model_as_it_was(
         except KeyboardInterrupt:
             pass
         else:
-            assert address == "neurons.vocabulary", f"{address} never ran the model"
+            assert address in ("neurons.vocabulary", "neurons.parametric_trace"), f"{address} never ran the model"
     assert touched(before, fingerprint(lm)) == []
 
 

@@ -1,0 +1,83 @@
+"""Low-rank attention: leave a head only a few directions of its queries and keys, those that some prompts use most.
+
+Paper: mcq-circuit-chinchilla
+
+    Q = queries of the head at the asking tokens of the prompts,  (n, head_dim);   K = keys at the tokens asked about
+    P_Q, P_K = projections on the first `rank` right singular vectors of Q and of K
+    score[query, key] = (P_Q q) . (P_K k)
+
+P_K is taken over to the query, q <- P_K P_Q q: the same score, and no other head that shares these keys (grouped
+queries) is changed. The vectors are those whose product is the score, after rotary embedding. The paper leaves open
+whether a mean is taken away first; here it is not, so that one direction holds what all keys share.
+
+null: `null=seed` projects on as many random directions.
+Reads as: how simple a head's question is, where outputs stay the same. Does not show what the directions mean, nor that
+they serve on other prompts: measure there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.edit import Edit
+from stratoscope.engine.intervene import project_out
+from stratoscope.engine.select import Positions
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+
+
+def complement(x: Float[Tensor, "row head_dim"], rank: int) -> Float[Tensor, "rest head_dim"]:
+    """Orthonormal directions of all that the first `rank` right singular vectors of x leave."""
+    return torch.linalg.svd(x.float(), full_matrices=True).Vh[rank:]
+
+
+@torch.no_grad()
+def edit(
+    lm: LM,
+    request: Sequence[Sequence[int]],
+    *,
+    prompts: Any = None,
+    queries: Positions = -1,
+    keys: Positions = None,
+    rank: int = 3,
+    null: int | None = None,
+) -> Edit:
+    """An edit that leaves heads `rank` directions of query and of key, at the positions `queries`.
+
+    request: heads as (layer, head). prompts: those that say which directions matter. queries, keys: at which of their
+    tokens (default each one's last, and all). null: a seed; random directions in the place of the prompts' own. Raises
+    InputError for a head that is not there, a rank outside 1 .. head_dim - 1, and without prompts.
+    """
+    size, heads = lm.dims.head_dim, [tuple(head) for head in request]
+    wrong = [h for h in heads if len(h) != 2 or not (0 <= h[0] < lm.dims.layers and 0 <= h[1] < lm.dims.heads)]
+    if wrong or not heads:
+        raise InputError(f"heads are (layer, head), at least one, of {lm.dims.layers} x {lm.dims.heads}; got {heads}.")
+    if prompts is None or not 1 <= rank < size:
+        raise InputError(f"rank={rank}: choose 1 to {size - 1}, and give `prompts=` that show what the heads look for.")
+    batch = lm.batch(prompts)
+    asks = capture(
+        lm,
+        batch,
+        *(f"layers.{layer}.attn.q" for layer, _ in heads),
+        positions=[queries] if isinstance(queries, int) else queries,
+    )
+    has = capture(lm, batch, *(f"layers.{layer}.attn.k" for layer, _ in heads), positions=keys)
+    real = batch.text[1] if keys is None else ...
+    dice = None if null is None else torch.Generator().manual_seed(null)
+    changes = []
+    for layer, head in heads:
+        q = asks[f"layers.{layer}.attn.q"][:, :, head].flatten(0, 1)
+        k = has[f"layers.{layer}.attn.k"][:, :, head * lm.dims.kv_heads // lm.dims.heads][real].reshape(-1, size)
+        if dice is not None:
+            q, k = (torch.randn(rank, size, generator=dice).to(x) for x in (q, k))
+        changes += [
+            project_out(f"layers.{layer}.attn.q", complement(x, rank), units=[head], positions=queries) for x in (q, k)
+        ]
+    told = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return Edit(lm, changes, note=f"queries and keys of {told} at rank {rank}")

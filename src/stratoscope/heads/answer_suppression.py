@@ -1,0 +1,102 @@
+"""Answer suppression: how far one layer, by default the last, turns the prediction away from the answer, and by which heads.
+
+Paper: factual-recall-pipeline
+
+    head_write[head] = N(o[head]) . (u_answer - mean_v u_v)        mlp_write alike, for the MLP
+    change = all that the layer writes there: heads, MLP and their biases
+    removal[head] = log p(answer with z[layer, last, head] <- 0) - log p(answer)
+
+N is the final norm with its scale held at the value it has on this input. Logits are taken about their mean over the
+vocabulary, because what is added to all of them alike changes no prediction; the abstract leaves this open, so
+`raw_change`, without the mean, stands beside it. `change` below 0 is the paper's anti-overconfidence.
+
+null: removal of nothing, but z moved as far in a random direction.
+Reads as: which heads of the layer write against the answer, and what the answer gains without them. Does not show why:
+a head that lowers every confident guess alike cannot be told from one that knows this answer to be wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stratoscope.engine.intervene import replaced
+from stratoscope.engine.metric import Words, last_logits, target
+from stratoscope.engine.pair import random_like
+from stratoscope.engine.sweep import sweep
+from stratoscope.engine.trace import capture
+from stratoscope.errors import SiteError
+from stratoscope.heads._writes import head_writes
+from stratoscope.maths.norm import freeze
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+
+def log_probability(logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """Natural logarithm of the answer's probability in each row."""
+    return logits.float().log_softmax(dim=-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
+
+
+@torch.no_grad()
+def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed: int = 0) -> xr.Dataset:
+    """change, raw_change, mlp_write, log_probability (example); head_write, removal and its null (example, head).
+
+    answer: default the model's top token. layer: which, from the end if negative. seed: of the null. Raises SiteError
+    for a layer that is not there, and where logits are not linear in what a layer writes.
+    """
+    lm.layout.resolve("logits")
+    if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
+        raise SiteError(f"{lm.family.name}'s logits are not linear in what its heads write, so no head has a share.")
+    depth = lm.dims.layers
+    at = f"layers.{layer + depth if layer < 0 else layer}"
+    lm.layout.resolve(f"{at}.attn.z")
+    batch = lm.batch(inputs)
+    asked = target(lm, batch, answer)
+    final = f"layers.{depth - 1}.resid_post"
+    points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
+    seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=-1)
+    z, mlp, before, after = (seen[f"{at}.{point}"] for point in points)
+    norm, unembed = freeze(lm.layout.final_norm, seen[final]), lm.weight("logits").double()
+    towards = unembed[asked.answer] - unembed.mean(dim=0)
+
+    def score(write: Float[Tensor, "example *part dim"], along: Tensor = towards) -> Tensor:
+        frozen = norm if write.ndim == 2 else replace(norm, scale=norm.scale[:, None])
+        return torch.einsum("e...d,ed->e...", frozen.linear(write.double()), along).float()
+
+    noise = random_like(z[None, :, None], torch.zeros_like(z)[None, :, None], seed)[0]
+    cells = [
+        replaced(f"{at}.attn.z", value[:, :, head : head + 1], positions=-1, units=[head])
+        for value in (torch.zeros_like(noise), noise)
+        for head in range(lm.dims.heads)
+    ]
+    said = log_probability(last_logits(lm, batch), asked.answer)
+    changed = sweep(lm, batch, cells, lambda logits, example: log_probability(logits, asked.answer[example.cpu()]))
+    removal, null = (changed - said).T.unflatten(1, (2, lm.dims.heads)).unbind(1)
+    by_head, alone = ("example", "head"), ("example",)
+    return dataset(
+        {
+            "change": (alone, score(after - before)),
+            "raw_change": (alone, score(after - before, unembed[asked.answer])),
+            "mlp_write": (alone, score(mlp)),
+            "head_write": (by_head, score(head_writes(lm, int(at.split(".")[1]), z))),
+            "removal": (by_head, removal),
+            "null": (by_head, null),
+            "log_probability": (alone, said),
+        },
+        method="heads.answer_suppression",
+        provenance=lm.provenance,
+        settings={"layer": layer},
+        seed=seed,
+        coords={
+            "head": list(range(lm.dims.heads)),
+            "example_text": batch.coords()["example_text"],
+            "answer": asked.coords["answer"],
+        },
+        null_kind="the head's z moved by its own length in a random direction",
+        notes=" ".join(asked.notes),
+    )

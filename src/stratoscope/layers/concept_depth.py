@@ -1,0 +1,194 @@
+"""Concept depth: how many layers a text must pass before a straight line can tell two kinds of texts apart.
+
+Paper: concept-depth
+
+    accuracy[depth] = share of texts that a logistic regression on resid[depth, last token] puts right, held out
+    jump_depth        = the first depth > 0 with accuracy[depth] / accuracy[depth - 1] >= 1 + rise      (rise = 0.1)
+    convergence_depth = the first depth with accuracy[depth] >= max over depths of accuracy - within    (within = 0.03)
+
+depth counts the layers passed: 0 is the embedding of the last token. Each dimension is standardised on the texts that the
+probe learns from; the penalty is |w|^2 / (2 * strength). Texts are cut into `folds` parts, kinds in equal shares, once
+and alike for all depths; each part is judged by a probe that learnt from the others. The abstract leaves all of this
+open, and what "converged" means: the paper compares neighbouring layers, which on noisy accuracies can say so early, so
+here it is nearness to the best.
+
+null: the same probes on labels dealt out anew.
+Reads as: from where on the concept lies open to a linear reader. Does not show that the model uses it, and at chance the
+two depths mean nothing: look at accuracy against its null first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset, label
+
+
+def jump_depth(accuracy: Float[np.ndarray, " depth"], rise: float = 0.1) -> float:
+    """The first depth whose accuracy is at least 1 + rise times the one before; NaN if there is none."""
+    found = np.flatnonzero(accuracy[1:] >= (1 + rise) * accuracy[:-1] - 1e-9)
+    return float(found[0] + 1) if len(found) else float("nan")
+
+
+def convergence_depth(accuracy: Float[np.ndarray, " depth"], within: float = 0.03) -> float:
+    """The first depth whose accuracy is at most `within` below the best."""
+    return float(np.flatnonzero(accuracy >= accuracy.max() - within - 1e-9)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """One probe for each depth, learnt from all texts: logit = weight[depth] . resid + bias[depth].
+
+    correct, null_correct: (example, depth), 1 where the held-out probe was right, with true and with dealt-out labels.
+    about: what they were learnt from, as JSON can hold it.
+    """
+
+    weight: Float[Tensor, "depth dim"]
+    bias: Float[Tensor, " depth"]
+    correct: Float[Tensor, "example depth"]
+    null_correct: Float[Tensor, "example depth"]
+    about: dict[str, Any]
+
+    @property
+    def result(self) -> xr.Dataset:
+        """correct, null_correct (example, depth), accuracy, null (depth), and the two depths of the paper."""
+        means = [x.mean(dim=0).double().numpy() for x in (self.correct, self.null_correct)]
+        both = ("example", "depth")
+        return dataset(
+            {
+                "accuracy": (("depth",), means[0]),
+                "null": (("depth",), means[1]),
+                "jump_depth": ((), jump_depth(means[0])),
+                "convergence_depth": ((), convergence_depth(means[0])),
+                "correct": (both, self.correct),
+                "null_correct": (both, self.null_correct),
+            },
+            method="layers.concept_depth",
+            coords={"depth": list(range(len(self.bias)))},
+            null_kind="the same probes on labels dealt out anew",
+            **self.about,
+        )
+
+    @torch.no_grad()
+    def read(self, lm: LM, inputs: Any) -> xr.DataArray:
+        """The probability of the second kind at every depth, of new texts: (example, depth)."""
+        logit = torch.einsum("end,nd->en", _last(lm, inputs, 16), self.weight.double()) + self.bias.double()
+        coords = {"depth": list(range(len(self.bias)))}
+        given = {"method": "layers.concept_depth", "provenance": lm.provenance, "coords": coords}
+        return label(logit.sigmoid(), ("example", "depth"), name="probability", **given)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file; `about` stands in its header."""
+        names = ("weight", "bias", "correct", "null_correct")
+        save_file({name: getattr(self, name).contiguous() for name in names}, path, {"about": json.dumps(self.about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probes:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(**tensors, about=json.loads(file.metadata()["about"]))
+
+
+@torch.no_grad()
+def fit(
+    lm: LM,
+    inputs: Any,
+    *,
+    labels: Sequence[int],
+    folds: int = 5,
+    strength: float = 0.01,
+    batch: int = 16,
+    seed: int = 0,
+) -> Probes:
+    """A probe at every depth, with its held-out answers and those of its null.
+
+    inputs: texts. labels: 0 or 1 for each. folds: parts held out in turn. strength: inverse of the penalty, the same
+    for every depth. batch: texts in one forward pass. seed: of the parts and of the dealt-out labels. Raises InputError
+    when labels are not 0 and 1, one for each text, and at least `folds` of each.
+    """
+    kinds = np.asarray(labels)
+    counts = [int((kinds == kind).sum()) for kind in (0, 1)]
+    if folds < 2 or kinds.ndim != 1 or sum(counts) != len(kinds) or min(counts) < folds:
+        raise InputError(f"labels are 0 or 1 for each text, at least folds={folds} (2 or more) of each; got {counts}.")
+    states = _last(lm, inputs, batch)
+    if len(states) != len(kinds):
+        raise InputError(f"{len(kinds)} labels for {len(states)} texts: give one for each.")
+    dice = np.random.default_rng(seed)
+    dealt = dice.permutation(kinds)
+    x, how = states.numpy(), (folds, strength, seed)
+    correct, null = (torch.tensor(_held_out(x, y, *how)).float() for y in (kinds, dealt))
+    lines = [_line(at, kinds, strength) for at in x.swapaxes(0, 1)]
+    return Probes(
+        weight=torch.tensor(np.stack([w for w, _ in lines])).float(),
+        bias=torch.tensor([b for _, b in lines]).float(),
+        correct=correct,
+        null_correct=null,
+        about={
+            "provenance": lm.provenance,
+            "settings": {"folds": folds, "strength": strength, "texts": len(kinds)},
+            "seed": seed,
+        },
+    )
+
+
+def _last(lm: LM, inputs: Any, size: int) -> Float[Tensor, "example depth dim"]:
+    """The last token's stream at every depth, texts of like length run together."""
+    ids, mask = lm.batch(inputs).text
+    rows = [row[real].tolist() for row, real in zip(ids, mask)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for start in range(0, len(rows), size):
+        some = order[start : start + size]
+        seen = capture(lm, [rows[i] for i in some], "layers.0.resid_pre", "layers.*.resid_post", positions=-1)
+        states = torch.cat([seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")])
+        for number, i in enumerate(some):
+            found[i] = states[:, number].double().cpu()
+    return torch.stack(found)
+
+
+def _line(
+    x: Float[np.ndarray, "example dim"], kinds: Int[np.ndarray, " example"], strength: float
+) -> tuple[Float[np.ndarray, " dim"], float]:
+    """Weight and bias of one logistic regression, the standardisation folded into them."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale[scale < 1e-12] = 1.0  # a dimension that never varies says nothing, and divides by nothing
+    line = LogisticRegression(C=strength, max_iter=1000).fit((x - mean) / scale, kinds)
+    weight = line.coef_[0] / scale
+    return weight, float(line.intercept_[0] - weight @ mean)
+
+
+def _held_out(
+    states: Float[np.ndarray, "example depth dim"],
+    kinds: Int[np.ndarray, " example"],
+    folds: int,
+    strength: float,
+    seed: int,
+) -> np.ndarray:
+    """Whether each text was put right at each depth by a probe that had not seen it: (example, depth)."""
+    from sklearn.model_selection import StratifiedKFold
+
+    right = np.zeros(states.shape[:2], dtype=bool)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for known, asked in parts.split(states[:, 0], kinds):
+        for depth in range(states.shape[1]):
+            weight, bias = _line(states[known, depth], kinds[known], strength)
+            right[asked, depth] = (states[asked, depth] @ weight + bias > 0) == (kinds[asked] == 1)
+    return right

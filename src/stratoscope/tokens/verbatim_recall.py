@@ -1,0 +1,111 @@
+"""Verbatim recall: how much less a text surprises the model when it, or something else, was read before.
+
+Paper: verbatim-memory
+
+    surprisal[token] = -log2 p(token | opening, earlier, between, the text up to it)       in bits
+    first[token]     = -log2 p(token | opening, the text up to it)
+    repeat           = median surprisal / median first           over a text's tokens; 0 recalls all, 1 nothing
+
+The paper's text is a list of nouns that a story repeats; here any text, and any `earlier` one: the same (default), its
+words in another order, other words. The paper's x2 / x1 has the first list of the same story as x1; a causal model cannot
+know yet what will follow, so that is `first` here.
+
+null: the same text after random tokens in place of `earlier`, as many.
+Reads as: what the model can fetch from its context. Does not show how: a copy and a gist both lower surprisal, so compare
+orders (`earlier` permuted). The first token of a text that nothing precedes has no surprisal and is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError, SiteError
+from stratoscope.models.lm import LM
+from stratoscope.results import dataset
+
+NULL = "random tokens in place of the earlier text"
+_AT_ONCE = 4096  # tokens whose logits are held at the same time: (4096, vocab) floats
+
+
+def bits(logits: Float[Tensor, "position vocab"], ids: Tensor) -> Float[Tensor, " position"]:
+    """-log2 p of ids[1:], each given what stands before it; NaN for the first, which nothing precedes."""
+    told = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
+    return torch.cat([told.new_full((1,), torch.nan), -told / torch.log(torch.tensor(2.0))])
+
+
+@torch.no_grad()
+def measure(
+    lm: LM, inputs: Any, *, earlier: Any = None, opening: str = "", between: str = "", seed: int = 0
+) -> xr.Dataset:
+    """surprisal, first and null in bits (example, position), NaN at padding; repeat and repeat_null (example).
+
+    inputs: texts to be recalled. earlier: what was read before each (default the text itself). opening, between: what
+    stands before the earlier text, and between the two. seed: of the null. Raises InputError when there is not one
+    earlier text for each, or all does not fit the context; SiteError for a model that is no causal language model.
+    """
+    if not lm.family.towers[""].causal or lm.family.vision_only:
+        raise SiteError(f"{lm.family.name} does not predict a next token from those before it: it has no surprisal.")
+    lm.layout.resolve("logits")
+    batch = lm.batch(inputs)
+    texts = _rows(batch)
+    before = texts if earlier is None else _rows(lm.batch(earlier))
+    if len(before) != len(texts):
+        raise InputError(f"there are {len(texts)} texts and {len(before)} earlier ones: give one for each.")
+    start, pause = (_ids(lm, text) for text in (opening, between))
+    noise = [_noise(lm, len(row), seed) for row in before]
+    runs = {
+        "surprisal": [[*start, *old, *pause, *text] for old, text in zip(before, texts)],
+        "first": [[*start, *text] for text in texts],
+        "null": [[*start, *old, *pause, *text] for old, text in zip(noise, texts)],
+    }
+    width = max(map(len, texts))
+    values = {name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()}
+    middle = {name: x.nanmedian(dim=1).values for name, x in values.items()}
+    axes = {name: (("example", "position"), x) for name, x in values.items()}
+    axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])
+    axes["repeat_null"] = (("example",), middle["null"] / middle["first"])
+    return dataset(
+        axes,
+        method="tokens.verbatim_recall",
+        provenance=lm.provenance,
+        settings={"opening": opening, "between": between},
+        seed=seed,
+        coords=batch.coords(),
+        null_kind=NULL,
+    )
+
+
+def _ids(lm: LM, text: str) -> list[int]:
+    return lm.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _noise(lm: LM, count: int, seed: int) -> list[int]:
+    """Random ids; the same for every text, so that a text's null does not depend on its neighbours."""
+    return torch.randint(lm.dims.vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _rows(batch: Any) -> list[list[int]]:
+    ids, mask = batch.text
+    return [row[real].tolist() for row, real in zip(ids, mask)]
+
+
+def _ends(lm: LM, rows: Sequence[Sequence[int]], kept: Sequence[int], width: int) -> Float[Tensor, "example position"]:
+    """Bits of the last kept[i] tokens of each row, padded with NaN."""
+    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    found = torch.full((len(rows), width), torch.nan)
+    size = max(1, _AT_ONCE // max(map(len, rows)))
+    for begin in range(0, len(rows), size):
+        part = lm.batch([list(row) for row in rows[begin : begin + size]])
+        final = capture(lm, part, last)[last]
+        for number, row in enumerate(rows[begin : begin + size], begin):
+            logits = lm.readout(final[number - begin, : len(row)])
+            n = kept[number]
+            found[number, :n] = bits(logits, torch.tensor(row, device=logits.device))[-n:].cpu()
+    return found

@@ -1,0 +1,71 @@
+"""Surprisal against plain Hugging Face, and recall where it is known: in a planted induction circuit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+import tiny
+
+from stratoscope.errors import InputError, SiteError
+from stratoscope.lab import planted
+from stratoscope.models import wrap
+from stratoscope.tokens import verbatim_recall
+
+
+def by_hand(model: torch.nn.Module, row: list[int], kept: int) -> list[float]:
+    """-log2 p, token by token, each from a forward pass of its own."""
+    found = []
+    for at in range(len(row) - kept, len(row)):
+        if at == 0:
+            found.append(float("nan"))
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([row[:at]])).logits[0, -1]
+        found.append(-float(logits.double().log_softmax(0)[row[at]]) / np.log(2))
+    return found
+
+
+def test_bits_of_a_uniform_and_a_certain_model() -> None:
+    ids = torch.tensor([3, 1, 2])
+    assert verbatim_recall.bits(torch.zeros(3, 8), ids)[1:].tolist() == pytest.approx([3.0, 3.0])
+    sure = torch.full((3, 8), -100.0)
+    sure[0, 1] = sure[1, 2] = 100
+    assert verbatim_recall.bits(sure, ids)[1:].tolist() == [0.0, 0.0]
+    assert verbatim_recall.bits(sure, ids)[0].isnan()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_surprisal_equals_hugging_face(name: str) -> None:
+    lm = tiny.lm(name)
+    texts, before = [[5, 9, 31, 7], [8, 40]], [[11, 12, 13], [9, 8]]
+    found = verbatim_recall.measure(lm, texts, earlier=before)
+    for number, (text, old) in enumerate(zip(texts, before)):
+        n = len(text)
+        np.testing.assert_allclose(found.surprisal[number, :n], by_hand(lm.model, old + text, n), atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(found["first"][number, :n], by_hand(lm.model, text, n), atol=1e-4, rtol=1e-5)
+    assert np.isnan(found.surprisal[1, 2:]).all()
+
+
+def test_an_induction_circuit_recalls_a_list_and_a_permuted_one_less() -> None:
+    p = planted.induction()
+    lm = wrap(p.model, p.tokenizer)
+    words = [w for w in p.tokenizer.get_vocab() if w.isalpha()][:8]
+    text = " ".join(words)
+    same = verbatim_recall.measure(lm, text, opening=words[-1])
+    other = verbatim_recall.measure(lm, text, earlier=" ".join(words[::-1]), opening=words[-1])
+    assert float(same.repeat[0]) < 0.5 * float(same.repeat_null[0])
+    assert float(same.surprisal[0, 1:].mean()) < 0.6 * float(other.surprisal[0, 1:].mean())
+
+
+def test_what_cannot_be_asked() -> None:
+    lm = tiny.lm("llama")
+    with pytest.raises(InputError, match="one for each"):
+        verbatim_recall.measure(lm, [[1, 2], [3, 4]], earlier=[[1, 2]])
+    with pytest.raises(SiteError, match="no surprisal"):
+        verbatim_recall.measure(tiny.lm("bert"), [[1, 2, 3]])
