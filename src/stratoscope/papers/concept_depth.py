@@ -1,0 +1,226 @@
+"""Exploring Concept Depth: How Large Language Models Acquire Knowledge at Different Layers?
+
+Jin, Yu, Huang, Zeng, Wang, Hua, Zhao, Mei, Meng, Ding, Yang, Du and Zhang, 2024. arXiv:2404.07066.
+Claim: simple, factual concepts can be read in early layers and inferential ones only in deep ones; noise before the text
+    or coarser weights push them deeper.
+Methods: layers.concept_depth
+
+Our tasks stand in for the paper's: capitals for its Cities, SST-2 for its STSA, and coin flips made as in its Coinflip.
+Every text ends with the same token, so that what is read has to come from the layers.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+import stratoscope.models as models
+from stratoscope.claims import Measured, claim
+from stratoscope.engine.edit import Edit
+from stratoscope.lab import data, planted
+from stratoscope.layers import concept_depth
+from stratoscope.models import LM
+from stratoscope.results import label
+
+TEXTS = 240
+PEOPLE = (
+    "Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Leo Mary Nick Olga Paul Rosa Sam Tina Victor".split()
+)
+Task = tuple[list[str], list[int]]
+
+
+@claim(
+    says="A concept becomes readable at the layer that computes it",
+    where="abstract",
+    tier="identity",
+    subject="planted.suppression",
+    expect="converged == 1 and jumped == 1 and best == 1 and shuffled < 0.8",
+    null="the same probes on labels dealt out anew",
+)
+def a_moved_word_is_read_after_its_layer(seed: int) -> Measured:
+    """Layer 0 moves a name to the last word, which is the same in all prompts: depth 1 is the first that can tell."""
+    p = planted.suppression()
+    lm = models.wrap(p.model, p.tokenizer)
+    texts = [v.clean for v in p.variants(240, seed=seed) if v.answer in ("Finn", "Hana")]
+    kinds = [int("Hana" in text.split()) for text in texts]
+    found = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
+    return Measured(
+        values={
+            "converged": found.convergence_depth,
+            "jumped": found.jump_depth,
+            "best": found.accuracy.max(),
+        },
+        null={"shuffled": found.null.max()},
+        n=len(texts),
+    )
+
+
+@claim(
+    says="Simpler concepts converge in shallower layers: factual before emotional before inferential",
+    where="abstract; section 4",
+    tier="small",
+    subject="smollm2",
+    expect="factual < emotional and emotional < inferential and clear >= 0.05",
+    direction="factual < inferential and clear >= 0.05",
+    null="labels dealt out anew; for emotional also an untrained model of the same shape",
+)
+def simple_concepts_converge_early(seed: int) -> Measured:
+    """Convergence depth of three tasks, 240 texts each, five folds. clear: how far the best accuracy of the task that
+    goes worst is above the best that dealt-out labels reach."""
+    lm = models.load("smollm2")
+    found = {
+        name: concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
+        for name, (texts, kinds) in {
+            "factual": _factual(seed),
+            "emotional": _emotional(seed),
+            "inferential": _inferential(seed),
+        }.items()
+    }
+    texts, kinds = _emotional(seed)
+    blank = concept_depth.fit(_untrained(lm, seed), texts, labels=kinds, seed=seed).result
+    best = {name: float(result.accuracy.max()) for name, result in found.items()}
+    return Measured(
+        values={name: result.convergence_depth for name, result in found.items()}
+        | {f"{name}_accuracy": value for name, value in best.items()}
+        | {f"{name}_jump": _or_none(result.jump_depth) for name, result in found.items()}
+        | {"clear": min(best[name] - float(found[name].null.max()) for name in found)},
+        null={
+            "shuffled_accuracy": max(float(result.null.max()) for result in found.values()),
+            "untrained_accuracy": blank.accuracy.max(),
+        },
+        n=TEXTS,
+        interval={name: _interval(result, seed) for name, result in found.items()},
+        figure=_figure(found),
+        note="A jump of -1: no layer raises accuracy by a tenth. Intervals resample texts.",
+    )
+
+
+@claim(
+    says="Noise before the text or coarser weights make concepts converge deeper",
+    where="abstract; section 5",
+    tier="small",
+    subject="smollm2",
+    expect="noise_shift >= 1 or coarse_shift >= 1",
+    direction="noise_shift > 0 or coarse_shift > 0",
+    null="the same texts and probes with other folds: how far convergence moves by chance",
+)
+def noise_and_rounding_push_deeper(seed: int) -> Measured:
+    """Mean shift of the convergence depth over the factual and the emotional task: with "aaa" or "bbb" before each text,
+    as in the paper's code, and with all matrices of all layers rounded to 4 bits, row by row. The model at hand has
+    been rounded once already, which makes the second one harder to see."""
+    lm = models.load("smollm2")
+    tasks = {"factual": _factual(seed), "emotional": _emotional(seed)}
+    found, again = {}, []
+    for name, (texts, kinds) in tasks.items():
+        dice = random.Random(seed)
+        noisy = [dice.choice(["aaa", "bbb"]) + text for text in texts]
+        found[name] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
+        again.append(float(concept_depth.fit(lm, texts, labels=kinds, seed=seed + 1).result.convergence_depth))
+        found[f"{name} noise"] = concept_depth.fit(lm, noisy, labels=kinds, seed=seed).result
+        with rounded(lm, 4):
+            found[f"{name} 4 bits"] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
+    at = {name: float(result.convergence_depth) for name, result in found.items()}
+    shift = {kind: np.mean([at[f"{name} {kind}"] - at[name] for name in tasks]) for kind in ("noise", "4 bits")}
+    return Measured(
+        values={"noise_shift": shift["noise"], "coarse_shift": shift["4 bits"]}
+        | {name.replace(" ", "_"): depth for name, depth in at.items()}
+        | {f"{name.replace(' ', '_')}_accuracy": result.accuracy.max() for name, result in found.items()},
+        null={"chance_shift": np.mean([abs(a - at[name]) for a, name in zip(again, tasks)])},
+        n=TEXTS,
+        interval={name.replace(" ", "_"): _interval(result, seed) for name, result in found.items()},
+        figure=_figure(found),
+        note="Intervals resample texts.",
+    )
+
+
+def rounded(lm: LM, bits: int) -> Edit:
+    """Every matrix of every layer rounded to the nearest of 2^bits - 1 even steps, one scale for each output."""
+
+    def coarse(weight: Tensor) -> Tensor:
+        step = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+        return (weight / step).round() * step
+
+    linear = {
+        f"{name}.weight": module.weight.detach()
+        for name, module in lm.model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    }
+    deltas = {name: coarse(weight) - weight for name, weight in linear.items()}
+    return Edit(lm, deltas=deltas, note=f"layers rounded to {bits} bits")
+
+
+def _factual(seed: int) -> Task:
+    """ "The capital of X is Y.", each country and each capital once in a true and once in a false statement."""
+    rows = [row for row in data("capitals").all if row["independent"] and row["capital"]]
+    dice = random.Random(f"factual {seed}")
+    some = dice.sample(rows, min(TEXTS // 2, len(rows)))
+    wrong = some[1:] + some[:1]
+    texts = [
+        f"The capital of {row['country']} is {other['capital']}."
+        for others in (wrong, some)
+        for row, other in zip(some, others)
+    ]
+    return texts, [0] * len(some) + [1] * len(some)
+
+
+def _emotional(seed: int) -> Task:
+    """Film reviews of at most twenty words, as many bad as good."""
+    rows = [row for row in data("sst2").all if 4 <= len(row["text"].split()) <= 20]
+    dice, texts, kinds = random.Random(f"emotional {seed}"), [], []
+    for kind in (0, 1):
+        same = [row["text"] for row in rows if row["label"] == kind]
+        texts += [f"{text.rstrip(' .')}." for text in dice.sample(same, TEXTS // 2)]
+        kinds += [kind] * (TEXTS // 2)
+    return texts, kinds
+
+
+def _inferential(seed: int) -> Task:
+    """Two people flip a coin or do not; whether it is still heads up."""
+    dice, texts, kinds = random.Random(f"inferential {seed}"), [], []
+    for number in range(TEXTS):
+        flips = [(number >> i) & 1 for i in (0, 1)]
+        acts = [
+            f"{name} flips the coin." if flip else f"{name} does not flip the coin."
+            for name, flip in zip(dice.sample(PEOPLE, 2), flips)
+        ]
+        texts.append(f"A coin is heads up. {' '.join(acts)} The coin is still heads up.")
+        kinds.append(int(sum(flips) % 2 == 0))
+    return texts, kinds
+
+
+def _untrained(lm: LM, seed: int) -> LM:
+    """The same architecture with weights as they are before training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blank = type(lm.model)(lm.model.config).eval()
+    return models.wrap(blank, lm.tokenizer)
+
+
+def _interval(result: xr.Dataset, seed: int, draws: int = 1000) -> tuple[float, float]:
+    """95 % of the convergence depths of resampled texts."""
+    correct, dice = result.correct.values, np.random.default_rng(seed)
+    depths = [
+        concept_depth.convergence_depth(correct[dice.integers(len(correct), size=len(correct))].mean(axis=0))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(depths, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _or_none(depth: xr.DataArray) -> float:
+    return -1.0 if np.isnan(float(depth)) else float(depth)
+
+
+def _figure(found: dict[str, xr.Dataset]) -> xr.DataArray:
+    """Accuracy by depth, one line for each task."""
+    return label(
+        np.stack([result.accuracy.values for result in found.values()]),
+        ("example", "depth"),
+        name="accuracy",
+        method="layers.concept_depth",
+        coords={"example": list(found), "depth": next(iter(found.values())).depth.values},
+    )

@@ -1,0 +1,204 @@
+"""Convergent Learning: Do different neural networks learn the same representations?
+
+Li, Yosinski, Clune, Lipson and Hopcroft, 2015. arXiv:1511.07543.
+Claim: networks that differ only in their seed learn some units alike and others not, and the subspaces that units span
+    are shared more than the units themselves.
+Methods: neurons.convergent_learning
+
+The paper compares AlexNets on ImageNet; here small MNIST nets, and a tiny language model, take their place.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import torch
+import xarray as xr
+
+import stratoscope.models as models
+from stratoscope.claims import Measured, claim
+from stratoscope.lab import data, make, small_nets
+from stratoscope.neurons import convergent_learning as cl
+
+NETS, STEPS, TRAIN, TEST = 4, 500, 20_000, 4_000
+LAYERS = {"first layer": 3, "second layer": 5}  # of small_nets.mlp: how many of its parts give a layer's units
+GROUPS, LASSO, TEXTS = 16, 0.1, 24
+
+
+@claim(
+    says="Matching finds the units that two networks share",
+    where="section 3",
+    tier="identity",
+    subject="random units, and the same permuted with noise",
+    expect="matched == 1 and best == 1 and lasso == 1 and rotated < 0.2",
+    null="units of the same network after a rotation of its space: one subspace, but no unit is the same",
+)
+def a_permuted_copy_is_found(seed: int) -> Measured:
+    """The share of 32 units that each way finds again among a permuted copy with a tenth of noise."""
+    dice = np.random.default_rng(seed)
+    one, order = dice.normal(size=(600, 32)), dice.permutation(32)
+    copy = one[:, order] + 0.3 * dice.normal(size=one.shape)
+    turned = one @ np.linalg.qr(dice.normal(size=(32, 32)))[0]
+    truth, c = order.argsort(), cl.correlation(one, copy)
+    ways = {"matched": cl.matching(c), "best": cl.semi_matching(c)}
+    ways["lasso"] = np.abs(cl.lasso(one, copy, penalty=LASSO)).argmax(axis=1)
+    return Measured(
+        values={name: (found == truth).mean() for name, found in ways.items()},
+        null={"rotated": (cl.matching(cl.correlation(one, turned)) == np.arange(32)).mean()},
+        n=32,
+    )
+
+
+@claim(
+    says="Some features are learned reliably in several networks, others are not",
+    where="abstract, finding 1; section 3.1",
+    tier="small",
+    subject="MNIST classifiers of four seeds",
+    expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
+    direction="matched > permuted and matched > shuffled and matched > untrained",
+    null="permuted: units paired at random; shuffled: the same matching with the other net's pictures shuffled; untrained: "
+    "the same matching with a net that has learned nothing",
+)
+def some_units_converge_and_some_do_not(seed: int) -> Measured:
+    """Bipartite matching of the units of two MLPs by correlation on test pictures: both layers, six pairs of seeds.
+
+    Units that never change on the test pictures are left out, so that `lowest` is no dead unit.
+    """
+    nets, x = _nets(seed)
+    found, null, curves = [], [], []
+    for parts in LAYERS.values():
+        acts, start = (
+            [_act(net, parts, x) for net in nets],
+            _act(small_nets.fresh(small_nets.mlp, seed + 500), parts, x),
+        )
+        for one, two in combinations(acts, 2):
+            c = cl.correlation(one, two)
+            noise = cl.correlation(one, np.random.default_rng(seed).permutation(two))
+            untrained = cl.correlation(one, start)
+            found.append(_matched(c))
+            null.append([c.mean(), _matched(noise).mean(), _matched(untrained).mean()])
+            curves.append((found[-1], _matched(noise), _matched(untrained)))
+    every = np.concatenate(found)
+    permuted, shuffled, untrained = np.mean(null, axis=0)
+    at = np.linspace(0, 1, 21)
+    lines = [np.quantile(np.concatenate(kind), at) for kind in zip(*curves)]
+    return Measured(
+        values={
+            "matched": every.mean(),
+            "highest": every.max(),
+            "lowest": every.min(),
+            "share_above_0_9": (every > 0.9).mean(),
+            "share_below_0_4": (every < 0.4).mean(),
+        },
+        null={"permuted": permuted, "shuffled": shuffled, "untrained": untrained},
+        n=len(every),
+        interval={"matched": (min(f.mean() for f in found), max(f.mean() for f in found))},
+        figure=xr.DataArray(
+            lines,
+            {"net": ["other seed", "shuffled", "untrained"], "share_of_units": at},
+            ["net", "share_of_units"],
+            name="correlation",
+            attrs={"title": "correlation of matched units, from the least to the most alike"},
+        ),
+        note="The interval is the least and the most of twelve: six pairs of nets in two layers.",
+    )
+
+
+@claim(
+    says="Units span low-dimensional subspaces that networks share, while the basis vectors are not shared",
+    where="abstract, finding 2; sections 3.2 and 3.3",
+    tier="small",
+    subject="MNIST classifiers of four seeds",
+    expect="subspace > matched + 0.1 and subspace > untrained_subspace and few > matched",
+    direction="subspace > matched",
+    null="untrained_subspace: prediction from a net that has learned nothing; shuffled_subspace: from shuffled pictures",
+)
+def subspaces_converge_more_than_units(seed: int) -> Measured:
+    """How well a unit is told by its one partner, by a few units (lasso), and by all units of the other net (ridge).
+
+    Each is a correlation on pictures that were not fitted. An untrained net predicts a good deal as well: its random features
+    are many. groups is the share of spectral clusters that hold units of both nets.
+    """
+    nets, x = _nets(seed)
+    rows, half = [], len(x) // 2
+    for parts in LAYERS.values():
+        acts, start = (
+            [_act(net, parts, x) for net in nets],
+            _act(small_nets.fresh(small_nets.mlp, seed + 500), parts, x),
+        )
+        for one, two in combinations(acts, 2):
+            one = one[:, one[:half].std(axis=0) > 0]
+            weights = cl.lasso(one[:half], two[:half], penalty=LASSO)
+            few = cl.standardised(cl.standardised(two)[half:] @ weights.T) * cl.standardised(one[half:])
+            mixed = [set(labels) for labels in cl.groups(one, two, count=GROUPS, seed=seed)]
+            rows.append(
+                {
+                    "matched": _matched(cl.correlation(one, two)).mean(),
+                    "few": few.mean(axis=0).mean(),
+                    "units_used": (weights != 0).sum(axis=1).mean(),
+                    "subspace": cl.subspace(one, two).mean(),
+                    "groups": len(mixed[0] & mixed[1]) / GROUPS,
+                    "untrained_subspace": cl.subspace(one, start).mean(),
+                    "shuffled_subspace": cl.subspace(one, np.random.default_rng(seed).permutation(two)).mean(),
+                }
+            )
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    null = {name: means.pop(name) for name in ("untrained_subspace", "shuffled_subspace")}
+    bars = {"one partner": means["matched"], "a few units": means["few"], "all units": means["subspace"]}
+    bars |= {"all units, untrained": null["untrained_subspace"], "shuffled": null["shuffled_subspace"]}
+    spread = [row["subspace"] - row["matched"] for row in rows]
+    return Measured(
+        values=means | {"gain": np.mean(spread)},
+        null=null,
+        n=len(rows),
+        interval={"gain": (min(spread), max(spread))},
+        figure=xr.DataArray(list(bars.values()), {"told_by": list(bars)}, ["told_by"], name="correlation"),
+        note="n counts pairs of nets in two layers; the interval is the least and the most of them.",
+    )
+
+
+@claim(
+    says="Some features are learned reliably in several networks, others are not",
+    where="abstract, finding 1, which the paper shows for image networks only",
+    tier="small",
+    subject="tiny-gpt-small, two seeds",
+    expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
+    direction="matched > permuted and matched > shuffled and highest - lowest > 0.3",
+    null="permuted: neurons paired at random; shuffled: the same matching with the other model's tokens shuffled",
+)
+def some_neurons_of_language_models_converge(seed: int) -> Measured:
+    """Neurons of two tiny language models that differ in their seed alone, matched over the tokens of held-out text.
+
+    Gated neurons have no preferred sign, which correlation does not forgive; the sign is kept all the same, as in the paper.
+    """
+    one, two = (models.load(make("tiny-gpt-small", seed=2 * seed + i)) for i in range(2))
+    texts = [text[:600] for text in data("enwik8").test if len(text) > 600]
+    drawn = np.random.default_rng(seed).permutation(len(texts))[:TEXTS]
+    found = cl.measure(one, [texts[i] for i in drawn], other=two, seed=seed)
+    every = found.correlation.values
+    return Measured(
+        values={"matched": every.mean(), "highest": every.max(), "lowest": every.min()},
+        null={"shuffled": found.null.mean(), "permuted": found.permuted.mean()},
+        n=every.size,
+        figure=found.correlation.mean("neuron"),
+    )
+
+
+def _nets(seed: int) -> tuple[list[torch.nn.Module], torch.Tensor]:
+    """Four MLPs that differ in their seed alone, and test pictures."""
+    mnist = data("mnist")
+    x, y = small_nets.ready(mnist.train, TRAIN, seed)
+    nets = [small_nets.train(small_nets.mlp, x, y, seed=1000 * seed + i, steps=STEPS) for i in range(NETS)]
+    return nets, small_nets.ready(mnist.test, TEST, seed)[0]
+
+
+@torch.no_grad()
+def _act(net: torch.nn.Module, parts: int, x: torch.Tensor) -> np.ndarray:
+    return net[:parts](x).numpy()
+
+
+def _matched(c: np.ndarray) -> np.ndarray:
+    """Correlations of matched units, without those that are constant in either net."""
+    live = c[np.abs(c).max(axis=1) > 0][:, np.abs(c).max(axis=0) > 0]
+    return cl.picked(live, cl.matching(live)) if len(live) <= live.shape[1] else cl.picked(live.T, cl.matching(live.T))

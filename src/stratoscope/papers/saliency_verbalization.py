@@ -1,0 +1,171 @@
+"""Saliency Map Verbalization: Comparing Feature Importance Representations from Model-free and Instruction-based Methods.
+
+Feldhus, Hennig, Nasert, Ebert, Schwarzenberg and Möller, 2022. arXiv:2210.07222.
+Claim: templates filled in by a search over a saliency map say only what it says, and a reader of them knows the prediction
+    better than one who is told nothing, though not by much.
+Methods: tokens.verbalize, tokens.simulatability
+
+The paper's readers are people and GPT-3.5. Here they are two programs: a linear reader of the cited words, and the model
+itself shown the cited words alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import stratoscope.models as models
+from stratoscope.claims import Measured, claim
+from stratoscope.lab import data
+from stratoscope.tokens import gradient_times_input, simulatability, verbalize
+
+TEXTS, LONGEST = 80, 12  # film reviews, and the most words that one has
+BEFORE, AFTER = "Review:", "\nThe sentiment of this review is"
+CITED, WIDTH, BATCH, DRAWS = 3, 2, 16, 20
+
+
+@claim(
+    says="Search-based verbalisations are faithful by design",
+    where="abstract",
+    tier="identity",
+    subject="random saliency maps",
+    expect="faithful == 1 and forged == 0",
+    null="the same paragraphs about another map of the same tokens",
+)
+def a_paragraph_says_what_the_map_says(seed: int) -> Measured:
+    """The share of 200 paragraphs that `check` finds nothing wrong with; and when each is read beside another's map."""
+    dice = np.random.default_rng(seed)
+    tokens = [f" word{i}" for i in range(12)]
+    maps = dice.standard_cauchy((200, 12))
+    said = [verbalize.describe(tokens, row, CITED) for row in maps]
+    good, forged = (
+        np.mean([verbalize.check(text, tokens, row) == [] for text, row in zip(said, rows)])
+        for rows in (maps, np.roll(maps, 1, axis=0))
+    )
+    return Measured(values={"faithful": good}, null={"forged": forged}, n=len(maps))
+
+
+@claim(
+    says="Verbalisations cite what the map ranks highest, and spans hold no less than as many single words",
+    where="abstract (faithful by design); section on search methods (coverage)",
+    tier="small",
+    subject="smollm2",
+    expect="faithful == 1 and spans >= words and spans > random",
+    direction="faithful > 0.95 and spans > random",
+    null="as many spans at random places",
+)
+def smollm2_is_told_truly(seed: int) -> Measured:
+    """Gradient times input of SmolLM2's choice between positive and negative, for short film reviews (SST-2).
+
+    faithful: paragraphs about the three strongest words that `check` finds nothing wrong with. spans and words: the part of
+    the map that three spans of two tokens, and three single tokens, hold. random: three spans anywhere. Three spans are
+    twice as many tokens, which by itself holds more: compare spans with random, not with words.
+    """
+    texts, maps, _ = _read(seed)
+    dice = np.random.default_rng(seed)
+    faithful, held = [], []
+    for tokens, row in zip(texts, maps):
+        faithful.append(verbalize.check(verbalize.describe(tokens, row, CITED), tokens, row) == [])
+        ways = (simulatability.spans(row, WIDTH, CITED), simulatability.spans(row, 1, CITED))
+        anywhere = simulatability.anywhere(row, WIDTH, CITED, dice)
+        held.append([simulatability.coverage(row, cited) for cited in (*ways, anywhere)])
+    spans, words, random = np.mean(held, axis=0)
+    low, high = _bootstrap(np.array(held)[:, 0] - np.array(held)[:, 1], dice)
+    return Measured(
+        values={"faithful": np.mean(faithful), "spans": spans, "words": words, "gain": spans - words},
+        null={"random": random},
+        n=len(maps),
+        interval={"gain": (low, high)},
+        figure=xr.DataArray(
+            [spans, words, random], {"cited": ["spans", "words", "random spans"]}, ["cited"], name="coverage"
+        ),
+    )
+
+
+@claim(
+    says="A reader of the verbalisation predicts the label better than one who is told nothing",
+    where="abstract; section on simulatability",
+    tier="small",
+    subject="smollm2",
+    expect="cited > nothing + 0.1 and cited > random",
+    direction="cited > nothing",
+    null="nothing: the commoner label; random: as many words cited at random, the mean of twenty draws",
+)
+def a_reader_predicts_smollm2(seed: int) -> Measured:
+    """A linear reader learns from all other texts which label SmolLM2 gives to a text of which three words are cited.
+
+    It is told the words only, as the mean of their GloVe vectors, not where they push. SmolLM2 leans to one answer, so that a
+    label is on which side of the median difference a text is; told nothing, one is right half of the time. whole: all words.
+    """
+    texts, maps, difference = _read(seed)
+    labels, dice = difference > np.median(difference), np.random.default_rng(seed)
+    words = [_words(tokens) for tokens in texts]
+
+    def right(cited: list[list[range]]) -> np.ndarray:
+        return simulatability.guessed(np.stack([_told(w, spans) for w, spans in zip(words, cited)]), labels) == labels
+
+    told = right([simulatability.spans(row, 1, CITED) for row in maps])
+    random = [right([simulatability.anywhere(row, 1, CITED, dice) for row in maps]).mean() for _ in range(DRAWS)]
+    whole = right([[range(len(row))] for row in maps])
+    nothing = max(labels.mean(), 1 - labels.mean())
+    return Measured(
+        values={"cited": told.mean(), "whole": whole.mean()},
+        null={"nothing": nothing, "random": np.mean(random)},
+        n=len(maps),
+        interval={"cited": _bootstrap(told, dice), "random": (min(random), max(random))},
+        figure=xr.DataArray(
+            [told.mean(), np.mean(random), whole.mean(), nothing],
+            {"told": ["cited words", "random words", "all words", "nothing"]},
+            ["told"],
+            name="share of labels guessed",
+        ),
+        note="The interval of `cited` is a bootstrap over texts, that of `random` the least and the most of its draws.",
+    )
+
+
+@cache
+def _read(seed: int) -> tuple[list[list[str]], list[np.ndarray], np.ndarray]:
+    """The tokens of each review, their attributions, and by how much SmolLM2 prefers positive."""
+    lm = models.load("smollm2")
+    short = [row["text"] for row in data("sst2").train if 4 <= len(row["text"].split()) <= LONGEST]
+    chosen = [short[i] for i in np.random.default_rng(seed).permutation(len(short))[:TEXTS]]
+    start, end = (len(lm.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (BEFORE, AFTER))
+    tokens, maps, differences = [], [], []
+    for i in range(0, len(chosen), BATCH):
+        batch = lm.batch([f"{BEFORE} {text}{AFTER}" for text in chosen[i : i + BATCH]])
+        found = gradient_times_input.measure(lm, batch, answer=" positive", foil=" negative")
+        for said, row in zip(batch.tokens, found.attribution.values):
+            tokens.append(said[start : len(said) - end])
+            maps.append(row[start : len(said) - end])
+        differences.append(found.logit_difference.values)
+    return tokens, maps, np.concatenate(differences)
+
+
+@cache
+def _glove() -> Any:
+    return data("glove").train
+
+
+def _words(tokens: list[str]) -> list[np.ndarray | None]:
+    """For each token the GloVe vector of the word it is in; None where GloVe has none, and for punctuation."""
+    glove, words = _glove(), []
+    for token in tokens:
+        if token.startswith(" ") or not words:
+            words.append([])
+        words[-1].append(token)
+    spelled = ["".join(parts).strip().lower() for parts in words]
+    known = [glove[word] if word.isalpha() and word in glove else None for word in spelled]
+    return [vector for parts, vector in zip(words, known) for _ in parts]
+
+
+def _told(words: list[np.ndarray | None], cited: list[range]) -> np.ndarray:
+    found = [words[p] for span in cited for p in span if words[p] is not None]
+    return np.mean(found, axis=0) if found else np.zeros(50)
+
+
+def _bootstrap(values: np.ndarray, dice: np.random.Generator) -> tuple[float, float]:
+    means = [dice.choice(values, len(values)).mean() for _ in range(1000)]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
