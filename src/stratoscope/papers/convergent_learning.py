@@ -175,7 +175,8 @@ def some_neurons_of_language_models_converge(seed: int) -> Measured:
     one, two = (models.load(make("tiny-gpt-small", seed=2 * seed + i)) for i in range(2))
     texts = [text[:600] for text in data("enwik8").test if len(text) > 600]
     drawn = np.random.default_rng(seed).permutation(len(texts))[:TEXTS]
-    found = cl.measure(one, [texts[i] for i in drawn], other=two, seed=seed)
+    ids = [one.tokenizer(texts[i])["input_ids"][:200] for i in drawn]  # their context is 256 tokens
+    found = cl.measure(one, ids, other=two, seed=seed)
     every = found.correlation.values
     return Measured(
         values={"matched": every.mean(), "highest": every.max(), "lowest": every.min()},

@@ -4,8 +4,9 @@ Four layers of six heads, 2048 tokens, context 256. One row in four of its train
 tokens that repeats, so that it has reason to copy. `checkpoints/step-N`, spaced evenly in the logarithm, show how it
 came about.
 
-**What it does not show.** It has seen about a million tokens: its English is broken, it knows no facts, and the repeated
-rows were too few for induction heads (`induction_accuracy` on the card). `lab.planted.induction` has them by construction.
+**What it does not show.** It sees about a million tokens: its English is broken and it knows no facts. That many repeated
+rows were too few for induction heads in tiny-gpt-small; read `induction_accuracy` on the card before relying on them.
+`lab.planted.induction` has them by construction.
 """
 
 from __future__ import annotations
