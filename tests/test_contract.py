@@ -75,6 +75,7 @@ ARGUMENTS: dict[str, Callable[[str, list[int]], Any]] = {
     "foil": lambda name, examples: [[9, 10][e] for e in examples],
     "anchors": lambda name, examples: changed(name),  # of all examples, whichever are measured
     "other": lambda name, examples: subject(name),
+    "function": lambda name, examples: [3, 15, 38],  # token ids, of all examples, whichever are measured
 }
 
 

@@ -282,8 +282,8 @@ def test_the_made_up_world() -> None:
     hops = []
     for q in asked:
         if q.bridge is not None:
-            kind, _, first = q.prompt.partition(" of ")
-            second = f"{kind} of {q.bridge} is"
+            first, _, kind = q.prompt.rpartition(" 's ")
+            second = f"{q.bridge} 's {kind}"
             assert (facts[first], facts[second]) == (q.bridge, q.answer)
             hops.append((first, second, q.split))
             if q.split == "seen":

@@ -85,16 +85,20 @@ def test_the_tokenizer_knows_every_word(folders: dict[str, Path]) -> None:
 
 
 def test_what_patches_show() -> None:
-    names = [None, *scenes.SHAPES], [None, *scenes.COLOURS]
-    for scene in drawn(6):
-        shape, colour, centre = (labels[0] for labels in _scenes.contents([scene], 6))
+    pictures = drawn(6)
+    things = [thing for scene in pictures for thing in scene.things]
+    which, first = _scenes.contents(pictures, 6), 0
+    for row, scene in enumerate(pictures):
         for patch in range(PATCHES):
-            row, column = divmod(patch, 6)
-            inside = scene.masks[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].sum(axis=(1, 2))
-            thing = scene.things[inside.argmax()]
-            got = names[0][shape[patch]], names[1][colour[patch]]
-            assert got == ((thing.shape, thing.colour) if inside.max() > 4 else (None, None))
-            assert centre[patch].tolist() == pytest.approx([2 * thing.x - 1, 2 * thing.y - 1], abs=1e-6)
+            down, across = divmod(patch, 6)
+            inside = scene.masks[:, 8 * down : 8 * down + 8, 8 * across : 8 * across + 8].sum(axis=(1, 2))
+            assert which[row, patch] == (first + inside.argmax() if inside.max() > 4 else -1)
+        first += len(scene.things)
+    names = [None, *scenes.SHAPES], [None, *scenes.COLOURS]
+    for thing, (shape, colour, large, x, y) in zip(things, _scenes.facts(things).tolist()):
+        assert (names[0][int(shape)], names[1][int(colour)], ["small", "large"][int(large)]) == thing[:3]
+        assert (x, y) == pytest.approx((2 * thing.x - 1, 2 * thing.y - 1), abs=1e-6)
+    assert not _scenes.facts(things)[-1].any()
 
 
 # --- tiny-vit --------------------------------------------------------------------------------------------------
@@ -210,11 +214,25 @@ def test_questions_that_share_a_row_do_not_see_each_other(folders: dict[str, Pat
             logits = lm.model(**ids).logits[0, -2:]  # at "?" and at the answer
             word = lm.tokenizer.convert_tokens_to_ids(question.answer)
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([word, lm.tokenizer.eos_token_id])))
-    taught = _scenes.Taught(lm.model, 16)
-    pictures = [scene for scene, _ in rows]
-    naming = taught.naming(lm.model.model.vision_tower(_scenes.pixels(pictures)).last_hidden_state[:, 1:], pictures)
-    packed = tiny_llava.packed_loss(taught, rows, lm.tokenizer, PATCHES)
-    assert float(packed - naming) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+    answers, *_ = tiny_llava.packed_losses(tiny_llava.Pupil(lm.model, 16, 16), rows, lm.tokenizer, PATCHES)
+    assert float(answers) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+
+
+def test_where_things_are_named() -> None:
+    rows = [(scene, scenes.questions(scene, 8, kinds=tiny_llava.KINDS)) for scene in drawn(5)]
+    tokenizer = _scenes.words(start=True, end=False)
+    ids = tiny_llava.pack(rows, tokenizer, PATCHES)[0]
+    names, pairs = tiny_llava.spoken_of(rows, PATCHES)
+    assert len(names) == sum(len(q.things) for _, questions in rows for q in questions if q.kind != "count")
+    for row, column, thing in names:
+        word = tokenizer.convert_ids_to_tokens(int(ids[row, column]))
+        assert word in ("thing", thing.colour, thing.shape)
+        assert word != "thing" or tokenizer.convert_ids_to_tokens(int(ids[row, column - 1])) == thing.colour
+    asked = [q for _, questions in rows for q in questions if q.kind == "relation"]
+    assert len(pairs) == len(asked) > 3
+    for (row, column, first, second), question in zip(pairs, asked):
+        assert tokenizer.convert_ids_to_tokens(int(ids[row, column])) == "?"
+        assert tuple(rows[row][0].things.index(thing) for thing in (first, second)) == question.things
 
 
 def test_llava_is_judged_as_it_is_used(folders: dict[str, Path]) -> None:

@@ -69,6 +69,7 @@ WHERE = {  # the country where ...
 }
 SCOPE, ASKS = "cat -> cat; 1135 -> 1135; hello -> hello; ?", " ->"  # "?" is replaced by the state
 ENDS = (-2, -1)  # the last token of the first hop's description, and the last of the prompt, "is"
+NOUNS = (-3, -1)  # the same in the miniature: Mira 's [teacher] 's [friend]
 MOST = 60  # failed questions that are searched
 
 
@@ -122,7 +123,7 @@ def a_planted_late_hop_is_repaired(seed: int) -> Measured:
     says="The bridge entity is resolved in earlier layers than the answer",
     where="abstract",
     tier="small",
-    subject="tiny-twohop",
+    subject="tiny-twohop 2",
     expect="bridge_depth < answer_depth and bridge_share > 2 * stranger_share",
     direction="bridge_depth < answer_depth",
     null="the bridge of another question, decoded in the same way",
@@ -131,23 +132,27 @@ def the_bridge_comes_first_in_a_miniature(seed: int) -> Measured:
     """Questions the miniature answers right. The depth at which the logit lens first has the entity on top: the bridge
     at the end of the first hop or after it, the answer at the last token. Mean over questions in which both are seen."""
     lm, hops, right = _miniature(seed)
-    return _decoding(lm, [hop for hop, good in zip(hops, right) if good and hop.known][:200], top=1, seed=seed)
+    return _decoding(lm, [hop for hop, good in zip(hops, right) if good and hop.known][:200], NOUNS, top=1, seed=seed)
 
 
 @claim(
     says="In many failed cases a back-patch exists that gives the answer (up to 57 %)",
-    where="abstract",
+    where="abstract (first version; 66 % at EMNLP)",
     tier="small",
-    subject="tiny-twohop",
+    subject="tiny-twohop 2",
     expect="fixed >= 0.2 and stranger <= 0.5 * fixed",
     direction="fixed > stranger",
     null="the same search with the state of another question",
 )
 def back_patching_helps_a_miniature(seed: int) -> Measured:
-    """Questions the miniature fails though it knows both facts alone; all pairs of layers, at both places."""
+    """Questions the miniature fails though it knows both facts alone; all pairs of layers, at both places.
+
+    On version 1 of the miniature this failed (fixed 0.17, stranger 0.2): its word order, "friend of teacher of Mira",
+    left the account no way to be right. There, a bridge put back at "Mira" asks for the friend of the bridge's teacher.
+    """
     lm, hops, right = _miniature(seed)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
-    return _repair(lm, failed, every=1, seed=seed, asked=len(hops))
+    return _repair(lm, failed, NOUNS, every=1, seed=seed, asked=len(hops))
 
 
 @claim(
@@ -163,7 +168,7 @@ def the_bridge_comes_first_in_smollm2(seed: int) -> Measured:
     """As in the miniature, on capitals of described countries whose two hops the model knows; among the top 10."""
     lm = models.load("smollm2")
     hops, _ = _described(lm)
-    return _decoding(lm, [hop for hop in hops if hop.known][:30], top=10, seed=seed)
+    return _decoding(lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed)
 
 
 @claim(
@@ -182,12 +187,12 @@ def the_bridge_comes_first_through_a_patchscope(seed: int) -> Measured:
     a country the same Patchscope does read it, up to the middle layers."""
     lm = models.load("smollm2")
     hops, _ = _described(lm)
-    return _decoding(lm, [hop for hop in hops if hop.known][:30], top=10, seed=seed, decode=_scope)
+    return _decoding(lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed, decode=_scope)
 
 
 @claim(
     says="In many failed cases a back-patch exists that gives the answer (up to 57 %)",
-    where="abstract",
+    where="abstract (first version; 66 % at EMNLP)",
     tier="small",
     subject="smollm2",
     expect="fixed >= 0.2 and stranger <= 0.5 * fixed",
@@ -199,7 +204,7 @@ def back_patching_helps_smollm2(seed: int) -> Measured:
     lm = models.load("smollm2")
     hops, right = _described(lm)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
-    return _repair(lm, failed, every=3, seed=seed, asked=len(hops))
+    return _repair(lm, failed, ENDS, every=3, seed=seed, asked=len(hops))
 
 
 def _lens(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarray:
@@ -230,23 +235,24 @@ def _scope(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndar
 def _decoding(
     lm: LM,
     hops: Sequence[Hops],
+    places: Sequence[int],
     *,
     top: int,
     seed: int,
     decode: Callable[[LM, list[str], list[int], int], np.ndarray] = _lens,
 ) -> Measured:
-    """When bridge, answer and a stranger's bridge come among the top tokens."""
+    """When bridge, answer and a stranger's bridge come among the top tokens; the answer at the last place only."""
     others = back_patching.strangers([hop.bridge for hop in hops], seed)
     if others is None:
         raise RuntimeError("no question is left to decode.")
     prompts = [hop.prompt for hop in hops]
 
-    def depths(entity: list[int], places: Sequence[int]) -> np.ndarray:
-        rows = np.stack([decode(lm, prompts, entity, place) for place in places]).min(axis=0)
+    def depths(entity: list[int], where: Sequence[int]) -> np.ndarray:
+        rows = np.stack([decode(lm, prompts, entity, place) for place in where]).min(axis=0)
         return back_patching.decoded_at(torch.tensor(rows), top).numpy()
 
-    bridge, answer = depths([hop.bridge for hop in hops], ENDS), depths([hop.answer for hop in hops], ENDS[1:])
-    stranger = depths([hops[other].bridge for other in others], ENDS)
+    bridge, answer = depths([hop.bridge for hop in hops], places), depths([hop.answer for hop in hops], places[1:])
+    stranger = depths([hops[other].bridge for other in others], places)
     both = ~np.isnan(bridge) & ~np.isnan(answer)
     mean = lambda x: x[both].mean() if both.any() else np.nan  # noqa: E731
     earlier = answer - bridge
@@ -269,7 +275,7 @@ def _decoding(
     )
 
 
-def _repair(lm: LM, failed: Sequence[Hops], *, every: int, seed: int, asked: int) -> Measured:
+def _repair(lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int, seed: int, asked: int) -> Measured:
     """Share of failed questions that some back-patch answers, at either place."""
     some = np.random.default_rng(seed).permutation(len(failed))[:MOST]
     hops = [failed[i] for i in some]
@@ -277,7 +283,7 @@ def _repair(lm: LM, failed: Sequence[Hops], *, every: int, seed: int, asked: int
         raise RuntimeError(f"{len(hops)} questions failed: there is nothing to repair.")
     prompts, answers = [hop.prompt for hop in hops], [hop.answer for hop in hops]
     runs = [
-        back_patching.measure(lm, prompts, answer=answers, position=place, every=every, seed=seed) for place in ENDS
+        back_patching.measure(lm, prompts, answer=answers, position=place, every=every, seed=seed) for place in places
     ]
     right = {name: np.stack([run[name].values > 0 for run in runs]) for name in ("margin", "null")}
     fixed, stranger = (found.any(axis=(0, 2, 3)) for found in right.values())
@@ -310,8 +316,8 @@ def _miniature(seed: int) -> tuple[LM, list[Hops], list[bool]]:
     hops, right = [], []
     for q, ok in zip(asked, good):
         if q.bridge is not None:
-            second, _, first = q.prompt.partition(" of ")
-            both = known[first] and known[f"{second} of {q.bridge} is"]
+            first, _, second = q.prompt.rpartition(" 's ")
+            both = known[first] and known[f"{q.bridge} 's {second}"]
             hops.append(Hops(q.prompt, word(q.bridge), word(q.answer), both))
             right.append(ok)
     order = np.random.default_rng(seed).permutation(len(hops))

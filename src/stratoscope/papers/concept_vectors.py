@@ -1,13 +1,13 @@
 """Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces.
 
-Hong, Yu, Yang, Ravfogel and Geva, 2024. arXiv:2406.11614.
+Hong, Yu, Yang, Ravfogel and Geva, 2024. arXiv:2406.11614. At EMNLP 2025: Intrinsic Test of Unlearning [...].
 Claim: unlearning by training hardly touches the value vectors that hold a concept, while spoiling these vectors removes
     what the model knows of it and makes it harder to bring back.
 Methods: neurons.concept_vectors, neurons.parametric_trace, editing.needle, editing.fine_tune
 
-The paper's concepts are topics such as Harry Potter in models of 7 billion parameters, chosen by GPT-4 and by people. Here
-a concept is a list of words, its vector the one whose projection fits the list best, and the six concepts are those whose
-vectors fit best: by weights alone, before any prompt is read.
+The paper's concepts are topics such as Harry Potter in two models of 7 billion parameters. Here a concept is a list of
+words, its vector the one whose projection fits the list best, and the six concepts are those whose vectors fit best: by
+weights alone, before any prompt is read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Concept(NamedTuple):
 
 @claim(
     says="The needle leaves nothing of a vector: noise s times its size leaves a cosine of 1 / sqrt(1 + s^2)",
-    where="section on Needle; the closed form is geometry",
+    where="Needle is the paper's (section not checked); the closed form is geometry",
     tier="identity",
     subject="planted fact model (Llama)",
     expect="abs(cosine - expected) < 0.15 and untouched == 1",
@@ -94,7 +94,8 @@ def a_needle_spoils_one_vector(seed: int) -> Measured:
 )
 def needle_is_specific(seed: int) -> Measured:
     """The part of the probability of a word that is lost, in prose of the test splits which goes on with a word of the
-    concept, and (unrelated) with a word of another one; mean over six concepts, one vector each."""
+    concept, and (unrelated) with a word of another one; mean over six concepts, one vector each. On seed 0 colours alone
+    carry the mean (0.45 lost): without them it is -0.01, and war and faith gain."""
     lm, concepts, dice = _subject(), _concepts("test", seed), random.Random(seed)
     plain = [_probability(lm, each.prompts, each.answers) for each in concepts]
     lost = []
@@ -136,7 +137,7 @@ def needle_is_specific(seed: int) -> Measured:
 @claim(
     says="Unlearning by gradient ascent hardly changes concept vectors, and what it hides is easier to bring back than "
     "what the needle removed",
-    where="abstract; the cosine of 0.95 is the ledger's",
+    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, is ours",
     tier="small",
     subject="smollm2",
     expect="cosine >= 0.95 and needle_cosine < 0.5 and ascent_back > needle_back",
@@ -146,7 +147,13 @@ def needle_is_specific(seed: int) -> Measured:
 def ascent_leaves_the_trace(seed: int) -> Measured:
     """Ascent on sentences of the training splits ends once the concept's words are as improbable as after the needle (or
     after 12 steps). Then both are asked again with the concept's words before the prompt: `back` is the share of the
-    probability that this hint gives the model as it was, less the share that is left without the hint."""
+    probability that this hint gives the model as it was, less the share that is left without the hint.
+
+    Two of the three comparisons cannot fail: the needle's cosine is that of its noise, and twelve steps of Adam at 1e-5
+    cannot bring the cosine below 0.999999, whatever the gradient. Only `back` is open, and there the two are not level: on
+    seed 0 the needle had removed 0.7 % of the probability (for war it added some: there ascent had met its goal before it
+    began) and ascent 4.3 %, mean of three concepts, without an interval. Whether unlearning that works leaves the trace is
+    not shown."""
     lm, concepts, trained = _subject(), _concepts("test", seed)[:UNLEARNED], _concepts("train", seed)
     rows = []
     for each, source in zip(concepts, trained):

@@ -28,7 +28,7 @@ GROUPS, LASSO, TEXTS = 16, 0.1, 24
 
 @claim(
     says="Matching finds the units that two networks share",
-    where="section 3",
+    where="abstract (bipartite matching, sparse prediction)",
     tier="identity",
     subject="random units, and the same permuted with noise",
     expect="matched == 1 and best == 1 and lasso == 1 and rotated < 0.2",
@@ -52,7 +52,7 @@ def a_permuted_copy_is_found(seed: int) -> Measured:
 
 @claim(
     says="Some features are learned reliably in several networks, others are not",
-    where="abstract, finding 1; section 3.1",
+    where="abstract, finding 1",
     tier="small",
     subject="MNIST classifiers of four seeds",
     expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
@@ -107,7 +107,7 @@ def some_units_converge_and_some_do_not(seed: int) -> Measured:
 
 @claim(
     says="Units span low-dimensional subspaces that networks share, while the basis vectors are not shared",
-    where="abstract, finding 2; sections 3.2 and 3.3",
+    where="abstract, finding 2",
     tier="small",
     subject="MNIST classifiers of four seeds",
     expect="subspace > matched + 0.1 and subspace > untrained_subspace and few > matched",

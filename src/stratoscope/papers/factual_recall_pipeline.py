@@ -5,7 +5,8 @@ Claim: heads hand the subject to the last token, MLPs erase or amplify what head
     right answer back.
 Methods: heads.argument_passing, heads.mlp_decomposition, heads.answer_suppression
 
-The abstract leaves open how heads are found and what a lowered logit is lowered from; the methods say what we chose.
+The abstract leaves open how heads are found, into what an MLP is decomposed and what a lowered logit is lowered from;
+the methods say what we chose.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def both_planted_heads_are_named(seed: int) -> Measured:
 
 @claim(
     says="An MLP's output can be decomposed into multiples of what the heads wrote",
-    where="abstract",
+    where="abstract, which leaves open into what; multiples of the heads are our reading",
     tier="identity",
     subject="random vectors",
     expect="error < 0.000001 and explained > 0.999999 and shuffled < 0.5",

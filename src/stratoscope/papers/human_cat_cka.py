@@ -1,7 +1,8 @@
 """Purrturbed but Stable: Human-Cat Invariant Representations Across CNNs, ViTs and Self-Supervised ViTs.
 
 Shah and Tripathi, 2025. arXiv:2511.02404.
-Claim: frozen vision models represent what a human and what a cat would see alike, the most so in early layers.
+Claim: frozen vision models represent what a human and what a cat would see alike; the most aligned of them, DINO, the
+    most so in early layers.
 Methods: embeddings.similarity
 
 A cat's pupil is an upright slit: what is out of focus is blurred along the slit, up and down, and hardly to the sides. Here a
@@ -30,7 +31,7 @@ KINDS = ("linear", "rbf", "rsa")
 
 @claim(
     says="CKA is 1 for rotated and scaled copies, and 0 for unrelated representations",
-    where="methods (CKA)",
+    where="known of CKA; the paper relies on it (section not checked)",
     tier="identity",
     subject="random samples",
     expect="copy > 0.999999 and abs(unrelated) < 0.05 and biased > 0.5",
@@ -52,7 +53,7 @@ def the_scale_has_its_ends(seed: int) -> Measured:
 
 @claim(
     says="The two views are aligned most in early layers",
-    where="abstract",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
     tier="small",
     subject="resnet56-cifar10",
     expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and abs(shuffled) < 0.05",
@@ -60,13 +61,14 @@ def the_scale_has_its_ends(seed: int) -> Measured:
     null="the cat's pictures shuffled",
 )
 def early_layers_of_a_cnn_align(seed: int) -> Measured:
-    """Gaussian CKA and RSA of both views after the stem and every third block: the mean of the first and of the last third."""
+    """Gaussian CKA and RSA of both views after the stem and every third block: the mean of the first and of the last third.
+    The shuffled pairs oppose `early > 0.5`, not the order of layers: an untrained network of this shape was not asked."""
     return _depth(_cnn(seed))
 
 
 @claim(
     says="The two views are aligned most in early layers",
-    where="abstract",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
     expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and abs(shuffled) < 0.05",
@@ -74,13 +76,14 @@ def early_layers_of_a_cnn_align(seed: int) -> Measured:
     null="the cat's pictures shuffled",
 )
 def early_layers_of_a_vit_align(seed: int) -> Measured:
-    """The same for the tokens of a small vision transformer, from the patch embedding to the last layer."""
+    """The same for the tokens of a small vision transformer, from the patch embedding to the last layer. It hardly feels the
+    blur: on seed 0 no CKA is below 0.97 and no RSA below 0.95 in any layer, so that little is left to be ordered."""
     return _depth(_vit(seed))
 
 
 @claim(
     says="Representational similarity collapses when the pairing of the views is shuffled",
-    where="the controls",
+    where="the ledger; in the paper not checked",
     tier="small",
     subject="resnet56-cifar10",
     expect="rsa > 0.3 and abs(shuffled_rsa) < 0.05",
@@ -88,13 +91,14 @@ def early_layers_of_a_vit_align(seed: int) -> Measured:
     null="the cat's pictures shuffled",
 )
 def a_cnn_needs_the_pairing(seed: int) -> Measured:
-    """The mean RSA over layers, and the largest in size that a layer has when pairs are shuffled."""
+    """The mean RSA over layers, and the largest in size that a layer has when pairs are shuffled. That RSA collapses is true
+    of any shuffled pairs, and one shuffle serves all layers: 0.061 on seed 0 is the luck of that draw, not the network's."""
     return _pairing(_cnn(seed))
 
 
 @claim(
     says="Representational similarity collapses when the pairing of the views is shuffled",
-    where="the controls",
+    where="the ledger; in the paper not checked",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
     expect="rsa > 0.3 and abs(shuffled_rsa) < 0.05",
@@ -102,7 +106,7 @@ def a_cnn_needs_the_pairing(seed: int) -> Measured:
     null="the cat's pictures shuffled",
 )
 def a_vit_needs_the_pairing(seed: int) -> Measured:
-    """The same for the small vision transformer."""
+    """The same for the small vision transformer. Its RSA of 0.977 on seed 0 says first of all that it hardly feels the blur."""
     return _pairing(_vit(seed))
 
 

@@ -1,6 +1,6 @@
 """The Lazy Neuron Phenomenon: On Emergence of Activation Sparsity in Transformers.
 
-Li, You, Bhojanapalli, Li, Rawat, Reddi, Ye, Chern, Yu, Guo and Kumar, 2023. arXiv:2210.06313.
+Li, You, Bhojanapalli, Li, Rawat, Reddi, Ye, Chern, Yu, Guo and Kumar, 2022 (ICLR 2023). arXiv:2210.06313.
 Claim: training makes the ReLU activations of transformers sparse whatever the data, and keeping only the k largest makes
     them bear label noise better and know better how sure they are.
 Methods: neurons.activation_sparsity, editing.top_k
@@ -34,7 +34,7 @@ TEXTS = 16
 
 @claim(
     says="Before training half of the activations are nonzero, and Top-k leaves k of them",
-    where="sections 2 and 4",
+    where="abstract (Top-k); the half before training is symmetry (section not checked)",
     tier="identity",
     subject="an untrained OPT of two layers",
     expect="abs(untrained - 0.5) < 0.05 and kept == share and smooth == 1",
@@ -57,7 +57,7 @@ def half_at_first_and_k_with_top_k(seed: int) -> Measured:
 
 @claim(
     says="Sparsity emerges in training, also when the labels are random",
-    where="abstract; section 2",
+    where="abstract",
     tier="small",
     subject="a tiny ReLU ViT on MNIST",
     expect="abs(untrained - 0.5) < 0.1 and trained < 0.2 and random_labels < 0.2",
@@ -91,7 +91,7 @@ def training_makes_neurons_lazy(seed: int) -> Measured:
 
 @claim(
     says="Top-k makes a transformer less sensitive to wrong labels and better calibrated",
-    where="abstract; section 4",
+    where="abstract",
     tier="small",
     subject="a tiny ReLU ViT on MNIST",
     expect="top_k > dense + 0.01 and top_k_error < dense_error",
@@ -138,7 +138,7 @@ def few_neurons_bear_wrong_labels(seed: int) -> Measured:
 
 @claim(
     says="Sparsity emerges in training, also when the labels are random",
-    where="abstract; section 2, where activations are ReLU",
+    where="abstract, where activations are ReLU",
     tier="small",
     subject="smollm2",
     expect="nonzero < 0.2",

@@ -40,7 +40,7 @@ KINDS = ("attention", "mlp", "block")
 
 @claim(
     says="A dropped module is one whose output is zero, and a dropped attention layer keeps no keys and values",
-    where="section on layer dropping",
+    where="section 3.3 (Layer Drop)",
     tier="identity",
     subject="planted induction model (GPT-2, two layers)",
     expect="gap == 0 and kept == 1 and changed > 1",
@@ -64,7 +64,7 @@ def dropped_is_zero(seed: int) -> Measured:
 
 @claim(
     says="Attention layers can be dropped at little cost, MLPs and blocks cannot; and the model runs faster",
-    where="abstract",
+    where="abstract; section 4, tables 1 to 3",
     tier="small",
     subject="smollm2",
     expect="attention <= 0.5 * mlp and attention <= 0.5 * block and attention <= 0.5 * random and speedup > 1",

@@ -5,8 +5,8 @@ Claim: a small set of output nodes gives the letter of a multiple-choice answer,
     directions of queries and keys; on random letters this explains only part of what they do.
 Methods: circuits.output_nodes, editing.low_rank_attention
 
-SmolLM2-135M is at chance on such questions. The effect must appear in `tiny-mcq`, a miniature that answers them; both are
-recorded.
+SmolLM2-135M does not answer such questions. The effect must appear in `tiny-mcq`, a miniature that does; both are
+recorded. Section numbers are taken from another reader's notes on the full text.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def a_planted_head_needs_one_direction(seed: int) -> Measured:
 
 @claim(
     says="A small set of output nodes recovers the label",
-    where="abstract; section 3",
+    where="abstract; section 3.1",
     tier="small",
     subject="tiny-mcq",
     expect="recovered >= 0.8 and recovered > random",
@@ -97,7 +97,10 @@ def a_planted_head_needs_one_direction(seed: int) -> Measured:
 )
 def few_nodes_give_the_letter(seed: int) -> Measured:
     """Nodes are ranked on some questions and patched, at the last token, on others; the corrupt question has the right
-    option at another letter. `needed` is how many recover 80 %, `of` how many there are, `accuracy` the model's own."""
+    option at another letter. `needed` is how many recover 80 %, `of` how many there are, `accuracy` the model's own.
+
+    Ten of 36 nodes are not few: on seed 0 ten random ones recover 0.85, which is above the threshold too. What tells is the
+    curve: the first four, which are the four MLPs, recover 0.96, four random ones 0.40."""
     lm = _miniature(seed)
     learn, test = _questions(LEARN, seed, seed + 1), _questions(LEARN, seed, seed + 2)
     return _nodes(lm, _pairs(lm, learn), _pairs(lm, test), _accuracy(lm, test), seed)
@@ -105,7 +108,7 @@ def few_nodes_give_the_letter(seed: int) -> Measured:
 
 @claim(
     says="A small set of output nodes recovers the label",
-    where="abstract; section 3",
+    where="abstract; section 3.1",
     tier="small",
     subject="smollm2",
     expect="recovered >= 0.8 and recovered > random and accuracy > 0.5",
@@ -113,8 +116,8 @@ def few_nodes_give_the_letter(seed: int) -> Measured:
     null="as many heads and MLPs drawn at random, mean of draws",
 )
 def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
-    """The same on SmolLM2-135M and `lab.tasks.mcq`, where it is at chance: `accuracy` is the share whose top token is the
-    letter (a guesser among the four has 0.25)."""
+    """The same on SmolLM2-135M and `lab.tasks.mcq`: `accuracy` is the share whose top token is the letter (a guesser among
+    the four has 0.25). On seed 0 it never is."""
     lm = models.load("smollm2")
     learn, test = (mcq.task(lm.tokenizer, 24, seed + shift) for shift in (1, 2))
     top = last_logits(lm, list(test.clean)).argmax(dim=-1) == torch.tensor(test.answer_ids)
@@ -124,7 +127,7 @@ def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
 
 @claim(
     says="The query and key subspaces of correct-letter heads are compressed to three directions without loss",
-    where="abstract; section 4",
+    where="abstract; section 4.1; that it is three is the ledger's",
     tier="small",
     subject="tiny-mcq",
     expect="compressed >= whole - 0.05 and compressed > random + 0.05 and off <= whole - 0.2",
@@ -134,7 +137,9 @@ def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
 def three_directions_are_enough(seed: int) -> Measured:
     """All correct-letter heads (on at least half of the questions they look most at the right option) keep three directions
     of query and of key at the last token, found on other questions. `off` is accuracy without these heads: it must fall,
-    or nothing is shown. The paper's heads are few; in the miniature many share the work, so that all are compressed."""
+    or nothing is shown. The paper's heads are few; in the miniature many share the work, so that all are compressed. On seed
+    0 three directions beat random ones (0.56 against 0.34) and lose almost half of the accuracy: more than the statement
+    says."""
     lm = _miniature(seed)
     test = _questions(TEST, seed, seed + 2)
     heads = _letter_heads(lm, seed)
@@ -153,7 +158,7 @@ def three_directions_are_enough(seed: int) -> Measured:
 
 @claim(
     says="With randomised labels the explanation is only partial",
-    where="abstract; section 5",
+    where="abstract; section 4.2, figure 11",
     tier="small",
     subject="tiny-mcq",
     expect="lost_on_random_letters >= lost + 0.05",
@@ -162,7 +167,8 @@ def three_directions_are_enough(seed: int) -> Measured:
 )
 def random_letters_need_more(seed: int) -> Measured:
     """The three directions found on questions labelled A B C D, used on questions labelled by random letters: how much
-    more accuracy is lost there? `own` is what is lost there with directions found on random letters."""
+    more accuracy is lost there? `own` is what is lost there with directions found on random letters. On seed 0 0.44 is lost on
+    A B C D already, so that this compares a bad explanation with a worse one (0.54); directions of their own lose 0.45."""
     lm = _miniature(seed)
     heads = _letter_heads(lm, seed)
     letters, shuffled = (_questions(TEST, seed, seed + 2, shuffled=yes) for yes in (False, True))

@@ -1,13 +1,13 @@
 """Decoding specialised feature neurons in LLMs with the final projection layer.
 
-Davies, 2025.
+Davies, 2025. arXiv:2501.02688. In its second version: Flash Interpretability.
 Claim: the weights of up-projection neurons, read through the LM head, name the concept that a neuron stands for; clamping
     it raises the concept's token, and most neurons keep their token through fine-tuning.
 Methods: neurons.token_neurons, neurons.vocabulary, editing.clamp, editing.fine_tune
 
-The paper shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here sixteen tokens are drawn, and
-SmolLM2-135M, of which no second version is at hand, is trained briefly. The abstract does not say whether norms are folded
-into the weights; here they are.
+The abstract shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here sixteen tokens are drawn, and
+SmolLM2-135M-Instruct, whose pretrained version is not at hand, is trained briefly. The abstract does not say whether norms
+are folded into the weights; here they are.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def a_planted_reader_is_found(seed: int) -> Measured:
 def clamping_raises_the_token(seed: int) -> Measured:
     """By which factor the token's probability grows: geometric mean over concepts and held-out prompts. The four neurons
     that the index names first are tried at +20 and -20, at all positions, on four prompts, and the best is tested on eight
-    others; the index does not know the sign with which a gated neuron speaks, nor which of them speaks at all."""
+    others; the index does not know the sign with which a gated neuron speaks, nor which of them speaks at all. `random` has
+    not been chosen, so that `picked` is the fair opponent: on seed 0 the concept neuron beats it for 8 of 16 concepts, as a
+    coin would, and the interval of its gain holds 1."""
     lm, dice = models.load("smollm2"), random.Random(seed)
     words = dice.sample(WORDS, CONCEPTS)
     ids = torch.tensor([lm.tokenizer(f" {word}")["input_ids"][0] for word in words])
@@ -141,7 +143,8 @@ def clamping_raises_the_token(seed: int) -> Measured:
 def neurons_keep_their_token(seed: int) -> Measured:
     """Share of neurons, of every fourth layer, whose first token is the same after 30 steps of Adam at 5e-5 on 128 tokens
     of prose each: 3840 tokens, next to nothing beside an instruction tuning of millions. `moved` is the change of the up
-    weights relative to their size; `search` the seconds in which the whole model is searched for a token."""
+    weights relative to their size; `search` the seconds in which the whole model is searched for a token. On seed 0 the
+    weights move by 0.17 %, and no null is a change of that size: a small change changes few tokens, and no more is shown."""
     lm, dice = models.load("smollm2"), random.Random(seed)
     texts = dice.sample([each["text"] for each in data("sotu").train], STEPS)
     made = fine_tune.edit(lm, [lm.tokenizer(t)["input_ids"][:TOKENS] for t in texts], steps=STEPS, rate=RATE)

@@ -1,8 +1,8 @@
 """Saliency Map Verbalization: Comparing Feature Importance Representations from Model-free and Instruction-based Methods.
 
 Feldhus, Hennig, Nasert, Ebert, Schwarzenberg and Möller, 2022. arXiv:2210.07222.
-Claim: templates filled in by a search over a saliency map say only what it says, and a reader of them knows the prediction
-    better than one who is told nothing, though not by much.
+Claim: templates filled in by a search over a saliency map say only what it says, though a reader of them does not tell the
+    prediction well.
 Methods: tokens.verbalize, tokens.simulatability
 
 The paper's readers are people and GPT-3.5. Here they are two programs: a linear reader of the cited words, and the model
@@ -50,7 +50,7 @@ def a_paragraph_says_what_the_map_says(seed: int) -> Measured:
 
 @claim(
     says="Verbalisations cite what the map ranks highest, and spans hold no less than as many single words",
-    where="abstract (faithful by design); section on search methods (coverage)",
+    where="abstract (faithful by design); that spans hold as much as words is the ledger's",
     tier="small",
     subject="smollm2",
     expect="faithful == 1 and spans >= words and spans > random",
@@ -61,8 +61,9 @@ def smollm2_is_told_truly(seed: int) -> Measured:
     """Gradient times input of SmolLM2's choice between positive and negative, for short film reviews (SST-2).
 
     faithful: paragraphs about the three strongest words that `check` finds nothing wrong with. spans and words: the part of
-    the map that three spans of two tokens, and three single tokens, hold. random: three spans anywhere. Three spans are
-    twice as many tokens, which by itself holds more: compare spans with random, not with words.
+    the map that three spans of two tokens, and three single tokens, hold. random: three spans anywhere. All three comparisons
+    hold all but by construction: `describe` and `check` share their rules, three spans are twice as many tokens as three
+    words, and the best windows hold more than windows anywhere. This tests the code; of SmolLM2 only the sizes are news.
     """
     texts, maps, _ = _read(seed)
     dice = np.random.default_rng(seed)
@@ -87,7 +88,7 @@ def smollm2_is_told_truly(seed: int) -> Measured:
 
 @claim(
     says="A reader of the verbalisation predicts the label better than one who is told nothing",
-    where="abstract; section on simulatability",
+    where="the ledger; the abstract says only that these verbalisations fall short in simulatability",
     tier="small",
     subject="smollm2",
     expect="cited > nothing + 0.1 and cited > random",
@@ -99,6 +100,8 @@ def a_reader_predicts_smollm2(seed: int) -> Measured:
 
     It is told the words only, as the mean of their GloVe vectors, not where they push. SmolLM2 leans to one answer, so that a
     label is on which side of the median difference a text is; told nothing, one is right half of the time. whole: all words.
+    Any three words do as well: on seed 0 random ones give 0.649, and 0.738 in the best draw, against 0.6625, which is one
+    text of 80 more. That the map chooses the words is not shown to help.
     """
     texts, maps, difference = _read(seed)
     labels, dice = difference > np.median(difference), np.random.default_rng(seed)

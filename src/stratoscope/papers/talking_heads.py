@@ -5,7 +5,7 @@ Claim: heads talk across layers through low-rank channels that their weights sho
     model recall items from a list.
 Methods: heads.composition, heads.roles
 
-The paper's model is GPT-2, its list task longer; the wording of ours is our own (`lab.tasks.laundry_list`).
+The paper's models are GPT-2 small and Pythia 160m; the wording of the list task is our own (`lab.tasks.laundry_list`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Channel = tuple[int, int, int, float]  # layer, head, rank, factor
 
 @claim(
     says="Interactions between heads can be predicted from their weights",
-    where="abstract; section 3 (composition score)",
+    where="abstract",
     tier="identity",
     subject="planted.induction_gpt2",
     expect="first == 1 and planted > 2 * random and planted > 1.5 * second",
@@ -64,7 +64,7 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
 
 @claim(
     says="Previously described interactions between heads can be predicted from components of their weights",
-    where="abstract; section 3",
+    where="abstract",
     tier="small",
     subject="smollm2",
     expect="component >= 0.9 and component > high",
@@ -113,8 +113,8 @@ def known_pairs_stand_out(seed: int) -> Measured:
 
 
 @claim(
-    says="Turning up a low-rank channel makes the model recall items of a list better, often by over 20 points",
-    where="abstract; Laundry List",
+    says="Turning up a low-rank channel makes the model recall items of a list better, often by over 20 %",
+    where="abstract (Laundry List)",
     tier="small",
     subject="smollm2",
     expect="edited - whole >= 0.05 and edited > random and weights > whole",

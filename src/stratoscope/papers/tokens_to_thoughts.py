@@ -7,7 +7,8 @@ Methods: embeddings.human_categories
 
 The paper's categories are those of Rosch and of McCloskey and Glucksberg. Here WordNet's kinds stand in for them: frequent
 words whose first sense is of one of 21 everyday kinds. For typicality, short lists that we typed from the best known to
-the least stand in for the published ratings: they are rough, and only their order is used.
+the least stand in for the published ratings: they are rough, and only their order is used. Authors are those of the first
+version; section numbers and numbers quoted are of the revised one (ICLR 2026), which Soffer joined.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ TYPICAL = {
 
 @claim(
     says="Complexity is the information that categories hold of their members, distortion the variance they leave",
-    where="section 3 (the objective L)",
+    where="section 4.2 (the objective L)",
     tier="identity",
     subject="planted heaps of points",
     expect="ami > 0.999 and one < 0.000001 and singles < 0.000001 and abs(shuffled) < 0.2",
@@ -77,7 +78,7 @@ def the_objective_has_its_limits(seed: int) -> Measured:
 
 @claim(
     says="Clusters of static embeddings agree with human categories far above chance",
-    where="abstract; section on broad categories (AMI)",
+    where="abstract; section 5.1 (AMI)",
     tier="small",
     subject="smollm2",
     expect="ami > 0.25 and ami > 10 * abs(shuffled)",
@@ -91,7 +92,7 @@ def smollm2_has_broad_categories(seed: int) -> Measured:
 
 @claim(
     says="Clusters of static embeddings agree with human categories far above chance",
-    where="abstract; section on broad categories (AMI)",
+    where="abstract; section 5.1 (AMI)",
     tier="small",
     subject="glove",
     expect="ami > 0.25 and ami > 10 * abs(shuffled)",
@@ -105,7 +106,7 @@ def glove_has_broad_categories(seed: int) -> Measured:
 
 @claim(
     says="Embeddings tell which kind a word is of, but hardly how typical it is of its kind",
-    where="abstract; section on typicality",
+    where="abstract; section 5.2 (typicality)",
     tier="small",
     subject="smollm2",
     expect="centroid <= 0.4 and name <= 0.4 and member > 0.8",
@@ -116,13 +117,18 @@ def smollm2_hardly_knows_typicality(seed: int) -> Measured:
     """Rank correlation of typed order and cosine, in each of nine kinds, then the mean: to the others' mean, and to the name.
 
     member: how often a word is nearer to the mean of its own kind than to that of another.
+
+    The claim asks for low numbers, which a bad list gives as well: an order without any sense would pass, and the null does
+    not oppose this. It shows that the typed order has some sense: on seed 0 0.39 and 0.32 are far above the 0.14 of shuffled
+    lists. That 0.39 is below 0.40 is chance: its interval runs from 0.15 to 0.61. The paper asks for the name alone, and finds
+    less than 0.15 for most decoders.
     """
     return _typicality(_smollm2, seed)
 
 
 @claim(
     says="Embeddings tell which kind a word is of, but hardly how typical it is of its kind",
-    where="abstract; section on typicality",
+    where="abstract; section 5.2 (typicality)",
     tier="small",
     subject="glove",
     expect="centroid <= 0.4 and name <= 0.4 and member > 0.8",
@@ -130,13 +136,13 @@ def smollm2_hardly_knows_typicality(seed: int) -> Measured:
     null="the lists shuffled: the largest mean rank correlation of 95 % of the shuffles",
 )
 def glove_hardly_knows_typicality(seed: int) -> Measured:
-    """The same for GloVe's word vectors."""
+    """The same for GloVe's word vectors: 0.41 and 0.20 on seed 0, as near to the threshold from its other side."""
     return _typicality(_glove, seed)
 
 
 @claim(
     says="By the objective L, clusters of embeddings are more compressed than human categories",
-    where="abstract; section on the trade-off (L)",
+    where="abstract; section 5.3 (the trade-off, L)",
     tier="small",
     subject="smollm2",
     expect="clusters < human and clusters_complexity < human_complexity and human < shuffled",
@@ -146,14 +152,16 @@ def glove_hardly_knows_typicality(seed: int) -> Measured:
 def smollm2_compresses_more(seed: int) -> Measured:
     """L at beta = 1 of as many k-means clusters as kinds, and of the kinds, in a space scaled to total variance 1.
 
-    Distortion alone would be no finding, as k-means minimises it: complexity is asked to be lower as well.
+    Distortion alone would be no finding, as k-means minimises it: complexity is asked to be lower as well. But complexity is
+    the entropy of the sizes and no more: on seed 0, 3.79 bits against 4.13 (of at most 4.39) says that k-means cut this space
+    into clusters of less equal size, which a space with a few outliers brings about too.
     """
     return _compression(_smollm2, seed)
 
 
 @claim(
     says="By the objective L, clusters of embeddings are more compressed than human categories",
-    where="abstract; section on the trade-off (L)",
+    where="abstract; section 5.3 (the trade-off, L)",
     tier="small",
     subject="glove",
     expect="clusters < human and clusters_complexity < human_complexity and human < shuffled",

@@ -23,4 +23,5 @@ AXES: dict[str, str] = {
     "step": "a step of generation, training or integration",
     "expert": "an expert of a mixture-of-experts layer",
     "draw": "one of several random draws",
+    "transition": "from the kind of one token to the kind of the next, such as function->content",
 }

@@ -17,27 +17,26 @@ orders (`earlier` permuted). The first token of a text that nothing precedes has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from stratoscope.engine.trace import capture
-from stratoscope.errors import InputError, SiteError
+from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
+from stratoscope.tokens._surprisal import nats, real_rows, surprisal
 
 NULL = "random tokens in place of the earlier text"
-_AT_ONCE = 4096  # tokens whose logits are held at the same time: (4096, vocab) floats
 
 
-def bits(logits: Float[Tensor, "position vocab"], ids: Tensor) -> Float[Tensor, " position"]:
+def bits(logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]) -> Float[Tensor, " position"]:
     """-log2 p of ids[1:], each given what stands before it; NaN for the first, which nothing precedes."""
-    told = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
-    return torch.cat([told.new_full((1,), torch.nan), -told / torch.log(torch.tensor(2.0))])
+    return nats(logits, ids) / math.log(2)
 
 
 @torch.no_grad()
@@ -50,12 +49,9 @@ def measure(
     stands before the earlier text, and between the two. seed: of the null. Raises InputError when there is not one
     earlier text for each, or all does not fit the context; SiteError for a model that is no causal language model.
     """
-    if not lm.family.towers[""].causal or lm.family.vision_only:
-        raise SiteError(f"{lm.family.name} does not predict a next token from those before it: it has no surprisal.")
-    lm.layout.resolve("logits")
     batch = lm.batch(inputs)
-    texts = _rows(batch)
-    before = texts if earlier is None else _rows(lm.batch(earlier))
+    texts = real_rows(batch)
+    before = texts if earlier is None else real_rows(lm.batch(earlier))
     if len(before) != len(texts):
         raise InputError(f"there are {len(texts)} texts and {len(before)} earlier ones: give one for each.")
     start, pause = (_ids(lm, text) for text in (opening, between))
@@ -91,21 +87,9 @@ def _noise(lm: LM, count: int, seed: int) -> list[int]:
     return torch.randint(lm.dims.vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _rows(batch: Any) -> list[list[int]]:
-    ids, mask = batch.text
-    return [row[real].tolist() for row, real in zip(ids, mask)]
-
-
 def _ends(lm: LM, rows: Sequence[Sequence[int]], kept: Sequence[int], width: int) -> Float[Tensor, "example position"]:
     """Bits of the last kept[i] tokens of each row, padded with NaN."""
-    last = f"layers.{lm.dims.layers - 1}.resid_post"
     found = torch.full((len(rows), width), torch.nan)
-    size = max(1, _AT_ONCE // max(map(len, rows)))
-    for begin in range(0, len(rows), size):
-        part = lm.batch([list(row) for row in rows[begin : begin + size]])
-        final = capture(lm, part, last)[last]
-        for number, row in enumerate(rows[begin : begin + size], begin):
-            logits = lm.readout(final[number - begin, : len(row)])
-            n = kept[number]
-            found[number, :n] = bits(logits, torch.tensor(row, device=logits.device))[-n:].cpu()
+    for number, (row, n, told) in enumerate(zip(rows, kept, surprisal(lm, rows))):
+        found[number, :n] = told[len(row) - n : len(row)] / math.log(2)
     return found

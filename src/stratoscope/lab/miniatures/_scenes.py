@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stratoscope.lab.scenes import COLOURS, SHAPES, WORDS, Scene
+from stratoscope.lab.scenes import COLOURS, SHAPES, WORDS, Scene, Thing
 
 PAD, EOS, BOS, UNKNOWN, IMAGE = SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<image>")
 MEAN, SPREAD = 0.93, 0.3  # of pixel values from 0 to 1: about the ground, and the contrast of things to it
+WIDTHS = [len(SHAPES) + 1, len(COLOURS) + 1, 1, 2]  # of what is said of a patch: shape, colour, size, centre
 HELD_OUT = 10**9  # scenes from this index on are never trained on
 NOTE = (
-    "While it trained, a linear map from its vision tower's last layer named the shape, the colour and the centre of the "
+    "While it trained, a linear map from its vision tower's last layer named the shape, colour, size and centre of the "
     "thing in each patch; the map, counted among the parameters, is not part of the model."
 )
 
@@ -36,36 +37,53 @@ class Taught(nn.Module):
 
     def __init__(self, model: Any, dim: int) -> None:
         super().__init__()
-        self.model, self.names = model, nn.Linear(dim, len(SHAPES) + 1 + len(COLOURS) + 1 + 2)
+        self.model, self.names = model, nn.Linear(dim, sum(WIDTHS) + 1)
 
     def naming(self, patches: Float[Tensor, "example patch dim"], scenes: Sequence[Scene]) -> Float[Tensor, ""]:
-        """Mean loss of the shape, plus that of the colour, plus the squared error of where the thing's centre is."""
-        shape, colour, centre = contents(scenes, round(patches.shape[1] ** 0.5))
-        widths = [len(SHAPES) + 1, len(COLOURS) + 1, 2]
-        shapes, colours, centres = self.names(patches).flatten(0, 1).split(widths, dim=1)
-        losses = [
-            nn.functional.cross_entropy(*pair) for pair in ((shapes, shape.flatten()), (colours, colour.flatten()))
-        ]
-        seen = shape.flatten() > 0
-        return losses[0] + losses[1] + 2 * (centres[seen] - centre.flatten(0, 1)[seen]).square().mean()
+        """Mean loss of saying what each patch shows, and whether the middle of a thing is in it."""
+        side = round(patches.shape[1] ** 0.5)
+        true = facts([thing for scene in scenes for thing in scene.things])[contents(scenes, side).flatten()]
+        middle = torch.zeros(len(scenes), side, side)
+        for row, scene in enumerate(scenes):
+            for thing in scene.things:
+                middle[row, int(thing.y * side), int(thing.x * side)] = 1
+        said = self.names(patches).flatten(0, 1)
+        return described(said[:, 1:], true) + nn.functional.binary_cross_entropy_with_logits(
+            said[:, 0], middle.flatten()
+        )
 
 
-def contents(
-    scenes: Sequence[Scene], side: int
-) -> tuple[Int[Tensor, "example patch"], Int[Tensor, "example patch"], Float[Tensor, "example patch xy=2"]]:
-    """Shape, colour (from 1) and centre (-1 to 1) of what covers most of each of side * side patches.
+def contents(scenes: Sequence[Scene], side: int) -> Int[Tensor, "example patch"]:
+    """Which thing covers most of each of side * side patches, counted through all the scenes.
 
-    0 where a sixteenth of the patch or less is covered.
+    -1 where a sixteenth of the patch or less is covered.
     """
-    shapes, colours = ({name: number for number, name in enumerate(words, 1)} for words in (SHAPES, COLOURS))
-    found, centre = torch.zeros(2, len(scenes), side**2, dtype=torch.long), torch.zeros(len(scenes), side**2, 2)
-    for row, scene in enumerate(scenes):
+    found, first = [], 0
+    for scene in scenes:
         masks = torch.from_numpy(scene.masks).float()[:, None]
         most, which = nn.functional.avg_pool2d(masks, scene.pixels // side).flatten(1).max(dim=0)
-        known = torch.tensor([(shapes[thing.shape], colours[thing.colour]) for thing in scene.things])
-        found[:, row] = known[which].T.where(most > 1 / 16, 0)
-        centre[row] = torch.tensor([(2 * thing.x - 1, 2 * thing.y - 1) for thing in scene.things])[which]
-    return found[0], found[1], centre
+        found.append((which + first).where(most > 1 / 16, -1))
+        first += len(scene.things)
+    return torch.stack(found)
+
+
+def facts(things: Sequence[Thing]) -> Float[Tensor, "thing fact=5"]:
+    """Shape and colour (numbers from 1), whether it is large, x and y (-1 to 1) of each; then a row of zeros: nothing."""
+    shapes, colours = ({name: number for number, name in enumerate(words, 1)} for words in (SHAPES, COLOURS))
+    rows = [(shapes[t.shape], colours[t.colour], t.size == "large", 2 * t.x - 1, 2 * t.y - 1) for t in things]
+    return torch.tensor([*rows, (0, 0, 0, 0, 0)], dtype=torch.float)
+
+
+def described(said: Float[Tensor, "row said"], true: Float[Tensor, "row fact=5"]) -> Float[Tensor, ""]:
+    """Mean loss of shape, colour and size, plus twice the squared error of the centre; the last two of things only."""
+    shape, colour, large, centre = said.split(WIDTHS, dim=1)
+    thing = true[:, 0] > 0
+    return (
+        nn.functional.cross_entropy(shape, true[:, 0].long())
+        + nn.functional.cross_entropy(colour, true[:, 1].long())
+        + nn.functional.binary_cross_entropy_with_logits(large[thing, 0], true[thing, 2])
+        + 2 * (centre[thing] - true[thing, 3:]).square().mean()
+    )
 
 
 def image_processor(size: int) -> Any:

@@ -26,7 +26,7 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 from stratoscope.lab.miniatures._train import Recipe
 
-VERSION = 1
+VERSION = 2
 PATCH = 8
 CONTEXT = 48
 
@@ -37,9 +37,9 @@ def recipe(
     *,
     layers: int = 3,
     dim: int = 128,
-    heads: int = 4,
+    heads: int = 8,
     size: int = 48,
-    steps: int = 1000,
+    steps: int = 1800,
     batch: int = 48,
     rate: float = 2e-3,
     held_out: int = 256,
@@ -138,6 +138,7 @@ def _config(tokenizer: Any, layers: int, dim: int, heads: int, size: int) -> Any
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "projection_dim": dim // 2,
+        "hidden_act": "gelu",
     }
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     text = shared | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT}

@@ -1,13 +1,18 @@
 """A vision-language model (LLaVA: CLIP tower, projector, Llama) that answers questions about pictures of shapes.
 
 It is asked for colours, shapes, counts and relations of 2 to 4 things in scenes of 48 by 48 pixels, and answers with
-one word. All three parts are trained together from nothing, on answers only.
+one word. From nothing: first the tower alone names what is in its patches, then all three parts learn to answer, and to
+say, through linear maps that are thrown away, what thing each name in a question means and how far apart two things are.
 
     lm = stratoscope.load(lab.make("tiny-llava"))
     asked = lm.processor(images=scene.picture, text="<image> what colour is the square ?", return_tensors="pt")
     lm.model.generate(**asked)
 
-**What it does not show.** Nothing here was learned from photographs or from other language than these questions.
+**What it does not show.** With seed 0 it is right on 84 % of held-out questions: on colours, shapes and counts nearly always,
+on relations no more often than a coin, although how far two named things are apart can be read from it. Do not study
+relations on it. Nothing here was learned from photographs or from other language than these questions. That
+a thing's shape, colour, size and centre can be read at the last word of its name in the middle layer, and the way from
+one thing to another at the "?", was asked for in training: it is no finding.
 """
 
 from __future__ import annotations
@@ -25,10 +30,15 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 from stratoscope.lab.miniatures._train import Recipe
 
-VERSION = 1
+VERSION = 3
 KINDS = ("colour", "shape", "count", "relation")
 PATCH = 8
+ENDS = ("left", "right", "above", "below", "?")  # the words that a name of a thing stands before
 BLIND = "`blind` answers each question as it is most often answered, without the picture; `majority` each kind."
+MEANT = (
+    "From the middle layer at a name's last word a linear map said what thing is meant, and another, a layer before the "
+    "last at the '?' of a relation, how far apart the two things are; both are thrown away and counted as well."
+)
 Asked = tuple[scenes.Scene, list[scenes.Question]]
 
 
@@ -38,20 +48,20 @@ def recipe(
     *,
     layers: int = 4,
     dim: int = 128,
-    heads: int = 4,
+    heads: int = 8,
     vision_layers: int = 4,
     vision_dim: int = 128,
     size: int = 48,
-    steps: int = 2900,
-    lesson: int = 400,
+    steps: int = 2800,
+    lesson: int = 800,
     batch: int = 16,
     questions: int = 8,
-    rate: float = 2.5e-3,
+    rate: float = 2e-3,
     held_out: int = 300,
 ) -> Recipe:
     """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not each other.
 
-    In the first `lesson` steps the vision tower alone sees three times as many others, and names what is in them.
+    In the first `lesson` steps nothing is asked: the vision tower alone learns to name what is in its patches.
     """
     from transformers import LlavaForConditionalGeneration
 
@@ -60,65 +70,90 @@ def recipe(
     patches = (size // PATCH) ** 2
     processor = _processor(tokenizer, size)
 
-    def draw(first: int, n: int, what: str = "asked") -> list[scenes.Scene]:
-        return [scenes.scene(first + i, seed=f"tiny-llava {what} {seed}", pixels=size) for i in range(n)]
+    def draw(first: int, n: int) -> list[scenes.Scene]:
+        return [scenes.scene(first + i, seed=f"tiny-llava {seed}", pixels=size) for i in range(n)]
 
     def ask(first: int, n: int, kinds: Sequence[str] = KINDS) -> list[Asked]:
         return [(one, scenes.questions(one, questions, kinds=kinds)) for one in draw(first, n)]
 
-    def loss(model: _scenes.Taught, step: int, dice: torch.Generator) -> Tensor:
-        asked = ask(step * batch, batch, (*KINDS, "relation"))  # the hardest kind twice as often
-        named = draw(3 * step * batch, 3 * batch, "named") if step < lesson else []
-        return packed_loss(model, asked, tokenizer, patches, named)
+    def loss(model: Pupil, step: int, dice: torch.Generator) -> Tensor:
+        first = 2 * step * batch
+        if step < lesson:
+            drawn = draw(first, 3 * batch // 2)
+            return model.naming(model.model.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:], drawn)
+        asked = ask(first, batch, (*KINDS, "count", "relation"))  # what is hard twice as often
+        return sum(packed_losses(model, asked, tokenizer, patches), torch.zeros(()))
 
-    def save(model: _scenes.Taught, folder: Path) -> None:
+    def save(model: Pupil, folder: Path) -> None:
         model.model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
-    def judge(model: _scenes.Taught) -> dict[str, float]:
+    def judge(model: Pupil) -> dict[str, float]:
         held = ask(_scenes.HELD_OUT, held_out)
         return judged(model.model, held, tokenizer, patches) | guessed(ask(_scenes.HELD_OUT // 2, 6 * held_out), held)
 
     return Recipe(
-        _scenes.Taught(model, vision_dim),
+        Pupil(model, vision_dim, dim),
         loss,
         save,
         judge,
         steps=steps,
         rate=rate,
-        warmup=min(200, steps // 10),
+        warmup=min(100, steps // 10),
         floor=0.02,
         decay=0.05,
-        data={"scenes": f"{steps * batch} pictures, {questions} questions each", "held_out": f"{held_out} pictures"},
-        notes=[BLIND, f"{3 * lesson * batch} further pictures were only named, at first.", _scenes.NOTE],
+        data={
+            "scenes": f"{(steps - lesson) * batch} pictures, {questions} questions each",
+            "held_out": f"{held_out} pictures",
+        },
+        notes=[BLIND, f"{3 * batch // 2 * lesson} further pictures were only named, at first.", MEANT, _scenes.NOTE],
     )
 
 
-def packed_loss(
-    model: _scenes.Taught,
-    asked: Sequence[Asked],
-    tokenizer: Any,
-    patches: int,
-    named: Sequence[scenes.Scene] = (),
-) -> Float[Tensor, ""]:
-    """Mean loss of the answers and of the end after them; plus that of naming what each patch shows, also of `named`."""
+class Pupil(_scenes.Taught):
+    """LLaVA while it learns, with two further linear maps, both thrown away.
+
+    `means` says what thing is meant from the last word of its name; `apart` how far two named things are from each
+    other, from the "?" after them.
+    """
+
+    def __init__(self, model: Any, vision_dim: int, dim: int) -> None:
+        super().__init__(model, vision_dim)
+        self.means = torch.nn.Linear(dim, sum(_scenes.WIDTHS))
+        self.apart = torch.nn.Linear(dim, 2 + len(ENDS) - 1)
+
+
+def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches: int) -> tuple[Float[Tensor, ""], ...]:
+    """Mean losses: of the answers and the end after them, of what each patch shows, what each name means, how far apart."""
     ids, block, place = pack(asked, tokenizer, patches)
     same = block[:, :, None] == block[:, None, :]
     order = torch.arange(ids.shape[1])
     sees = (same | (block[:, None, :] == 0)) & (order[:, None] >= order[None, :])
-    llava, drawn = model.model, [*(scene for scene, _ in asked), *named]
+    llava, drawn = model.model, [scene for scene, _ in asked]
     seen = llava.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:]
     words = llava.get_input_embeddings()(ids)
-    pictures = llava.model.multi_modal_projector(seen[: len(asked)])
-    words = torch.cat([words[:, :1], pictures, words[:, 1 + patches :]], dim=1)
-    hidden = llava.model.language_model(
-        inputs_embeds=words, attention_mask=sees[:, None], position_ids=place, use_cache=False
-    ).last_hidden_state
+    words = torch.cat([words[:, :1], llava.model.multi_modal_projector(seen), words[:, 1 + patches :]], dim=1)
+    out = llava.model.language_model(
+        inputs_embeds=words,
+        attention_mask=sees[:, None],
+        position_ids=place,
+        use_cache=False,
+        output_hidden_states=True,
+    )
     after = ids == tokenizer.convert_tokens_to_ids("?")
     after[:, 1:] |= after[:, :-1].clone()  # "?" predicts the answer, the answer predicts the end
     row, column = after.nonzero(as_tuple=True)
-    answers = torch.nn.functional.cross_entropy(llava.lm_head(hidden[row, column]), ids[row, column + 1])
-    return answers + model.naming(seen, drawn)
+    logits = llava.lm_head(out.last_hidden_state[row, column])
+    answers = torch.nn.functional.cross_entropy(logits, ids[row, column + 1])
+    halfway, later = out.hidden_states[len(out.hidden_states) // 2], out.hidden_states[-2]
+    names, pairs = spoken_of(asked, patches)
+    row, column, things = zip(*names)
+    meant = _scenes.described(model.means(halfway[row, column]), _scenes.facts(things)[:-1])
+    row, column, first, second, way = zip(*pairs)
+    gap = (_scenes.facts(first) - _scenes.facts(second))[:-1, 3:]
+    said = model.apart(later[row, column])
+    apart = 2 * (said[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(said[:, 2:], torch.tensor(way))
+    return answers, model.naming(seen, drawn), meant, apart
 
 
 def pack(
@@ -145,6 +180,28 @@ def pack(
     return filled[0], filled[1], filled[2]
 
 
+def spoken_of(
+    asked: Sequence[Asked], patches: int
+) -> tuple[list[tuple[int, int, scenes.Thing]], list[tuple[int, int, scenes.Thing, scenes.Thing, int]]]:
+    """Where in the packed rows things are named: row, column of a name's last word, the thing; and pairs of things.
+
+    A pair stands at the "?" of its question; last comes which of ENDS was asked.
+    """
+    names, pairs = [], []
+    for row, (scene, questions) in enumerate(asked):
+        start = 1 + patches
+        for question in questions:
+            words, things = question.text.split(), [scene.things[thing] for thing in question.things]
+            if question.kind != "count":
+                ends = [start + column - 1 for column, word in enumerate(words) if word in ENDS]
+                names += [(row, end, thing) for end, thing in zip(ends, things, strict=True)]
+            if question.kind == "relation":
+                [way] = (ENDS.index(word) for word in words if word in ENDS[:-1])
+                pairs.append((row, start + len(words) - 1, things[0], things[1], way))
+            start += len(words) + 2  # the answer and the end
+    return names, pairs
+
+
 @torch.no_grad()
 def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> dict[str, float]:
     """Accuracy of each kind, one question at a time as a user asks it, and with the pictures exchanged."""
@@ -160,9 +217,10 @@ def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> 
         ids = torch.tensor([start + [number[word] for word in question.text.split()] for _, question in rows])
         own = torch.tensor([which for which, _ in rows])
         for what, seen in (("", own), ("other_picture_", (own + 1) % len(asked))):
-            for part, picture, some in zip(ids.split(64), pictures[seen].split(64), _split(rows, 64)):
-                logits = model(input_ids=part, pixel_values=picture, use_cache=False, logits_to_keep=1).logits[:, -1]
-                for guess, (_, question) in zip(logits.argmax(dim=-1).tolist(), some):
+            for first in range(0, len(rows), 64):
+                some = slice(first, first + 64)
+                out = model(input_ids=ids[some], pixel_values=pictures[seen[some]], use_cache=False, logits_to_keep=1)
+                for guess, (_, question) in zip(out.logits[:, -1].argmax(dim=-1).tolist(), rows[some]):
                     hit = guess == number[question.answer]
                     right[f"{what}accuracy"].append(hit)
                     right[f"{what}accuracy_{question.kind}"].append(hit)
@@ -183,10 +241,6 @@ def guessed(known: Sequence[Asked], asked: Sequence[Asked]) -> dict[str, float]:
             right[name].append(guess == question.answer)
             right[f"{name}_{question.kind}"].append(guess == question.answer)
     return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
-
-
-def _split(rows: list, size: int) -> list[list]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _processor(tokenizer: Any, size: int) -> Any:
@@ -210,6 +264,7 @@ def _config(tokenizer: Any, layers: int, dim: int, heads: int, vision_layers: in
         intermediate_size=2 * vision_dim,
         num_hidden_layers=vision_layers,
         num_attention_heads=heads,
+        hidden_act="gelu",
         image_size=size,
         patch_size=PATCH,
         projection_dim=dim,

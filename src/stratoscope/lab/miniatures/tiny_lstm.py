@@ -71,7 +71,7 @@ def recipe(
     dim: int = 192,
     hidden: int = 320,
     depth: int = 2,
-    steps: int = 600,
+    steps: int = 1000,
     batch: int = 16,
     context: int = 128,
     rate: float = 4e-3,

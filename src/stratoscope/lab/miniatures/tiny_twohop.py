@@ -1,13 +1,16 @@
 """A transformer that knows a made-up world by heart, and has to combine two of its facts.
 
-80 people, 8 relations, and one fact for each pair: `teacher of Mira is` -> `Otto`. Every fact is learned on its own.
-Two-hop questions, `friend of teacher of Mira is`, are learned for some pairs of facts only; the others fall into splits
+80 people, 8 relations, and one fact for each pair: `Mira 's teacher` -> `Otto`. Every fact is learned on its own.
+Two-hop questions, `Mira 's teacher 's friend`, are learned for some pairs of facts only; the others fall into splits
 by what is new about them (`questions`). The known result (Wang et al. 2024, arXiv:2405.15071) is that a transformer
 comes to answer new pairs of facts that it has combined before, but not facts that it has only met alone: it looks the
 second one up too late, in layers that never learned it (Biran et al. 2024, arXiv:2406.12775). Whether
 back-patching repairs that is a claim of papers/back_patching.
 
-Read-out and embedding are one matrix, so what a late layer says is something an early layer can read.
+Read-out and embedding are one matrix, so what a late layer says is something an early layer can read. A phrase evokes
+its person at its last word, because each question begins with a shorter one; and a person put there in place of that
+word, `(Otto) 's friend`, asks what is left to ask. Version 1 had it the other way round, `friend of teacher of Mira is`:
+nothing made the teacher appear at `Mira`, and had it, that would have asked for Otto's teacher's friend.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 
 from stratoscope.lab.miniatures._train import Recipe
 
-VERSION = 1
+VERSION = 2
 RELATIONS = "teacher friend neighbour boss doctor partner rival cousin mentor tenant lawyer pupil".split()
 SPLITS = ("one hop", "seen", "new pair", "new first", "new second", "new both")
 
@@ -59,9 +62,9 @@ def questions(seed: int = 0, *, people: int = 80, relations: int = 8, alone: flo
             return "new both" if {first, second} <= lonely else "new first" if first in lonely else "new second"
         return "new pair" if kept[first, second] and first in used[0] and second in used[1] else "seen"
 
-    one = [Question(f"{kind} of {name} is", world[kind, name], "one hop") for kind, name in facts]
+    one = [Question(f"{name} 's {kind}", world[kind, name], "one hop") for kind, name in facts]
     return one + [
-        Question(f"{second[0]} of {first[0]} of {first[1]} is", world[second], split(first, second), world[first])
+        Question(f"{first[1]} 's {first[0]} 's {second[0]}", world[second], split(first, second), world[first])
         for first, second in hops
     ]
 
@@ -80,7 +83,7 @@ def recipe(
     batch: int = 256,
     rate: float = 2e-3,
 ) -> Recipe:
-    """A quarter of each batch asks one hop, the rest two; only the answer is learned."""
+    """A quarter of each batch asks one hop, two such questions to a text, the rest two; only answers are learned."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     asked = questions(seed, people=people, relations=relations, alone=alone)
@@ -101,11 +104,13 @@ def recipe(
     )
 
     def loss(model: Any, step: int, dice: torch.Generator) -> Tensor:
-        def one(split: str, n: int) -> Tensor:
-            rows = splits[split][torch.randint(len(splits[split]), (n,), generator=dice)]
-            return nn.functional.cross_entropy(_last(model, rows), rows[:, -1], reduction="sum")
+        def drawn(split: str, n: int) -> Tensor:
+            return splits[split][torch.randint(len(splits[split]), (n,), generator=dice)]
 
-        return (one("one hop", batch // 4) + one("seen", batch - batch // 4)) / batch
+        first, second, two = drawn("one hop", batch // 8), drawn("one hop", batch // 8), drawn("seen", 3 * batch // 4)
+        texts = (first, torch.cat([first, second], dim=1), two)
+        losses = [nn.functional.cross_entropy(_last(model, rows), rows[:, -1], reduction="sum") for rows in texts]
+        return sum(losses, torch.tensor(0.0)) / batch
 
     def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)

@@ -23,7 +23,7 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 from stratoscope.lab.miniatures._train import Recipe
 
-VERSION = 1
+VERSION = 2
 PATCH = 8
 SHAPES = tuple(scenes.SHAPES)
 
@@ -34,11 +34,11 @@ def recipe(
     *,
     layers: int = 4,
     dim: int = 128,
-    heads: int = 4,
+    heads: int = 8,
     size: int = 48,
-    steps: int = 2000,
-    batch: int = 32,
-    rate: float = 2.5e-3,
+    steps: int = 2500,
+    batch: int = 24,
+    rate: float = 2e-3,
     held_out: int = 600,
 ) -> Recipe:
     """`batch` fresh pictures a step, 2 to 4 things in each."""

@@ -1,0 +1,47 @@
+"""Surprisal: how unlikely a causal model holds each token, given the text before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stratoscope.engine.trace import capture
+from stratoscope.errors import SiteError
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+
+_AT_ONCE = 4096  # tokens that run at the same time; logits are held for one row only
+
+
+def nats(logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]) -> Float[Tensor, " position"]:
+    """-ln p of ids[1:], each given what stands before it; NaN for the first, which nothing precedes."""
+    told = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
+    return torch.cat([told.new_full((1,), torch.nan), -told])
+
+
+@torch.no_grad()
+def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example position"]:
+    """In nats, on the CPU; NaN for each row's first token and for padding. SiteError unless the model is a causal LM."""
+    if not lm.family.towers[""].causal or lm.family.vision_only:
+        raise SiteError(f"{lm.family.name} does not predict a next token from those before it: it has no surprisal.")
+    lm.layout.resolve("logits")
+    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    width = max(map(len, rows))
+    found = torch.full((len(rows), width), torch.nan)
+    size = max(1, _AT_ONCE // width)
+    for begin in range(0, len(rows), size):
+        part = lm.batch([list(row) for row in rows[begin : begin + size]])
+        final = capture(lm, part, last)[last]
+        for number, row in enumerate(rows[begin : begin + size]):
+            logits = lm.readout(final[number, : len(row)])
+            found[begin + number, : len(row)] = nats(logits, torch.tensor(row, device=logits.device)).cpu()
+    return found
+
+
+def real_rows(batch: Batch) -> list[list[int]]:
+    """Each example's ids without padding."""
+    ids, mask = batch.text
+    return [row[real].tolist() for row, real in zip(ids, mask)]
