@@ -92,7 +92,7 @@ def by_depth(
 def stream(
     lm: LM, inputs: Any, *, position: int | None = -1, batch: int = 16
 ) -> list[Float[Tensor, "token depth dim"]]:
-    """Of each input the residual stream of one token, or of all of them (None), at every depth; `batch` inputs at a time."""
+    """Of each input the residual stream of one token, or of all (None), at every depth; `batch` inputs at a time."""
     ids, mask = lm.batch(inputs).text
     rows = [row[real.bool()].tolist() for row, real in zip(ids, mask)]
     kept, found = None if position is None else [position], []
