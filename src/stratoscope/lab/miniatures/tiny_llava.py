@@ -30,10 +30,10 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 from stratoscope.lab.miniatures._train import Recipe
 
-VERSION = 3
+VERSION = 2
 KINDS = ("colour", "shape", "count", "relation")
 PATCH = 8
-ENDS = ("left", "right", "above", "below", "?")  # the words that a name of a thing stands before
+ENDS = ("?", "left", "right", "above", "below")  # the words that a name of a thing stands before
 BLIND = "`blind` answers each question as it is most often answered, without the picture; `majority` each kind."
 MEANT = (
     "From the middle layer at a name's last word a linear map said what thing is meant, and another, a layer before the "
@@ -120,7 +120,7 @@ class Pupil(_scenes.Taught):
     def __init__(self, model: Any, vision_dim: int, dim: int) -> None:
         super().__init__(model, vision_dim)
         self.means = torch.nn.Linear(dim, sum(_scenes.WIDTHS))
-        self.apart = torch.nn.Linear(dim, 2 + len(ENDS) - 1)
+        self.apart = torch.nn.Linear(dim, 2)
 
 
 def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches: int) -> tuple[Float[Tensor, ""], ...]:
@@ -149,10 +149,9 @@ def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches:
     names, pairs = spoken_of(asked, patches)
     row, column, things = zip(*names)
     meant = _scenes.described(model.means(halfway[row, column]), _scenes.facts(things)[:-1])
-    row, column, first, second, way = zip(*pairs)
+    row, column, first, second = zip(*pairs)
     gap = (_scenes.facts(first) - _scenes.facts(second))[:-1, 3:]
-    said = model.apart(later[row, column])
-    apart = 2 * (said[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(said[:, 2:], torch.tensor(way))
+    apart = 2 * (model.apart(later[row, column]) - gap).square().mean()
     return answers, model.naming(seen, drawn), meant, apart
 
 
@@ -182,10 +181,10 @@ def pack(
 
 def spoken_of(
     asked: Sequence[Asked], patches: int
-) -> tuple[list[tuple[int, int, scenes.Thing]], list[tuple[int, int, scenes.Thing, scenes.Thing, int]]]:
+) -> tuple[list[tuple[int, int, scenes.Thing]], list[tuple[int, int, scenes.Thing, scenes.Thing]]]:
     """Where in the packed rows things are named: row, column of a name's last word, the thing; and pairs of things.
 
-    A pair stands at the "?" of its question; last comes which of ENDS was asked.
+    A pair stands at the "?" of its question.
     """
     names, pairs = [], []
     for row, (scene, questions) in enumerate(asked):
@@ -196,8 +195,7 @@ def spoken_of(
                 ends = [start + column - 1 for column, word in enumerate(words) if word in ENDS]
                 names += [(row, end, thing) for end, thing in zip(ends, things, strict=True)]
             if question.kind == "relation":
-                [way] = (ENDS.index(word) for word in words if word in ENDS[:-1])
-                pairs.append((row, start + len(words) - 1, things[0], things[1], way))
+                pairs.append((row, start + len(words) - 1, *things))
             start += len(words) + 2  # the answer and the end
     return names, pairs
 
