@@ -7,7 +7,7 @@ Methods: layers.concept_depth
 
 Our tasks stand in for the paper's: capitals for its Cities, SST-2 for its STSA, and coin flips made as in its Coinflip.
 Every text ends with the same token, so that what is read has to come from the layers. In the miniature it ends with the
-relation asked for, which none of its concepts depends on.
+relation asked for, which alone tells none of its concepts.
 """
 
 from __future__ import annotations

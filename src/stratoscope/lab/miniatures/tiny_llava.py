@@ -59,16 +59,13 @@ def recipe(
     rate: float = 2e-3,
     held_out: int = 300,
 ) -> Recipe:
-    """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not each other.
-
-    In the first `lesson` steps nothing is asked: the vision tower alone learns to name what is in its patches.
-    """
+    """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not each other. In the
+    first `lesson` steps nothing is asked: the vision tower alone learns to name what is in its patches."""
     from transformers import LlavaForConditionalGeneration
 
     tokenizer = _scenes.words(start=True, end=False)
     model = LlavaForConditionalGeneration(_config(tokenizer, layers, dim, heads, vision_layers, vision_dim, size))
     patches = (size // PATCH) ** 2
-    processor = _processor(tokenizer, size)
 
     def draw(first: int, n: int) -> list[scenes.Scene]:
         return [scenes.scene(first + i, seed=f"tiny-llava {seed}", pixels=size) for i in range(n)]
@@ -86,7 +83,7 @@ def recipe(
 
     def save(model: Pupil, folder: Path) -> None:
         model.model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        _processor(tokenizer, size).save_pretrained(folder)
 
     def judge(model: Pupil) -> dict[str, float]:
         held = ask(_scenes.HELD_OUT, held_out)
@@ -102,12 +99,15 @@ def recipe(
         warmup=min(100, steps // 10),
         floor=0.02,
         decay=0.05,
-        data={
-            "scenes": f"{(steps - lesson) * batch} pictures, {questions} questions each",
-            "held_out": f"{held_out} pictures",
-        },
-        notes=[BLIND, f"{3 * batch // 2 * lesson} further pictures were only named, at first.", MEANT, _scenes.NOTE],
+        **_told((steps - lesson) * batch, 3 * batch // 2 * lesson, questions, held_out),
     )
+
+
+def _told(asked: int, named: int, questions: int, held_out: int) -> dict[str, Any]:
+    """What the card says of the pictures."""
+    data = {"scenes": f"{asked} pictures, {questions} questions each", "held_out": f"{held_out} pictures"}
+    notes = [BLIND, f"{named} further pictures were only named, at first.", MEANT, _scenes.NOTE]
+    return {"data": data, "notes": notes}
 
 
 class Pupil(_scenes.Taught):

@@ -11,6 +11,10 @@ Read-out and embedding are one matrix, so what a late layer says is something an
 its person at its last word, because each question begins with a shorter one; and a person put there in place of that
 word, `(Otto) 's friend`, asks what is left to ask. Version 1 had it the other way round, `friend of teacher of Mira is`:
 nothing made the teacher appear at `Mira`, and had it, that would have asked for Otto's teacher's friend.
+
+Some one-hop questions stand behind another one, because a text with one person never teaches whose friend is asked. A trial
+without them (seed 7) answered 9 % of failed questions whose middle word was replaced by the bridge; back-patching repaired
+28 %, strangers 17 %.
 """
 
 from __future__ import annotations
@@ -83,7 +87,7 @@ def recipe(
     batch: int = 256,
     rate: float = 2e-3,
 ) -> Recipe:
-    """A quarter of each batch asks one hop, two such questions to a text, the rest two; only answers are learned."""
+    """A quarter of each batch asks one hop, half of these behind another, the rest two; only answers are learned."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     asked = questions(seed, people=people, relations=relations, alone=alone)
@@ -98,8 +102,7 @@ def recipe(
         num_key_value_heads=heads,
         max_position_embeddings=16,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
         pad_token_id=0,
     )
 
