@@ -95,7 +95,7 @@ def test_generating_with_a_cache(name: str, drop: list[int]) -> None:
     sites = [f"layers.{layer}.attn.out" for layer in drop]
     with drop_modules.edit(lm, sites):
         found = generate(lm, ROWS, tokens=6, eos_token_id=-1)
-        cache = lm.model(torch.tensor([ROWS[0]]), use_cache=True).past_key_values
+        cache = lm.model(torch.tensor([ROWS[0]]), use_cache=True).cache
         assert sum(layer.keys is not None and layer.keys.numel() > 0 for layer in cache.layers) == 3 - len(drop)
         assert cache.get_seq_length() == len(ROWS[0])
         for row, new in zip(ROWS, found):

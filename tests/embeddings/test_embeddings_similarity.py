@@ -45,7 +45,8 @@ def test_what_they_must_not_see() -> None:
     for name in ("linear", "rbf", "rsa"):
         assert found[name] == pytest.approx(1, abs=1e-6)
         assert found[f"low_{name}"] == pytest.approx(1, abs=1e-6)
-        assert abs(found[f"null_{name}"]) < 0.3
+        assert abs(found[f"null_{name}"]) < 0.1  # the mean of twenty orders
+        assert abs(found[f"null_{name}"]) < found[f"null_high_{name}"] < 0.4
     sheared = s.compare(x, x * np.array([30, 1, 1, 1, 1, 1]))
     assert max(sheared[name] for name in ("linear", "rbf", "rsa")) < 0.9
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import Intervention, add, intervene, knock_out, replaced, scaled
 from stratoscope.engine.trace import capture, trace
-from stratoscope.errors import InputError
+from stratoscope.errors import FamilyError, InputError
+from stratoscope.models.taps import Taps
 
 PROMPTS = tiny.inputs("llama")
 VALUE = torch.linspace(-1, 1, 32)
@@ -172,3 +173,18 @@ def test_generation_draws_nothing() -> None:
     before: Tensor = torch.get_rng_state()
     generate(tiny.lm("llama"), PROMPTS, tokens=2)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_that_is_set_to_go_without_a_cache_has_one_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm("llama")
+    monkeypatch.setattr(lm.model.generation_config, "use_cache", False)
+    with trace(lm, "layers.0.resid_post", stop=False) as seen:
+        generate(lm, PROMPTS[:1], tokens=3, **ENDLESS)
+    assert [x.shape[1] for x in seen.steps("layers.0.resid_post")] == [len(PROMPTS[0]), 1, 1]
+
+
+def test_a_cache_that_is_not_seen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.24 renamed it: every pass then looked like the first, and position -1 was counted in the prompt."""
+    monkeypatch.setattr(Taps, "_count", lambda *_: None)
+    with trace(tiny.lm("llama"), "logits", stop=False), pytest.raises(FamilyError, match="without a cache"):
+        generate(tiny.lm("llama"), PROMPTS[:1], tokens=3, **ENDLESS)

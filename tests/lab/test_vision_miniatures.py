@@ -230,9 +230,10 @@ def test_where_things_are_named() -> None:
         assert word != "thing" or tokenizer.convert_ids_to_tokens(int(ids[row, column - 1])) == thing.colour
     asked = [q for _, questions in rows for q in questions if q.kind == "relation"]
     assert len(pairs) == len(asked) > 3
-    for (row, column, first, second), question in zip(pairs, asked):
+    for (row, column, first, second, way), question in zip(pairs, asked):
         assert tokenizer.convert_ids_to_tokens(int(ids[row, column])) == "?"
         assert tuple(rows[row][0].things.index(thing) for thing in (first, second)) == question.things
+        assert f" {way} " in question.text
 
 
 def test_llava_is_judged_as_it_is_used(folders: dict[str, Path]) -> None:

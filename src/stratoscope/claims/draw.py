@@ -1,12 +1,14 @@
 """A claim's figure three times: as text for a terminal, as SVG for the pages, as plotly for a report.
 
-`null` names the series or places that belong to the null: they are grey wherever there are colours.
+`null` names the series or places that belong to the null: they are grey wherever there are colours, and so is what says
+of itself that it is shuffled, untrained, chance or a null.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.text import Text
 
-COLOURS = (theme.AGAINST, theme.TOWARDS, *theme.SERIES[:2], "#b3892a", "#7a5c8e")
+COLOURS = (theme.AGAINST, theme.TOWARDS, *theme.SERIES[:2], "#5b3f1a", "#55bfd0")
+GREYS = (theme.NEUTRAL, "#bfc4cc")
+_COLUMNS = 4  # of a legend
 _EIGHTHS, _SHADES = " ▁▂▃▄▅▆▇█", " ░▒▓█"
 _LEFT = " ▏▎▍▌▋▊▉█"
 
@@ -37,13 +41,16 @@ def colours(drawing: Drawing, null: Collection[str] = ()) -> list[str]:
     """One colour for each series, or for each place where there is only one series of bars."""
     names = drawing.places if drawing.kind == "bars" and len(drawing.series) == 1 else list(drawing.series)
     spread = drawing.kind == "lines" or len(drawing.series) > 1
-    free = iter(COLOURS * len(names))
-    return [theme.NEUTRAL if _is_null(name, null) else next(free) if spread else COLOURS[0] for name in names]
+    if not spread:
+        return [GREYS[0] if _is_null(name, null) else COLOURS[0] for name in names]
+    free, greys = iter(COLOURS * len(names)), iter(GREYS * len(names))
+    return [next(greys) if _is_null(name, null) else next(free) for name in names]
 
 
 def _is_null(name: str, null: Collection[str]) -> bool:
-    flat = {word.replace("_", " ").casefold() for word in null} | {"null", "random", "shuffled", "chance"}
-    return name.replace("_", " ").casefold() in flat
+    words = [word.replace("_", " ") for word in (*null, "null", "shuffled", "untrained", "chance")]
+    alone = name.casefold() == "random"  # but "random labels" may be what was studied
+    return alone or any(re.search(rf"\b{re.escape(word)}\b", name, re.IGNORECASE) for word in words)
 
 
 # in a terminal ------------------------------------------------------------------------------------
@@ -165,14 +172,16 @@ def svg(drawing: Drawing, null: Collection[str] = ()) -> str:
         "ytick.color": look.muted,
     }
     rows = len(drawing.places) * len(drawing.series) if drawing.kind == "bars" else len(drawing.series)
-    height = {"bars": 1.3 + 0.3 * rows, "lines": 3.4, "cells": 1.5 + 0.22 * rows}[drawing.kind]
+    bar = 0.3 if rows <= 24 else 0.22
+    height = {"bars": 1.3 + bar * rows, "lines": 3.4, "cells": 1.5 + 0.22 * rows}[drawing.kind]
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, min(height, 9.0)), layout="constrained", facecolor=look.paper)
+        figure = Figure(figsize=(7.2, min(height, 14.0)), layout="constrained", facecolor=look.paper)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot(facecolor=look.paper)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         legend = len(drawing.series) > 1 and drawing.kind != "cells"  # it stands between title and picture
-        axes.set_title(drawing.title, loc="left", fontsize=11, fontweight="bold", pad=24 if legend else 8)
+        lines = math.ceil(len(drawing.series) / _COLUMNS) if legend else 0
+        axes.set_title(drawing.title, loc="left", fontsize=11, fontweight="bold", pad=8 + 16 * lines)
         {"bars": _svg_bars, "lines": _svg_lines, "cells": _svg_cells}[drawing.kind](
             axes, drawing, colours(drawing, null)
         )
@@ -192,8 +201,8 @@ def _svg_bars(axes: Any, drawing: Drawing, colour: Sequence[str]) -> None:
         at = [i + (j - (n - 1) / 2) * thick for i in range(len(values))]
         drawn = axes.barh(at, values, thick * 0.92, color=colour[j] if several else colour, label=name)
         said = [short(value) for value in values]
-        axes.bar_label(drawn, said, padding=4, fontsize=9, color=theme.LIGHT.ink)
-    spare = 0.12 * ((high - low) or 1.0)
+        axes.bar_label(drawn, said, padding=4, fontsize=9 if n * len(values) <= 24 else 8, color=theme.LIGHT.ink)
+    spare = 0.18 * ((high - low) or 1.0)  # for the numbers beside the bars
     axes.set_xlim(low - spare if low < 0 else 0.0, high + spare)
     axes.set_yticks(range(len(drawing.places)), drawing.places)
     axes.invert_yaxis()
@@ -247,7 +256,7 @@ def _svg_cells(axes: Any, drawing: Drawing, _: Sequence[str]) -> None:
 def _legend(axes: Any, drawing: Drawing) -> None:
     if len(drawing.series) > 1:
         how = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handlelength": 1.4}
-        axes.legend(ncols=min(len(drawing.series), 4), frameon=False, fontsize=9, **how)
+        axes.legend(ncols=min(len(drawing.series), _COLUMNS), frameon=False, fontsize=9, **how)
 
 
 # in a report --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from stratoscope.errors import ClaimError
 from stratoscope.plots.text import shorten, visible
 
 SERIES = 6  # as many colours as stay apart
-STYLE = 1  # of the drawn pictures: a change of how they look gives them new names
+STYLE = 3  # of the drawn pictures: a change of how they look gives them new names
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,14 @@ def drawing(array: xr.DataArray) -> Drawing:
         label = " · ".join(said)
         series[label + "′" * sum(key.rstrip("′") == label for key in series)] = tuple(values.tolist())
     words = along is None or _words(array, str(along))
+    counted = [f"{_plain(along)} {name}" for name in names.get(along, ())]
     kind = "cells" if len(series) > SERIES else "bars" if words or array.sizes[along] < 3 else "lines"
     return Drawing(
         kind,
         title=array.attrs.get("title") or _plain(array.name or "value"),
         unit=array.attrs.get("unit", "") or _plain(array.name or "value"),
         axis="" if along is None else _plain(along),
-        places=tuple(names[along]) if along is not None else ("",),
+        places=("",) if along is None else tuple(names[along] if words or kind != "bars" else counted),
         series=series,
     )
 
@@ -124,10 +126,13 @@ def _labels(array: xr.DataArray, dim: str) -> list[str]:
     coord = _coordinate(array, dim)
     if coord is None:
         return [str(i) for i in range(array.sizes[dim])]
-    said = (
-        shorten(visible(v).replace("␣", " "), 28) if isinstance(v, str) else f"{v:g}" for v in coord.values.tolist()
-    )
-    return [text.strip() or "␣" for text in said]
+    values = [_spaced(v) if isinstance(v, str) else f"{v:g}" for v in coord.values.tolist()]
+    return [shorten(visible(text).replace("␣", " "), 28).strip() or "␣" for text in values]
+
+
+def _spaced(name: str) -> str:
+    """A name from code as words; tokens and words stay what they are."""
+    return name.replace("_", " ") if re.fullmatch("[a-z0-9]+(_[a-z0-9]+)+", name) else name
 
 
 def _plain(name: Any) -> str:

@@ -11,7 +11,8 @@ mirrored, scaled or moved.
 
 interval: 5 to 95 % over random halves of the samples, which differ as much as whole new samples would. A bootstrap would
 put the same sample twice into a kernel, which looks like likeness.
-null: the same after the other's samples are shuffled.
+null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high: what 95 % of them stay below in
+size.
 Reads as: whether the same samples lie near each other in both. Does not show that the same features are there: linear
 cka is led by the few directions of largest variance, and is high when those alone agree.
 """
@@ -34,6 +35,7 @@ from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 NULL = "the same after the other's samples are shuffled"
+SHUFFLES = 20
 Samples = Float[np.ndarray, "sample feature"]
 Kernel = Float[np.ndarray, "sample sample"]
 LEAST = 4  # samples: with fewer, the debiased HSIC has no meaning
@@ -86,21 +88,22 @@ def rsa(d: Kernel, other: Kernel) -> float:
 def compare(
     one: Samples, two: Float[np.ndarray, "sample other"], *, draws: int = 20, seed: int = 0
 ) -> dict[str, float]:
-    """linear, rbf, rsa; each also with `null_`, `low_` and `high_` before it: shuffled, and the interval.
+    """linear, rbf, rsa; each also with `null_`, `null_high_`, `low_` and `high_` before it: shuffled, and the interval.
 
     Raises InputError for fewer than four samples, or not as many in both.
     """
     if len(one) != len(two) or len(one) < LEAST:
         raise InputError(f"{len(one)} and {len(two)} samples: give the same ones to both, at least {LEAST}.")
     dice, n = np.random.default_rng(seed), len(one)
-    shuffle = dice.permutation(n)
+    orders = [dice.permutation(n) for _ in range(SHUFFLES)]
     halves = [dice.permutation(n)[: max(n // 2, LEAST)] for _ in range(draws)]
     kinds = {"linear": (linear, cka), "rbf": (rbf, cka), "rsa": (distances, rsa)}
     found: dict[str, float] = {}
     for name, (kernel, score) in kinds.items():
         a, b = kernel(one), kernel(two)
         found[name] = score(a, b)
-        found[f"null_{name}"] = score(a, b[np.ix_(shuffle, shuffle)])
+        null = [score(a, b[np.ix_(order, order)]) for order in orders]
+        found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), np.quantile(np.abs(null), 0.95)
         spread = [score(a[np.ix_(half, half)], b[np.ix_(half, half)]) for half in halves]
         found[f"low_{name}"], found[f"high_{name}"] = np.quantile(spread, [0.05, 0.95]) if spread else (np.nan, np.nan)
     return found

@@ -149,7 +149,7 @@ class Layers:
             lm(batch)
 
     def _note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache = ("hidden_states", "use_cache", "past_key_values", "layer_past")
+        cache = ("hidden_states", "use_cache", "cache", "layer_past")
         self._calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
 
     def attention(self, layer: int, x: Float[Tensor, "variant position dim"]) -> Heads:

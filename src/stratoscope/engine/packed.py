@@ -144,7 +144,7 @@ def _stop(x: Tensor, run: Run) -> None:
 
 
 def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    cache = ("hidden_states", "use_cache", "past_key_values", "layer_past")
+    cache = ("hidden_states", "use_cache", "cache", "layer_past")
     base.calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
 
 

@@ -112,7 +112,7 @@ class Taps:
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward pass that finds an empty cache starts anew: step 0."""
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name until Transformers 5.24, still taken
         self.run.past = 0 if cache is None else int(cache.get_seq_length())
         self.run.step = self.run.step + 1 if self.run.past else 0
 

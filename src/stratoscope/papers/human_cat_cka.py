@@ -52,65 +52,69 @@ def the_scale_has_its_ends(seed: int) -> Measured:
 
 
 @claim(
-    says="The two views are aligned most in early layers",
-    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
+    says="The two views are aligned most in early layers, by more than in the same network untrained",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; the untrained network is ours",
     tier="small",
     subject="resnet56-cifar10",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and abs(shuffled) < 0.05",
-    direction="early > late and early_rsa > late_rsa",
-    null="the cat's pictures shuffled",
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.1 "
+    "and early - late > untrained_early - untrained_late + 0.05",
+    direction="early > late and early_rsa > late_rsa and early - late > untrained_early - untrained_late",
+    null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty orders stay below)",
 )
 def early_layers_of_a_cnn_align(seed: int) -> Measured:
     """Gaussian CKA and RSA of both views after the stem and every third block: the mean of the first and of the last third.
-    The shuffled pairs oppose `early > 0.5`, not the order of layers: an untrained network of this shape was not asked."""
-    return _depth(_cnn(seed))
+    The untrained network is of the same shape, and its norms have seen these pictures. An earlier form of this statement
+    had shuffled pairs as its only null, which oppose `early > 0.5` and not the order of layers, and it held. On seed 0 the
+    order is there (0.98, 0.63) and in the untrained network too (0.87, 0.47): depth makes it, not what was learned."""
+    return _depth(_cnn(seed), _cnn(seed, trained=False))
 
 
 @claim(
-    says="The two views are aligned most in early layers",
-    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
+    says="The two views are aligned most in early layers, by more than in the same network untrained",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; the untrained network is ours",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and abs(shuffled) < 0.05",
-    direction="early > late and early_rsa > late_rsa",
-    null="the cat's pictures shuffled",
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.1 "
+    "and early - late > untrained_early - untrained_late + 0.05",
+    direction="early > late and early_rsa > late_rsa and early - late > untrained_early - untrained_late",
+    null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty orders stay below)",
 )
 def early_layers_of_a_vit_align(seed: int) -> Measured:
     """The same for the tokens of a small vision transformer, from the patch embedding to the last layer. It hardly feels the
     blur: on seed 0 no CKA is below 0.97 and no RSA below 0.95 in any layer, so that little is left to be ordered."""
-    return _depth(_vit(seed))
+    return _depth(_vit(seed), _vit(seed, trained=False))
 
 
 @claim(
-    says="Representational similarity collapses when the pairing of the views is shuffled",
+    says="Representational similarity is there in every layer, and collapses when the pairing of the views is shuffled",
     where="the ledger; in the paper not checked",
     tier="small",
     subject="resnet56-cifar10",
-    expect="rsa > 0.3 and abs(shuffled_rsa) < 0.05",
-    direction="rsa > 4 * abs(shuffled_rsa)",
-    null="the cat's pictures shuffled",
+    expect="lowest > 0.3 and shuffled_rsa < 0.1",
+    direction="lowest > 4 * shuffled_rsa",
+    null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where that is most",
 )
 def a_cnn_needs_the_pairing(seed: int) -> Measured:
-    """The mean RSA over layers, and the largest in size that a layer has when pairs are shuffled. That RSA collapses is true
-    of any shuffled pairs, and one shuffle serves all layers: 0.061 on seed 0 is the luck of that draw, not the network's."""
+    """RSA, its mean over layers and its lowest. That it collapses is true of any shuffled pairs; what is open is whether it was
+    there before in every layer."""
     return _pairing(_cnn(seed))
 
 
 @claim(
-    says="Representational similarity collapses when the pairing of the views is shuffled",
+    says="Representational similarity is there in every layer, and collapses when the pairing of the views is shuffled",
     where="the ledger; in the paper not checked",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
-    expect="rsa > 0.3 and abs(shuffled_rsa) < 0.05",
-    direction="rsa > 4 * abs(shuffled_rsa)",
-    null="the cat's pictures shuffled",
+    expect="lowest > 0.3 and shuffled_rsa < 0.1",
+    direction="lowest > 4 * shuffled_rsa",
+    null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where that is most",
 )
 def a_vit_needs_the_pairing(seed: int) -> Measured:
     """The same for the small vision transformer. Its RSA of 0.977 on seed 0 says first of all that it hardly feels the blur."""
     return _pairing(_vit(seed))
 
 
-def _depth(found: dict[str, np.ndarray]) -> Measured:
+def _depth(found: dict[str, np.ndarray], untrained: dict[str, np.ndarray]) -> Measured:
     third = max(len(found["rbf"]) // 3, 1)
     early, late = ({kind: part(found[kind], third) for kind in KINDS} for part in (_first, _last))
     return Measured(
@@ -123,7 +127,11 @@ def _depth(found: dict[str, np.ndarray]) -> Measured:
             "late_rsa": late["rsa"],
             "peak": int(found["rbf"].argmax()),
         },
-        null={"shuffled": found["null_rbf"].mean()},
+        null={
+            "shuffled": found["null_high_rbf"].max(),
+            "untrained_early": _first(untrained["rbf"], third),
+            "untrained_late": _last(untrained["rbf"], third),
+        },
         n=PICTURES,
         interval={
             "early": (_first(found["low_rbf"], third), _first(found["high_rbf"], third)),
@@ -135,10 +143,9 @@ def _depth(found: dict[str, np.ndarray]) -> Measured:
 
 
 def _pairing(found: dict[str, np.ndarray]) -> Measured:
-    shuffled = found["null_rsa"]
     return Measured(
         values={"rsa": found["rsa"].mean(), "lowest": found["rsa"].min()},
-        null={"shuffled_rsa": shuffled[np.abs(shuffled).argmax()]},
+        null={"shuffled_rsa": found["null_high_rsa"].max()},
         n=PICTURES,
         figure=_lines(found),
     )
@@ -171,10 +178,12 @@ def _slit(x: Tensor) -> Tensor:
 
 @cache
 @torch.no_grad()
-def _cnn(seed: int) -> dict[str, np.ndarray]:
+def _cnn(seed: int, *, trained: bool = True) -> dict[str, np.ndarray]:
     """`similarity.compare` at the stem and after every third block of ResNet-56: by name, (layer)."""
     model: Any = net("resnet56-cifar10")
-    test = data("cifar10").test
+    preprocess, test = model.preprocess, data("cifar10").test
+    if not trained:
+        model = small_nets.fresh(type(model), seed)
     drawn = np.random.default_rng(seed).permutation(len(test.y))[:PICTURES]
     seen: list[Tensor] = []
     blocks = [block for stage in model.stages for block in list(stage)[2::3]]
@@ -186,7 +195,9 @@ def _cnn(seed: int) -> dict[str, np.ndarray]:
     ]
     views = []
     try:
-        x = model.preprocess(test.x[drawn])
+        x = preprocess(test.x[drawn])
+        if not trained:
+            _settle(model, x)
         for view in (x, _slit(x)):
             parts = []
             for some in view.split(50):
@@ -201,16 +212,25 @@ def _cnn(seed: int) -> dict[str, np.ndarray]:
 
 
 @cache
-def _vit(seed: int) -> dict[str, np.ndarray]:
+def _vit(seed: int, *, trained: bool = True) -> dict[str, np.ndarray]:
     """The same at the patch embedding and after each layer of a small ViT."""
     pictures = data("fashion-mnist")
-    model = small_nets.train(
-        lambda: small_nets.vit(layers=LAYERS), *small_nets.ready(pictures.train, TRAIN, seed), seed=seed, steps=STEPS
-    )
+    model = small_nets.fresh(lambda: small_nets.vit(layers=LAYERS), seed)
+    if trained:
+        model = small_nets.train(model, *small_nets.ready(pictures.train, TRAIN, seed), seed=seed, steps=STEPS)
     x, _ = small_nets.ready(pictures.test, PICTURES, seed)
     with torch.no_grad():
         views = [model(view, output_hidden_states=True).hidden_states for view in (x, _slit(x))]
     return _compared(*([layer.flatten(1).numpy() for layer in view] for view in views), seed)
+
+
+def _settle(model: nn.Module, x: Tensor) -> None:
+    """Give the batch norms of a fresh network the means and deviations of these pictures."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the running statistics become the plain mean over batches
+    model.train()(x)
+    model.eval()
 
 
 def _compared(one: list[np.ndarray], two: list[np.ndarray], seed: int) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def dropped_is_zero(seed: int) -> Measured:
             zeros = lm(p.clean)["logits"].clone()
         with drop_modules.edit(lm, [site]):
             run = lm(p.clean, use_cache=True)
-            logits, held = run["logits"].clone(), _kept(run["past_key_values"])[0]
+            logits, held = run["logits"].clone(), _kept(run["cache"])[0]
     gap, changed = float((logits - zeros).abs().max()), float((logits - plain).abs().max())
     return Measured(values={"gap": gap, "kept": held}, null={"changed": changed}, n=logits.numel())
 
@@ -130,9 +130,9 @@ def speed(lm: LM, without: Sequence[str], text: Sequence[int]) -> dict[str, floa
         for name, edit in (("plain", nullcontext()), ("dropped", drop_modules.edit(lm, without))):
             with edit:
                 began = time.perf_counter()
-                cache = lm.model(ids, use_cache=True).past_key_values
+                cache = lm.model(ids, use_cache=True).cache
                 whole = time.perf_counter()
-                lm.model(ids[:, -1:], past_key_values=cache, use_cache=True)
+                lm.model(ids[:, -1:], cache=cache, use_cache=True)
                 seconds.setdefault((name, "text"), []).append(whole - began)
                 seconds.setdefault((name, "token"), []).append(time.perf_counter() - whole)
                 size[name] = _kept(cache)[1]

@@ -9,6 +9,9 @@ The caption names every thing with size, colour and shape, and how two of them s
 On the card: how often the right one of `retrieval_of` held-out captions comes first for a picture, and the reverse; and
 how often the right one of two captions that differ in a single word, for each kind of word (chance: a half).
 
+With seed 0 the right caption of 256 comes first for 95 % of pictures. An exchanged colour or size is noticed (99 %), an
+exchanged shape three times in four, a relation turned round never (47 %): other captions of a batch do not differ in it alone.
+
 **What it does not show.** Its words are these captions' 69, and nobody would say more of a picture than they do.
 """
 
