@@ -47,7 +47,13 @@ WORDS = {
     "film": "movie film actor director scene script cinema acting",
     "seasons": "spring summer autumn winter",
 }
-CHOSEN, CONTEXTS, LENGTH, UNLEARNED, STEPS, RATE = 6, 24, 110, 3, 12, 1e-5
+CHOSEN, CONTEXTS, LENGTH = 6, 24, 110  # concepts; prompts of each, and their length in letters
+UNLEARNED, STEPS, RATE, SPOILT = (
+    3,
+    60,
+    2e-6,
+    64,
+)  # concepts, most steps of ascent, its rate; vectors that the needle spoils
 
 
 class Concept(NamedTuple):
@@ -56,6 +62,7 @@ class Concept(NamedTuple):
     name: str
     words: str
     unit: tuple[int, int]
+    best: list[tuple[int, int]]  # its vector first
     share: float
     prompts: list[list[int]]
     answers: list[int]
@@ -135,55 +142,71 @@ def needle_is_specific(seed: int) -> Measured:
 
 
 @claim(
-    says="Unlearning by gradient ascent hardly changes concept vectors, and what it hides is easier to bring back than "
-    "what the needle removed",
-    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, is ours",
+    says="Where gradient ascent has halved what a model says of a concept, its vector is hardly changed, and a hint brings "
+    "more back than where the needle removed as much",
+    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, and the equal footing are ours",
     tier="small",
     subject="smollm2",
-    expect="cosine >= 0.95 and needle_cosine < 0.5 and ascent_back > needle_back",
-    direction="cosine >= 0.95 and cosine > needle_cosine",
-    null="the value vector of another neuron of the same layer: its cosine",
+    expect="ascent_left <= 0.6 and needle_left <= 0.6 and abs(ascent_left - needle_left) < 0.05 and cosine >= 0.95 "
+    "and ascent_back > needle_back and ascent_back > ascent_other",
+    direction="ascent_left <= 0.6 and cosine >= 0.95 and ascent_back > needle_back",
+    null="needle_back: the same hint where the needle removed as much; ascent_other: another concept's words as the hint",
 )
 def ascent_leaves_the_trace(seed: int) -> Measured:
-    """Ascent on sentences of the training splits ends once the concept's words are as improbable as after the needle (or
-    after 12 steps). Then both are asked again with the concept's words before the prompt: `back` is the share of the
-    probability that this hint gives the model as it was, less the share that is left without the hint.
+    """Ascent on sentences of the training splits goes on until the concept's words, in prose of the test splits, are half as
+    probable (or for 48 steps). The needle spoils the concept's 64 best vectors, with as much noise as leaves as much (found by
+    halving an interval). Then both are asked again with the concept's words before the prompt: `back` is the share of the
+    probability that this hint gives the model as it was, less the share that is left without the hint. cosine: of the
+    concept's best vector, before and after the ascent, the least of three concepts; needle_cosine: after the needle.
 
-    Two of the three comparisons cannot fail: the needle's cosine is that of its noise, and twelve steps of Adam at 1e-5
-    cannot bring the cosine below 0.999999, whatever the gradient. Only `back` is open, and there the two are not level: on
-    seed 0 the needle had removed 0.7 % of the probability (for war it added some: there ascent had met its goal before it
-    began) and ascent 4.3 %, mean of three concepts, without an interval. Whether unlearning that works leaves the trace is
-    not shown."""
-    lm, concepts, trained = _subject(), _concepts("test", seed)[:UNLEARNED], _concepts("train", seed)
+    An earlier form stopped ascent where a needle on one vector had left the concept, which was 99 % on seed 0, so that its
+    cosine of 1 said nothing; it was taken back for this one."""
+    lm, concepts, trained = _subject(), _concepts("test", seed), _concepts("train", seed)
     rows = []
-    for each, source in zip(concepts, trained):
-        texts = [[*prompt, answer] for prompt, answer in zip(source.prompts, source.answers)][:STEPS]
-        plain, hinted = _asked(lm, each)
-        spoilt = needle.edit(lm, [each.unit], seed=seed)
-        with spoilt:
-            left = [after.mean() / before.mean() for after, before in zip(_asked(lm, each), (plain, hinted))]
-        ended = left[0] * plain.mean()
-        reached = lambda student, _, each=each, ended=ended: (  # noqa: E731
-            _probability(student, each.prompts, each.answers).mean() <= ended
-        )
-        ascent = fine_tune.edit(lm, texts, steps=STEPS, rate=RATE, ascend=True, stop=reached)
+    for number, (each, source) in enumerate(zip(concepts[:UNLEARNED], trained)):
+        other = concepts[(number + 1) % len(concepts)].words
+        texts = [[*prompt, answer] for prompt, answer in zip(source.prompts, source.answers)]
+        plain, own, stranger = (_asked(lm, each, hint) for hint in ("", each.words, other))
+        half = lambda student, step, each=each, plain=plain: step % 2 == 0 and _asked(student, each, "") <= plain / 2  # noqa: E731
+        ascent = fine_tune.edit(lm, texts, steps=STEPS, rate=RATE, ascend=True, stop=half)
         with ascent:
-            left += [after.mean() / before.mean() for after, before in zip(_asked(lm, each), (plain, hinted))]
-        rows.append([*left, *_cosines(lm, each.unit, ascent), _cosines(lm, each.unit, spoilt)[0]])
-    needle_plain, needle_hint, plain_left, hint_left, cosine, stranger, spoilt_cosine = np.mean(rows, axis=0)
+            left, hinted, beside = _asked(lm, each, ""), _asked(lm, each, each.words), _asked(lm, each, other)
+        spoilt = _needle_to(lm, each, left, seed)
+        with spoilt:
+            needle_left, needle_hinted = _asked(lm, each, ""), _asked(lm, each, each.words)
+        rows.append(
+            {
+                "ascent_left": left / plain,
+                "needle_left": needle_left / plain,
+                "ascent_back": hinted / own - left / plain,
+                "needle_back": needle_hinted / own - needle_left / plain,
+                "ascent_other": beside / stranger - left / plain,
+                "cosine": _cosine(lm, each.unit, ascent),
+                "needle_cosine": _cosine(lm, each.unit, spoilt),
+            }
+        )
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    mean["cosine"] = min(row["cosine"] for row in rows)
+    null = {name: mean.pop(name) for name in ("needle_back", "ascent_other")}
+    both = {name: [row[name] for row in rows] for name in ("ascent_back", "needle_back")}
     return Measured(
-        values={
-            "cosine": cosine,
-            "needle_cosine": spoilt_cosine,
-            "ascent_back": hint_left - plain_left,
-            "needle_back": needle_hint - needle_plain,
-            "ascent_left": plain_left,
-            "needle_left": needle_plain,
-        },
-        null={"stranger": stranger},
+        values=mean,
+        null=null,
         n=len(rows) * CONTEXTS,
-        note=_said(concepts),
+        interval={name: (min(found), max(found)) for name, found in both.items()},
+        note=f"{_said(concepts[:UNLEARNED])} The intervals are the least and greatest concept.",
     )
+
+
+def _needle_to(lm: LM, each: Concept, left: float, seed: int) -> Edit:
+    """The needle on the concept's best vectors with the noise that leaves its words as probable as `left`."""
+    low, high = 0.0, 32.0
+    for _ in range(9):
+        middle = (low + high) / 2
+        made = needle.edit(lm, each.best, noise=middle, seed=seed)
+        with made:
+            low, high = (middle, high) if _asked(lm, each, "") > left else (low, middle)
+    return made
 
 
 @cache
@@ -195,15 +218,16 @@ def _subject() -> LM:
 def _concepts(split: str, seed: int) -> list[Concept]:
     """The concepts whose best vectors share most of their first tokens with them, with prompts drawn from prose."""
     lm, dice = _subject(), random.Random(f"{split} {seed}")
-    found = concept_vectors.measure(lm, [f" {words}" for words in WORDS.values()], top=1).isel(rank=0)
-    order = np.argsort(-found.share.values, kind="stable")[:CHOSEN]
+    found = concept_vectors.measure(lm, [f" {words}" for words in WORDS.values()], top=SPOILT)
+    order = np.argsort(-found.share.values[:, 0], kind="stable")[:CHOSEN]
     texts = [each["text"] for name in ("sotu", "imdb") for each in getattr(data(name), split)]
     dice.shuffle(texts)
     names, made = list(WORDS), []
     for number in order:
         prompts, answers = _prompts(lm, texts, WORDS[names[number]].split())
-        unit = int(found.layer[number]), int(found.neuron[number])
-        made.append(Concept(names[number], WORDS[names[number]], unit, float(found.share[number]), prompts, answers))
+        best = list(zip(found.layer.values[number].tolist(), found.neuron.values[number].tolist()))
+        share = float(found.share[number, 0])
+        made.append(Concept(names[number], WORDS[names[number]], best[0], best, share, prompts, answers))
     return made
 
 
@@ -228,16 +252,14 @@ def _probability(lm: LM, prompts: Sequence[Sequence[int]], answers: Sequence[int
     return said.gather(1, torch.tensor(answers)[:, None])[:, 0].double().numpy()
 
 
-def _asked(lm: LM, each: Concept) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the answers, without and with the concept's words before the prompt."""
-    hint = lm.tokenizer(", ".join(each.words.split()) + ". ")["input_ids"]
-    hinted = [[*hint, *prompt] for prompt in each.prompts]
-    return _probability(lm, each.prompts, each.answers), _probability(lm, hinted, each.answers)
+def _asked(lm: LM, each: Concept, hint: str) -> float:
+    """Mean probability of the answers, with the words of the hint before the prompt."""
+    before = lm.tokenizer(", ".join(hint.split()) + ". ")["input_ids"] if hint else []
+    return float(_probability(lm, [[*before, *prompt] for prompt in each.prompts], each.answers).mean())
 
 
-def _cosines(lm: LM, unit: tuple[int, int], after: Edit) -> tuple[float, float]:
-    found = parametric_trace.measure(lm, [unit], after=after)
-    return float(found.cosine[0]), float(found.null_cosine[0])
+def _cosine(lm: LM, unit: tuple[int, int], after: Edit) -> float:
+    return float(parametric_trace.measure(lm, [unit], after=after).cosine[0])
 
 
 def _said(concepts: Sequence[Concept]) -> str:

@@ -47,7 +47,7 @@ TEST = (
     "The word I was looking for is",
 )
 CONCEPTS, CANDIDATES, VALUE, RANDOM = 16, 4, 20.0, 4
-STEPS, RATE, TOKENS, EVERY = 30, 5e-5, 128, 4
+STEPS, RATE, TOKENS, EVERY = 60, 3e-4, 128, 4
 Unit = tuple[int, int, float]  # layer, neuron, the value it is held at
 
 
@@ -132,19 +132,19 @@ def clamping_raises_the_token(seed: int) -> Measured:
 
 
 @claim(
-    says="Over 75 % of up-projection neurons keep their top token through fine-tuning",
-    where="abstract",
+    says="Over 75 % of up-projection neurons keep their top token through a fine-tuning that moves their weights by 1 %",
+    where="abstract; that the weights must have moved, and more than chance would keep, is ours",
     tier="small",
     subject="smollm2",
-    expect="kept >= 0.75 and kept > 10 * shuffled and kept > 10 * new",
-    direction="kept > 10 * shuffled and kept > 10 * new",
-    null="shuffled: the neurons of each layer in another order; new: a layer whose weights are drawn afresh",
+    expect="kept >= 0.75 and moved >= 0.01 and kept > random and kept > 10 * shuffled",
+    direction="kept >= 0.75 and moved >= 0.01 and kept > 10 * shuffled",
+    null="random: a normal change of each matrix, as large as the fine-tuning's; shuffled: the neurons in another order",
 )
 def neurons_keep_their_token(seed: int) -> Measured:
-    """Share of neurons, of every fourth layer, whose first token is the same after 30 steps of Adam at 5e-5 on 128 tokens
-    of prose each: 3840 tokens, next to nothing beside an instruction tuning of millions. `moved` is the change of the up
-    weights relative to their size; `search` the seconds in which the whole model is searched for a token. On seed 0 the
-    weights move by 0.17 %, and no null is a change of that size: a small change changes few tokens, and no more is shown."""
+    """Share of neurons, of every fourth layer, whose first token is the same after 60 steps of Adam at 3e-4 on 128 tokens
+    of speeches each. `moved` is the change of the up weights relative to their size, the mean over layers; `search` the
+    seconds in which the whole model is searched for a token. An earlier form moved them by 0.17 % and had no null of that
+    size (0.990 kept): a small change changes few tokens. Now chance keeps 0.885 of them on seed 0, and training 0.934."""
     lm, dice = models.load("smollm2"), random.Random(seed)
     texts = dice.sample([each["text"] for each in data("sotu").train], STEPS)
     made = fine_tune.edit(lm, [lm.tokenizer(t)["input_ids"][:TOKENS] for t in texts], steps=STEPS, rate=RATE)
@@ -161,7 +161,10 @@ def neurons_keep_their_token(seed: int) -> Measured:
     sizes = [(made.deltas[name].norm() / lm.model.get_parameter(name).norm()).item() for name in ups]
     return Measured(
         values={"kept": kept.mean(), "moved": float(np.mean(sizes)), "search": searched},
-        null={"shuffled": (before == after[:, order]).float().mean(), "new": _fresh(lm, before[0], seed)},
+        null={
+            "random": _jittered(lm, made, before, layers, seed),
+            "shuffled": (before == after[:, order]).float().mean(),
+        },
         n=before.numel(),
         interval={"kept": (kept.min(), kept.max())},
         figure=label(kept, "layer", name="kept", method="neurons.token_neurons", coords={"layer": list(layers)}),
@@ -184,9 +187,10 @@ def _gains(lm: LM, prompts: Sequence[str], units: Sequence[Unit], token: int) ->
 
 
 @torch.no_grad()
-def _fresh(lm: LM, before: Tensor, seed: int) -> float:
-    """Share of neurons of layer 0 with the same first token when its up weights are drawn anew, as spread as they were."""
-    up = lm.model.get_parameter("model.layers.0.mlp.up_proj.weight")
-    new = torch.randn(up.shape, generator=torch.Generator().manual_seed(seed)) * up.std()
-    with Edit(lm, (), {"model.layers.0.mlp.up_proj.weight": new - up}):
-        return float((token_neurons.top_tokens(lm, layers=[0])[0] == before).float().mean())
+def _jittered(lm: LM, made: Edit, before: Tensor, layers: Sequence[int], seed: int) -> float:
+    """Share of neurons with the same first token after a normal change of every weight matrix, as large as the edit's."""
+    dice = torch.Generator().manual_seed(seed)
+    noise = {name: torch.randn(delta.shape, generator=dice) for name, delta in made.deltas.items()}
+    deltas = {name: noise[name] * (delta.norm() / noise[name].norm()) for name, delta in made.deltas.items()}
+    with Edit(lm, (), deltas):
+        return float((token_neurons.top_tokens(lm, layers=layers) == before).float().mean())

@@ -22,9 +22,9 @@ from stratoscope.claims import Measured, claim
 from stratoscope.lab import data
 from stratoscope.tokens import gradient_times_input, simulatability, verbalize
 
-TEXTS, LONGEST = 80, 12  # film reviews, and the most words that one has
+TEXTS, LONGEST = 200, 12  # film reviews, and the most words that one has
 BEFORE, AFTER = "Review:", "\nThe sentiment of this review is"
-CITED, WIDTH, BATCH, DRAWS = 3, 2, 16, 20
+CITED, WIDTH, BATCH, DRAWS = 3, 2, 16, 200
 
 
 @claim(
@@ -87,21 +87,21 @@ def smollm2_is_told_truly(seed: int) -> Measured:
 
 
 @claim(
-    says="A reader of the verbalisation predicts the label better than one who is told nothing",
-    where="the ledger; the abstract says only that these verbalisations fall short in simulatability",
+    says="A reader of the verbalisation predicts the label better than one who is told nothing, or as many words at random",
+    where="the ledger; the abstract says only that these verbalisations fall short in simulatability; random words are ours",
     tier="small",
     subject="smollm2",
     expect="cited > nothing + 0.1 and cited > random",
-    direction="cited > nothing",
-    null="nothing: the commoner label; random: as many words cited at random, the mean of twenty draws",
+    direction="cited > nothing + 0.1",
+    null="nothing: the commoner label; random: as many words cited at random, what 95 % of 200 draws stay below",
 )
 def a_reader_predicts_smollm2(seed: int) -> Measured:
     """A linear reader learns from all other texts which label SmolLM2 gives to a text of which three words are cited.
 
     It is told the words only, as the mean of their GloVe vectors, not where they push. SmolLM2 leans to one answer, so that a
     label is on which side of the median difference a text is; told nothing, one is right half of the time. whole: all words.
-    Any three words do as well: on seed 0 random ones give 0.649, and 0.738 in the best draw, against 0.6625, which is one
-    text of 80 more. That the map chooses the words is not shown to help.
+    An earlier form asked 80 texts and only to beat the mean of 20 draws, which it did on seed 0 by one text (0.6625, 0.649).
+    Of 156 texts it does not beat the draws (0.647, 0.699): that the map chooses the words is not shown to help.
     """
     texts, maps, difference = _read(seed)
     labels, dice = difference > np.median(difference), np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def a_reader_predicts_smollm2(seed: int) -> Measured:
     nothing = max(labels.mean(), 1 - labels.mean())
     return Measured(
         values={"cited": told.mean(), "whole": whole.mean()},
-        null={"nothing": nothing, "random": np.mean(random)},
+        null={"nothing": nothing, "random": np.quantile(random, 0.95)},
         n=len(maps),
         interval={"cited": _bootstrap(told, dice), "random": (min(random), max(random))},
         figure=xr.DataArray(
@@ -125,7 +125,8 @@ def a_reader_predicts_smollm2(seed: int) -> Measured:
             ["told"],
             name="share of labels guessed",
         ),
-        note="The interval of `cited` is a bootstrap over texts, that of `random` the least and the most of its draws.",
+        note=f"The interval of `cited` is a bootstrap over texts, that of `random` the least and the most of its draws, "
+        f"whose mean is {np.mean(random):.3f}; the figure shows the mean.",
     )
 
 
