@@ -48,12 +48,8 @@ WORDS = {
     "seasons": "spring summer autumn winter",
 }
 CHOSEN, CONTEXTS, LENGTH = 6, 24, 110  # concepts; prompts of each, and their length in letters
-UNLEARNED, STEPS, RATE, SPOILT = (
-    3,
-    60,
-    2e-6,
-    64,
-)  # concepts, most steps of ascent, its rate; vectors that the needle spoils
+UNLEARNED, STEPS, RATE = 3, 60, 3e-5  # concepts, the most steps of ascent and its rate
+SPOILT = 64  # vectors that the needle spoils
 
 
 class Concept(NamedTuple):
@@ -154,20 +150,22 @@ def needle_is_specific(seed: int) -> Measured:
 )
 def ascent_leaves_the_trace(seed: int) -> Measured:
     """Ascent on sentences of the training splits goes on until the concept's words, in prose of the test splits, are half as
-    probable (or for 48 steps). The needle spoils the concept's 64 best vectors, with as much noise as leaves as much (found by
+    probable (or for 60 steps). The needle spoils the concept's 64 best vectors, with as much noise as leaves as much (found by
     halving an interval). Then both are asked again with the concept's words before the prompt: `back` is the share of the
     probability that this hint gives the model as it was, less the share that is left without the hint. cosine: of the
     concept's best vector, before and after the ascent, the least of three concepts; needle_cosine: after the needle.
 
     An earlier form stopped ascent where a needle on one vector had left the concept, which was 99 % on seed 0, so that its
-    cosine of 1 said nothing; it was taken back for this one."""
+    cosine of 1 said nothing; it was taken back for this one. The first run on seed 0 used a rate of 2e-6 by mistake: 60 steps
+    left 0.80, so that nothing was shown. Now it holds in the mean; the three concepts range from -0.25 to 0.41 after ascent and
+    from -0.20 to 0.15 after the needle, so that it may be chance."""
     lm, concepts, trained = _subject(), _concepts("test", seed), _concepts("train", seed)
     rows = []
     for number, (each, source) in enumerate(zip(concepts[:UNLEARNED], trained)):
         other = concepts[(number + 1) % len(concepts)].words
         texts = [[*prompt, answer] for prompt, answer in zip(source.prompts, source.answers)]
         plain, own, stranger = (_asked(lm, each, hint) for hint in ("", each.words, other))
-        half = lambda student, step, each=each, plain=plain: step % 2 == 0 and _asked(student, each, "") <= plain / 2  # noqa: E731
+        half = lambda student, _, each=each, plain=plain: _asked(student, each, "") <= plain / 2  # noqa: E731
         ascent = fine_tune.edit(lm, texts, steps=STEPS, rate=RATE, ascend=True, stop=half)
         with ascent:
             left, hinted, beside = _asked(lm, each, ""), _asked(lm, each, each.words), _asked(lm, each, other)
