@@ -229,13 +229,23 @@ def test_wiki_markup_becomes_prose() -> None:
     )
 
 
-def test_repeated_segments() -> None:
-    ids, period = _text.repeated(50, 64, 100, torch.Generator().manual_seed(0), segment=(1, 32))
-    assert period.min() >= 1
-    assert period.max() <= 32
-    for row, each in zip(ids, period):
-        assert torch.equal(row[each:], row[:-each])
-    assert ids.min() >= 2
+def test_bigrams_by_hand() -> None:
+    """After a: b twice, c once. Smoothed by one unigram, whose counts have one more each."""
+    text = _text.Corpus(range(3), torch.tensor([0, 1, 0, 2, 0, 1]), torch.tensor([0]), 1, {})
+    single = torch.tensor([4, 3, 2]) / 9
+    found = _text.bigram_loss(text, torch.tensor([[0, 1, 0]]), prior=1.0)
+    after_a, after_b = (2 + single[1]) / 4, (1 + single[0]) / 2
+    assert found == pytest.approx(-(after_a.log() + after_b.log()).item() / 2)
+
+
+def test_embeddings_can_learn_faster() -> None:
+    table, layer = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5)
+    layer.weight = table.weight  # tied: still an embedding
+    recipe = replace(small_recipe(), model=torch.nn.Sequential(table, layer), rate=0.1, embedding_rate=1.0)
+    groups = _train._groups(recipe)
+    assert [(len(g["params"]), g["times"], g["weight_decay"]) for g in groups] == [(1, 10, 0), (1, 1, 0)]
+    assert groups[0]["params"][0] is table.weight
+    assert len(_train._groups(replace(recipe, embedding_rate=None))[0]["params"]) == 1
 
 
 @pytest.mark.parametrize(

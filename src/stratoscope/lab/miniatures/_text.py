@@ -2,7 +2,7 @@
 
 enwik8 is the XML of Wikipedia in 2006. `prose` keeps its articles as plain text: no redirects, templates, tables,
 references, pictures, categories or markup. Documents follow each other in one long row of ids, each begun by
-`<|endoftext|>`; batches are windows of it, at any place, with a few rows in which a random segment repeats.
+`<|endoftext|>`; batches are windows of it, at any place.
 """
 
 from __future__ import annotations
@@ -68,36 +68,6 @@ def windows(
     return ids[starts + torch.arange(length)].long()
 
 
-def repeated(
-    n: int, length: int, vocab: int, dice: torch.Generator, *, segment: tuple[int, int]
-) -> tuple[Int[Tensor, "example token"], Int[Tensor, " example"]]:
-    """n rows in which a segment of random tokens repeats to the end, and how long each segment is.
-
-    Its length is drawn evenly in the logarithm. The shortest ones teach to copy what is near, and the longer ones then
-    to find it: with long segments alone a small model learns nothing for a long time.
-    """
-    low, high = segment
-    period = (low * ((high + 1) / low) ** torch.rand(n, generator=dice)).long().clamp(low, high)
-    tokens = torch.randint(2, vocab, (n, high), generator=dice)  # 0 and 1 are the special tokens
-    return tokens.gather(1, torch.arange(length) % period[:, None]), period
-
-
-def language_batch(
-    text: Corpus, n: int, length: int, repeats: int, dice: torch.Generator
-) -> tuple[Int[Tensor, "example token"], Int[Tensor, "example token"]]:
-    """(ids, labels): n - repeats windows of text, then `repeats` rows with a repeated segment of 1 to length/4 tokens.
-
-    There the first time round is not learned (label -100): it is pure chance.
-    """
-    ids = windows(text.train, n - repeats, length, dice)
-    labels = ids
-    if repeats:
-        again, period = repeated(repeats, length, len(text.tokenizer), dice, segment=(1, length // 4))
-        ids = torch.cat([ids, again])
-        labels = torch.cat([labels, again.masked_fill(torch.arange(length) < period[:, None], -100)])
-    return ids, labels
-
-
 def seen(text: Corpus, tokens: int) -> str:
     """A note for the card."""
     return f"{tokens:,} tokens of text were seen in training, of {len(text.train):,}."
@@ -106,7 +76,8 @@ def seen(text: Corpus, tokens: int) -> str:
 def language_judge(
     text: Corpus, length: int, logits: Callable[[Tensor], Tensor], *, tokens: int = 32768
 ) -> dict[str, float]:
-    """Held-out loss (nats a token), bits a byte, accuracy; and how often a random list is continued the second time.
+    """Held-out loss (nats a token), bits a byte, accuracy; what counted bigrams reach; and how often a random list is
+    continued the second time.
 
     logits: (example, token) ids -> (example, token, vocab).
     """
@@ -119,14 +90,27 @@ def language_judge(
     count = len(rows) * (length - 1)
     bytes_each = text.held_bytes / len(text.held)
     period = min(24, length // 2)
-    again, _ = repeated(64, 2 * period, len(text.tokenizer), torch.Generator().manual_seed(1), segment=(period, period))
+    once = torch.randint(2, len(text.tokenizer), (64, period), generator=torch.Generator().manual_seed(1))
+    again = once.repeat(1, 2)
     second = logits(again)[:, period:-1].argmax(-1) == again[:, period + 1 :]
     return {
         "loss": loss / count,
         "bits_per_byte": loss / count / math.log(2) / bytes_each,
         "accuracy": right / count,
+        "bigram_loss": bigram_loss(text, rows),
         "induction_accuracy": second.float().mean().item(),
     }
+
+
+def bigram_loss(text: Corpus, rows: Int[Tensor, "example token"], *, prior: float = 100.0) -> float:
+    """Nats a token of the rows by the bigrams of the whole training text, each smoothed by `prior` unigrams."""
+    ids, size = text.train.long(), len(text.tokenizer)
+    single = torch.bincount(ids, minlength=size).double() + 1
+    single /= single.sum()
+    pairs = torch.bincount(ids[:-1] * size + ids[1:], minlength=size * size).view(size, size)
+    first, second = rows[:, :-1].flatten(), rows[:, 1:].flatten()
+    chance = (pairs[first, second] + prior * single[second]) / (pairs.sum(dim=1)[first] + prior)
+    return -chance.log().mean().item()
 
 
 # --- from the archives to ids --------------------------------------------------------------------------------

@@ -38,7 +38,9 @@ class Recipe:
     save(model, folder): writes an ordinary Hugging Face folder, tokenizer included.
     judge(model): held-out numbers for the card, called without gradients, in evaluation mode; must draw no random
     number it does not seed. checkpoints: steps whose weights are kept in `checkpoints/step-N` (0: untrained).
-    decay: weight decay, of matrices only. data: for the card, corpus by corpus, where it comes from.
+    decay: weight decay, of matrices only. embedding_rate: of embeddings, which then do not decay; None: as other matrices.
+    A token that is met once in a thousand is moved as rarely, where every token moves a matrix.
+    data: for the card, corpus by corpus, where it comes from.
     notes: what a reader of the card must know.
     """
 
@@ -51,6 +53,7 @@ class Recipe:
     warmup: int = 50
     floor: float = 0.1
     decay: float = 0.1
+    embedding_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     checkpoints: Sequence[int] = ()
@@ -85,10 +88,7 @@ def train(recipe: Recipe, workshop: Path, *, seed: int, progress: Progress, ever
     state is the same afterwards.
     """
     model, ready = recipe.model.train(), workshop / "ready"
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas, fused=True)
+    optimiser = torch.optim.AdamW(_groups(recipe), lr=recipe.rate, betas=recipe.betas, fused=True)
     story = _restore(workshop, model, optimiser) or Story()
     clock = _Clock(story)
     try:
@@ -134,9 +134,23 @@ def _mixed(seed: int, step: int) -> int:
     return (1_000_003 * seed + step + 1) % 2**32  # torch's CPU generator looks at 32 bits only
 
 
+def _groups(recipe: Recipe) -> list[dict[str, Any]]:
+    """Matrices, embeddings and vectors: how many times the learning rate they have, and their weight decay."""
+    tables = {id(part.weight) for part in recipe.model.modules() if isinstance(part, nn.Embedding)}
+    learned = [p for p in recipe.model.parameters() if p.requires_grad]
+    apart = [p for p in learned if id(p) in tables] if recipe.embedding_rate else []
+    matrices = [p for p in learned if p.ndim >= 2 and not any(p is other for other in apart)]
+    kinds = [
+        (matrices, 1.0, recipe.decay),
+        (apart, (recipe.embedding_rate or recipe.rate) / recipe.rate, 0.0),
+        ([p for p in learned if p.ndim < 2], 1.0, 0.0),
+    ]
+    return [{"params": some, "times": times, "weight_decay": decay} for some, times, decay in kinds if some]
+
+
 def _step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, seed: int) -> float:
     for group in optimiser.param_groups:
-        group["lr"] = recipe.rate_at(step)
+        group["lr"] = group["times"] * recipe.rate_at(step)
     torch.manual_seed(_mixed(seed, step))  # for dropout
     loss = recipe.loss(recipe.model, step, generator(seed, step))
     if not math.isfinite(value := loss.item()):

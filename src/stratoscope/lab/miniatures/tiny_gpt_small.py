@@ -1,4 +1,4 @@
-"""The smaller sister of tiny-gpt: 0.6 million parameters, the same text, tokens and context."""
+"""The smaller sister of tiny-gpt: 0.8 million parameters, the same text, tokens and context."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def recipe(
     *,
     layers: int = 4,
     dim: int = 96,
-    heads: int = 4,
-    steps: int = 1800,
+    heads: int = 3,
+    steps: int = 1500,
     context: int = 256,
     megabytes: float = 16.0,
 ) -> Recipe:

@@ -77,7 +77,7 @@ def recipe(
     rate: float = 4e-3,
     megabytes: float = 16.0,
 ) -> Recipe:
-    """As many tokens a step as tiny-gpt, in windows half as long; no repeated segments."""
+    """As many tokens a step as tiny-gpt, in windows half as long."""
     text = _text.corpus(say, megabytes=megabytes)
 
     def loss(model: nn.Module, step: int, dice: torch.Generator) -> Tensor:

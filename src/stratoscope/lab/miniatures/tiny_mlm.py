@@ -1,4 +1,4 @@
-"""A masked language model (ModernBERT architecture) with tiny-gpt's text, tokens and size.
+"""A masked language model (ModernBERT architecture) with tiny-gpt's text and tokens, and about its size.
 
 Four layers, the first and last of them global, context 128. A third of the tokens is hidden in training; of these 80 %
 are replaced by `<|mask|>`, 10 % by a random token, and 10 % are left.
