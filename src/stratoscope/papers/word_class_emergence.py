@@ -129,7 +129,8 @@ def a_recurrent_network_separates_classes(seed: int) -> Measured:
     null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with fresh weights",
 )
 def a_small_transformer_separates_classes(seed: int) -> Measured:
-    """The same in the residual stream of a transformer that read the same text."""
+    """The same in the residual stream of a transformer that read the same text. On seed 0 the last layer is ahead of the
+    embedding by 0.002 only, and its interval holds 0."""
     return _transformer(models.load(make("tiny-gpt", seed=seed)), seed, HELD_OUT)
 
 
