@@ -88,10 +88,17 @@ def test_card_of_what_is_not_here_yet(name):
 def test_card_of_a_miniature_is_the_one_in_its_folder(monkeypatch):
     from stratoscope import lab as room
 
-    told = {"name": "tiny-gpt", "results": {"loss": 3.14159}, "curve": [[i, 1 / (i + 1)] for i in range(100)]}
+    told = {
+        "name": "tiny-gpt",
+        "results": {"loss": 3.14159},
+        "held_out": {"9": {"loss": 3.14159}},
+        "curve": [[i, 1 / (i + 1)] for i in range(100)],
+    }
     monkeypatch.setattr(room, "card", lambda name, seed: told | {"seed": seed}, raising=False)
     done = lab("card", "tiny-gpt", "--seed", "3")
     assert "loss: 3.142" in done.output
+    assert done.output.splitlines()[-2].split() == ["99", "0.01"]
+    assert "held out" not in done.output  # one judgement, which stands under results
     assert "92 more" in done.output
     assert len(done.output.splitlines()) < 20
     assert json.loads(lab("card", "tiny-gpt", "--json").output)["curve"] == told["curve"]

@@ -118,7 +118,8 @@ def card(name: str, seed: int, as_json: bool) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
     for key, value in fields.items():
-        if value not in (None, "", [], {}):
+        told_already = key == "held_out" and list(value.values()) == [fields.get("results")]
+        if value not in (None, "", [], {}) and not told_already:
             table.add_row(key.replace("_", " "), Text(_worded(key, value)))
     Console(highlight=False).print(table)
 
@@ -219,13 +220,15 @@ def _megabytes(size: int) -> str:
 
 
 def _worded(key: str, value: Any) -> str:
-    """A field of a card for reading: sizes in MB, lists one to a line, long ones cut in the middle."""
+    """A field of a card for reading: sizes in MB, lists one to a line, long ones cut in the middle. key: "" inside one."""
     if key == "download_bytes":
         return _megabytes(value)
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {_worded('', inner)}" for name, inner in value.items())
+        between = "\n" if key else ", "  # a table within a table is one line
+        return between.join(f"{name}: {_worded('', inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        lines = [_worded("", item) if not isinstance(item, list) else " ".join(map(str, item)) for item in value]
+        rows = (item if isinstance(item, list) else [item] for item in value)
+        lines = [" ".join(_worded("", part) for part in row) for row in rows]
         if len(lines) > 12:
             lines = [*lines[:4], f"... {len(lines) - 8} more, `--json` shows all ...", *lines[-4:]]
         return "\n".join(lines)
