@@ -62,6 +62,18 @@ def test_the_null_is_grey_and_nothing_else_is() -> None:
     assert draw.colours(lines) == [*draw.COLOURS[:2], theme.NEUTRAL]
 
 
+def test_what_says_that_it_is_a_null_is_grey_too() -> None:
+    words = ["trained", "RSA, shuffled", "random_labels", "labels untrained"]
+    drawn = figure.drawing(shape(("component", "layer"), 4, 9, component=words))
+    assert list(drawn.series)[2] == "random labels"
+    assert draw.colours(drawn) == [draw.COLOURS[0], draw.GREYS[0], draw.COLOURS[1], draw.GREYS[1]]
+
+
+def test_bars_of_numbered_places_say_what_is_numbered() -> None:
+    assert figure.drawing(shape(("component", "layer"), 3, 2, component=WORDS)).places == ("layer 0", "layer 1")
+    assert figure.drawing(shape(("component", "layer"), 3, 9, component=WORDS)).places[:2] == ("0", "1")
+
+
 def test_a_bar_is_as_long_as_its_number_says() -> None:
     drawn = figure.drawing(label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS))
     minus, plus, gap = str(draw.terminal(drawn, 60)).splitlines()[1:]

@@ -236,6 +236,22 @@ def test_where_things_are_named() -> None:
         assert f" {way} " in question.text
 
 
+def test_what_a_pair_is_taught_by_hand() -> None:
+    """A map that says nothing: twice the squared way between the things, and one in four directions."""
+    pupil = tiny_llava.Pupil(torch.nn.Identity(), 4, 8)
+    torch.nn.init.zeros_(pupil.apart.weight)
+    torch.nn.init.zeros_(pupil.apart.bias)
+    first, second = next(scene for scene in drawn(9) if len(scene.things) > 1).things[:2]
+    hidden, away = torch.ones(1, 3, 8), torch.tensor([2 * (first.x - second.x), 2 * (first.y - second.y)])
+    plain = pupil.told_apart(hidden, [(0, 2, first, second, "above")])
+    assert plain.item() == pytest.approx(2 * away.square().mean().item() + np.log(4), rel=1e-5)
+    with torch.no_grad():
+        pupil.apart.bias += torch.tensor([*away, 0, 0, 30, 0])
+    assert pupil.told_apart(hidden, [(0, 2, first, second, "above")]).item() == pytest.approx(0, abs=1e-5)
+    assert pupil.told_apart(hidden, [(0, 2, first, second, "left")]).item() == pytest.approx(30, rel=1e-3)
+    assert pupil.told_apart(hidden, []).item() == 0
+
+
 def test_llava_is_judged_as_it_is_used(folders: dict[str, Path]) -> None:
     lm = stratoscope.load(folders["tiny-llava"])
     rows = [(scene, scenes.questions(scene, 4, kinds=tiny_llava.KINDS)) for scene in drawn(4)]

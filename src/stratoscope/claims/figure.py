@@ -131,7 +131,7 @@ def _labels(array: xr.DataArray, dim: str) -> list[str]:
 
 
 def _spaced(name: str) -> str:
-    """A name from code as words; tokens and words stay what they are."""
+    """A name from code as words: short_list reads short list. A token of that shape cannot be told from one."""
     return name.replace("_", " ") if re.fullmatch("[a-z0-9]+(_[a-z0-9]+)+", name) else name
 
 

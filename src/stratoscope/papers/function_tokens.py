@@ -90,6 +90,8 @@ def content_after_function_throughout_training(seed: int) -> Measured:
     share_lead and loss_lead are the least over checkpoints of how far function->content is ahead of the next largest
     group, in its share of all loss and in nats a prediction; ratio is its loss over content->content's at the last one.
     In the tiny-gpt of before, which a table of bigrams surpassed, ratio was 1.02 on seed 0 (null 1.03): nothing was to be seen.
+    Now it is 1.23, but 0.98 among predictions that begin a word (`ratio_between_words`): content->content is easier because it
+    goes on inside words, and of whole words nothing is shown.
     """
     return _dominance(_tiny_gpt(seed), seed)
 

@@ -56,7 +56,7 @@ def the_scale_has_its_ends(seed: int) -> Measured:
     where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; the untrained network is ours",
     tier="small",
     subject="resnet56-cifar10",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.1 "
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.05 "
     "and early - late > untrained_early - untrained_late + 0.05",
     direction="early > late and early_rsa > late_rsa and early - late > untrained_early - untrained_late",
     null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty orders stay below)",
@@ -74,7 +74,7 @@ def early_layers_of_a_cnn_align(seed: int) -> Measured:
     where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; the untrained network is ours",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.1 "
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < 0.05 "
     "and early - late > untrained_early - untrained_late + 0.05",
     direction="early > late and early_rsa > late_rsa and early - late > untrained_early - untrained_late",
     null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty orders stay below)",
@@ -90,13 +90,14 @@ def early_layers_of_a_vit_align(seed: int) -> Measured:
     where="the ledger; in the paper not checked",
     tier="small",
     subject="resnet56-cifar10",
-    expect="lowest > 0.3 and shuffled_rsa < 0.1",
+    expect="lowest > 0.3 and shuffled_rsa < 0.05",
     direction="lowest > 4 * shuffled_rsa",
     null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where that is most",
 )
 def a_cnn_needs_the_pairing(seed: int) -> Measured:
     """RSA, its mean over layers and its lowest. That it collapses is true of any shuffled pairs; what is open is whether it was
-    there before in every layer."""
+    there before in every layer. For some hours of its first day this asked for 0.1 instead of 0.05, by mistake; the bound that
+    was written first is back."""
     return _pairing(_cnn(seed))
 
 
@@ -105,7 +106,7 @@ def a_cnn_needs_the_pairing(seed: int) -> Measured:
     where="the ledger; in the paper not checked",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
-    expect="lowest > 0.3 and shuffled_rsa < 0.1",
+    expect="lowest > 0.3 and shuffled_rsa < 0.05",
     direction="lowest > 4 * shuffled_rsa",
     null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where that is most",
 )
