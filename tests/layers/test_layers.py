@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from models import tiny
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
-from stratoscope.models import LM, wrap
+from stratoscope.models import LM, load, wrap
+from stratoscope.models.cache import cache_root
 
 PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 
@@ -70,6 +72,44 @@ def test_direct_contributions_add_up_to_hugging_faces_difference(name: str) -> N
     expected = float(hidden[0][0, -1, 7] - hidden[0][0, -1, 8])
     assert float(found["contribution"].sum()) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert abs(float(found["residual_error"][0])) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabulary(name: str) -> None:
+    """By hand: every token's share of one head's write, through the final norm with its scale held."""
+    lm = wrap(tiny.model(name))
+    found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8).isel(example=0)
+    every = [t for t in range(lm.dims.vocab) if t != 8]
+    over = direct_logit_attribution.measure(lm, [PROMPT] * len(every), answer=every, foil=8)
+    against = over["contribution"].values  # (token, component): token - foil
+    at = every.index(7)
+    mean = np.concatenate([against, np.zeros_like(against[:1])]).mean(axis=0)  # the foil itself is 0
+    assert found["raises_answer"].values == pytest.approx(against[at] - mean, abs=1e-5)
+    assert found["lowers_foil"].values == pytest.approx(mean, abs=1e-5)
+    both = found["raises_answer"] + found["lowers_foil"]
+    assert both.values == pytest.approx(found["contribution"].values, abs=1e-6)
+
+
+def test_a_head_that_only_suppresses_the_foil_is_not_said_to_write_the_answer() -> None:
+    p = planted.suppression()
+    [(layer, head)] = p.opposing_heads  # it speaks against the name that was said: here the foil
+    found = direct_logit_attribution.measure(lm_of(p), p.clean, answer=p.foil, foil=p.answer)
+    one = found.isel(example=0).sel(component=f"L{layer}H{head}")
+    assert float(one["contribution"]) > 1
+    share = {part: float(one[part] / one["contribution"]) for part in ("raises_answer", "lowers_foil")}
+    assert share["lowers_foil"] > 0.9
+    assert abs(share["raises_answer"]) < 0.1
+
+
+@pytest.mark.skipif(not (cache_root() / "models" / "smollm2").is_dir(), reason="SmolLM2 is not in the cache")
+def test_the_head_of_the_flagship_sentence_suppresses_john_and_does_not_write_mary() -> None:
+    """John is the lowest of all tokens in what L23H3 writes; Mary stands near the middle."""
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    lm = load("smollm2")
+    found = direct_logit_attribution.measure(lm, prompt, answer=" Mary", foil=" John")
+    one = found.isel(example=0).sel(component="L23H3")
+    assert float(one["raises_answer"]) == pytest.approx(-0.08, abs=0.01)
+    assert float(one["lowers_foil"]) == pytest.approx(2.94, abs=0.01)
 
 
 @pytest.mark.parametrize("make", [planted.copy_head, planted.induction, planted.induction_gpt2])

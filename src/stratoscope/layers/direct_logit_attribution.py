@@ -8,6 +8,12 @@ write_c is what component c adds to the last position's residual stream; N is th
 value it has on this input, which makes it linear; u are rows of the unembedding. The sum is exact: `residual_error` is
 what floating point leaves. With a soft-cap on logits the difference is that of the logits before the cap.
 
+A write to every logit alike changes nothing, so each half is counted from the component's mean over the vocabulary:
+
+    raises_answer[c] = N(write_c) . (u_answer - mean u)        lowers_foil[c] = N(write_c) . (mean u - u_foil)
+
+and the two add up to the contribution. A head may have a large one by suppressing the foil and not touching the answer.
+
 Reads as: who writes the answer into the stream at the end. Does not show who caused it: a component that only feeds
 another scores zero here, and a large score may be cancelled by a neighbour.
 """
@@ -43,9 +49,10 @@ def head_writes(
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
     """Contribution of every component to the logit difference at each example's last token.
 
-    answer, foil: default the model's top token and its runner-up. Returns contribution (example, component), with the
-    coordinates layer, head (-1 where there is none) and kind; and logit_difference, total, residual_error (example).
-    "bias" joins the attention output biases and the final norm's and read-out's. Raises SiteError for a model whose
+    answer, foil: default as `engine.metric.target` chooses. Returns contribution and its two parts, raises_answer
+    and lowers_foil (example, component), in logits, with the coordinates layer, head (-1 where there
+    is none) and kind; and logit_difference, total, residual_error (example). "bias" joins the
+    attention output biases and the final norm's and read-out's. Raises SiteError for a model whose
     residual stream is not a sum (post-norm encoders) or that has no linear read-out.
     """
     _refuse(lm)
@@ -60,22 +67,25 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     final = seen[sites[-1]]
     norm = freeze(lm.layout.final_norm, final)
     unembed = lm.weight("logits").double()
-    towards = unembed[asked.answer] - unembed[asked.foil]  # (example, dim)
+    middle = unembed.mean(dim=0)
+    sides = torch.stack([unembed[asked.answer] - middle, middle - unembed[asked.foil]])  # (part, example, dim)
 
     def score(write: Tensor) -> Tensor:
+        """Both parts (part, example) of a write (example, dim), or (part, example, head) of many."""
         frozen = norm if write.ndim == 2 else _wider(norm)
-        return torch.einsum("e...d,ed->e...", frozen.linear(write.double()), towards)
+        return torch.einsum("e...d,ped->pe...", frozen.linear(write.double()), sides)
 
     columns, names = [score(seen["layers.0.resid_pre"])], [("embed", -1, -1, "embed")]
-    bias = towards @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil)
+    bias = sides @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil).to(sides)
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}"
         heads, rest = _heads(lm, layer, seen[f"{at}.attn.z"])
-        columns += [*score(heads).unbind(1), score(seen[f"{at}.mlp.out"])]
+        columns += [*score(heads).unbind(2), score(seen[f"{at}.mlp.out"])]
         names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
         names += [(f"L{layer} mlp", layer, -1, "mlp")]
         bias = bias + score(rest)
-    contribution = torch.stack([*columns, bias], dim=1)
+    parts = torch.stack([*columns, bias], dim=2)  # (part, example, component)
+    contribution = parts.sum(dim=0)
     names.append(("bias", -1, -1, "bias"))
     normed = final if lm.layout.final_norm is None else lm.layout.final_norm(final)
     difference = asked.difference(lm.layout.head[-1](normed)).double()
@@ -84,6 +94,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     return dataset(
         {
             "contribution": (("example", "component"), contribution.float()),
+            "raises_answer": (("example", "component"), parts[0].float()),
+            "lowers_foil": (("example", "component"), parts[1].float()),
             "logit_difference": (("example",), difference.float()),
             "total": (("example",), total.float()),
             "residual_error": (("example",), (total - difference).float()),
@@ -120,9 +132,13 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
     return replace(norm, scale=norm.scale[:, None])
 
 
-def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
+def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Float[Tensor, "part=2 example"]:
+    """The read-out's own bias towards the answer and against the foil, each from its mean over the vocabulary."""
     bias = getattr(lm.layout.head[-1], "bias", None)
-    return torch.zeros(len(answer), dtype=torch.double) if bias is None else bias.double()[answer] - bias.double()[foil]
+    if bias is None:
+        return torch.zeros(2, len(answer), dtype=torch.double)
+    bias = bias.double() - bias.double().mean()
+    return torch.stack([bias[answer], -bias[foil]])
 
 
 def _refuse(lm: LM) -> None:
