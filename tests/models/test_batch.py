@@ -8,28 +8,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
-from stratoscope.models.batch import make, token_text
+from stratoscope.models.batch import make
 
 ROWS = [[3, 14, 15, 92, 65], [38, 46, 26]]
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """Every byte is a token, and so are " the" and the first two bytes of a euro sign."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {sign: number for number, sign in enumerate(alphabet)}
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("â", "Ĥ")]
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    raw = Tokenizer(models.BPE(vocabulary, merges))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
 def padded(left: bool) -> dict[str, torch.Tensor]:
@@ -137,31 +122,6 @@ def test_text_goes_through_the_tokenizer() -> None:
     assert batch.ids.tolist() == [p.tokenizer(p.clean)["input_ids"]]
     assert lm.batch([p.clean, p.clean]).ids.shape[0] == 2
     assert lm.batch(p.tokenizer(p.clean)).ids.tolist() == batch.ids.tolist()
-
-
-def test_a_token_as_a_person_reads_it() -> None:
-    tokenizer = byte_level()
-    ids = tokenizer("a the€")["input_ids"]
-    words = [token_text(tokenizer, i) for i in ids]
-    assert words[:2] == ["a", " the"]
-    euro = words[2:]  # two fragments of one sign: shown by their byte-level names, never as the same blank
-    assert len(euro) == len(set(euro)) == 2
-    assert all(word and "�" not in word for word in euro)
-    assert token_text(None, 17) == "17"
-    assert token_text(tokenizer, 10**6) == f"<{10**6}>"
-
-
-def test_a_word_piece_keeps_its_sign() -> None:
-    raw = Tokenizer(models.WordPiece({"[UNK]": 0, "em": 1, "##bed": 2}, unk_token="[UNK]"))
-    raw.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    assert [token_text(tokenizer, i) for i in (1, 2)] == ["em", "##bed"]
-
-
-def test_a_sentence_piece_shows_its_space() -> None:
-    raw = Tokenizer(models.BPE({"▁the": 0, "re": 1, "▁": 2}, []))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    assert [token_text(tokenizer, i) for i in (0, 1, 2)] == [" the", "re", " "]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -165,4 +165,4 @@ def embed(
 
 def _texts(lm: LM, inputs: Any) -> list[str]:
     batch = lm.batch(inputs)
-    return ["".join(tokens) for tokens in batch.tokens] or [str(number) for number in range(len(batch))]
+    return list(batch.texts) or [str(number) for number in range(len(batch))]

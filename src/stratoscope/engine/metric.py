@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.errors import InputError
-from stratoscope.models.batch import token_text
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 
 Word = str | int
 Words = Word | Sequence[Word] | None

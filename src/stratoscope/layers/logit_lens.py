@@ -23,8 +23,8 @@ from torch import Tensor
 from stratoscope.engine.metric import Words, target
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
-from stratoscope.models.batch import token_text
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stratoscope.errors import InputError
+from stratoscope.models.inputs import rows_of, table
+from stratoscope.models.text import apart, joined, token_texts
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Batch:
     ids: (example, position) token ids, right-padded; None for a vision-only model.
     mask: (example, position), True at real tokens. `extra`: pixel_values and the like, passed on as they are.
     tokens: the readable string of every real token. `image`: which positions hold image tokens.
+    words: whether tokens are words or word pieces, with a space between them in the text.
     """
 
     ids: Tensor | None
@@ -32,6 +35,7 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: tuple[tuple[str, ...], ...] = ()
     image: Tensor | None = None
+    words: bool = False
 
     def __len__(self) -> int:
         first = self.ids if self.ids is not None else next(iter(self.extra.values()))
@@ -53,6 +57,11 @@ class Batch:
     def padded(self) -> bool:
         return self.mask is not None and not bool(self.mask.all())
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Each example's whole text, as its tokens spell it."""
+        return tuple(joined(tokens, words=self.words) for tokens in self.tokens)
+
     def forward_arguments(self) -> dict[str, Tensor]:
         """Keyword arguments for the Hugging Face forward."""
         text = {} if self.ids is None else {"input_ids": self.ids, "attention_mask": self.mask.long()}
@@ -64,7 +73,7 @@ class Batch:
         rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]
         return {
             name: (("example", axis), rows),
-            "example_text": (("example",), ["".join(t) for t in self.tokens]),
+            "example_text": (("example",), list(self.texts)),
         }
 
     def to(self, device: torch.device) -> Batch:
@@ -80,7 +89,8 @@ class Batch:
             raise InputError("a batch with images cannot be split into examples: pass them one by one.")
         ids, mask = self.text
         n = int(self.lengths[index])
-        return Batch(ids[index : index + 1, :n], mask[index : index + 1, :n], {}, (self.tokens[index],))
+        here = slice(index, index + 1)
+        return Batch(ids[here, :n], mask[here, :n], {}, self.tokens[here], words=self.words)
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,)."""
@@ -115,8 +125,10 @@ def make(
     extra: dict[str, Tensor] = {}
     mask = None
     if isinstance(inputs, Mapping):
-        extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask") and v is not None}
-        mask, inputs = inputs.get("attention_mask"), inputs.get("input_ids")
+        named = ("input_ids", "attention_mask", *BY_TOKEN)
+        given = {k: v for k, v in inputs.items() if v is not None}
+        extra = {k: v if k in named else _tensor(k, v) for k, v in given.items() if k not in named[:2]}
+        mask, inputs = given.get("attention_mask"), given.get("input_ids")
         if inputs is None:
             return Batch(None, None, extra)
         extra |= {k: right_padded(_rows(extra[k], None, mask), 0) for k in BY_TOKEN if k in extra}
@@ -135,21 +147,9 @@ def make(
             )
     ids = right_padded(rows, pad)
     real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    tokens = tuple(tuple(token_text(tokenizer, i) for i in row) for row in rows)
-    return Batch(ids, real, extra, tokens, None if image is None else (ids == image) & real)
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
-    """A token as a person reads it: leading space kept, byte-level signs decoded; the id itself without a tokenizer."""
-    if tokenizer is None:
-        return str(token)
-    piece: Any = tokenizer.convert_ids_to_tokens(int(token))
-    if piece is None:
-        return f"<{token}>"
-    if piece.startswith("▁"):
-        return piece.replace("▁", " ")
-    text = str(tokenizer.decode([int(token)]))
-    return piece if "�" in text or not text or piece.startswith("##") else text
+    tokens = tuple(token_texts(tokenizer, row) for row in rows)
+    found = None if image is None else (ids == image) & real
+    return Batch(ids, real, extra, tokens, found, apart(tokenizer))
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -162,38 +162,27 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Any) -> list[list[int]]:
     """Each example's own ids; what the mask hides is left out."""
-    if hasattr(inputs, "tolist"):  # a tensor, or an array
-        inputs = torch.as_tensor(inputs)
-        if inputs.ndim not in (1, 2) or inputs.is_floating_point():
-            raise InputError(
-                f"token ids are integers, (example, position); got shape {tuple(inputs.shape)} {inputs.dtype}."
-            )
-        inputs = inputs.tolist() or [[]]
-    if mask is not None:
-        ids, keep = _table(inputs), _table(mask.tolist() if hasattr(mask, "tolist") else mask)
-        if [len(row) for row in ids] != [len(row) for row in keep]:
-            raise InputError("attention_mask and input_ids differ in shape: each token needs its own 0 or 1.")
-        return [[i for i, real in zip(row, reals) if real] for row, reals in zip(ids, keep)]
-    if isinstance(inputs, str):
-        inputs = [inputs]
-    if not isinstance(inputs, Sequence) or not inputs:
+    if mask is None:
+        return rows_of(inputs, tokenizer)
+    ids, keep = table(inputs), table([[bool(x) for x in row] for row in _nested(mask)])
+    if [len(row) for row in ids] != [len(row) for row in keep]:
+        raise InputError("attention_mask and input_ids differ in shape: each token needs its own 0 or 1.")
+    return [[i for i, real in zip(row, reals) if real] for row, reals in zip(ids, keep)]
+
+
+def _nested(mask: Any) -> list[Any]:
+    """A mask of any number type as rows, one row as several."""
+    rows = mask.tolist() if hasattr(mask, "tolist") else list(mask)
+    return rows if rows and hasattr(rows[0], "__len__") else [rows]
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """A model input as a tensor. Raises InputError for what is none, such as a text."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        told = f"{name!r}: {value!r:.40}"
         raise InputError(
-            f"inputs must be prompts, token ids or model inputs; got {type(inputs).__name__} {inputs!r:.80}"
-        )
-    if all(isinstance(x, str) for x in inputs):
-        if tokenizer is None:
-            raise InputError("this model was wrapped without a tokenizer: pass token ids instead of text.")
-        blank = [number for number, text in enumerate(inputs) if not text]
-        if blank:
-            raise InputError(f"prompt {blank[0]} is empty: there is no token to explain.")
-        return [list(ids) for ids in tokenizer(list(inputs))["input_ids"]]
-    return _table(inputs)
-
-
-def _table(rows: Any) -> list[list[int]]:
-    """One row of ids, or several, as several."""
-    if all(isinstance(x, int) for x in rows):
-        return [list(rows)]
-    if any(isinstance(row, str) for row in rows):
-        raise InputError("inputs mix text and token ids: give one kind for all prompts.")
-    return [[int(i) for i in row] for row in rows]
+            f"a mapping holds the model's inputs (input_ids, attention_mask, pixel_values, ...), and this one has "
+            f"{told}. Pass a text as it is, without a mapping."
+        ) from None

@@ -22,8 +22,8 @@ import torch
 import xarray as xr
 
 from stratoscope.errors import InputError
-from stratoscope.models.batch import token_text
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 from stratoscope.neurons._weights import Side, decode, directions, linear, units
 from stratoscope.results import dataset
 

@@ -136,7 +136,7 @@ def _corrupt(
     made = steps.measure("tokens.corruption", batch, importance=importance, seed=seed, **words)
     ids = [int(i) for i in made["id"].values[0] if i >= 0]
     other = steps.lm.batch([ids])
-    return other, str(made["how"].values[0]), "".join(other.tokens[0])
+    return other, str(made["how"].values[0]), other.texts[0]
 
 
 def _neurons(steps: Steps, batch: Any, words: dict[str, int]) -> None:

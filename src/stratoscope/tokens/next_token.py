@@ -19,8 +19,8 @@ from torch import Tensor
 
 from stratoscope.engine.metric import Words, last_logits, target
 from stratoscope.errors import InputError
-from stratoscope.models.batch import token_text
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 
 

@@ -25,8 +25,9 @@ from jaxtyping import Float
 
 from stratoscope.engine.metric import Target, Words, last_logits, target
 from stratoscope.errors import InputError
-from stratoscope.models.batch import Batch, token_text
+from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import integrated_gradients, occlusion
 

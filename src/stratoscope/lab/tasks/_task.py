@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from stratoscope.errors import InputError
-from stratoscope.models.batch import token_text
+from stratoscope.models.text import token_text
 
 T = TypeVar("T")
 DRAWS = 40  # how often to draw for each pair asked for, before repeating those found
