@@ -16,6 +16,7 @@ from stratoscope.engine.metric import last_logits
 from stratoscope.engine.pair import pair
 from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError
+from stratoscope.maths import resample
 
 WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
 
@@ -83,13 +84,24 @@ def test_mean_ablation_is_resampling_where_all_corrupt_prompts_are_one():
     assert np.isfinite(means.faithfulness).all()
 
 
-def test_the_interval_covers_the_mean_and_is_empty_for_one_example():
-    values = np.random.default_rng(0).normal(0.7, 0.1, 40)
-    low, high = faithfulness.interval(values, seed=0)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(40), rel=0.15)
-    assert faithfulness.interval(values, seed=0) == (low, high)
-    assert np.isnan(faithfulness.interval(values[:1], seed=0)).all()
+def test_the_interval_is_the_house_s_and_too_few_examples_have_none():
+    """Two prompts have no 95 % interval: a percentile bootstrap of them holds the truth in 52 of 100 cases."""
+    one, lm = subjects.everything()["induction"], subjects.lm_of("induction")
+
+    def measured(count):
+        some = one.variants(count)
+        return faithfulness.measure(
+            lm, [v.clean for v in some], corrupt=[v.corrupt for v in some], answer=[v.answer for v in some],
+            foil=[v.foil for v in some], circuit=sorted(one.edges)[:2], draws=1,
+        )  # fmt: skip
+
+    few, many = measured(2), measured(8)
+    assert np.isnan([few.low, few.high]).all()
+    assert "n too small: 2 " in few.attrs["notes"]
+    expected = resample.interval(many.faithfulness.values.astype(float), seed=0)
+    assert (float(many.low), float(many.high)) == (expected.low, expected.high)
+    assert many.low < many.faithfulness.mean() < many.high
+    assert "n too small" not in many.attrs["notes"]
 
 
 def test_a_measured_result_is_a_circuit_once_its_strong_edges_are_selected():

@@ -77,3 +77,38 @@ def test_refusals() -> None:
             output_nodes.measure(lm, CLEAN, corrupt=CORRUPT, **ASKED, nodes=nodes)
     with pytest.raises(SiteError, match="not a sum"):
         output_nodes.measure(wrap(tiny.model("bert")), CLEAN, corrupt=CORRUPT, **ASKED)
+
+
+def test_share_of_ways_that_point_both_ways_does_not_cancel() -> None:
+    start, end = torch.tensor([0.0, 3.0]), torch.tensor([4.0, 0.0])  # summed with signs, 1 would be all there is to go
+    patched = torch.stack([end, start, torch.tensor([4.0, 3.0]), torch.tensor([0.0, 0.0])])
+    assert output_nodes.share(patched, start, end).tolist() == pytest.approx([1.0, 0.0, 4 / 7, 3 / 7])
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_question_asked_the_other_way_round_has_the_same_nodes(name: str) -> None:
+    """With answer and foil exchanged every difference is negative, and every share what it was."""
+    one, lm = everything()[name], lm_of(name)
+    plain = output_nodes.measure(lm, one.clean, **options(one), nodes=2, draws=1)
+    asked = options(one) | {"answer": one.foil, "foil": one.answer}
+    turned = output_nodes.measure(lm, one.clean, **asked, nodes=2, draws=1)
+    assert turned.node.values[0] == WRITES[name]
+    np.testing.assert_allclose(turned.direct, plain.direct, atol=1e-5)
+    np.testing.assert_allclose(turned.recovered, plain.recovered, atol=1e-5)
+    assert "1 of 1 pairs say the answer more on the corrupt prompt" in turned.attrs["notes"]
+    assert "corrupt prompt" not in plain.attrs["notes"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_nodes_are_ranked_by_the_mean_of_direct_shares(family: str) -> None:
+    """Also where pairs' differences have both signs, and one is far larger than the other."""
+    lm = wrap(tiny.model(family))
+    # each pair in the one and in the other direction, so that signs mix
+    clean, corrupt = [CLEAN[0], CORRUPT[1], CLEAN[1]], [CORRUPT[0], CLEAN[1], CORRUPT[1]]
+    found = output_nodes.measure(lm, clean, corrupt=corrupt, **ASKED, nodes=15, draws=1)
+    gap = (found.clean_difference - found.corrupt_difference).values
+    assert gap.min() < 0 < gap.max()
+    shares = found.direct.mean("example").sel(component=found.node.values).values
+    assert (np.diff(shares) <= 1e-7).all()
+    assert shares.min() < 0  # by size, the order would be another
+    assert not (np.diff(np.abs(shares)) <= 0).all()

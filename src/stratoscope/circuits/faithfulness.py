@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
@@ -33,6 +32,7 @@ from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
 from stratoscope.engine.wiring import SIDES, Wiring, wiring
 from stratoscope.errors import InputError
+from stratoscope.maths.resample import interval
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -134,15 +134,6 @@ def random_circuits(
     return torch.stack([first(wires, growth(wires, strength), size) for strength in noise])
 
 
-def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over examples; NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    again = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(axis=1)
-    low, high = np.quantile(again, (0.025, 0.975))
-    return float(low), float(high)
-
-
 @torch.no_grad()
 def measure(
     lm: LM,
@@ -156,7 +147,8 @@ def measure(
     draws: int = 3,
     seed: int = 0,
 ) -> xr.Dataset:
-    """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of mean faithfulness.
+    """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of mean faithfulness,
+    NaN, with a note, for fewer than five examples.
 
     inputs, corrupt: prompts in pairs of equal token length. circuit: pairs of names, or a result with an `edge` axis
     (`circuits.discover`); default every edge. draws: random circuits. Raises SiteError for a family without edges,
@@ -168,14 +160,14 @@ def measure(
     rivals = random_circuits(wires, int(keep.sum()), draws, torch.Generator().manual_seed(seed))
     asked = torch.cat([torch.stack([keep, wires.mask & ~keep]), rivals])
     found = torch.stack([share(asked) for share in shares(lm, both, ablation)])
-    low, high = interval(found[:, 0].double().numpy(), seed)
+    spread = interval(found[:, 0].double().numpy(), seed=seed)
     return dataset(
         {
             "faithfulness": (("example",), found[:, 0]),
             "completeness": (("example",), found[:, 1]),
             "null": (("example", "draw"), found[:, 2:]),
-            "low": ((), low),
-            "high": ((), high),
+            "low": ((), spread.low),
+            "high": ((), spread.high),
         }
         | both.differences,
         method="circuits.faithfulness",
@@ -186,5 +178,5 @@ def measure(
         edges=int(keep.sum()),
         of=int(wires.mask.sum()),
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=" ".join(filter(None, [*both.target.notes, spread.note])),
     )

@@ -3,12 +3,15 @@
 Paper: mcq-circuit-chinchilla
 
     direct[c]     = (N(write_c) . u in the clean run - the same in the corrupt run) / (d(clean) - d(corrupt))
-    recovered[k]  = (d(corrupt with c_0 .. c_k <- clean, at the last token) - d(corrupt)) / (d(clean) - d(corrupt))
+    recovered[k]  = (d(corrupt with c_0 .. c_k <- clean, at the last token) - d(corrupt)) / (d(clean) - d(corrupt)),
+                    the mean over prompts, each weighted by |d(clean) - d(corrupt)|
 
 u = u_answer - u_foil, d the logit difference at the last token, N the final norm with its scale held. All direct shares,
 with those of the embedding and of biases, sum to 1. The nodes c_0, c_1 .. are those with the largest mean direct share;
-they are patched together. In `recovered` numerator and denominator are summed over prompts. What a patched node feeds
-later nodes counts as well; a node whose neighbours undo its work recovers less than it writes.
+they are patched together. What a patched node feeds later nodes counts as well; a node whose
+neighbours undo its work recovers less than it writes. A pair whose clean difference is below its
+corrupt one is asked the question the other way round: it counts, in both, by the share of its own
+way that is gone, and a note names it.
 
 null: as many heads and MLPs drawn at random.
 Reads as: how few components the last step of the answer goes through. Does not show how they know: what they read at
@@ -45,8 +48,12 @@ NULL = "as many heads and MLPs drawn at random"
 def share(
     patched: Float[Tensor, "*cells example"], start: Float[Tensor, " example"], end: Float[Tensor, " example"]
 ) -> Float[Tensor, "*cells"]:
-    """How far from start to end, summed over examples: 0 nothing, 1 all."""
-    return (patched - start).sum(dim=-1) / (end - start).sum()
+    """How far from start to end, 0 nothing, 1 all: the mean over examples, weighted by the length of their way.
+
+    Summed with their signs, two ways that point in opposite directions would cancel in the denominator.
+    """
+    way = end - start
+    return ((patched - start) * way.sign()).sum(dim=-1) / way.abs().sum()
 
 
 @torch.no_grad()
@@ -78,7 +85,7 @@ def measure(
     gap = both.clean_difference - both.corrupt_difference
     written = _direct(lm, source, both.target) - _direct(lm, base, both.target)
     direct = written.cpu() / gap[:, None]
-    chosen = _chosen(nodes, names, written.sum(dim=0))
+    chosen = _chosen(nodes, names, direct.mean(dim=0))
     dice = np.random.default_rng(seed)
     rivals = [dice.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
     cells = [
@@ -99,8 +106,18 @@ def measure(
         seed=seed,
         coords=both.coords | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=" ".join([*both.target.notes, *_reversed(gap)]),
     )
+
+
+def _reversed(gap: Float[Tensor, " example"]) -> list[str]:
+    """A note that names the pairs whose corrupt run says the answer more than the clean one."""
+    against = (gap < 0).nonzero()[:, 0].tolist()
+    said = f"{', '.join(map(str, against[:8]))}{' ...' if against[8:] else ''}"
+    told = (
+        f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt than on the clean one ({said})"
+    )
+    return [f"{told}: their shares are of the way back."] if against else []
 
 
 def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example component"]:
