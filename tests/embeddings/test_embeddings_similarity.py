@@ -45,7 +45,7 @@ def test_what_they_must_not_see() -> None:
     for name in ("linear", "rbf", "rsa"):
         assert found[name] == pytest.approx(1, abs=1e-6)
         assert found[f"low_{name}"] == pytest.approx(1, abs=1e-6)
-        assert abs(found[f"null_{name}"]) < 0.1  # the mean of twenty orders
+        assert abs(found[f"null_{name}"]) < 0.1  # the mean of all orders
         assert abs(found[f"null_{name}"]) < found[f"null_high_{name}"] < 0.4
     sheared = s.compare(x, x * np.array([30, 1, 1, 1, 1, 1]))
     assert max(sheared[name] for name in ("linear", "rbf", "rsa")) < 0.9
@@ -83,6 +83,18 @@ def test_equals_plain_hugging_face(samples: str) -> None:
         close(found[name][:1], [expected[name]], 1e-4)
     same = s.measure(lm, rows, samples=samples)
     close(same.linear, np.ones(lm.dims.layers), 1e-6)
+
+
+def test_unrelated_samples_exceed_the_null_s_bound_in_one_case_of_twenty() -> None:
+    """An interpolated 95 % quantile of twenty orders was exceeded by 8 to 12 % of them."""
+    above = {"linear": 0, "rbf": 0, "rsa": 0}
+    for case in range(300):
+        found = s.compare(normal(14, 4, 2 * case), normal(14, 4, 2 * case + 1), draws=0, seed=case)
+        for name in above:
+            above[name] += abs(found[name]) > found[f"null_high_{name}"]
+    assert all(0.02 <= count / 300 <= 0.075 for count in above.values()), above
+    # all three kinds together, so that the bound is told from one that 9 % exceed
+    assert sum(above.values()) / 900 <= 0.062
 
 
 def test_refusals() -> None:

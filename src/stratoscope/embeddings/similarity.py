@@ -11,8 +11,8 @@ mirrored, scaled or moved.
 
 interval: 5 to 95 % over random halves of the samples, which differ as much as whole new samples would. A bootstrap would
 put the same sample twice into a kernel, which looks like likeness.
-null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high: what 95 % of them stay below in
-size.
+null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high: what
+unrelated samples exceed, in size, in 5 % of cases (`maths.resample.bound`).
 Reads as: whether the same samples lie near each other in both. Does not show that the same features are there: linear
 cka is led by the few directions of largest variance, and is high when those alone agree.
 """
@@ -31,11 +31,12 @@ from torch import Tensor
 from stratoscope.embeddings import relative_representations
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
+from stratoscope.maths.resample import bound
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 NULL = "the same after the other's samples are shuffled"
-SHUFFLES = 20
+SHUFFLES = 99
 Samples = Float[np.ndarray, "sample feature"]
 Kernel = Float[np.ndarray, "sample sample"]
 LEAST = 4  # samples: with fewer, the debiased HSIC has no meaning
@@ -70,19 +71,39 @@ def hsic(k: Kernel, other: Kernel) -> float:
     return float(((a * b).sum() + whole - 2 * (a.sum(axis=0) @ b.sum(axis=0)) / (n - 2)) / (n * (n - 3)))
 
 
+def centred(k: Kernel) -> Kernel:
+    """A kernel as HSIC sees it, divided by its length: rows and columns sum to 0, and the diagonal is left out.
+
+    The inner product of two of them is their CKA, in whatever order the samples stand. NaN where HSIC is not above 0.
+    """
+    n, a = len(k), np.where(np.eye(len(k), dtype=bool), 0.0, k)
+    rows = a.sum(axis=0) / (n - 2)
+    a = np.where(np.eye(n, dtype=bool), 0.0, a - rows[:, None] - rows + rows.sum() / (n - 1))
+    size = hsic(k, k) * n * (n - 3)
+    return a / (size**0.5 if size > 0 else np.nan)
+
+
+def ranks(d: Kernel) -> Kernel:
+    """Ranks of the distances, centred and of length one, on both sides of the diagonal, which is 0.
+
+    The inner product of two of them is their RSA. NaN where all distances are equal.
+    """
+    above, table = np.triu_indices(len(d), 1), np.zeros_like(d)
+    order = rankdata(np.round(d[above] / (d.max() or 1.0), 5))
+    order = order - order.mean()
+    length = np.linalg.norm(order)
+    table[above] = order / (length * 2**0.5 if length > 0 else np.nan)
+    return table + table.T
+
+
 def cka(k: Kernel, other: Kernel) -> float:
     """Centred kernel alignment: 1 for equal kernels, 0 in the mean for unrelated ones, NaN for one that says nothing."""
-    size = hsic(k, k) * hsic(other, other)
-    return hsic(k, other) / size**0.5 if size > 0 else float("nan")
+    return float((centred(k) * centred(other)).sum())
 
 
 def rsa(d: Kernel, other: Kernel) -> float:
     """Spearman correlation of the distances above the diagonal; NaN where all are equal."""
-    above = np.triu_indices(len(d), 1)
-    one, two = (rankdata(np.round(m[above] / (m.max() or 1.0), 5)) for m in (d, other))
-    if min(one.std(), two.std()) == 0:
-        return float("nan")
-    return float(np.corrcoef(one, two)[0, 1])
+    return float((ranks(d) * ranks(other)).sum())
 
 
 def compare(
@@ -97,13 +118,14 @@ def compare(
     dice, n = np.random.default_rng(seed), len(one)
     orders = [dice.permutation(n) for _ in range(SHUFFLES)]
     halves = [dice.permutation(n)[: max(n // 2, LEAST)] for _ in range(draws)]
-    kinds = {"linear": (linear, cka), "rbf": (rbf, cka), "rsa": (distances, rsa)}
+    kinds = {"linear": (linear, centred, cka), "rbf": (rbf, centred, cka), "rsa": (distances, ranks, rsa)}
     found: dict[str, float] = {}
-    for name, (kernel, score) in kinds.items():
+    for name, (kernel, ready, score) in kinds.items():
         a, b = kernel(one), kernel(two)
-        found[name] = score(a, b)
-        null = [score(a, b[np.ix_(order, order)]) for order in orders]
-        found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), np.quantile(np.abs(null), 0.95)
+        x, y = ready(a), ready(b)
+        found[name] = float((x * y).sum())
+        null = [float((x * y[np.ix_(order, order)]).sum()) for order in orders]
+        found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), bound(np.abs(null))
         spread = [score(a[np.ix_(half, half)], b[np.ix_(half, half)]) for half in halves]
         found[f"low_{name}"], found[f"high_{name}"] = np.quantile(spread, [0.05, 0.95]) if spread else (np.nan, np.nan)
     return found
