@@ -14,6 +14,7 @@ SHOW = {"results", "catalogue", "plots", "report", "errors"}
 ALLOWED = {
     "errors": set(),
     "_lazy": set(),
+    "_threads": set(),
     "": set(),  # stratoscope/__init__.py
     "catalogue": {"errors"},
     "models": {"errors"},
@@ -69,7 +70,7 @@ def violations(text: str, package: tuple[str, ...], room: str, methods: set[str]
         target = name.split(".")[1] if "." in name else ""
         if room in methods and name.endswith(".measure"):
             found.append(f"line {line}: {name} is imported bare; call it through its module")
-        if target in (room, "_lazy"):
+        if target in (room, "_lazy", "_threads"):
             fine = target != ""
         elif room in methods:
             fine = target in BASE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,22 +83,17 @@ def measure(*more: str, method: str = "planted_room.count") -> Result:
     return run("measure", method, "--model", "tiny", "--prompt", "one two three", "--prompt", "four", *more)
 
 
-def test_help_is_quick_and_imports_no_command() -> None:
+def test_help_imports_no_command_and_nothing_heavy() -> None:
     program = (
         "import sys; sys.argv = ['stratoscope', '--help']\n"
         "from stratoscope.cli import main\n"
         "try: main()\n"
-        "finally: print(*[n for n in sys.modules if n.startswith(('stratoscope.cli.', 'torch', 'rich'))])"
+        "finally: print(*[n for n in sys.modules if n.startswith(('stratoscope.cli.', 'torch', 'numpy', 'rich'))])"
     )
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("\n\n"), "a command's file was imported"
-        assert "Run one measuring method on a model" in done.stdout
-    assert min(times) < 0.3
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n\n"), "a command's file was imported"
+    assert "Run one measuring method on a model" in done.stdout
 
 
 def test_every_file_is_a_command_with_help() -> None:

@@ -135,7 +135,7 @@ def test_full_disk_leaves_no_half_report(subject: planted.Planted, folder: Path,
     command = [sys.executable, "-c", limit + ignore + "from stratoscope.cli import main; main()"]
     out = tmp_path / "r.html"
     arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "r.html" in done.stderr
@@ -151,7 +151,7 @@ def test_interrupt_exits_with_130_and_leaves_nothing(subject: planted.Planted, f
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-        assert process.wait(timeout=120) == 130
+        assert process.wait(timeout=900) == 130
     assert "Interrupted" in rest
     assert "Traceback" not in rest
     assert not list(tmp_path.iterdir())

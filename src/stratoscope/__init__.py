@@ -16,6 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stratoscope._lazy import lazy
+from stratoscope._threads import wait_passively
+
+wait_passively()
 
 if TYPE_CHECKING:
     from stratoscope.models import load as load

@@ -275,7 +275,7 @@ def test_two_processes_make_it_once(wheel, cache, tmp_path):
     environment = {**os.environ, "STRATOSCOPE_WHEELS": str(wheel.parent)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     runs = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    answers = [run.communicate(timeout=60) for run in runs]
+    answers = [run.communicate(timeout=600) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], answers
     assert answers[0][0] == answers[1][0]
     assert int(answers[0][0]) > 0
@@ -408,6 +408,13 @@ def test_resolve_refuses_what_cannot_be_a_model(name, reason, tmp_path, monkeypa
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(LoadError, match=reason):
         resolve(name.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("smollm", "smollm2"), ("SmolLM2", "smollm2"), ("mini-lm", "minilm")])
+def test_a_slip_is_told_before_the_hub_is_asked(asked, meant, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LoadError, match=f"Did you mean '{meant}'"):
+        resolve(asked)
 
 
 def test_an_unknown_name_lists_the_known_ones():

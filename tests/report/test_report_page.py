@@ -186,7 +186,7 @@ QUIET += "--disable-component-update --disable-sync --virtual-time-budget=8000 -
 def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path):
     path = page.write(hostile(make), tmp_path / "report.html")
     command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     tree, written = Reader(done.stdout), Reader(path.read_text(encoding="utf-8"))
     assert tree.count("script") == written.count("script")
     assert tree.count("img") == 0

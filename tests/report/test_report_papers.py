@@ -83,7 +83,7 @@ def test_the_figure_is_drawn(folder: Path, make, tmp_path: Path) -> None:
         f"--user-data-dir={tmp_path}/chromium",
     ]
     done = subprocess.run(
-        ["chromium", *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120
+        ["chromium", *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=900
     )
     inside = done.stdout.partition('<div class="verdict">')[2].partition("</figure>")[0]
     assert 'class="main-svg"' in inside

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import click
 
+from stratoscope._threads import use_free_cores
 from stratoscope.cli import _claims
 
 
@@ -18,6 +19,7 @@ from stratoscope.cli import _claims
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the claim.")
 @click.option("--claim", "name", help="Only the claim of this name.")
 def command(key: str, tier: str, seed: int, name: str | None) -> None:
+    use_free_cores()
     from stratoscope.claims import ledger, verdicts
     from stratoscope.claims.run import run
     from stratoscope.errors import ClaimError

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError, ResultError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
     began = time.perf_counter()
     with _progress() as report:
         report("load", 0, 0)
+        use_free_cores()
         import stratoscope
 
         lm = stratoscope.load(model, dtype=dtype, device=device)

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from stratoscope import catalogue
+from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError
 from stratoscope.models.cache import cache_root
 
@@ -83,6 +84,7 @@ def list_command(kind: str | None) -> None:
 @click.option("--path", type=click.Path(path_type=Path), help="For a download: its archive, or a folder that holds it.")
 def make(name: str, seed: int, path: Path | None) -> None:
     """Fetch a dataset or model, or train a miniature, and print its folder."""
+    use_free_cores()
     from stratoscope import lab
     from stratoscope.models import pretrained
 

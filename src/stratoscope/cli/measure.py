@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratoscope import catalogue
+from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError, MethodError, ResultError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def command(
     out: Path | None,
     save: Path | None,
 ) -> None:
+    use_free_cores()
     import stratoscope
 
     # All that can be refused is refused before the model, which is slow, is loaded.

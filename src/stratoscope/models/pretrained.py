@@ -150,7 +150,25 @@ def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Pat
             f"The model {str(name)!r} is no hub id, and as a path it {found}. Give a model folder (with "
             f"config.json), a .gguf file, a hub id such as owner/model, or one of {', '.join(NAMED)}."
         )
+    _refuse_misspelt(str(name))
     return name
+
+
+def _refuse_misspelt(name: str) -> None:
+    """A name without an owner that is nearly one of ours is a slip, not a model of the hub's first days.
+
+    Said at once: the hub would be asked for half a minute before it says that there is none.
+    """
+    near = difflib.get_close_matches(name.lower(), NAMED, n=1, cutoff=0.75)
+    if "/" in name or not near:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise LoadError(
+            f"There is no model named {name!r}. Did you mean {near[0]!r}? The names are {', '.join(NAMED)}; "
+            f"models on the Hugging Face hub are called owner/model."
+        )
 
 
 def place(name: str) -> Path | None:
