@@ -54,11 +54,6 @@ def test_a_single_prompt(one: Any) -> None:
     assert not batch.padded
 
 
-def test_a_hole_in_the_mask_is_a_token_left_out() -> None:
-    batch = tiny.lm("llama").batch({"input_ids": [[3, 9, 14]], "attention_mask": [[1, 0, 1]]})
-    assert batch.ids.tolist() == [[3, 14]]
-
-
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("name", [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", *tiny.VLMS)])
 def test_padding_reaches_no_output(name: str, left: bool) -> None:

@@ -29,9 +29,9 @@ def available(device: torch.device) -> int:
 def predicted(lm: LM, sites: Iterable[Site], batch: Batch, positions: int | None = None) -> int:
     """Bytes that capturing the sites takes; positions: how many are kept, None for all. Vision sites count as nothing:
     how many patches there are is known only to the model."""
-    if batch.ids is None:
+    if batch.mask is None:
         return 0
-    width = batch.ids.shape[1]
+    width = batch.mask.shape[1]
     dims = lm.dims
     sizes = {"example": len(batch), "position": positions or width, "query": positions or width, "key": width}
     sizes |= {"dim": dims.dim, "head": dims.heads, "kv_head": dims.kv_heads, "head_dim": dims.head_dim}

@@ -67,7 +67,7 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     """
     batch = lm.batch(inputs)
     n = len(batch)
-    notes: list[str] = []
+    notes = list(batch.notes)
     answers, foils = (_ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil")))
     if answers is None or foils is None:
         top = last_logits(lm, batch).topk(2, dim=-1).indices.cpu()

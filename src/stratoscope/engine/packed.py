@@ -88,7 +88,7 @@ class Base:
 def read_positions(lm: LM, batch: Batch) -> Tensor:
     """(example,) where the metric reads: an example's last real token; of a picture its class token, the first patch."""
     pooled = lm.family.pooled
-    if pooled is None and batch.ids is not None:
+    if pooled is None and batch.mask is not None:
         return batch.lengths - 1
     return torch.full((len(batch),), pooled or 0)
 
@@ -130,7 +130,7 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     base.metric = metric(read(lm, base.values[last][examples, at]), examples)
     base.residual = [base.values[entry] for entry in entries]
     base.width, base.reads = base.residual[0].shape[1], at.tolist()
-    base.lengths = [base.width] * len(batch) if batch.ids is None else batch.lengths.tolist()
+    base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
     base.shareable = base.shareable and all(_can_gather(base, layer) for layer in range(depth))
     return base
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stratoscope.errors import InputError
+from stratoscope.models import beside
 from stratoscope.models.inputs import rows_of, table
 from stratoscope.models.text import apart, joined, token_texts
 
@@ -24,10 +25,11 @@ from stratoscope.models.text import apart, joined, token_texts
 class Batch:
     """Inputs of one forward pass.
 
-    ids: (example, position) token ids, right-padded; None for a vision-only model.
+    ids: (example, position) token ids, right-padded; None for a vision-only model and for embeddings.
     mask: (example, position), True at real tokens. `extra`: pixel_values and the like, passed on as they are.
     tokens: the readable string of every real token. `image`: which positions hold image tokens.
     words: whether tokens are words or word pieces, with a space between them in the text.
+    notes: what was assumed when the inputs were read, for a person.
     """
 
     ids: Tensor | None
@@ -36,6 +38,7 @@ class Batch:
     tokens: tuple[tuple[str, ...], ...] = ()
     image: Tensor | None = None
     words: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         first = self.ids if self.ids is not None else next(iter(self.extra.values()))
@@ -45,13 +48,15 @@ class Batch:
     def text(self) -> tuple[Tensor, Tensor]:
         """ids and mask. Raises InputError for inputs that hold no tokens."""
         if self.ids is None or self.mask is None:
-            raise InputError("these inputs hold no tokens (images only): this needs a prompt.")
+            raise InputError("these inputs hold no token ids (images or embeddings): this needs a prompt.")
         return self.ids, self.mask
 
     @property
     def lengths(self) -> Tensor:
         """(example,) number of real tokens. Raises InputError for inputs that hold none."""
-        return self.text[1].sum(dim=1)
+        if self.mask is None:
+            raise InputError("these inputs hold no tokens (images only): this needs a prompt.")
+        return self.mask.sum(dim=1)
 
     @property
     def padded(self) -> bool:
@@ -64,8 +69,9 @@ class Batch:
 
     def forward_arguments(self) -> dict[str, Tensor]:
         """Keyword arguments for the Hugging Face forward."""
-        text = {} if self.ids is None else {"input_ids": self.ids, "attention_mask": self.mask.long()}
-        return text | dict(self.extra)
+        text = {} if self.ids is None else {"input_ids": self.ids}
+        mask = {} if self.mask is None else {"attention_mask": self.mask.long()}
+        return text | mask | dict(self.extra)
 
     def coords(self, axis: str = "position", name: str = "text") -> dict[str, tuple[tuple[str, ...], list]]:
         """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each whole text."""
@@ -90,7 +96,8 @@ class Batch:
         ids, mask = self.text
         n = int(self.lengths[index])
         here = slice(index, index + 1)
-        return Batch(ids[here, :n], mask[here, :n], {}, self.tokens[here], words=self.words)
+        kept = (ids[here, :n], mask[here, :n], {}, self.tokens[here])
+        return Batch(*kept, words=self.words, notes=self.notes)
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,)."""
@@ -103,8 +110,8 @@ class Batch:
         return arguments | dict(self.extra) | moved, shift
 
 
-# model inputs with one value for each token: they move with the tokens when padding is rolled away
-BY_TOKEN = ("token_type_ids", "mm_token_type_ids", "position_ids")
+# model inputs with one value for each token, and what stands at padding: they move with the tokens
+BY_TOKEN = {"token_type_ids": 0, "mm_token_type_ids": 0, "position_ids": 0, "labels": -100}
 
 
 def make(
@@ -115,24 +122,33 @@ def make(
     pad: int,
     image: int | None,
     vocab: int | None = None,
+    predicts: bool = False,
 ) -> Batch:
     """Read prompts, ids, tensors or a mapping of model inputs into a Batch.
 
     limit: the model's context length. pad: id for padding. image: id of the image token, if there is one. vocab: number
-    of token ids. Raises InputError for an empty prompt, one longer than the context, an id outside the vocabulary, or
-    text without a tokenizer.
+    of token ids. predicts: whether what follows a text is asked. Raises InputError for an empty prompt, one longer than
+    the context, an id outside the vocabulary, a mask with a hole, a cache, or text without a tokenizer.
     """
     extra: dict[str, Tensor] = {}
     mask = None
+    notes: tuple[str, ...] = ()
     if isinstance(inputs, Mapping):
-        named = ("input_ids", "attention_mask", *BY_TOKEN)
-        given = {k: v for k, v in inputs.items() if v is not None}
-        extra = {k: v if k in named else _tensor(k, v) for k, v in given.items() if k not in named[:2]}
-        mask, inputs = given.get("attention_mask"), given.get("input_ids")
-        if inputs is None:
+        mask, extra = beside.mask_rows(inputs.get("attention_mask")), beside.tensors(inputs)
+        inputs = inputs.get("input_ids")
+        if inputs is None and "inputs_embeds" not in extra:
             return Batch(None, None, extra)
-        extra |= {k: right_padded(_rows(extra[k], None, mask), 0) for k in BY_TOKEN if k in extra}
+        shape = beside.shape(extra["inputs_embeds"] if inputs is None else inputs)
+        for name, fill in BY_TOKEN.items():
+            if name in extra and (name != "labels" or extra[name].shape == shape):  # else labels of whole texts
+                extra[name] = right_padded(_rows(extra[name], None, mask), fill)
+        if inputs is None:
+            embeds, real = beside.embeddings(extra["inputs_embeds"], mask, limit)
+            places = tuple(tuple(f"<{place}>" for place in range(n)) for n in real.sum(dim=1).tolist())
+            return Batch(None, real, extra | {"inputs_embeds": embeds}, places)
     rows = _rows(inputs, tokenizer, mask)
+    if tokenizer is not None and (texts := beside.texts(inputs)):
+        rows, notes = beside.as_meant(rows, texts, tokenizer, predicts)
     if not rows:
         raise InputError("inputs hold no prompt: give at least one.")
     for number, row in enumerate(rows):
@@ -149,7 +165,7 @@ def make(
     real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     tokens = tuple(token_texts(tokenizer, row) for row in rows)
     found = None if image is None else (ids == image) & real
-    return Batch(ids, real, extra, tokens, found, apart(tokenizer))
+    return Batch(ids, real, extra, tokens, found, apart(tokenizer), notes)
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -164,25 +180,7 @@ def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Any) -> 
     """Each example's own ids; what the mask hides is left out."""
     if mask is None:
         return rows_of(inputs, tokenizer)
-    ids, keep = table(inputs), table([[bool(x) for x in row] for row in _nested(mask)])
+    ids, keep = table(inputs), mask
     if [len(row) for row in ids] != [len(row) for row in keep]:
         raise InputError("attention_mask and input_ids differ in shape: each token needs its own 0 or 1.")
     return [[i for i, real in zip(row, reals) if real] for row, reals in zip(ids, keep)]
-
-
-def _nested(mask: Any) -> list[Any]:
-    """A mask of any number type as rows, one row as several."""
-    rows = mask.tolist() if hasattr(mask, "tolist") else list(mask)
-    return rows if rows and hasattr(rows[0], "__len__") else [rows]
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """A model input as a tensor. Raises InputError for what is none, such as a text."""
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        told = f"{name!r}: {value!r:.40}"
-        raise InputError(
-            f"a mapping holds the model's inputs (input_ids, attention_mask, pixel_values, ...), and this one has "
-            f"{told}. Pass a text as it is, without a mapping."
-        ) from None

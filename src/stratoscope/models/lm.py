@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stratoscope.errors import SiteError
 from stratoscope.models import batch as batches
 from stratoscope.models.batch import Batch
+from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
 from stratoscope.models.layout import Dims, Layout, matrix
 from stratoscope.models.sites import Site
@@ -62,7 +63,18 @@ class LM:
         image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         vocab = self.dims.vocab or None
         pad = pad if 0 <= pad < (vocab or pad + 1) else 0  # never read, but looked up in the embedding all the same
-        made = batches.make(inputs, self.tokenizer, limit=self._context(), pad=pad, image=image, vocab=vocab)
+        main = self.family.towers[""]
+        made = batches.make(
+            inputs,
+            self.tokenizer,
+            limit=self._context(),
+            pad=pad,
+            image=image,
+            vocab=vocab,
+            predicts=main.causal and bool(self.layout.head),
+        )
+        if made.mask is not None:
+            refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return made.to(self.model.device)
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
