@@ -77,10 +77,10 @@ def test_claim_says_what_is_expected_before_it_measures(folder: Path) -> None:
     ]
     places = [result.output.index(words) for words in order]
     assert places == sorted(places)
-    [kept], problems = verdicts.read([folder / "verdicts.jsonl"])
+    [kept], problems = verdicts.read([folder / "verdicts"])
     assert problems == []
     assert (kept.key, kept.claim, kept.seed, kept.tier) == ("llm-drop", "attention_goes_first", 3, "small")
-    assert json.loads((folder / "verdicts.jsonl").read_text())["figure"]["dims"] == ["component"]
+    assert json.loads((folder / "verdicts" / "llm-drop.jsonl").read_text())["figure"]["dims"] == ["component"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_claim_that_stops_half_way_keeps_nothing(folder: Path, seed: str, code: 
     assert result.exit_code == code
     assert "attention_goes_first was not measured to its end: nothing is kept of it." in flat(result.stderr)
     assert said in flat(result.stderr)
-    assert not (folder / "verdicts.jsonl").exists()
+    assert not (folder / "verdicts").exists()
 
 
 def test_claim_by_name_and_tier() -> None:
@@ -118,14 +118,14 @@ def test_a_folder_that_cannot_be_written_to_is_said(
     real = verdicts._add
 
     def refuse(file: Path, line: bytes) -> None:
-        if file.parent == folder:
+        if file.parent == folder / "verdicts":
             raise PermissionError(13, "Permission denied")
         real(file, line)
 
     monkeypatch.setattr(verdicts, "_add", refuse)
     said = flat(run("claim", "llm-drop", width=120).output)
     assert "(the package's own folder cannot be written to)" in said
-    assert (tmp_path / "cache" / "verdicts.jsonl").is_file()
+    assert (tmp_path / "cache" / "verdicts" / "llm-drop.jsonl").is_file()
     assert "verdict reproduced" in flat(run("paper", "llm-drop").output)  # and it is read from there
 
 

@@ -26,12 +26,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def atlas(folder: Path) -> Atlas:
-    return ledger.atlas(folder, [folder / "verdicts.jsonl"])
+    return ledger.atlas(folder, [folder / "verdicts"])
 
 
 def measure(folder: Path, seed: int = 0) -> None:
     paper = read(folder / "llm_drop.py")
-    verdicts.append(run(paper, paper.named("attention_goes_first")[0], seed), [folder / "verdicts.jsonl"])
+    verdicts.append(run(paper, paper.named("attention_goes_first")[0], seed), [folder / "verdicts"])
 
 
 def test_pages_are_written_once(folder: Path, root: Path) -> None:

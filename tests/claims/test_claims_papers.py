@@ -85,7 +85,7 @@ def test_the_ledger() -> None:
     rows = ledger.rows()
     assert len(rows) == 243
     assert all(re.fullmatch(r"[a-z0-9-]+", key) and row.title and 1980 < row.year < 2030 for key, row in rows.items())
-    atlas = ledger.atlas(files=[])
+    atlas = ledger.atlas(folders=[])
     assert sum(atlas.counts().values()) == 243
     for asked, near in (("llm-dorp", "llm-drop"), ("Lazy Neuron", "lazy-neuron")):
         with pytest.raises(ClaimError, match=f"There is no paper '{asked}' among 243. Nearest: .*{near}"):
@@ -113,7 +113,7 @@ def test_every_paper_file_can_be_read() -> None:
 
 
 def test_every_line_of_the_verdict_file_can_be_read() -> None:
-    found, problems = verdicts.read([papers.FOLDER / verdicts.NAME])
+    found, problems = verdicts.read([verdicts.home()])
     assert problems == []
     assert {verdict.key for verdict in found} <= ledger.rows().keys()
 

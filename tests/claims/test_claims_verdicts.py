@@ -29,14 +29,14 @@ def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
     odd = dataclasses.replace(
         verdict, values={"a": math.nan, "b": math.inf}, interval={"a": (-math.inf, 1.0)}, note='ü "\n', seed=4
     )
-    file = tmp_path / "v.jsonl"
-    assert verdicts.append(verdict, [file]) == file
-    verdicts.append(odd, [file])
+    file = tmp_path / "llm-drop.jsonl"
+    assert verdicts.append(verdict, [tmp_path]) == file
+    verdicts.append(odd, [tmp_path])
     lines = file.read_text().splitlines()
     assert len(lines) == 2
     for line in lines:
         json.loads(line, parse_constant=pytest.fail)  # strict JSON: no bare NaN
-    (first, second), problems = verdicts.read([file])
+    (first, second), problems = verdicts.read([tmp_path])
     assert problems == []
     assert first == verdict
     assert repr(second) == repr(odd)  # NaN is not equal to itself
@@ -44,9 +44,17 @@ def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
     assert set(first.versions) == {"stratoscope", "torch", "transformers"}
 
 
+def test_two_papers_touch_two_files(tmp_path: Path, verdict: Verdict) -> None:
+    verdicts.append(verdict, [tmp_path])
+    before = (tmp_path / "llm-drop.jsonl").read_bytes()
+    verdicts.append(dataclasses.replace(verdict, key="lazy-neuron"), [tmp_path])
+    assert (tmp_path / "llm-drop.jsonl").read_bytes() == before
+    assert sorted(v.key for v in verdicts.read([tmp_path])[0]) == ["lazy-neuron", "llm-drop"]
+
+
 def test_two_processes_at_once(tmp_path: Path, verdict: Verdict) -> None:
     """Long lines from two writers: each one whole, none lost."""
-    file, line = tmp_path / "v.jsonl", tmp_path / "one.jsonl"
+    file, line = tmp_path / "kept", tmp_path / "one"
     verdicts.append(dataclasses.replace(verdict, note="long " * 20_000), [line])
     program = (
         "import dataclasses, sys\nfrom pathlib import Path\nfrom stratoscope.claims import verdicts\n"
@@ -63,47 +71,45 @@ def test_two_processes_at_once(tmp_path: Path, verdict: Verdict) -> None:
 
 
 def test_a_torn_last_line_is_reported_and_stays_alone(tmp_path: Path, verdict: Verdict) -> None:
-    file = tmp_path / "v.jsonl"
-    verdicts.append(verdict, [file])
+    file = verdicts.append(verdict, [tmp_path])
     with file.open("a") as half:
         half.write(verdicts.to_line(verdict)[:100])
-    found, problems = verdicts.read([file])
+    found, problems = verdicts.read([tmp_path])
     assert (len(found), len(problems)) == (1, 1)
     assert problems[0].startswith(f"Line 2 of {file} is cut short: its writing was interrupted")
-    verdicts.append(dataclasses.replace(verdict, seed=9), [file])
-    found, problems = verdicts.read([file])
+    verdicts.append(dataclasses.replace(verdict, seed=9), [tmp_path])
+    found, problems = verdicts.read([tmp_path])
     assert [v.seed for v in found] == [3, 9]
     assert problems[0].startswith(f"Line 2 of {file} is no verdict")
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "3", "null", '{"key": "x"}', "\x00\xff", '{"status": "fine"}'])
 def test_any_other_line_is_reported(tmp_path: Path, verdict: Verdict, line: str) -> None:
-    file = tmp_path / "v.jsonl"
-    file.write_text(line + "\n")
-    verdicts.append(verdict, [file])
-    found, problems = verdicts.read([file])
+    (tmp_path / "llm-drop.jsonl").write_text(line + "\n")
+    verdicts.append(verdict, [tmp_path])
+    found, problems = verdicts.read([tmp_path])
     assert (found, len(problems)) == ([verdict], 1)
 
 
 def test_a_status_that_is_no_word_is_reported(tmp_path: Path, verdict: Verdict) -> None:
-    file = tmp_path / "v.jsonl"
-    file.write_text(verdicts.to_line(verdict).replace('"reproduced"', '"splendid"') + "\n")
-    assert "'splendid' is no status" in verdicts.read([file])[1][0]
+    line = verdicts.to_line(verdict).replace('"reproduced"', '"splendid"')
+    (tmp_path / "llm-drop.jsonl").write_text(line + "\n")
+    assert "'splendid' is no status" in verdicts.read([tmp_path])[1][0]
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    home, cache = tmp_path / "home" / "v.jsonl", tmp_path / "cache" / "v.jsonl"
+    home, cache = tmp_path / "home", tmp_path / "cache"
     real = os.open
 
     def refuse(path, *more, **options):
-        if Path(path).parent == home.parent:
+        if Path(path).parent == home:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *more, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert verdicts.append(verdict, [home, cache]) == cache
+    assert verdicts.append(verdict, [home, cache]) == cache / "llm-drop.jsonl"
     assert verdicts.read([home, cache]) == ([verdict], [])
     with pytest.raises(ClaimError, match=r"could not be kept .*Permission denied.*It was: reproduced"):
         verdicts.append(verdict, [home])
@@ -112,14 +118,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, verdict: Verdict, mo
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    file, real = tmp_path / "v.jsonl", os.write
-    verdicts.append(verdict, [file])
+    file, real = verdicts.append(verdict, [tmp_path]), os.write
     before = file.read_bytes()
     monkeypatch.setattr(
         os, "write", lambda handle, data: real(handle, data[:50]) if len(data) > 50 else real(handle, data)
     )
     with pytest.raises(ClaimError, match="disk is full"):
-        verdicts.append(verdict, [file])
+        verdicts.append(verdict, [tmp_path])
     assert file.read_bytes() == before
 
 

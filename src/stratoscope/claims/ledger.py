@@ -138,10 +138,10 @@ def levels() -> list[str]:
     return sorted({row.level for row in rows().values()}, key=lambda x: (first.index(x) if x in first else 99, x))
 
 
-def atlas(folder: Path | None = None, files: Sequence[Path] | None = None) -> Atlas:
-    """All rows with the paper files of `folder` and the verdicts of `files` (default: this package's, and the user's)."""
+def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> Atlas:
+    """All rows with the paper files of `folder` and the verdicts of `folders` (default: this package's, and the user's)."""
     built, broken = papers.shelf(folder)
-    kept, problems = verdicts.read(verdicts.places() if files is None else files)
+    kept, problems = verdicts.read(verdicts.places() if folders is None else folders)
     problems += [f"{reason}" for reason in broken.values()]
     problems += [
         f"{built[key].path.name} is no paper of the ledger. {_nearest(key)}" for key in built.keys() - rows().keys()

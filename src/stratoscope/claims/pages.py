@@ -3,7 +3,7 @@
     python -m stratoscope.claims.pages            writes them
     python -m stratoscope.claims.pages --check    says what is stale, and exits with 1
 
-They are made of this package's paper files and its `verdicts.jsonl`. A picture's name carries a hash of what it shows, so
+They are made of this package's paper files and its `verdicts/`. A picture's name carries a hash of what it shows, so
 that what is stale is seen from texts and names alone.
 """
 
@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stratoscope import catalogue
-from stratoscope.claims import draw, figure, ledger
-from stratoscope.claims import paper as papers
+from stratoscope.claims import draw, figure, ledger, verdicts
 from stratoscope.claims.claim import FAILED, TIERS, Claim, Verdict
 from stratoscope.claims.draw import short
 from stratoscope.claims.ledger import Atlas, Entry
-from stratoscope.claims.verdicts import NAME
 from stratoscope.errors import ClaimError
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +28,7 @@ OPEN, CLOSE = "<!-- atlas: python -m stratoscope.claims.pages writes this -->", 
 
 def own() -> Atlas:
     """The atlas of this package alone: what the user's cache holds is no part of the pages."""
-    return ledger.atlas(files=[papers.FOLDER / NAME])
+    return ledger.atlas(folders=[verdicts.home()])
 
 
 def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:

@@ -1,7 +1,8 @@
-"""The file that remembers: `papers/verdicts.jsonl`, one verdict a line, only ever appended to.
+"""The files that remember: `papers/verdicts/KEY.jsonl`, one verdict a line, only ever appended to.
 
 A line is written at once, under a lock, and forced to the disk, so that two claims at the same time cannot mix. Where the
-package's folder cannot be written to, verdicts go to the user's cache; both are read.
+package's folder cannot be written to, verdicts go to the user's cache; both are read. One file for each paper, so that
+two people who measure two papers change no file of each other's.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from stratoscope.claims import paper
 from stratoscope.claims.claim import Verdict
 from stratoscope.errors import ClaimError
 
-NAME = "verdicts.jsonl"
 _NUMBERS = ("values", "null")
 
 
 def places() -> list[Path]:
-    """Where verdicts are kept: beside the papers, and in the user's cache."""
-    return [paper.FOLDER / NAME, cache() / NAME]
+    """The folders of verdicts: beside the papers, and in the user's cache."""
+    return [home(), cache() / "verdicts"]
+
+
+def home() -> Path:
+    """The folder of this package's own verdicts."""
+    return paper.FOLDER / "verdicts"
 
 
 def cache() -> Path:
@@ -34,11 +39,15 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratoscope"
 
 
-def append(verdict: Verdict, files: Sequence[Path] | None = None) -> Path:
-    """Add one line to the first of `files` that can be written to, and return it. Raises ClaimError when none can."""
+def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:
+    """Add one line to the paper's file in the first folder that can be written to, and return that file.
+
+    Raises ClaimError when none can.
+    """
     line = (to_line(verdict) + "\n").encode()
     refused = []
-    for file in places() if files is None else files:
+    for folder in places() if folders is None else folders:
+        file = folder / f"{verdict.key}.jsonl"
         try:
             _add(file, line)
         except OSError as error:
@@ -51,14 +60,13 @@ def append(verdict: Verdict, files: Sequence[Path] | None = None) -> Path:
     )
 
 
-def read(files: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
-    """All verdicts in order, and a sentence for each line that is none: nothing is dropped in silence."""
-    found, problems = [], []
-    for file in files:
+def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
+    """All verdicts, a paper's in order, and a sentence for each line that is none: nothing is dropped in silence."""
+    found: list[Verdict] = []
+    problems: list[str] = []
+    for file in (file for folder in folders for file in sorted(folder.glob("*.jsonl"))):
         try:
             text = file.read_bytes().decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
         except OSError as error:
             problems.append(f"{file} cannot be read: {error.strerror or error}.")
             continue

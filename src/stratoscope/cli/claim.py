@@ -47,7 +47,7 @@ def command(key: str, tier: str, seed: int, name: str | None) -> None:
         file = verdicts.append(verdict)
         _claims.measured(console, verdict)
         console.print()
-        _claims.facts(console, {"kept in": f"{file}{_elsewhere(file == verdicts.places()[0])}"})
+        _claims.facts(console, {"kept in": f"{file}{_elsewhere(file.parent == verdicts.home())}"})
 
 
 def _elsewhere(at_home: bool) -> str:

@@ -1,4 +1,4 @@
-"""One file for each paper that is built: its source, its methods, its claims; `verdicts.jsonl` beside them remembers.
+"""One file for each paper that is built: its source, its methods, its claims; `verdicts/` beside them remembers.
 
 `ledger.tsv` lists all 243 papers, built or not.
 """
