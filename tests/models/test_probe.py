@@ -62,7 +62,6 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "nemotron": (lambda: (hf.NemotronForCausalLM, hf.NemotronConfig(**G)), "refused: no family names"),
     "gpt_oss": (lambda: (hf.GptOssForCausalLM, hf.GptOssConfig(**G, head_dim=8, num_local_experts=4)), "refused: "),
     "xglm": (lambda: (hf.XGLMForCausalLM, hf.XGLMConfig(**_XGLM)), "refused: no family names"),
-    "electra": (lambda: (hf.ElectraForMaskedLM, hf.ElectraConfig(**S, embedding_size=32)), "refused: no family names"),
     "albert": (lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)), "refused: AlbertLayerGroup"),
     "mamba": (
         lambda: (hf.MambaForCausalLM, hf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4)),

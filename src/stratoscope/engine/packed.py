@@ -160,7 +160,11 @@ def _note_attention(
 
 
 def _can_gather(base: Base, layer: int) -> bool:
-    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to single rows."""
+    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to single rows, and its
+    attention has one mask for all heads (BEiT adds a bias of relative positions to each head's)."""
+    mask = base.masks[layer]
+    if mask is not None and mask.shape[1] > 1:
+        return False
     zero = torch.zeros(1, dtype=torch.long)
     args, kwargs = base.calls[layer]
     try:

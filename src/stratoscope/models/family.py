@@ -18,19 +18,21 @@ class Point:
     `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
     `where="seam"`: it exists only inside the attention function that the module at `path` calls.
     `where="sum"`: it is resid_pre + attn.out, a value that no module receives alone.
+    `scale`: a parameter of the layer that multiplies the module's output before it is added (layer scale).
     """
 
     path: str
     where: Literal["input", "output", "seam", "sum"]
     part: tuple[int, int] | None = None
+    scale: str | None = None
 
 
 def into(path: str) -> Point:
     return Point(path, "input")
 
 
-def out_of(path: str, part: tuple[int, int] | None = None) -> Point:
-    return Point(path, "output", part)
+def out_of(path: str, part: tuple[int, int] | None = None, scale: str | None = None) -> Point:
+    return Point(path, "output", part, scale)
 
 
 def attention_points(attention: str, o_proj: str) -> dict[str, Point]:
@@ -48,7 +50,8 @@ class Tower:
     writes at a layer.
 
     `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons into attn.out and
-    mlp.out: the projection, then a post-norm where there is one. Empty when it is not such a product (experts).
+    mlp.out: the projection, then a post-norm or a layer scale (a module, or a parameter) where there is one. Empty
+    when it is not such a product (experts).
     """
 
     layers: str
@@ -72,6 +75,14 @@ class Tower:
         points = {**self.points, **changes.pop("points", {})}
         points = {name: point for name, point in points.items() if name not in lacks}
         return replace(self, points=points, lacks=lacks, **changes)
+
+
+def under(prefix: str, tower: Tower, config: str = "") -> Tower:
+    """The same tower inside a larger model: every path from the base model gets the prefix."""
+    paths = {
+        name: f"{prefix}.{getattr(tower, name)}" for name in ("layers", "embed", "final_norm") if getattr(tower, name)
+    }
+    return tower.but(config=config, **paths)
 
 
 @dataclass(frozen=True)

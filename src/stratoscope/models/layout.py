@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Layout:
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
         self.base: nn.Module = model.base_model
-        self.layers = {name: list(self._module(self.base, tower.layers)) for name, tower in family.towers.items()}
+        self.layers = {name: list(self._global(tower.layers)) for name, tower in family.towers.items()}
         if family.head and not self.head and _reads_out(model):
             raise FamilyError(
                 f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
@@ -81,12 +81,14 @@ class Layout:
         tower = self.family.towers[site.tower]
         if site.layer is not None:
             point = tower.points[site.point]
-            path = tower.points["attn.out"].path if point.where == "sum" else point.path
-            return self._module(self.layer(site), path), point
+            if point.where == "sum":
+                write = tower.points["attn.out"]
+                point = replace(point, path=write.path, scale=write.scale)
+            return self._module(self.layer(site), point.path), point
         if site.point == "logits":
             return self.model, Point("", "output")
         path = self.family.projector if site.point == "projector" else getattr(tower, site.point)
-        return self._module(self.base, path), Point(path, "output")
+        return self._global(path), Point(path, "output")
 
     def layer(self, site: Site) -> nn.Module:
         return self.layers[site.tower][int(site.layer)]
@@ -95,18 +97,26 @@ class Layout:
         """The module that calls the attention interface in the site's layer."""
         return self._module(self.layer(site), self.family.towers[site.tower].points["attn.q"].path)
 
+    def scale(self, site: Site, point: Point) -> Tensor | None:
+        """The layer scale that stands between the module of `locate` and the stream, (dim,)."""
+        return getattr(self.layer(site), point.scale) if point.scale else None
+
     def writers(self, site: Site) -> list[nn.Module]:
-        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then any post-norm."""
+        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then a post-norm or scale."""
         tower = self.family.towers[site.tower]
         paths = {"attn.out": tower.attn_write, "mlp.out": tower.mlp_write}.get(site.point)
         if not paths:
             raise SiteError(f"`{site}` on {self.family.name} is not one projection of heads or neurons.")
-        return [self._module(self.layer(site), path) for path in paths]
+        layer = self.layer(site)
+        found = [getattr(layer, path, None) for path in paths]
+        return [
+            LayerScale(own) if isinstance(own, Tensor) else self._module(layer, path) for path, own in zip(paths, found)
+        ]
 
     @property
     def final_norm(self) -> nn.Module | None:
         path = self.family.towers[""].final_norm
-        return self._module(self.base, path) if path else None
+        return self._global(path) if path else None
 
     @property
     def head(self) -> list[nn.Module]:
@@ -137,6 +147,11 @@ class Layout:
             vocab=getattr(config, "vocab_size", 0) or 0,
         )
 
+    def _global(self, path: str) -> nn.Module:
+        """From the base model; from the whole model where its prefix names only the stack (DINOv3)."""
+        whole = not self._has(self.base, path) and self._has(self.model, path)
+        return self._module(self.model if whole else self.base, path)
+
     def _module(self, start: nn.Module, path: str) -> nn.Module:
         if not self._has(start, path):
             raise FamilyError(
@@ -152,6 +167,17 @@ class Layout:
                 return False
             start = getattr(start, name)
         return True
+
+
+class LayerScale(nn.Module):
+    """A layer's scale, which some models hold as a bare parameter, as the module that multiplies by it."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
 
 def _reads_out(model: nn.Module) -> bool:

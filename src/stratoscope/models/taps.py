@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stratoscope.errors import SiteError
 from stratoscope.models.attention import seam
 from stratoscope.models.batch import Batch
 from stratoscope.models.family import Point
@@ -158,12 +159,16 @@ class Taps:
     def _through(self, site: Site, point: Point, x: Tensor) -> Tensor:
         """Show listeners the site's value in canonical axes; return the module's own tensor, edited where they did."""
         start = self._layer_input.get((site.tower, site.layer)) if point.where == "sum" else None
-        shown = canonical(site, point, x if start is None else start + x, self._heads(site), self._rows(site))
+        scale = self.lm.layout.scale(site, point)
+        scaled = x if scale is None else x * scale
+        shown = canonical(site, point, scaled if start is None else start + scaled, self._heads(site), self._rows(site))
         changed = self._fire(site, shown)
         if changed is shown and (shown is x or not shown.requires_grad):
             return x  # with gradients the model must go on with the very tensor that is shown, not one beside it
-        if start is not None:  # the model will add `start` again
-            return (changed.reshape(x.shape) - start).to(x.dtype)
+        if start is not None or scale is not None:  # the model will scale, and add `start`, again
+            back = changed.reshape(x.shape)
+            back = back if start is None else back - start
+            return (back if scale is None else back / _invertible(scale, site)).to(x.dtype)
         if point.part is not None:
             chunks = list(x.chunk(point.part[1], dim=-1))
             chunks[point.part[0]] = changed.reshape(chunks[point.part[0]].shape)
@@ -176,6 +181,12 @@ class Taps:
     def _rows(self, site: Site) -> int:
         before = self._layer_input.get((site.tower, site.layer))
         return 1 if before is None or before.ndim == 2 else before.shape[0]
+
+
+def _invertible(scale: Tensor, site: Site) -> Tensor:
+    if bool((scale == 0).any()):
+        raise SiteError(f"`{site}` cannot be edited: the layer's scale, which comes after it, is zero in places.")
+    return scale
 
 
 def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Tensor:

@@ -1,10 +1,24 @@
-"""ViT, CLIP and SigLIP: vision encoders, and the text towers beside them."""
+"""Vision encoders of ViT's layout: ViT, DeiT, I-JEPA, ViT-MSN, BEiT, Data2Vec and InternVL's tower; DINOv2 and DINOv3.
+
+Layer scales stand between a projection and the stream, as a module or as a bare parameter: `attn.out` and `mlp.out` are
+what is added, after them.
+"""
 
 from __future__ import annotations
 
-from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, attention_points, into, out_of
+from typing import Any
 
-_MLP = {"mlp.pre": out_of("mlp.fc1"), "mlp.act": into("mlp.fc2"), "mlp.out": out_of("mlp")}
+from stratoscope.models.family import (
+    RESIDUAL_POINTS,
+    Family,
+    Tower,
+    attention_points,
+    into,
+    out_of,
+)
+from stratoscope.models.sites import SEAM_POINTS
+
+MLP = {"mlp.pre": out_of("mlp.fc1"), "mlp.act": into("mlp.fc2"), "mlp.out": out_of("mlp")}
 
 VIT = Tower(
     layers="layers",
@@ -13,50 +27,102 @@ VIT = Tower(
     points=RESIDUAL_POINTS
     | attention_points("attention", "attention.o_proj")
     | {"attn.out": out_of("attention")}
-    | _MLP,
+    | MLP,
     attn_write=("attention.o_proj",),
     mlp_write=("mlp.fc2",),
     causal=False,
 )
-# CLIP's vision tower has no norm over all positions: post_layernorm is applied to the class token only.
-CLIP_VISION = Tower(
-    layers="encoder.layers",
-    embed="embeddings",
-    points=RESIDUAL_POINTS
-    | attention_points("self_attn", "self_attn.out_proj")
-    | {"attn.out": out_of("self_attn")}
-    | _MLP,
-    attn_write=("self_attn.out_proj",),
-    mlp_write=("mlp.fc2",),
-    causal=False,
+# the scales are bare parameters of the layer
+SCALED = VIT.but(
+    points={
+        "attn.out": out_of("attention", scale="lambda_1"),
+        "mlp.out": out_of("mlp", scale="lambda_2"),
+    },
+    attn_write=("attention.o_proj", "lambda_1"),
+    mlp_write=("mlp.fc2", "lambda_2"),
 )
-CLIP_TEXT = CLIP_VISION.but(embed="embeddings.token_embedding", final_norm="final_layer_norm", causal=True)
-SIGLIP_VISION = CLIP_VISION.but(final_norm="post_layernorm")
-SIGLIP_TEXT = CLIP_TEXT.but(causal=False)
+INTERNVL = SCALED.but(
+    layers="encoder.layer",
+    points=attention_points("attention", "attention.projection_layer"),
+    attn_write=("attention.projection_layer", "lambda_1"),
+)
+DATA2VEC = SCALED.but(
+    layers="encoder.layer",
+    points={
+        "attn.z": into("attention.output.dense"),
+        "mlp.pre": out_of("intermediate.dense"),
+        "mlp.act": into("output.dense"),
+        "mlp.out": out_of("output", scale="lambda_2"),
+    },
+    attn_write=("attention.output.dense", "lambda_1"),
+    mlp_write=("output.dense", "lambda_2"),
+    lacks=dict.fromkeys(SEAM_POINTS, "Data2Vec computes attention inside its own module; read attn.z"),
+)
+DINOV2 = VIT.but(
+    layers="encoder.layer",
+    points={"attn.out": out_of("layer_scale1"), "mlp.out": out_of("layer_scale2")},
+    attn_write=("attention.o_proj", "layer_scale1"),
+    mlp_write=("mlp.fc2", "layer_scale2"),
+)
+GATED = {"mlp.pre": out_of("mlp.gate_proj"), "mlp.act": into("mlp.down_proj")}
+
+_BACKBONE = frozenset({"apply_layernorm", "out_features", "out_indices", "reshape_hidden_states", "stage_names"})
+_SCALED = _BACKBONE | {
+    "layer_scale_init_value", "drop_path_rate", "use_absolute_position_embeddings", "use_mask_token",
+    "use_mean_pooling", "add_fpn", "pool_scales", "use_auxiliary_head", "auxiliary_channels", "auxiliary_num_convs",
+    "auxiliary_concat_input", "auxiliary_loss_weight", "semantic_loss_ignore_index", "use_relative_position_bias",
+    "use_shared_relative_position_bias",
+}  # fmt: skip
+_DINO = _BACKBONE | {
+    "drop_path_rate", "layerscale_value", "mlp_ratio", "num_register_tokens", "use_mask_token", "use_swiglu_ffn",
+    "use_gated_mlp", "pos_embed_jitter", "pos_embed_rescale", "pos_embed_shift", "query_bias", "key_bias", "value_bias",
+    "proj_bias",
+}  # fmt: skip
 
 
-def under(prefix: str, tower: Tower, config: str = "") -> Tower:
-    """The same tower inside a larger model: every path from the base model gets the prefix."""
-    paths = {
-        name: f"{prefix}.{getattr(tower, name)}" for name in ("layers", "embed", "final_norm") if getattr(tower, name)
-    }
-    return tower.but(config=config, **paths)
+def _scaled(config: Any) -> Family:
+    """BEiT and Data2Vec: the pooled patches have a norm of their own, so the stack may end without one."""
+    tower = SCALED if config.model_type == "beit" else DATA2VEC
+    if config.layer_scale_init_value <= 0:  # then the scale is the number 1
+        tower = tower.but(
+            points={name: out_of(tower.points[name].path) for name in ("attn.out", "mlp.out")},
+            attn_write=tower.attn_write[:1],
+            mlp_write=tower.mlp_write[:1],
+        )
+    return Family(config.model_type, {"": tower}, head=(), handles=_SCALED, vision_only=True)
 
 
-def _pair(name: str, text: Tower, vision: Tower) -> Family:
-    towers = {
-        "": under("text_model", text, "text_config"),
-        "vision": under("vision_model", vision, "vision_config"),
-    }
-    return Family(name, towers, head=(), handles=frozenset({"projection_dim", "logit_scale_init_value"}))
+def _dinov2(config: Any) -> Family:
+    tower = DINOV2
+    if config.use_swiglu_ffn:
+        tower = tower.but(points=GATED, mlp_write=("mlp.down_proj", "layer_scale2"))
+    return Family(config.model_type, {"": tower}, head=(), handles=_DINO, vision_only=True)
+
+
+def _dinov3(config: Any) -> Family:
+    pre = "mlp.gate_proj" if config.use_gated_mlp else "mlp.up_proj"
+    tower = DINOV2.but(
+        layers="model.layer",
+        final_norm="norm",
+        points={"mlp.pre": out_of(pre), "mlp.act": into("mlp.down_proj")},
+        mlp_write=("mlp.down_proj", "layer_scale2"),
+    )
+    return Family("dinov3_vit", {"": tower}, head=(), handles=_DINO, vision_only=True)
+
+
+def _read_at_class_token(name: str) -> Family:
+    return Family(name, {"": VIT}, head=("classifier",), pooled=0, vision_only=True)
 
 
 FAMILIES = {
-    "vit": Family("vit", {"": VIT}, head=("classifier",), pooled=0, vision_only=True),
-    "clip": _pair("clip", CLIP_TEXT, CLIP_VISION),
-    "clip_text_model": Family("clip_text_model", {"": CLIP_TEXT}, head=()),
-    "clip_vision_model": Family("clip_vision_model", {"": CLIP_VISION}, head=(), vision_only=True),
-    "siglip": _pair("siglip", SIGLIP_TEXT, SIGLIP_VISION),
-    "siglip_text_model": Family("siglip_text_model", {"": SIGLIP_TEXT}, head=()),
-    "siglip_vision_model": Family("siglip_vision_model", {"": SIGLIP_VISION}, head=(), vision_only=True),
+    "vit": _read_at_class_token("vit"),
+    "deit": _read_at_class_token("deit"),
+    "vit_msn": _read_at_class_token("vit_msn"),
+    "ijepa": Family("ijepa", {"": VIT}, head=(), vision_only=True),
+    "beit": _scaled,
+    "data2vec-vision": _scaled,
+    "internvl_vision": Family("internvl_vision", {"": INTERNVL}, head=(), vision_only=True),
+    "dinov2": _dinov2,
+    "dinov2_with_registers": _dinov2,
+    "dinov3_vit": _dinov3,
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stratoscope.errors import FamilyError
+from stratoscope.models.families.clip import CLIP_VISION, SIGLIP_VISION
 from stratoscope.models.families.llama import FAMILIES as LLAMA
 from stratoscope.models.families.llama import TOWER
-from stratoscope.models.families.vit import CLIP_VISION, SIGLIP_VISION, under
-from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, into, out_of
+from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, into, out_of, under
 from stratoscope.models.sites import SEAM_POINTS
 
 _VISION = {"clip_vision_model": CLIP_VISION, "siglip_vision_model": SIGLIP_VISION}
