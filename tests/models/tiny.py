@@ -179,6 +179,18 @@ def lm(name: str) -> Any:
     return wrap(model(name))
 
 
+def tokenizer(words: list[str]) -> Any:
+    """Whole words split at white space; the id of each is its place in the list."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token=words[0]))
+    made.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=words[-1])
+
+
 def arguments(name: str) -> dict[str, Any]:
     """`inputs(name)` as Hugging Face's forward takes them: right-padded, with a mask."""
     given = inputs(name)

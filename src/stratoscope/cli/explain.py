@@ -46,7 +46,7 @@ NAMES = {
 @click.command(help=__doc__)
 @click.argument("prompt")
 @click.option("--answer", help="Explain this next token (default: the most probable one).")
-@click.option("--foil", help="... rather than this one (default: the runner-up).")
+@click.option("--foil", help="... rather than this one (default: a likely one of its kind).")
 @click.option("--corrupt", help="A prompt of as many tokens with another answer (default: made automatically).")
 @click.option("--model", default="smollm2", show_default=True, help="A name, a Hugging Face id or a local folder.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stratoscope.engine.kinds import Rival, rival
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
@@ -20,13 +21,17 @@ Words = Word | Sequence[Word] | None
 
 @dataclass(frozen=True)
 class Target:
-    """Answer and foil of every example: ids (example,) and texts; `notes` says what was assumed."""
+    """Answer and foil of every example: ids (example,) and texts; `notes` says what was assumed.
+
+    rivals: how each foil was chosen, where none was given.
+    """
 
     answer: Tensor
     foil: Tensor
     answer_text: tuple[str, ...]
     foil_text: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def coords(self) -> dict[str, tuple[tuple[str, ...], list[str]]]:
@@ -60,22 +65,27 @@ def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example vocab"]:
 
 
 def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Target:
-    """Read answer and foil (one for all examples, or one each); by default the top token and the best other one.
+    """Read answer and foil (one for all examples, or one each).
 
-    A text of several tokens stands for its first, and a note says so. Raises InputError when answer and foil are the
-    same token, or a list does not fit the batch.
+    Defaults: the answer is the most probable token (other than the foil), the foil a likely token
+    of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A text of several tokens stands
+    for its first, and a note says so. Raises InputError when answer and foil are the same token, or a
+    list does not fit the batch.
     """
     batch = lm.batch(inputs)
     n = len(batch)
     notes = list(batch.notes)
     answers, foils = (_ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil")))
+    rivals: list[Rival] = []
     if answers is None or foils is None:
-        top = last_logits(lm, batch).topk(2, dim=-1).indices.cpu()
+        logits = last_logits(lm, batch)
         if answers is None:
+            top = logits.topk(2, dim=-1).indices.cpu()
             clash = top[:, 0] == foils if foils is not None else torch.zeros(n, dtype=torch.bool)
             answers = torch.where(clash, top[:, 1], top[:, 0])
         if foils is None:
-            foils = torch.where(top[:, 0] == answers, top[:, 1], top[:, 0])
+            rivals = [rival(lm, row, best) for row, best in zip(logits, answers.tolist())]
+            foils = torch.tensor([found.token for found in rivals])
     same = (answers == foils).nonzero()
     if len(same):
         text = token_text(lm.tokenizer, int(answers[same[0]]))
@@ -83,7 +93,7 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
             f"answer and foil are the same token {text!r}: their difference is always zero. Give another foil."
         )
     texts = [tuple(token_text(lm.tokenizer, int(i)) for i in ids) for ids in (answers, foils)]
-    return Target(answers, foils, texts[0], texts[1], tuple(dict.fromkeys(notes)))
+    return Target(answers, foils, *texts, tuple(dict.fromkeys(notes)), tuple(rivals))
 
 
 def _ids(lm: LM, words: Words, n: int, what: str, notes: list[str]) -> Tensor | None:

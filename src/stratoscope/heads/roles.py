@@ -92,7 +92,7 @@ def measure(
 ) -> xr.Dataset:
     """Score and null of every head in every role: (layer, head, role), over all tokens and examples.
 
-    inputs, answer, foil: for copying and name_mover; default the model's top token and its runner-up.
+    inputs, answer, foil: for copying and name_mover; default as `target` chooses.
     repeats, length, seed: of the random texts; `length` is cut to what vocabulary and context allow, with a
     note. copying and name_mover are NaN, with a note, where logits are not linear in what heads write. Raises
     SiteError for a model whose attention cannot be seen (Bloom).

@@ -49,7 +49,7 @@ def contributions(
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
     """Activation and contribution of every neuron at each example's last token: (example, layer, neuron).
 
-    answer, foil: default the model's top token and its runner-up. Raises SiteError for a mixture of experts,
+    answer, foil: default as `target` chooses. Raises SiteError for a mixture of experts,
     for a model whose residual stream is not a sum (post-norm encoders), and without a linear read-out; InputError for a
     vision model.
     """

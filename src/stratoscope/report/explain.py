@@ -68,7 +68,7 @@ def explain(
 ) -> Explanation:
     """Everything the report shows about what the model predicts after one prompt.
 
-    answer, foil: default the top token and its runner-up. corrupt: a prompt of as many tokens on which the model
+    answer, foil: default the top token and a likely one of its kind. corrupt: a prompt of as many tokens on which the model
     answers otherwise; made automatically when none is given. seed: of the nulls, the random sequences and the
     automatic prompt. Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
     no next token.

@@ -2,11 +2,14 @@
 
 Paper: textbook (symmetric token replacement: Zhang and Nanda, "Towards Best Practices of Activation Patching", 2024)
 
-    corrupt = argmin over draws of  d(prompt with tokens[k most important] <- random tokens of their kind)
+    corrupt = argmin over draws of  d(prompt with k important tokens <- random tokens of their kind)
 
 d is the logit difference answer - foil; importance is occlusion; a token's kind is its neighbourhood in embedding space
-among tokens of the same shape (leading space, capital, letters). k grows from 1 until the difference has changed sign
-or `most` tokens are changed. Length and all other tokens stay, so the pair can be patched token by token.
+among tokens that are written alike, in the same script and of the same class (`engine.kinds`). k grows from 1 until d
+has changed sign or `most` tokens are changed; for k = 1 each of the `most` is tried. Function words are exchanged only
+where there is no other word.
+The last token, special tokens and what a chat template wrote are never exchanged. Length and all other tokens stay, so
+the pair can be patched token by token.
 
 Reads as: one prompt near the given one on which the model answers otherwise. Does not show the only or the smallest
 such change, and a name exchanged for a name asks another question than a name exchanged for noise.
@@ -15,12 +18,15 @@ such change, and a name exchanged for a name asks another question than a name e
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stratoscope.engine.kinds import Kind
+from stratoscope.engine.kinds import kind as kind_of
 from stratoscope.engine.metric import Target, Words, last_logits, target
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
@@ -34,10 +40,10 @@ def kind(
     embedding: Float[Tensor, "vocab dim"], token: int, allowed: Bool[Tensor, " vocab"], size: int
 ) -> Int[Tensor, " near"]:
     """The `size` allowed tokens whose embeddings point most nearly where the token's does, itself left out."""
-    near = torch.cosine_similarity(embedding, embedding[token][None], dim=1)
-    near = near.masked_fill(~allowed, -torch.inf)
-    near[token] = -torch.inf
-    return near.topk(min(size, int(allowed.sum()))).indices
+    others = allowed.clone()
+    others[token] = False
+    near = torch.cosine_similarity(embedding.float(), embedding[token][None].float(), dim=1)
+    return near.masked_fill(~others, -torch.inf).topk(min(size, int(others.sum()))).indices
 
 
 @torch.no_grad()
@@ -77,6 +83,7 @@ def measure(
         lows.append(low)
     changed = (rows != original) & (rows >= 0)
     told = [_how(lm, batch, rows, changed, e, draws, seed) for e in range(len(batch))]
+    told = [t if low < 0 else f"{t} The answer still leads there, by {low:.2f} logits." for t, low in zip(told, lows)]
     corrupt = Batch(rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows)))
     return dataset(
         {
@@ -105,41 +112,78 @@ def _corrupt(
     near: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    embedding = lm.weight("embed").detach()
-    shapes = _shapes(lm)
-    order = [p for p in weight.argsort(descending=True).tolist() if _shape(token_text(lm.tokenizer, int(ids[p])))]
-    if not order:
-        raise InputError("no token of the prompt is a word that could be exchanged: give a corrupt prompt (--corrupt).")
+    pools: dict[int, Tensor] = {}  # position -> what may stand there instead
+    kinds, by_weight = kinds_of(lm), weight.argsort(descending=True).tolist()
+    for position in sorted(by_weight, key=lambda p: bool((k := kinds[int(ids[p])]) and k.function)):
+        if pools and (k := kinds[int(ids[position])]) and k.function:
+            break
+        if len(pools) < most and len(found := _pool(lm, ids, position, asked, near)):
+            pools[position] = found
+    if not pools:
+        raise InputError(
+            "no token of the prompt before the last is a word or a number that could be exchanged: give a corrupt "
+            "prompt (--corrupt)."
+        )
+    order = list(pools)
     best, lowest = ids, torch.tensor(torch.inf)
-    for count in range(1, min(most, len(order)) + 1):
+    for places in [[p] for p in order] + [order[:count] for count in range(2, len(order) + 1)]:
+        if len(places) > 1 and lowest < 0:
+            break
         trial = ids.repeat(draws, 1)
-        for position in order[:count]:
-            word = int(ids[position])
-            allowed = torch.tensor([shape == shapes[word] for shape in shapes], device=embedding.device)
-            pool = kind(embedding, word, allowed, near).cpu()
-            pool = pool[~torch.isin(pool, torch.stack([asked.answer[0], asked.foil[0]]))]
-            trial[:, position] = pool[torch.randint(len(pool), (draws,), generator=generator)]
+        for p in places:
+            trial[:, p] = pools[p][torch.randint(len(pools[p]), (draws,), generator=generator)]
         difference = asked.difference(last_logits(lm, trial), torch.zeros(draws, dtype=torch.long)).cpu()
         if difference.min() < lowest:
             best, lowest = trial[difference.argmin()], difference.min()
-        if lowest < 0:
-            break
     return best, lowest
 
 
-def _shape(text: str) -> str:
-    """What a word token looks like (leading space, capital), "" for one that is not a word."""
-    bare = text.strip()
-    if not bare.isalpha():
-        return ""
-    return f"{text[:1].isspace()}{bare[0].isupper()}"
+def _pool(lm: LM, ids: Tensor, position: int, asked: Target, near: int) -> Tensor:
+    """The ids that may be put at a position: of its token's kind; none where nothing may be exchanged."""
+    kinds, word = kinds_of(lm), int(ids[position])
+    none = torch.empty(0, dtype=torch.long)
+    if position == len(ids) - 1 or kinds[word] is None or position in _template(lm, ids.tolist()):
+        return none
+    embedding = lm.weight("embed").detach()
+    allowed = torch.tensor([kind == kinds[word] for kind in kinds])
+    allowed[torch.cat([asked.answer, asked.foil]).cpu()] = False
+    return kind(embedding, word, allowed.to(embedding.device), near).cpu()
 
 
-def _shapes(lm: LM) -> list[str]:
+def kinds_of(lm: LM) -> list[Kind | None]:
+    """The kind of every token id; None for what is no word and no number, and for special tokens."""
     if lm.tokenizer is None:
-        return [""] * lm.dims.vocab
-    special = set(lm.tokenizer.all_special_ids)
-    return ["" if i in special else _shape(token_text(lm.tokenizer, i)) for i in range(lm.dims.vocab)]
+        return [None] * lm.dims.vocab
+    if lm.tokenizer not in _KINDS:
+        special = {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+        every = [None if i in special else kind_of(token_text(lm.tokenizer, i)) for i in range(lm.dims.vocab)]
+        _KINDS[lm.tokenizer] = [k if k and k.signs in ("letters", "digits") else None for k in every]
+    return _KINDS[lm.tokenizer]
+
+
+_KINDS: WeakKeyDictionary[Any, list[Kind | None]] = WeakKeyDictionary()
+
+
+def _template(lm: LM, ids: list[int]) -> set[int]:
+    """The positions that a chat template wrote: what every conversation opens and ends with, and names of roles."""
+    tokenizer = lm.tokenizer
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        return set()
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    marks = [n for n, i in enumerate(ids) if i in special and i != tokenizer.bos_token_id]
+    if not marks:
+        return set()
+    said = [{"role": "user", "content": "x"}]
+    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    usual = tokenizer(text, add_special_tokens=False)["input_ids"]
+    start = next((n for n, (a, b) in enumerate(zip(ids, usual)) if a != b), len(ids))
+    end = next((n for n, (a, b) in enumerate(zip(ids[::-1], usual[::-1])) if a != b), len(ids))
+    found = {*range(start), *range(len(ids) - end, len(ids))}
+    for mark in marks:  # a role stands between a special token and the end of its line
+        rest = range(mark + 1, len(ids))
+        stop = next((n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])), len(ids))
+        found |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
+    return found
 
 
 def _one(asked: Target, example: int) -> Target:
@@ -158,8 +202,8 @@ def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draw
         for p in places
     ]
     many = len(places) > 1
-    most = f"the {len(places)} tokens that matter most" if many else "the token that matters most"
+    most = f"the {len(places)} tokens that matter most" if many else "one of the tokens that matter most"
     return (
-        f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} of similar embedding and "
-        f"shape ({', '.join(swaps)}), the strongest of {draws} random draws (seed {seed})."
+        f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} of the same kind "
+        f"and similar embedding ({', '.join(swaps)}), the best of {draws} random draws each (seed {seed})."
     )

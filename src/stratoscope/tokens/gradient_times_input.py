@@ -38,7 +38,7 @@ def along(
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
     """attribution (example, position) and logit_difference (example): answer minus foil at the last token.
 
-    answer, foil: one for all examples or one each (default: the model's top token and its runner-up). attribution is in
+    answer, foil: one for all examples or one each (default: as `target` chooses). attribution is in
     logits, positive towards the answer; NaN at padding and at image tokens. Raises SiteError for a model without token
     embeddings or vocabulary read-out, InputError for inputs without tokens.
     """

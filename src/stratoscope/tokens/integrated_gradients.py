@@ -77,7 +77,7 @@ def measure(
 ) -> xr.Dataset:
     """attribution (example, position); logit_difference, baseline_difference, completeness_error, points (example).
 
-    answer, foil: one for all examples or one each (default: the model's top token and its runner-up). steps: points of
+    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of
     the way at most (9 or more), points: those it took. tolerance: of completeness, as a share of the whole difference.
     baseline: the mean embedding of the vocabulary, or zero. batch_size: points in one pass. All in logits; NaN at
     padding and at image tokens. A note says where completeness is missed by more than a tenth. Raises SiteError for a

@@ -36,7 +36,9 @@ def best(
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, top: int = 10) -> xr.Dataset:
     """probability, token (example, rank); answer_id, foil_id, their probabilities and logit_difference (example).
 
-    answer, foil: default the top token and its runner-up. Raises InputError for a bad `top` or answer == foil.
+    answer, foil: default the top token and a likely one of its kind. Raises InputError for a bad `top` or answer == foil.
+    The attribute `foil_why` has one sentence for each example whose foil was chosen here; notes say where none of the
+    answer's kind was likely.
     """
     if not 1 <= top <= lm.dims.vocab:
         raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
@@ -63,5 +65,6 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, to
         provenance=lm.provenance,
         settings={"top": top},
         coords=batch.coords() | asked.coords,
-        notes=" ".join(asked.notes),
+        notes=" ".join([*asked.notes, *dict.fromkeys(r.why for r in asked.rivals if r.weak)]),
+        foil_why=[r.why for r in asked.rivals],
     )

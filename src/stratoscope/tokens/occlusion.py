@@ -54,7 +54,7 @@ def measure(
 ) -> xr.Dataset:
     """attribution, null (example, position) and logit_difference (example), in logits, positive towards the answer.
 
-    answer, foil: one for all examples or one each (default: the model's top token and its runner-up). replacement:
+    answer, foil: one for all examples or one each (default: as `target` chooses). replacement:
     "mean" (the mean embedding of the vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at
     padding and at image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
     InputError for inputs without tokens or a replacement that is not one token.

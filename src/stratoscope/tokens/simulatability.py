@@ -96,7 +96,7 @@ def measure(
 ) -> xr.Dataset:
     """coverage, null_coverage, logit_difference, kept, null_kept (example), cited (example, position).
 
-    answer, foil: default the model's top token and its runner-up. saliency: attribution (example, position) of these
+    answer, foil: default as `target` chooses. saliency: attribution (example, position) of these
     prompts (default: gradient times input). ask: so many tokens at the end are the question: always kept, never cited.
     seed: of the null. Differences in logits, shares from 0 to 1; cited is False at padding.
     """

@@ -104,7 +104,7 @@ def measure(
 ) -> xr.Dataset:
     """text, probability, logit_difference, agreement (example); cited, share, direction (example, rank).
 
-    answer, foil: default the model's top token and its runner-up. saliency: attribution (example, position) of these
+    answer, foil: default as `target` chooses. saliency: attribution (example, position) of these
     prompts, as this room's methods give it (default: occlusion). second: another to compare it with (default:
     integrated gradients for occlusion, else occlusion). top: tokens cited at most; where fewer hold one percent, cited
     is -1, share NaN, direction "". agreement: how many cited tokens are also the second's, with the same sign. Raises

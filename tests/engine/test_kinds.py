@@ -1,0 +1,74 @@
+"""What kind of word a token is, and that the rival of an answer is of its kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import tiny
+from stratoscope.engine.kinds import kind, rival
+from stratoscope.engine.metric import target
+from stratoscope.models import LM, wrap
+
+ALIKE = [(" Paris", " Berlin"), (" the", " a"), ("2", "7"), (",", "."), (" كتاب", " باب"), (" USA", " UK"),
+         ("##ing", "##ed"), (" ", "\n"), (" 三", " 人"), (" don't", " can't")]  # fmt: skip
+APART = [(" Paris", "Paris"), (" Paris", " the"), (" Paris", " paris"), (" Paris", " PARIS"), (" the", " cat"),
+         (" 2", " two"), ("ه", "ername"), (" Москва", " Moscow"), ("##ing", "ing"), (",", "a"), (" The", " Paris")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_alike(one: str, other: str) -> None:
+    assert kind(one) == kind(other)
+
+
+@pytest.mark.parametrize(("one", "other"), APART)
+def test_apart(one: str, other: str) -> None:
+    assert kind(one) != kind(other)
+
+
+WORDS = ["the", "a", "of", "Paris", "London", "Parisian", "cat", "dog", "2", "3", "كتاب", "باب", "!"]
+WORDS += [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(96 - len(WORDS))]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return wrap(tiny.model("llama"), tiny.tokenizer(WORDS))
+
+
+def scored(logits: dict[str, float]) -> torch.Tensor:
+    """Logits over the tiny vocabulary: those given, and -10 elsewhere."""
+    row = torch.full((96,), -10.0)
+    for word, value in logits.items():
+        row[WORDS.index(word)] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    ("logits", "answer", "foil"),
+    [
+        ({"Paris": 9, "the": 8, "cat": 7, "London": 1}, "Paris", "London"),
+        ({"the": 9, "Paris": 8, "a": 1, "cat": 7}, "the", "a"),
+        ({"2": 9, "the": 8, "3": 0}, "2", "3"),
+        ({"كتاب": 9, "cat": 8, "باب": 0}, "كتاب", "باب"),
+        ({"Paris": 9, "Parisian": 8, "London": 0}, "Paris", "London"),  # not the same word once more
+    ],
+)
+def test_the_rival_is_of_the_answer_s_kind(lm: LM, logits: dict[str, float], answer: str, foil: str) -> None:
+    found = rival(lm, scored(logits), WORDS.index(answer))
+    assert WORDS[found.token] == foil
+    assert not found.weak
+    assert repr(foil) in found.why
+
+
+def test_without_one_of_its_kind_the_question_is_said_to_be_weak(lm: LM) -> None:
+    found = rival(lm, scored({"!": 9, "the": 8}), WORDS.index("!"))
+    assert WORDS[found.token] == "the"
+    assert found.weak
+    assert "the question is weak" in found.why
+
+
+def test_the_default_foil_of_every_method_is_the_rival(lm: LM) -> None:
+    asked = target(lm, "the cat of Paris")
+    assert kind(asked.foil_text[0]) == kind(asked.answer_text[0])
+    assert [int(asked.foil[0])] == [r.token for r in asked.rivals]
+    assert target(lm, "the cat of Paris", foil="dog").rivals == ()
