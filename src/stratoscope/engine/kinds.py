@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.models.batch import token_text
 from stratoscope.models.lm import LM
+from stratoscope.models.text import token_text
 
 LIKELY, FAR = 200, 10.0  # a rival is among so many of the most probable tokens, at most so many logits below the best,
 NEAREST_OF = 10  # and of so many most probable ones of the kind it is the nearest in the unembedding
