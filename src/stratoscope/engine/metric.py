@@ -54,12 +54,15 @@ class Target:
 @torch.no_grad()
 def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example vocab"]:
     """Logits of the next token after each example's last real one."""
+    from stratoscope.engine import outside
     from stratoscope.engine.trace import capture
 
     lm.layout.resolve("logits")
     batch = lm.batch(inputs)
     if batch.ids is None:
         raise InputError("these inputs hold no tokens, so there is no next token to ask about: give a prompt.")
+    if outside.reads_out_anew(lm):
+        return outside.own_logits(lm, batch, batch.lengths - 1)
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     return lm.readout(capture(lm, batch, last, positions=-1)[last])
 

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import Cache
 
+from stratoscope.engine import outside
 from stratoscope.engine.intervene import OPERATIONS, Intervention
 from stratoscope.engine.linear import FastLinear
 from stratoscope.engine.select import position_index
@@ -66,6 +68,7 @@ class Base:
     """The base run: its metric, and for each layer what enters it, its keys and values, its mask and its arguments."""
 
     batch: Batch
+    asked: Tensor  # what the metric is given: (example, vocab), or (example, dim) of a model without a read-out
     metric: Tensor
     values: dict[Site, Tensor]
     causal: bool
@@ -79,6 +82,7 @@ class Base:
     width: int = 0  # positions, padding included
     lengths: list[int] = field(default_factory=list)  # of each example
     reads: list[int] = field(default_factory=list)  # the position of each example that the metric reads
+    outer: list[Intervention] = field(default_factory=list)  # changes made outside the sweep: part of every cell
 
     def positions(self, change: Intervention, example: int) -> Tensor:
         """The positions that a change names in one example (padding included when it names none)."""
@@ -109,30 +113,42 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     tower, depth = lm.family.towers[""], lm.dims.layers
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
-    base = Base(batch, torch.empty(0), {}, tower.causal, depth)
-    base.shareable = "attn.q" in tower.points
+    base = Base(batch, torch.empty(0), torch.empty(0), {}, tower.causal, depth)
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
-    if not lm.taps.listening:  # nobody else waits for the logits of every position
+    anew = bool(lm.layout.head) and outside.reads_out_anew(lm)
+    if not (anew or any(heard for _, heard in lm.taps.listening)):  # nobody waits for the logits of every position
         reads[last].append(_stop)
-    with lm.taps.using(reads=reads):
-        lm(batch)
-    if base.shareable:
-        # A second pass, so that the values above come from the model's own kernel, as the user's captures do: only then
-        # is a replacement that changes nothing equal bit for bit.
-        with lm.taps.using(), ExitStack() as stack:
-            for layer in lm.layout.layers[""]:
-                hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
-                stack.callback(hook.remove)
-            attentions = [lm.layout.attention(entry) for entry in entries]
-            stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
-            lm(batch)
     examples, at = torch.arange(len(batch)), read_positions(lm, batch)
-    base.metric = metric(read(lm, base.values[last][examples, at]), examples)
+    with lm.taps.using(reads=reads):
+        whole = outside.own_logits(lm, batch, at) if anew else lm(batch)
+    base.asked = whole if anew else read(lm, base.values[last][examples, at])
+    base.metric = metric(base.asked, examples)
     base.residual = [base.values[entry] for entry in entries]
     base.width, base.reads = base.residual[0].shape[1], at.tolist()
     base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
-    base.shareable = base.shareable and all(_can_gather(base, layer) for layer in range(depth))
+    outer = outside.changes(lm)
+    base.shareable = "attn.q" in tower.points and not anew and outer is not None and shareable(lm, outer)
+    if base.shareable:
+        base.outer = outer or []
+        _note_layers(lm, base, entries)
     return base
+
+
+def _note_layers(lm: LM, base: Base, entries: Sequence[Site]) -> None:
+    """A second pass, for keys, values and the layers' arguments.
+
+    The values above come from the model's own kernel, as the user's captures do: only then is a replacement that changes
+    nothing equal bit for bit.
+    """
+    with outside.unheard(lm), lm.taps.using(), ExitStack() as stack:
+        for layer in lm.layout.layers[""]:
+            hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
+            stack.callback(hook.remove)
+        attentions = [lm.layout.attention(entry) for entry in entries]
+        stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
+        lm(base.batch)
+    once = len(base.calls) == len(base.keys) == base.depth  # not so where a layer's attention is left out
+    base.shareable = once and all(_can_gather(base, layer) for layer in range(base.depth))
 
 
 def _keep(base: Base, site: Site, x: Tensor, run: Run) -> None:
@@ -144,8 +160,14 @@ def _stop(x: Tensor, run: Run) -> None:
 
 
 def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    cache = ("hidden_states", "use_cache", "cache", "layer_past")
-    base.calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
+    base.calls.append(beside_the_stream(args, kwargs))
+
+
+def beside_the_stream(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What a layer is called with beside the stream; without a cache, to which other rows would be appended."""
+    given = ("hidden_states", "use_cache", "cache", "layer_past")
+    rest = tuple(None if isinstance(x, Cache) else x for x in args[1:])
+    return rest, {k: x for k, x in kwargs.items() if k not in given and not isinstance(x, Cache)}
 
 
 def _note_attention(
@@ -220,7 +242,7 @@ class Wave:
         """(job,) the metric of every job."""
         lm, depth = self.lm, self.base.depth
         attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attention, n) for n in range(depth)}
-        with lm.taps.using(), seam(lm.model, {}, attentions):
+        with lm.taps.only(), lm.taps.using(), seam(lm.model, {}, attentions):
             for layer in range(min(job.layer for job in self.jobs), depth):
                 self._join([job for job in self.jobs if job.layer == layer])
                 changes = self._changes(layer)
@@ -315,7 +337,8 @@ class Wave:
         for job, change in changes:
             index = self.base.positions(change, job.example)
             first = self._first(job)
-            here = ((index >= first) & (index < self.lengths[job.example])).nonzero()[:, 0]
+            end = first + 1 if self.read_only else self.lengths[job.example]
+            here = ((index >= first) & (index < end)).nonzero()[:, 0]
             at = (self.start[job] + index[here] - first).to(x.device)
             if change.units is not None:
                 units = torch.as_tensor(list(change.units)).to(x.device) % x.shape[1]

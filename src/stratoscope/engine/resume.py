@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +17,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention
+from stratoscope.engine.packed import Base
 from stratoscope.errors import ResultError
-from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 
 
-def fingerprint(lm: LM, batch: Batch, table: Sequence[Sequence[Intervention]], base: Tensor) -> str:
-    """A hash of the weights, the inputs, every intervention and the base run's metric."""
+def fingerprint(
+    lm: LM, base: Base, table: Sequence[Sequence[Intervention]], metric: Callable[[Tensor, Tensor], Tensor]
+) -> str:
+    """A hash of the weights, the inputs, every intervention (outer ones too), and the metric: of the base run, and of
+    made-up logits, by which two metrics that agree there are told apart."""
     digest = hashlib.sha256(str(lm.provenance["weights"]).encode())
-    for tensor in (x for x in (batch.ids, batch.mask, *batch.extra.values(), base) if x is not None):
+    batch = base.batch
+    tensors = (batch.ids, batch.mask, *batch.extra.values(), base.metric, _probed(base, metric))
+    for tensor in (x for x in tensors if x is not None):
         digest.update(_bytes(tensor))
-    for change in (change for cell in table for change in cell):
-        where = (change.positions, change.units, change.keys, change.examples)
-        digest.update(f"{change.site} {change.operation} {where}".encode())
-        digest.update(_bytes(change.value))
+    for number, cell in enumerate([outside.changes(lm) or (), *table]):
+        digest.update(f"cell {number}".encode())
+        for change in cell:
+            where = [getattr(change, name) for name in ("positions", "units", "keys", "examples", "steps")]
+            kind = (change.operation, tuple(change.value.shape), change.value.dtype)
+            digest.update(f"{change.site} {kind} {[_plain(x) for x in where]}".encode())
+            digest.update(_bytes(change.value))
     return digest.hexdigest()
+
+
+def _probed(base: Base, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The metric of logits drawn from a fixed seed, two for each example, one of them loud."""
+    quiet, loud = torch.randn((2, *base.asked.shape), generator=torch.Generator().manual_seed(0)).to(base.asked)
+    examples = torch.arange(len(base.asked)).repeat(2)
+    return metric(torch.cat([quiet, 10 * loud]), examples)
+
+
+def _plain(option: object) -> object:
+    """Positions and units as lists, whatever sequence they came in: printed whole, so that two never look alike."""
+    return option if option is None else torch.as_tensor(option).tolist()
 
 
 def read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -55,7 +77,7 @@ def read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def write(path: Path, key: str, result: Tensor) -> None:
     """Replace the file by today's results. Raises ResultError when it cannot be written; the old file stays then."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")  # each writer has its own
     try:
         save_file({"result": result.contiguous()}, part, metadata={"fingerprint": key})
         os.replace(part, path)

@@ -12,6 +12,10 @@ A cell is one intervention (or several made together). The naive way runs the wh
 The rows pass through the Hugging Face layers themselves; only attention, which must keep cells apart, is computed here,
 through the seam. Where one of these steps would not be exact (no seam, changed scores or patterns, an unknown argument)
 it is not taken: such cells run naively. `naive` is the reference that tests compare every cell with.
+
+Inside an outer change (`with intervene(...)`, `with edit:`, a forward hook of the user's) that change is part of the base
+run and of every cell: packed rows get the outer interventions before the cell's own, and where one of them cannot be made
+on rows (scores, patterns, what follows the last layer, a hook), all cells run naively. An outer `trace` sees the base run.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene, resolve
 from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.packed import Base, Job, Wave, base_run, read_positions, shareable
@@ -88,7 +93,7 @@ def sweep(
     _refuse_too_large(lm, batch)
     base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
     plan, jobs = _plan(lm, base, table, budget)
-    key = fingerprint(lm, batch, table, base.metric) if save else ""
+    key = fingerprint(lm, base, table, metric) if save else ""
     result = read(Path(save), key, (len(table), len(batch))) if save else None
     if result is None:
         result = torch.full((len(table), len(batch)), torch.nan).to(base.metric)
@@ -96,14 +101,15 @@ def sweep(
         for place in ((c, e) for c in range(len(table)) for e in range(len(batch))):
             if place not in changing:
                 result[place] = base.metric[place[1]]
-    for finished in _pieces(lm, base, table, plan, jobs, metric, result):
-        for number, example, value in finished:
-            result[number, example] = value
-            _refuse_nan(value, table[number], number, example)
-        if save:
-            write(Path(save), key, result)
-        if progress:
-            progress(int(result.isfinite().sum()), result.numel())
+    with outside.unheard(lm):
+        for finished in _pieces(lm, base, table, plan, jobs, metric, result):
+            for number, example, value in finished:
+                result[number, example] = value
+                _refuse_nan(value, table[number], number, example)
+            if save:
+                write(Path(save), key, result)
+            if progress:
+                progress(int(result.isfinite().sum()), result.numel())
     return result
 
 
@@ -148,8 +154,9 @@ def plan(lm: LM, inputs: Any, cells: Sequence[Cell], *, budget: int | None = Non
     """What `sweep` would do, without running the cells."""
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
     sites = {change.site for cell in table for change in cell}
-    base = base_run(lm, lm.batch(inputs), sites, lambda logits, example: logits[:, 0])
-    return _plan(lm, base, table, budget)[0]
+    with outside.unheard(lm):
+        base = base_run(lm, lm.batch(inputs), sites, lambda logits, example: logits[:, 0])
+        return _plan(lm, base, table, budget)[0]
 
 
 @torch.no_grad()
@@ -163,20 +170,19 @@ def naive(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
 def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metric) -> Tensor:
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     examples = torch.arange(len(batch))
-    if any(change.site.layer is None and change.site.point != "embed" for change in cell):
-        with intervene(lm, *cell):
-            logits = lm(batch)["logits"]
-        return metric(logits if logits.ndim == 2 else logits[examples, read_positions(lm, batch)], examples)
+    at = read_positions(lm, batch)
     with intervene(lm, *cell):
+        if lm.layout.head and outside.reads_out_anew(lm):
+            return metric(outside.own_logits(lm, batch, at), examples)
         final = capture(lm, batch, last)[last]
-    return metric(read_out(lm, final[examples, read_positions(lm, batch)]), examples)
+    return metric(read_out(lm, final[examples, at]), examples)
 
 
 def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:
     lengths = base.lengths
     jobs: list[Job] = []
     for number, cell in enumerate(table):
-        if base.shareable and shareable(lm, cell):
+        if base.shareable and shareable(lm, cell) and all(change.site in base.values for change in cell):
             # made once on the base values: refuses what does not fit, and shows which rows a replacement really changes
             made = [(change, change.apply(base.values[change.site], Run(base.batch))) for change in cell]
             found = [_job(base, number, example, made) for example in range(len(lengths))]
@@ -222,8 +228,15 @@ def _job(base: Base, cell: int, example: int, made: Sequence[tuple[Intervention,
             first, start = min(first, int(rows[0])), min(start, int(change.site.layer))
     if start == base.depth:
         return None
-    kept = tuple(change for change, _ in here if int(change.site.layer) >= start)
-    return Job(cell, example, start, first if base.causal else 0, kept, True)
+    own = [change for change, _ in here if int(change.site.layer) >= start]
+    outer = [change for change in base.outer if _concerns(change, example) and _follows(change, start)]
+    return Job(cell, example, start, first if base.causal else 0, (*outer, *own), True)
+
+
+def _follows(outer: Intervention, start: int) -> bool:
+    """Whether an outer change must be made again on rows that start from what enters layer `start` in the base run."""
+    layer = int(outer.site.layer)
+    return layer > start or (layer == start and outer.site.point != "resid_pre")
 
 
 def _concerns(change: Intervention, example: int) -> bool:

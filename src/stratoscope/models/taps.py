@@ -75,6 +75,17 @@ class Taps:
             self._install()
 
     @contextmanager
+    def only(self, *listening: tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]) -> Iterator[None]:
+        """Inside the block exactly these listen: for passes whose rows are not what listeners outside take them for."""
+        outer, self.listening = self.listening, list(listening)
+        try:
+            self._install()
+            yield
+        finally:
+            self.listening = outer
+            self._install()
+
+    @contextmanager
     def running(self, batch: Batch | None, shift: Tensor | None = None) -> Iterator[None]:
         """Say what runs inside the block, so that `-1` means an example's last real token; steps count from 0."""
         outer, self.run.batch, self.run.step, self.run.shift = vars(self.run).copy(), batch, 0, shift

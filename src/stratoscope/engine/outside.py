@@ -1,0 +1,86 @@
+"""What is at work around a measure: interventions made outside it, and forward hooks that are not stratoscope's.
+
+A measure inside `with intervene(...)`, `with edit:` or under a user's own hook asks about the changed model. Where it runs
+the model as it is, that is so by itself; where it runs parts of it on rows of its own making (packed cells, a layer
+alone), it has to make the outer changes there too, or to let the whole model run instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as registry
+
+from stratoscope.engine.intervene import Intervention
+from stratoscope.models.batch import Batch
+from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
+from stratoscope.models.taps import Run
+
+# hooks that change nothing, or each row by itself: ours, Transformers' records of hidden states, torch's weight norms
+_KNOWN = ("stratoscope.", "transformers.", "torch.nn.utils.")
+_READ_OUT = ("final_norm", "logits")
+
+
+def changes(lm: LM) -> list[Intervention] | None:
+    """The outer changes inside the main stack's layers, outermost first; None when something is not an intervention.
+
+    What acts before the first layer (embeddings, projector, a second tower) is left out: the stream that enters the first
+    layer has it already. What acts after the last is asked for by `reads_out_anew`.
+    """
+    found: list[Intervention] = []
+    for edits, _ in lm.taps.listening:
+        for site in edits:
+            for edit in edits[site] if _inside(site) else ():
+                change = getattr(edit, "__self__", None)
+                if not isinstance(change, Intervention) or change.site != site:
+                    return None
+                found.append(change)
+    return None if any(foreign_hooks(lm)) else found
+
+
+def reads_out_anew(lm: LM) -> bool:
+    """Whether an outer change can act after the last layer, so that logits must be the model's own output."""
+    sites = (site for edits, _ in lm.taps.listening for site in edits if edits[site])
+    return any(site.tower == "" and site.point in _READ_OUT for site in sites) or any(foreign_hooks(lm))
+
+
+def foreign_hooks(lm: LM) -> Iterator[str]:
+    """The modules under forward hooks that may treat rows differently: nobody knows what they do."""
+    for name, module in (("every module", registry), *lm.model.named_modules()):
+        tables = ("_global_forward_hooks", "_global_forward_pre_hooks") if module is registry else _TABLES
+        if any(_foreign(hook) for table in tables for hook in getattr(module, table).values()):
+            yield name or type(module).__name__
+
+
+_TABLES = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def _foreign(hook: object) -> bool:
+    return not (getattr(hook, "__module__", None) or type(hook).__module__).startswith(_KNOWN)
+
+
+def _inside(site: Site) -> bool:
+    return site.tower == "" and site.layer is not None
+
+
+def own_logits(lm: LM, batch: Batch, at: Tensor | None = None) -> Tensor:
+    """Logits that the model itself gives, all changes made: (example, position, vocab), or (example, vocab) at `at`."""
+    with lm.taps.using(reads={Site("", None, "logits"): [_wait]}):  # no outer trace may end the pass before
+        out = lm(batch)
+    logits = out["logits" if "logits" in out else "prediction_logits"]
+    return logits if at is None or logits.ndim == 2 else logits[torch.arange(len(batch)), at]
+
+
+def _wait(x: Tensor, run: Run) -> None:
+    """A reader that keeps nothing."""
+
+
+@contextmanager
+def unheard(lm: LM) -> Iterator[None]:
+    """Outer changes act inside the block, outer readers do not hear it: they have seen the run that they asked for."""
+    with lm.taps.only(*((edits, {}) for edits, _ in lm.taps.listening if edits)):
+        yield
