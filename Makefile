@@ -1,10 +1,11 @@
 # make explain                        why does the model say " Mary"? writes out/report.html
 # make explain PROMPT='...' ANSWER=word FOIL=word MODEL=name-or-folder OUT=file.html
+# make pages                          the generated pages of the papers, and the table in README
 # make setup | test | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
 
 PYTHON ?= python3
 BIN    := .venv/bin
-.PHONY: help setup fetch explain test bench lint check clean
+.PHONY: help setup fetch explain test bench lint check clean pages
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -69,6 +70,9 @@ lint: setup
 	$(BIN)/pyright
 
 check: lint test
+
+pages: setup
+	$(BIN)/python -m stratoscope.claims.pages
 
 clean:
 	rm -rf .venv out build dist src/*.egg-info .ruff_cache .hypothesis

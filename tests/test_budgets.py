@@ -101,3 +101,16 @@ class LM:
     assert public_names(text, "LM") == set("abcdfgh")
     with pytest.raises(ValueError, match="not enough values"):
         public_names(text, "Missing")
+
+
+def test_what_is_committed_stays_small() -> None:
+    """243 papers must not make a checkout heavy: no long text but the ledger, no large picture."""
+    root = SOURCE.parents[1]
+    files = [p for top in ("src", "docs", "tests", "bench") for p in (root / top).rglob("*") if p.is_file()]
+    kept = [p for p in files if "__pycache__" not in p.parts and not p.name.startswith(".")]
+    sizes = {str(path.relative_to(root)): path.stat().st_size for path in kept if path.name != "ledger.tsv"}
+    pictures = {name: size for name, size in sizes.items() if name.endswith(".png")}
+    assert over(pictures, 150_000) == []
+    assert over({name: size for name, size in sizes.items() if name not in pictures}, 60_000) == []
+    figures = [size for name, size in sizes.items() if name.startswith("docs/papers/figures/")]
+    assert sum(figures) / len(figures) < 8_000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stratoscope.claims import draw, figure
+from stratoscope.claims import draw, figure, svg
 from stratoscope.plots import theme
 from stratoscope.results import label
 
@@ -116,3 +116,43 @@ def test_words_of_a_figure_are_not_obeyed() -> None:
 )
 def test_numbers_in_words(value: float, said: str) -> None:
     assert draw.short(float(value)) == said
+
+
+def test_a_picture_is_small_and_follows_the_page_s_light() -> None:
+    for array, *_ in FIGURES.values():
+        picture = draw.svg(figure.drawing(array))
+        assert len(picture) < 16_000
+        assert f"prefers-color-scheme:dark){{text{{fill:{theme.DARK.ink}" in picture
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.1, 0.9, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-1, 2, [-1, 0, 1, 2]),
+        (0.31, 0.35, [0.31, 0.32, 0.33, 0.34, 0.35]),
+        (3, 3, [3, 4, 5, 6]),
+        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-2e-7, 1e-7, [-2e-7, -1e-7, 0, 1e-7]),
+    ],
+)
+def test_marks_of_an_axis_are_round_and_span_the_values(low: float, high: float, marks: list[float]) -> None:
+    found = svg.ticks(float(low), float(high))
+    assert found[0] <= low <= high <= found[-1]
+    assert found == pytest.approx(marks)
+
+
+def test_an_svg_bar_is_as_long_as_its_number_says() -> None:
+    drawn = figure.drawing(label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS))
+    bars = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="18.0" fill', draw.svg(drawn))
+    (left, short), (zero, long) = ([float(x) for x in bar] for bar in bars)
+    assert (left + short, 2 * short) == pytest.approx((zero, long), abs=0.2)
+
+
+def test_a_line_breaks_where_there_is_no_number() -> None:
+    drawn = figure.drawing(label([0.0, 1.0, np.nan, 0.5, 0.2], "layer", name="x", method="t"))
+    [track] = re.findall(r'fill="none" stroke="#\w+" stroke-width="2" d="([^"]+)"', draw.svg(drawn))
+    assert re.sub(r"[\d. -]", "", track) == "MLML"
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", track)]
+    assert (heights[0] - heights[2]) / (heights[0] - heights[1]) == pytest.approx(0.5, abs=0.01)

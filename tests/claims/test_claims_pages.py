@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,9 @@ def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, r
     [old] = (root / "docs/papers/figures").iterdir()
     measure(folder, seed=7)
     stale = pages.stale(atlas(folder), root)
-    assert {"docs/papers/llm-drop.md is not up to date", "README.md is not up to date"} <= set(stale)
+    assert "docs/papers/llm-drop.md is not up to date" in stale
+    assert "docs/papers/README.md is not up to date" in stale
+    assert "README.md is not up to date" not in stale  # counts are made where branches come together
     assert f"docs/papers/figures/{old.name} is left over" in stale
     pages.write(atlas(folder), root)
     [new] = (root / "docs/papers/figures").iterdir()
@@ -99,3 +103,42 @@ def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
 def test_only_a_checkout_has_pages(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ClaimError, match="no docs folder"):
         pages.write(atlas(folder), tmp_path)
+
+
+def test_two_branches_that_each_add_a_paper_merge(folder: Path, root: Path) -> None:
+    """Each adds its file, its verdict and its page and brings the index up to date; git joins them, and nothing is lost."""
+    git = lambda *words: subprocess.run(  # noqa: E731
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words],
+        cwd=root, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    repository = root / "src" / "stratoscope" / "papers"
+    attributes = (pages.ROOT / ".gitattributes").read_text()
+    (root / ".gitattributes").write_text(attributes)
+
+    def branch(name: str, keep: str) -> None:
+        git("checkout", "-q", "-b", name, "start")
+        repository.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / keep, repository / keep)
+        here = ledger.atlas(repository, [repository / "verdicts"])
+        if keep == "llm_drop.py":
+            paper = here.find("llm-drop").paper
+            assert paper
+            verdict = run(paper, paper.named("attention_goes_first")[0], 0)
+            verdicts.append(verdict, [repository / "verdicts"])
+            here = ledger.atlas(repository, [repository / "verdicts"])
+        pages.write(here, root)
+        git("checkout", "-q", "--", "README.md")  # left behind
+        git("add", "-A")
+        git("commit", "-qm", name)
+
+    git("init", "-q", "-b", "start")
+    pages.write(ledger.atlas(repository, []), root)
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    branch("one", "llm_drop.py")
+    branch("two", "lazy_neuron.py")
+    git("merge", "-q", "--no-edit", "one")
+    both = ledger.atlas(repository, [repository / "verdicts"])
+    assert pages.stale(both, root) == []
+    index = (root / "docs/papers/README.md").read_text()
+    assert index.count("(llm-drop.md)") == index.count("(lazy-neuron.md)") == 1

@@ -6,15 +6,15 @@ of itself that it is shuffled, untrained, chance or a null.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
+from stratoscope.claims import svg as written
 from stratoscope.claims.figure import Drawing
 from stratoscope.plots import bars, heatmap, lines, theme
 from stratoscope.plots.text import plain, scientific
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 COLOURS = (theme.AGAINST, theme.TOWARDS, *theme.SERIES[:2], "#5b3f1a", "#55bfd0")
 GREYS = (theme.NEUTRAL, "#bfc4cc")
-_COLUMNS = 4  # of a legend
 _EIGHTHS, _SHADES = " ▁▂▃▄▅▆▇█", " ░▒▓█"
 _LEFT = " ▏▎▍▌▋▊▉█"
 
@@ -154,109 +153,8 @@ def _ruler(labels: list[str], wide: int, axis: str) -> str:
 
 
 def svg(drawing: Drawing, null: Collection[str] = ()) -> str:
-    """The figure as SVG with text as text, the same bytes each time. Needs matplotlib (the dev extra)."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    look = theme.LIGHT
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "stratoscope",
-        "font.family": ["DejaVu Sans", "sans-serif"],
-        "font.size": 10,
-        "text.color": look.ink,
-        "axes.labelcolor": look.muted,
-        "axes.edgecolor": look.rule,
-        "xtick.color": look.muted,
-        "ytick.color": look.muted,
-    }
-    rows = len(drawing.places) * len(drawing.series) if drawing.kind == "bars" else len(drawing.series)
-    bar = 0.3 if rows <= 24 else 0.22
-    height = {"bars": 1.3 + bar * rows, "lines": 3.4, "cells": 1.5 + 0.22 * rows}[drawing.kind]
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, min(height, 14.0)), layout="constrained", facecolor=look.paper)
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot(facecolor=look.paper)
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-        legend = len(drawing.series) > 1 and drawing.kind != "cells"  # it stands between title and picture
-        lines = math.ceil(len(drawing.series) / _COLUMNS) if legend else 0
-        axes.set_title(drawing.title, loc="left", fontsize=11, fontweight="bold", pad=8 + 16 * lines)
-        {"bars": _svg_bars, "lines": _svg_lines, "cells": _svg_cells}[drawing.kind](
-            axes, drawing, colours(drawing, null)
-        )
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(length=0)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
-
-
-def _svg_bars(axes: Any, drawing: Drawing, colour: Sequence[str]) -> None:
-    n, several = len(drawing.series), len(drawing.series) > 1
-    thick = 0.76 / n
-    low, high = drawing.range
-    for j, (name, values) in enumerate(drawing.series.items()):
-        at = [i + (j - (n - 1) / 2) * thick for i in range(len(values))]
-        drawn = axes.barh(at, values, thick * 0.92, color=colour[j] if several else colour, label=name)
-        said = [short(value) for value in values]
-        axes.bar_label(drawn, said, padding=4, fontsize=9 if n * len(values) <= 24 else 8, color=theme.LIGHT.ink)
-    spare = 0.18 * ((high - low) or 1.0)  # for the numbers beside the bars
-    axes.set_xlim(low - spare if low < 0 else 0.0, high + spare)
-    axes.set_yticks(range(len(drawing.places)), drawing.places)
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelcolor=theme.LIGHT.ink)
-    axes.axvline(0, color=theme.LIGHT.muted, linewidth=0.8)
-    axes.grid(axis="x", color=theme.LIGHT.rule, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(drawing.unit)
-    axes.spines["left"].set_visible(False)
-    _legend(axes, drawing)
-
-
-def _svg_lines(axes: Any, drawing: Drawing, colour: Sequence[str]) -> None:
-    n = len(drawing.places)
-    for (name, values), shade in zip(drawing.series.items(), colour):
-        axes.plot(range(n), values, color=shade, linewidth=1.8, marker="o", markersize=3.4, label=name)
-    every = math.ceil(n / 16)
-    axes.set_xticks(range(0, n, every), drawing.places[::every])
-    axes.set_xlabel(drawing.axis)
-    axes.set_ylabel(drawing.unit)
-    axes.grid(axis="y", color=theme.LIGHT.rule, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set_xlim(-0.02 * n - 0.2, 1.02 * n - 0.8)
-    _legend(axes, drawing)
-
-
-def _svg_cells(axes: Any, drawing: Drawing, _: Sequence[str]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    low, high = drawing.range
-    signed = low < 0 < high
-    scale = theme.LIGHT.diverging if signed else theme.LIGHT.sequential
-    ends = (-max(-low, high), max(-low, high)) if signed else (low, high)
-    shades = LinearSegmentedColormap.from_list("stratoscope", list(scale))
-    grid = np.array(list(drawing.series.values()))
-    # squares as paths, not one picture: text stays sharp and the file says what it shows
-    mesh = axes.pcolormesh(grid, cmap=shades, vmin=ends[0], vmax=ends[1], edgecolors=theme.LIGHT.paper, linewidth=1)
-    n, every = grid.shape[1], math.ceil(grid.shape[1] / 16)
-    axes.set_xticks([i + 0.5 for i in range(0, n, every)], drawing.places[::every])
-    axes.set_yticks([i + 0.5 for i in range(len(grid))], list(drawing.series), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(drawing.axis)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
-    bar.set_label(drawing.unit)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
-
-
-def _legend(axes: Any, drawing: Drawing) -> None:
-    if len(drawing.series) > 1:
-        how = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handlelength": 1.4}
-        axes.legend(ncols=min(len(drawing.series), _COLUMNS), frameon=False, fontsize=9, **how)
+    """The figure as SVG with text as text, the same bytes each time."""
+    return written.svg(drawing, colours(drawing, null), short)
 
 
 # in a report --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from stratoscope.errors import ClaimError
 from stratoscope.plots.text import shorten, visible
 
 SERIES = 6  # as many colours as stay apart
-STYLE = 3  # of the drawn pictures: a change of how they look gives them new names
+STYLE = 4  # of the drawn pictures: a change of how they look gives them new names
 
 
 @dataclass(frozen=True)
