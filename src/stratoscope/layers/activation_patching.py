@@ -67,7 +67,7 @@ def measure(
     difference = sweep(lm, both.base, cells, both.target.difference, save=save, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "position")
-    gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None]
+    gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None].to(effect.device)
     return dataset(
         {"effect": (axes, effect + gap), "null": (axes, null + gap)} | both.differences,
         method="layers.activation_patching",
