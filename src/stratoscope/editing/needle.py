@@ -25,8 +25,8 @@ from transformers.pytorch_utils import Conv1D
 
 from stratoscope.engine.edit import Edit
 from stratoscope.errors import InputError
-from stratoscope.models.layout import matrix
 from stratoscope.models.lm import LM
+from stratoscope.models.weights import matrix
 
 
 def needle(vector: Float[Tensor, " dim"], noise: float, generator: torch.Generator) -> Float[Tensor, " dim"]:

@@ -39,10 +39,10 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.maths.norm import freeze
 from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.batch import Batch
-from stratoscope.models.layout import matrix
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
+from stratoscope.models.weights import matrix
 
 # metric(logits (row, vocab) of the one example) -> (row,)
 Metric = Callable[[Tensor], Tensor]

@@ -40,8 +40,9 @@ def gradients(
 ) -> tuple[Tensor, dict[Site, Tensor], dict[Site, Tensor]]:
     """One forward and one backward pass.
 
-    metric: logits of each example's last real token (example, vocab) -> (example,). start: replaces what enters layer 0
-    (example, position, dim), e.g. a point on a path. Returns the metric, and for every site its value and gradient.
+    metric: what the model says of each example (logits of the next token, of classes: (example, output)) -> (example,).
+    start: replaces what enters layer 0 (example, position, dim), e.g. a point on a path. Returns the metric, and for
+    every site its value and gradient.
     """
     batch = lm.batch(inputs)
     found = lm.layout.resolve(sites)
@@ -63,9 +64,7 @@ def gradients(
         trace(lm, *{*found, last}, grad=True) as seen,
     ):
         lm(batch)
-        at = batch.lengths - 1
-        final = seen[last][torch.arange(len(batch)), at]
-        value = metric(lm.readout(final))
+        value = metric(lm.readout.of(seen[last], batch))
         wanted = [seen[site] for site in found]
         taken = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, taken)]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 
@@ -94,6 +95,8 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
     alone knows kinds) the most probable other token, and `why` says that the question is weak.
     """
     order = [t for t in logits.topk(min(LIKELY, len(logits))).indices.tolist() if t != answer]
+    if lm.readout.names:
+        return Rival(order[0], "The foil is the most probable other class.", False)
     if lm.tokenizer is None:
         return Rival(order[0], "The foil is the most probable other token.", False)
     likely = [t for t in order if logits[t] > logits.max() - FAR]
@@ -109,7 +112,10 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
         )
         return Rival(order[0], why, True)
     near = same[:NEAREST_OF]
-    unembed = lm.weight("logits")
+    try:
+        unembed = lm.weight("logits")
+    except (SiteError, FamilyError):  # a read-out of several layers
+        unembed = lm.weight("embed")
     cosine = torch.cosine_similarity(unembed[near].float(), unembed[answer][None].float(), dim=1)
     best = near[int(cosine.argmax())]
     rank = order.index(best) + 1

@@ -52,30 +52,44 @@ class Target:
 
 
 @torch.no_grad()
-def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example vocab"]:
-    """Logits of the next token after each example's last real one."""
+def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
+    """Logits of the next token after each example's last real one; of a classifier those of its classes."""
     from stratoscope.engine import outside
     from stratoscope.engine.trace import capture
 
-    lm.layout.resolve("logits")
     batch = lm.batch(inputs)
-    if batch.ids is None:
+    if batch.mask is None and lm.readout.kind == "vocab":
         raise InputError("these inputs hold no tokens, so there is no next token to ask about: give a prompt.")
     if outside.reads_out_anew(lm):
-        return outside.own_logits(lm, batch, batch.lengths - 1)
+        return outside.answers(lm, batch)
     last = f"layers.{lm.dims.layers - 1}.resid_post"
-    return lm.readout(capture(lm, batch, last, positions=-1)[last])
+    # one position is kept, not all: the last layer's stream of many prompts is large
+    where = lm.readout.position if lm.readout.single else None
+    final = capture(lm, batch, last, positions=where)[last]
+    return lm.readout(final) if lm.readout.single else lm.readout.of(final, batch)
+
+
+def word(lm: LM, number: int) -> str:
+    """An output as a person reads it: a token's text, or the name of a class."""
+    names = lm.readout.names
+    return names[number] if names else token_text(lm.tokenizer, number)
 
 
 def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Target:
     """Read answer and foil (one for all examples, or one each).
 
     Defaults: the answer is the most probable token (other than the foil), the foil a likely token
-    of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A text of several tokens stands
-    for its first, and a note says so. Raises InputError when answer and foil are the same token, or a
-    list does not fit the batch.
+    of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A classifier's are its classes,
+    by name or number. A text of several tokens stands for its first, and a note says so. Raises
+    InputError when answer and foil are the same, a list does not fit the batch, or the model has one
+    output only.
     """
     batch = lm.batch(inputs)
+    if lm.readout.kind == "values":
+        raise InputError(
+            "this model gives one value, so there is no answer and no foil: ask for `last_logits`, or give a sweep a "
+            "metric of your own."
+        )
     n = len(batch)
     notes = list(batch.notes)
     answers, foils = (_ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil")))
@@ -91,11 +105,11 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
             foils = torch.tensor([found.token for found in rivals])
     same = (answers == foils).nonzero()
     if len(same):
-        text = token_text(lm.tokenizer, int(answers[same[0]]))
+        text, kind = word(lm, int(answers[same[0]])), "class" if lm.readout.names else "token"
         raise InputError(
-            f"answer and foil are the same token {text!r}: their difference is always zero. Give another foil."
+            f"answer and foil are the same {kind} {text!r}: their difference is always zero. Give another foil."
         )
-    texts = [tuple(token_text(lm.tokenizer, int(i)) for i in ids) for ids in (answers, foils)]
+    texts = [tuple(word(lm, int(i)) for i in ids) for ids in (answers, foils)]
     return Target(answers, foils, *texts, tuple(dict.fromkeys(notes)), tuple(rivals))
 
 
@@ -109,10 +123,17 @@ def _ids(lm: LM, words: Words, n: int, what: str, notes: list[str]) -> Tensor | 
 
 
 def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
+    readout = lm.readout
     if isinstance(word, int):
-        if not 0 <= word < lm.dims.vocab:
-            raise InputError(f"{what} id {word} is outside the vocabulary of {lm.dims.vocab} tokens.")
+        if not 0 <= word < readout.size:
+            among = "vocabulary" if readout.kind == "vocab" else "read-out"
+            told = "tokens" if readout.kind == "vocab" else f"outputs ({', '.join(readout.names):.200})"
+            raise InputError(f"{what} id {word} is outside the {among} of {readout.size} {told}.")
         return word
+    if readout.names:
+        if word not in readout.names:
+            raise InputError(f"{what} {word!r} is no class of this model; it has {', '.join(readout.names):.400}.")
+        return readout.names.index(word)
     if lm.tokenizer is None:
         raise InputError(f"{what} {word!r}: this model was wrapped without a tokenizer; give a token id.")
     ids = lm.tokenizer(word, add_special_tokens=False)["input_ids"]

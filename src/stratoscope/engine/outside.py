@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.modules import module as registry
 
 from stratoscope.engine.intervene import Intervention
+from stratoscope.errors import SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.readout import own_output
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
@@ -67,12 +69,21 @@ def _inside(site: Site) -> bool:
     return site.tower == "" and site.layer is not None
 
 
-def own_logits(lm: LM, batch: Batch, at: Tensor | None = None) -> Tensor:
-    """Logits that the model itself gives, all changes made: (example, position, vocab), or (example, vocab) at `at`."""
-    with lm.taps.using(reads={Site("", None, "logits"): [_wait]}):  # no outer trace may end the pass before
-        out = lm(batch)
-    logits = out["logits" if "logits" in out else "prediction_logits"]
-    return logits if at is None or logits.ndim == 2 else logits[torch.arange(len(batch)), at]
+def own_logits(lm: LM, batch: Batch) -> Tensor:
+    """What the model itself gives, all changes made: (example, position, output), or (example, output)."""
+    if lm.readout.reason:
+        raise SiteError(lm.readout.reason)
+    site = Site("", None, "logits")
+    reads = {} if lm.layout.lack(site) else {site: [_wait]}  # no outer trace may end the pass before
+    with lm.taps.using(reads=reads):
+        own = own_output(lm, batch)
+    return own[..., None] if own.ndim == 2 and lm.readout.where == "every" else own
+
+
+def answers(lm: LM, batch: Batch) -> Tensor:
+    """(example, output): what the model itself says of each example, all changes made."""
+    own = own_logits(lm, batch)
+    return own if own.ndim == 2 else own[torch.arange(len(batch)), lm.readout.positions(batch)]
 
 
 def _wait(x: Tensor, run: Run) -> None:

@@ -29,6 +29,7 @@ from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
+from stratoscope.models.weights import row_independent
 
 # sites whose tensor has one row for each position, so that cells can share a matrix and still be edited apart
 PACKED_POINTS = frozenset(
@@ -89,17 +90,16 @@ class Base:
         return position_index(change.positions, Run(self.batch), len(self.batch), self.width, [example])[example]
 
 
-def read_positions(lm: LM, batch: Batch) -> Tensor:
-    """(example,) where the metric reads: an example's last real token; of a picture its class token, the first patch."""
-    pooled = lm.family.pooled
-    if pooled is None and batch.mask is not None:
-        return batch.lengths - 1
-    return torch.full((len(batch),), pooled or 0)
-
-
 def read(lm: LM, resid: Tensor) -> Tensor:
-    """(row, dim) final residuals -> (row, vocab) logits; as they are for a model without a read-out (a bare encoder)."""
-    return lm.readout(resid) if lm.layout.head else resid
+    """(row, dim) final residuals -> (row, output); as they are for a model without a read-out (a bare encoder)."""
+    return resid if lm.readout.kind == "vectors" else lm.readout(resid)
+
+
+def answers(lm: LM, resid: Tensor, batch: Batch) -> Tensor:
+    """(example, position, dim) final residuals -> (example, output): what the metric is given of each example."""
+    if lm.readout.kind != "vectors":
+        return lm.readout.of(resid, batch)
+    return resid[torch.arange(len(batch)), lm.readout.positions(batch)]
 
 
 def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
@@ -115,19 +115,20 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     last = Site("", depth - 1, "resid_post")
     base = Base(batch, torch.empty(0), torch.empty(0), {}, tower.causal, depth)
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
-    anew = bool(lm.layout.head) and outside.reads_out_anew(lm)
+    anew = lm.readout.kind != "vectors" and outside.reads_out_anew(lm)
     if not (anew or any(heard for _, heard in lm.taps.listening)):  # nobody waits for the logits of every position
         reads[last].append(_stop)
-    examples, at = torch.arange(len(batch)), read_positions(lm, batch)
     with lm.taps.using(reads=reads):
-        whole = outside.own_logits(lm, batch, at) if anew else lm(batch)
-    base.asked = whole if anew else read(lm, base.values[last][examples, at])
-    base.metric = metric(base.asked, examples)
+        whole = outside.answers(lm, batch) if anew else lm(batch)
+    base.asked = whole if anew else answers(lm, base.values[last], batch)
+    base.metric = metric(base.asked, torch.arange(len(batch)))
     base.residual = [base.values[entry] for entry in entries]
-    base.width, base.reads = base.residual[0].shape[1], at.tolist()
+    base.width = base.residual[0].shape[1]
     base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
-    outer = outside.changes(lm)
-    base.shareable = "attn.q" in tower.points and not anew and outer is not None and shareable(lm, outer)
+    outer, single = outside.changes(lm), lm.readout.single
+    base.reads = lm.readout.positions(batch).tolist() if single else []
+    base.shareable = "attn.q" in tower.points and single and not anew and outer is not None and shareable(lm, outer)
+    base.shareable = base.shareable and row_independent(lm.model)
     if base.shareable:
         base.outer = outer or []
         _note_layers(lm, base, entries)

@@ -31,8 +31,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene, resolve
 from stratoscope.engine.memory import available, predicted, refuse_above
-from stratoscope.engine.packed import Base, Job, Wave, base_run, read_positions, shareable
-from stratoscope.engine.packed import read as read_out
+from stratoscope.engine.packed import Base, Job, Wave, answers, base_run, shareable
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
@@ -41,8 +40,9 @@ from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
-# metric(logits (row, vocab), example (row,)) -> (row,). The logits are those of each row's last real token; of a picture its
-# class token. A model without a read-out (a bare encoder) gives the last layer's residual (row, dim) instead.
+# metric(logits (row, output), example (row,)) -> (row,). The logits are those of each row's last real token, or what a
+# classifier or reward model says of its prompt or picture (`lm.readout`). A model without a read-out (a bare encoder) gives
+# the last layer's residual (row, dim) instead.
 Metric = Callable[[Tensor, Tensor], Tensor]
 Cell = Intervention | Sequence[Intervention]
 Progress = Callable[[int, int], None]
@@ -170,12 +170,11 @@ def naive(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
 def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metric) -> Tensor:
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     examples = torch.arange(len(batch))
-    at = read_positions(lm, batch)
     with intervene(lm, *cell):
-        if lm.layout.head and outside.reads_out_anew(lm):
-            return metric(outside.own_logits(lm, batch, at), examples)
+        if lm.readout.kind != "vectors" and outside.reads_out_anew(lm):
+            return metric(outside.answers(lm, batch), examples)
         final = capture(lm, batch, last)[last]
-    return metric(read_out(lm, final[examples, at]), examples)
+    return metric(answers(lm, final, batch), examples)
 
 
 def _plan(lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None) -> tuple[Plan, list[Job]]:

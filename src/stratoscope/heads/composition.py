@@ -36,8 +36,8 @@ from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import Path, wiring
 from stratoscope.errors import InputError, SiteError
 from stratoscope.maths.norm import freeze
-from stratoscope.models.layout import matrix
 from stratoscope.models.lm import LM
+from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
 
 SILENT = 0.01  # a component this weak beside its head's strongest is rounding

@@ -32,8 +32,8 @@ from stratoscope.engine.metric import Words, target
 from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
 from stratoscope.maths.norm import FrozenNorm, freeze
-from stratoscope.models.layout import matrix
 from stratoscope.models.lm import LM
+from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
 
 

@@ -74,7 +74,10 @@ class Batch:
         return text | mask | dict(self.extra)
 
     def coords(self, axis: str = "position", name: str = "text") -> dict[str, tuple[tuple[str, ...], list]]:
-        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each whole text."""
+        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each whole text ("" for a
+        picture, which has no tokens)."""
+        if self.ids is None:
+            return {"example_text": (("example",), [""] * len(self))}
         width = max(map(len, self.tokens), default=0)
         rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]
         return {

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models.family import Family, Point, Tower
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, Site, expand
+from stratoscope.models.weights import shape
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Layout:
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
+        self.found: Any = None  # the `Readout` of a head that the family does not name, once it is found
         self.base: nn.Module = model.base_model
         self.layers = {name: list(self._global(tower.layers)) for name, tower in family.towers.items()}
-        if family.head and not self.head and _reads_out(model):
+        if family.head and not self.family_head and _reads_out(model):
             raise FamilyError(
                 f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
                 f"`{family.name}` reads logits."
@@ -65,7 +66,11 @@ class Layout:
         if site.tower and site.point not in ("embed", "final_norm"):
             return "a tower beside the main one has no such part of its own"
         if site.point == "logits":
-            return None if self.head else f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
+            if self.head or (self.found and not self.found.reason):
+                two = "it has two outputs for each token, start_logits and end_logits; `lm.readout` gives both"
+                return two if hasattr(self.model, "qa_outputs") else None
+            none = f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
+            return self.found.reason.rstrip(".") if self.found else none
         if site.point == "projector":
             return None if self.family.projector else "it has no projector between vision and text"
         return None if getattr(tower, site.point) else "it has no such part"
@@ -120,7 +125,12 @@ class Layout:
 
     @property
     def head(self) -> list[nn.Module]:
-        """The read-out's modules in order; empty when this model class has none."""
+        """The read-out's modules in order; empty when this model class has none, or none that takes single rows."""
+        return self.family_head or (self.found.modules if self.found else [])
+
+    @property
+    def family_head(self) -> list[nn.Module]:
+        """The read-out where the family names it, if this model class has it."""
         if self.base is self.model or not all(self._has(self.model, path) for path in self.family.head):
             return []
         return [self._module(self.model, path) for path in self.family.head]
@@ -128,22 +138,31 @@ class Layout:
     def config(self, tower: str = "") -> Any:
         """The config of one tower."""
         name = self.family.towers[tower].config
-        return getattr(self.model.config, name) if name else self.model.config
+        whole: Any = self.model.config
+        if name:
+            return getattr(whole, name)
+        return whole.get_text_config() if tower == "" and not self.family.vision_only else whole
 
     def _dims(self, name: str, tower: Tower) -> Dims:
         config = self.config(name)
-        heads = getattr(config, "num_attention_heads", None) or config.num_heads
+        heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None)
         layer = self.layers[name][0]
         z = self._module(layer, tower.points["attn.z"].path)
-        width = matrix(z).shape[1]
-        neurons = matrix(self._module(layer, tower.mlp_write[0])).shape[1] if tower.mlp_write else 0
+        sizes = shape(z)
+        if not sizes or not heads:
+            raise FamilyError(
+                f"family `{self.family.name}`: {type(z).__name__} at `{tower.points['attn.z'].path}` has no matrix, or "
+                f"{type(config).__name__} no number of heads, so heads cannot be told apart."
+            )
+        dim, width = sizes
+        written = shape(self._module(layer, tower.mlp_write[0])) if tower.mlp_write else None
         return Dims(
             layers=len(self.layers[name]),
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            dim=matrix(z).shape[0],
+            dim=dim,
             head_dim=width // heads,
-            neurons=neurons,
+            neurons=written[1] if written else 0,
             vocab=getattr(config, "vocab_size", 0) or 0,
         )
 
@@ -185,9 +204,3 @@ def _reads_out(model: nn.Module) -> bool:
         return model.get_output_embeddings() is not None
     except (AttributeError, NotImplementedError):  # encoders and vision models have no such notion
         return False
-
-
-def matrix(module: nn.Module) -> Tensor:
-    """A projection's weight as (out, in), whichever way the module stores it."""
-    weight: Any = module.weight
-    return weight.T if isinstance(module, Conv1D) else weight

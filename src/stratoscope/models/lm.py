@@ -14,9 +14,11 @@ from stratoscope.models import batch as batches
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
-from stratoscope.models.layout import Dims, Layout, matrix
+from stratoscope.models.layout import Dims, Layout
+from stratoscope.models.readout import Readout, find
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, Taps
+from stratoscope.models.weights import matrix
 
 
 class LM:
@@ -41,6 +43,7 @@ class LM:
         self.taps = Taps(self)
         self._name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._revision = revision
+        self._readout: Readout | None = None
 
     def __repr__(self) -> str:
         d = self.dims
@@ -59,7 +62,9 @@ class LM:
         if isinstance(inputs, Batch):
             return inputs.to(self.model.device)
         config = self.model.config
-        pad = getattr(self.tokenizer, "pad_token_id", None) or getattr(self.layout.config(), "pad_token_id", None) or 0
+        # the config's first: it is the one by which classifiers find where a prompt ends
+        pads = (getattr(held, "pad_token_id", None) for held in (self.layout.config(), self.tokenizer))
+        pad = next((pad for pad in pads if pad is not None), 0)
         image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         vocab = self.dims.vocab or None
         pad = pad if 0 <= pad < (vocab or pad + 1) else 0  # never read, but looked up in the embedding all the same
@@ -107,18 +112,17 @@ class LM:
             raise SiteError(f"`{at}` has no one weight; ask for attn.out, mlp.out, mlp.pre, embed or logits.")
         return matrix(module) if point.part is None else matrix(module).chunk(point.part[1])[point.part[0]]
 
-    def readout(self, resid: Tensor, *, normalised: bool = False) -> Tensor:
-        """(..., dim) residuals -> (..., vocab) logits: final norm, read-out, soft-cap, exactly as the model does.
+    @property
+    def readout(self) -> Readout:
+        """What the model makes of its last residual stream, and at which position: see `models.readout`.
 
-        normalised: the input has passed the final norm already. Raises SiteError for a model without a read-out.
+        Called on (..., dim) residuals it gives (..., vocab) logits, as the model does.
         """
-        self.layout.resolve("logits")
-        norm = self.layout.final_norm
-        logits = resid if normalised or norm is None else norm(resid)
-        for module in self.layout.head:
-            logits = module(logits)
-        cap = getattr(self.layout.config(), "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        if self.layout.family_head:
+            return find(self)  # made anew: the user may have given the model another head
+        if self._readout is None:
+            self._readout = self.layout.found = find(self)
+        return self._readout
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def wrap(model: nn.Module, tokenizer: Any = None, *, processor: Any = None, name
     known = families.find(model.config)
     if known is not None:
         refuse_unhandled(model.config, known)
-        return LM(model, known, tokenizer=tokenizer, processor=processor, name=name)
+        lm = LM(model, known, tokenizer=tokenizer, processor=processor, name=name)
+        _ = lm.readout  # a classifier's is looked for now, while nothing edits the model
+        return lm
     failure: FamilyError | None = None
     for family in probe(model):
         try:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.maths.norm import freeze
-from stratoscope.models.layout import matrix
 from stratoscope.models.lm import LM
+from stratoscope.models.weights import matrix
 
 Side = Literal["down", "up", "gate"]
 Units = tuple[list[int], list[int]]

@@ -17,10 +17,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stratoscope.engine.metric import Words, last_logits, target
+from stratoscope.engine.metric import Words, last_logits, target, word
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
-from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 
 
@@ -36,14 +35,17 @@ def best(
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, top: int = 10) -> xr.Dataset:
     """probability, token (example, rank); answer_id, foil_id, their probabilities and logit_difference (example).
 
-    answer, foil: default the top token and a likely one of its kind. Raises InputError for a bad `top` or answer == foil.
+    answer, foil: default the top token and a likely one of its kind. Of a classifier `token` is the class, and all
+    classes are given where there are fewer than `top`. Raises InputError for a bad `top` or answer == foil.
     The attribute `foil_why` has one sentence for each example whose foil was chosen here; notes say where none of the
     answer's kind was likely.
     """
-    if not 1 <= top <= lm.dims.vocab:
-        raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
     batch = lm.batch(inputs)
     logits = last_logits(lm, batch)
+    if lm.readout.names:
+        top = min(top, logits.shape[1])
+    if not 1 <= top <= logits.shape[1]:
+        raise InputError(f"top={top}: choose 1 to {logits.shape[1]}.")
     asked = target(lm, batch, answer, foil)
     values, ids = best(logits, top)
     chances = logits.float().softmax(dim=-1).cpu()
@@ -53,7 +55,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, to
             "probability": (("example", "rank"), values),
             "token": (
                 ("example", "rank"),
-                [[token_text(lm.tokenizer, i) for i in row] for row in ids.tolist()],
+                [[word(lm, i) for i in row] for row in ids.tolist()],
             ),
             "answer_id": (one, asked.answer),
             "foil_id": (one, asked.foil),

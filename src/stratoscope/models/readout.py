@@ -1,0 +1,281 @@
+"""The read-out: what a model makes of its last residual stream, and at which position.
+
+A language model reads every position into its vocabulary; a classifier or a reward model reads one position (the
+last real token, the class token) or a mean. `lm.readout` is the one place that knows. Where the family does not name
+the head, it is looked for among the model's own modules and believed only if it gives the model's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stratoscope.errors import InputError, SiteError
+from stratoscope.models.batch import Batch
+from stratoscope.models.sites import Site
+
+if TYPE_CHECKING:
+    from stratoscope.models.lm import LM
+
+Kind = Literal["vocab", "classes", "values", "vectors", "unknown"]
+# every: each position has an output of its own. last, first: the last real token, the first (class) token.
+# mean: all real positions. patches: all but the first.
+Where = Literal["every", "last", "first", "mean", "patches"]
+Step = Callable[[Tensor], Tensor]
+_BETWEEN: tuple[Step, ...] = (torch.relu, torch.tanh, nn.functional.gelu)
+
+
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """A module that takes (example, position, dim) and reads the first position: it is given one, (..., dim)."""
+
+    module: nn.Module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found = self.module(x.reshape(-1, 1, x.shape[-1]))
+        return found.reshape(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """What stands behind the last residual stream.
+
+    kind: "vocab" (logits of tokens), "classes" (logits of labels), "values" (one number: a reward, a regression),
+    "vectors" (a bare encoder: nothing), "unknown" (a head that could not be rebuilt; `reason` says why).
+    size: how many outputs. names: what they are called, () for a vocabulary. where: the position that is read.
+    norm, steps: what is applied in turn.
+    """
+
+    kind: Kind
+    where: Where
+    size: int
+    norm: nn.Module | None = None
+    steps: tuple[Step, ...] = ()
+    names: tuple[str, ...] = ()
+    softcap: float | None = None
+    padding: int | None = None  # where "last" is read, the id that the model passes over
+    reason: str = ""
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The steps, where each is a module that takes any rows (..., dim); else []."""
+        plain = [step for step in self.steps if isinstance(step, nn.Module)]
+        return plain if len(plain) == len(self.steps) else []
+
+    @property
+    def position(self) -> int:
+        """The position that is read, as `capture` and `intervene` take it: -1 (the last real token) or 0."""
+        return 0 if self.where == "first" else -1
+
+    @property
+    def single(self) -> bool:
+        """Whether one position alone is read."""
+        return self.where not in ("mean", "patches")
+
+    def __call__(self, resid: Tensor, *, normalised: bool = False) -> Tensor:
+        """(..., dim) residuals -> (..., output): final norm, head, soft-cap, exactly as the model does.
+
+        normalised: the input has passed the final norm already. Raises SiteError for a model without a read-out.
+        """
+        if self.reason:
+            raise SiteError(self.reason)
+        x = resid if normalised or self.norm is None else self.norm(resid)
+        with still(self.steps):
+            for step in self.steps:
+                x = step(x)
+        return x if self.softcap is None else torch.tanh(x / self.softcap) * self.softcap
+
+    def positions(self, batch: Batch) -> Tensor:
+        """(example,) the position at which each example is read: where `where` is "every" that of the next token, the
+        last real one; of a picture its first patch. Raises SiteError where no single position is read.
+        """
+        if not self.single:
+            raise SiteError(f"this model reads a mean over positions ({self.where}), not one of them.")
+        if self.where != "first" and batch.mask is not None:
+            last = batch.lengths - 1
+            if (
+                self.padding is not None
+                and batch.ids is not None
+                and bool((batch.ids.gather(1, last[:, None]) == self.padding).any())
+            ):
+                raise InputError(
+                    f"a prompt ends with token {self.padding}, which this classifier takes for padding and passes over: "
+                    f"take it off, or wrap the model with another `config.pad_token_id`."
+                )
+            return last
+        held = batch.mask if batch.mask is not None else next(iter(batch.extra.values()))
+        return torch.zeros(len(batch), dtype=torch.long, device=held.device)
+
+    def of(self, resid: Tensor, batch: Batch) -> Tensor:
+        """(example, position, dim) last residual stream -> (example, output): what the model says of each example."""
+        if self.single:
+            at = self.positions(batch).to(resid.device)
+            return self(resid[torch.arange(len(at), device=resid.device), at])
+        return self(_pooled(self.where, resid if self.norm is None else self.norm(resid), batch), normalised=True)
+
+
+def find(lm: LM) -> Readout:
+    """The read-out that the family names; else one that is found and verified on `prompts`, see `search`."""
+    layout, model = lm.layout, lm.model
+    if layout.family_head:
+        pooled = lm.family.pooled is not None
+        names = _names(model) if pooled else ()
+        cap = getattr(layout.config(), "final_logit_softcapping", None)
+        size = len(names) if pooled else layout.dims[""].vocab
+        kind: Kind = "classes" if pooled else "vocab"
+        where: Where = "first" if pooled else "every"
+        return Readout(kind, where, size, layout.final_norm, tuple(layout.family_head), names, cap)
+    missing = f"`logits` does not exist on {lm.family.name}: {type(model).__name__} has no read-out to a vocabulary"
+    if layout.base is model:
+        where = "first" if lm.family.pooled is not None else "every"
+        return Readout("vectors", where, lm.dims.dim, reason=f"{missing} or to classes.")
+    return search(lm)
+
+
+def search(lm: LM) -> Readout:
+    """The head of a classifier or reward model, by structure: modules beside the base model, the base's pooler before
+    them, applied at one position or to a mean. It is believed if it gives the model's own output on prompts of
+    unequal length, padded; otherwise the read-out is unknown, and asking for it is refused with the reason.
+    """
+    from stratoscope.models.specimen import specimen
+
+    batch = lm.batch(specimen(lm))
+    name = type(lm.model).__name__
+    try:
+        resid, own = _last_stream(lm, batch), own_output(lm, batch)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        told = f"{name} does not answer a plain batch of prompts ({type(error).__name__}: {str(error)[:120]})"
+        return Readout("unknown", "every", 0, reason=f"{told}, so its read-out cannot be found.")
+    if own is None:
+        return Readout("unknown", "every", 0, reason=f"{name} gives no logits, so there is nothing to measure.")
+    if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
+        told = f"{name} answers every prompt alike (is its head zero?), so where it reads its answer cannot be told."
+        return Readout("unknown", "every", 0, reason=told)
+    normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
+    places: list[Where] = ["every"] if own.ndim == 3 else ["last", "first", "mean", "patches"]
+    for where in places:
+        for steps in _chains(lm):
+            found = _try(lm, where, steps, normed, batch)
+            if found is not None and _same(found, own, batch):
+                return _named(lm, where, steps, own)
+    tried = ", ".join(n for n, m in lm.model.named_children() if m is not lm.layout.base)
+    return Readout(
+        "unknown",
+        "every",
+        0,
+        reason=f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the last, the first or "
+        f"the mean position gives the model's own output. Its metric is refused; sites inside its layers can be read.",
+    )
+
+
+def own_output(lm: LM, batch: Batch) -> Tensor | None:
+    """What the model says: (example, output) or (example, position, output); start and end of an answer side by side."""
+    with lm.taps.using():
+        try:
+            return _logits_of(lm(batch))
+        except ValueError:  # a classifier without a padding id takes one prompt at a time
+            alone = [_logits_of(lm(batch.example(i))) for i in range(len(batch))]
+            return torch.cat(alone) if all(x is not None and x.ndim == 2 for x in alone) else None
+
+
+def _logits_of(output: Any) -> Tensor | None:
+    if "start_logits" in output:
+        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+    x = output.get("logits")
+    return x if isinstance(x, Tensor) and x.ndim in (2, 3) else None
+
+
+@contextmanager
+def still(steps: Iterable[Step]) -> Iterator[None]:
+    """Eval mode for the modules among the steps (heads hold dropout of their own); training flags are restored."""
+    held = [getattr(step, "module", step) for step in steps]
+    training = [m for top in held if isinstance(top, nn.Module) for m in top.modules() if m.training]
+    try:
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _last_stream(lm: LM, batch: Batch) -> Tensor:
+    kept: list[Tensor] = []
+    last = Site("", lm.dims.layers - 1, "resid_post")
+    with lm.taps.using(reads={last: [lambda x, run: kept.append(x.detach().clone())]}):
+        own_output(lm, batch)
+    return kept[0]
+
+
+def _chains(lm: LM) -> Iterator[tuple[Step, ...]]:
+    """Modules beside the base model, in their order, with or without the base's pooler and an activation between."""
+    base = lm.layout.base
+    beside = [m for m in lm.model.children() if m is not base and not isinstance(m, nn.Dropout)]
+    pooler = getattr(base, "pooler", None)
+    before = [pooler] if isinstance(pooler, nn.Module) else []
+    for length in range(1, len(beside) + len(before) + 1):
+        for chosen in combinations([*before, *beside], length):
+            for first in (chosen[0], Alone(chosen[0])):
+                yield (first, *chosen[1:])
+                if length == 2:
+                    yield from ((first, between, chosen[1]) for between in _BETWEEN)
+
+
+def _try(lm: LM, where: Where, steps: Sequence[Step], normed: Tensor, batch: Batch) -> Tensor | None:
+    """The output of a chain, or None where it does not fit."""
+    if where == "every":
+        x = normed
+    elif where in ("last", "first"):
+        at = Readout("classes", where, 0).positions(batch)
+        x = normed[torch.arange(len(batch), device=normed.device), at.to(normed.device)]
+    else:
+        x = _pooled(where, normed, batch)
+    try:
+        with still(steps):
+            for step in steps:
+                x = step(x)
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+    return x if isinstance(x, Tensor) else None
+
+
+def _pooled(where: Where, x: Tensor, batch: Batch) -> Tensor:
+    """(example, position, dim) -> (example, dim): the mean over real positions, less the first for patches."""
+    real = torch.ones(x.shape[:2], device=x.device) if batch.mask is None else batch.mask.to(x)
+    if where == "patches":
+        real = real.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), 0)
+    return (x * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+
+def _same(got: Tensor, own: Tensor, batch: Batch) -> bool:
+    if own.ndim == 2 and got.shape[-1] == 1 and got.ndim == 3:
+        got = got[..., 0]
+    if got.shape != own.shape:
+        return False
+    if own.ndim == 3 and batch.mask is not None:
+        got, own = got[batch.mask], own[batch.mask]
+    gap, scale = (got - own).float(), own.float()
+    allowed = 1e-4 if own.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool(gap.abs().max() <= allowed * scale.abs().max() and gap.norm() <= allowed * scale.norm())
+
+
+def _named(lm: LM, where: Where, steps: tuple[Step, ...], own: Tensor) -> Readout:
+    size, names = int(own.shape[-1]), _names(lm.model)
+    if size == lm.dims.vocab and len(names) != size:
+        return Readout("vocab", where, size, lm.layout.final_norm, steps)
+    if hasattr(lm.model, "qa_outputs") and size == 2:
+        names = ("start", "end")
+    kind: Kind = "values" if size == 1 else "classes"
+    names = names if len(names) == size else tuple(map(str, range(size)))
+    pad = lm.model.config.get_text_config().pad_token_id if where == "last" else None
+    return Readout(kind, where, size, lm.layout.final_norm, steps, names, padding=pad)
+
+
+def _names(model: nn.Module) -> tuple[str, ...]:
+    return tuple(str(label) for _, label in sorted((getattr(model.config, "id2label", None) or {}).items()))
