@@ -18,6 +18,7 @@ from stratoscope.errors import FamilyError
 from stratoscope.models.attention import repeat_heads
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.readout import own_output
 from stratoscope.models.sites import Site
 
 
@@ -138,17 +139,12 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
     yield from _shut(lm, batch, seen)
     plain = _last(lm(batch))
     yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
-    if not lm.layout.head:
+    if lm.readout.reason:
         return
     last = seen[Site("", lm.dims.layers - 1, "resid_post")]
-    read = lm.readout(last)
-    pooled = lm.family.pooled
-    yield (
-        "head(norm(resid_last)) == logits",
-        Site("", None, "logits"),
-        read if pooled is None else read[:, pooled],
-        plain,
-    )
+    own = own_output(lm, batch)
+    read = lm.readout(last) if lm.readout.where == "every" else lm.readout.of(last, batch)
+    yield "head(norm(resid_last)) == logits", Site("", None, "logits"), read, own.reshape(read.shape)
 
 
 def _shut(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:

@@ -89,6 +89,8 @@ class Readout:
         with still(self.steps):
             for step in self.steps:
                 x = step(x)
+        if x.ndim < resid.ndim:  # a head that squeezes its one output
+            x = x[..., None]
         return x if self.softcap is None else torch.tanh(x / self.softcap) * self.softcap
 
     def positions(self, batch: Batch) -> Tensor:
@@ -151,27 +153,31 @@ def search(lm: LM) -> Readout:
         resid, own = _last_stream(lm, batch), own_output(lm, batch)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         told = f"{name} does not answer a plain batch of prompts ({type(error).__name__}: {str(error)[:120]})"
-        return Readout("unknown", "every", 0, reason=f"{told}, so its read-out cannot be found.")
+        return _unknown(f"{told}, so its read-out cannot be found.")
     if own is None:
-        return Readout("unknown", "every", 0, reason=f"{name} gives no logits, so there is nothing to measure.")
+        return _unknown(f"{name} gives no logits, so there is nothing to measure.")
     if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
         told = f"{name} answers every prompt alike (is its head zero?), so where it reads its answer cannot be told."
-        return Readout("unknown", "every", 0, reason=told)
+        return _unknown(told)
     normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
-    places: list[Where] = ["every"] if own.ndim == 3 else ["last", "first", "mean", "patches"]
-    for where in places:
+    places: list[tuple[Where, Tensor]] = [("every", own)]
+    if own.ndim == 2:
+        places = [(where, own) for where in ("last", "first", "mean", "patches")]
+        places += [("every", own[..., None])] if own.shape == normed.shape[:2] else []  # one value for each token
+    for where, output in places:
         for steps in _chains(lm):
             found = _try(lm, where, steps, normed, batch)
-            if found is not None and _same(found, own, batch):
-                return _named(lm, where, steps, own)
+            if found is not None and _same(found, output, batch):
+                return _named(lm, where, steps, output)
     tried = ", ".join(n for n, m in lm.model.named_children() if m is not lm.layout.base)
-    return Readout(
-        "unknown",
-        "every",
-        0,
-        reason=f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the last, the first or "
-        f"the mean position gives the model's own output. Its metric is refused; sites inside its layers can be read.",
+    return _unknown(
+        f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the last, the first or the mean "
+        f"position gives the model's own output. Its metric is refused; sites inside its layers can be read."
     )
+
+
+def _unknown(reason: str) -> Readout:
+    return Readout("unknown", "every", 0, reason=reason)
 
 
 def own_output(lm: LM, batch: Batch) -> Tensor | None:
@@ -187,7 +193,7 @@ def own_output(lm: LM, batch: Batch) -> Tensor | None:
 def _logits_of(output: Any) -> Tensor | None:
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
-    x = output.get("logits")
+    x = output.get("logits", output.get("prediction_logits"))  # BertForPreTraining has two read-outs
     return x if isinstance(x, Tensor) and x.ndim in (2, 3) else None
 
 
@@ -254,8 +260,8 @@ def _pooled(where: Where, x: Tensor, batch: Batch) -> Tensor:
 
 
 def _same(got: Tensor, own: Tensor, batch: Batch) -> bool:
-    if own.ndim == 2 and got.shape[-1] == 1 and got.ndim == 3:
-        got = got[..., 0]
+    if got.ndim == own.ndim - 1 and own.shape[-1] == 1:
+        got = got[..., None]  # a head that squeezes its one output
     if got.shape != own.shape:
         return False
     if own.ndim == 3 and batch.mask is not None:
