@@ -119,6 +119,10 @@ def test_sweep_equals_naive(name: str) -> None:
         return logits[:, 0] - logits[:, -1] if logits.shape[1] > 1 else logits[:, 0]  # one value: a reward
 
     given = zoo.inputs(name)
+    if lm.readout.kind == "unknown":  # two heads that are averaged, a mean of some patches: no metric, and no residuals
+        with pytest.raises(SiteError, match="could not be rebuilt"):
+            sweep(lm, given, cells, metric)
+        return
     slow = naive(lm, given, cells, metric)
     assert tiny.gap(sweep(lm, given, cells, metric), slow) < 1e-5
     assert len(torch.unique(slow[:, 0])) == len(cells)  # each cell says something else

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.sites import Site
+from stratoscope.models.weights import shape
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
@@ -129,14 +130,13 @@ def find(lm: LM) -> Readout:
         pooled = lm.family.pooled is not None
         names = _names(model) if pooled else ()
         cap = getattr(layout.config(), "final_logit_softcapping", None)
-        size = len(names) if pooled else layout.dims[""].vocab
+        sizes = shape(layout.family_head[-1])  # of today: embeddings can be resized
+        size = len(names) if pooled else sizes[0] if sizes else layout.dims[""].vocab
         kind: Kind = "classes" if pooled else "vocab"
         where: Where = "first" if pooled else "every"
         return Readout(kind, where, size, layout.final_norm, tuple(layout.family_head), names, cap)
-    missing = f"`logits` does not exist on {lm.family.name}: {type(model).__name__} has no read-out to a vocabulary"
     if layout.base is model:
-        where = "first" if lm.family.pooled is not None else "every"
-        return Readout("vectors", where, lm.dims.dim, reason=f"{missing} or to classes.")
+        return _vectors(lm)
     return search(lm)
 
 
@@ -154,8 +154,8 @@ def search(lm: LM) -> Readout:
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         told = f"{name} does not answer a plain batch of prompts ({type(error).__name__}: {str(error)[:120]})"
         return _unknown(f"{told}, so its read-out cannot be found.")
-    if own is None:
-        return _unknown(f"{name} gives no logits, so there is nothing to measure.")
+    if own is None:  # an encoder that gives vectors
+        return _vectors(lm)
     if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
         told = f"{name} answers every prompt alike (is its head zero?), so where it reads its answer cannot be told."
         return _unknown(told)
@@ -174,6 +174,11 @@ def search(lm: LM) -> Readout:
         f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the last, the first or the mean "
         f"position gives the model's own output. Its metric is refused; sites inside its layers can be read."
     )
+
+
+def _vectors(lm: LM) -> Readout:
+    told = f"`logits` does not exist on {lm.family.name}: {type(lm.model).__name__} has no read-out to a vocabulary"
+    return Readout("vectors", "every", lm.dims.dim, reason=f"{told} or to classes.")
 
 
 def _unknown(reason: str) -> Readout:
