@@ -119,6 +119,10 @@ class Verdict:
     versions: Mapping[str, str]
     figure: Mapping[str, Any] | None = None  # as figure.encode gives it
     note: str = ""
+    # what it was measured with: digests by module (`code.py`), the commit, the machine
+    code: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
+    machine: str = ""
 
     def __post_init__(self) -> None:
         if self.status not in (REPRODUCED, DIRECTION, FAILED):

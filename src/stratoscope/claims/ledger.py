@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from stratoscope.claims import code, verdicts
 from stratoscope.claims import paper as papers
-from stratoscope.claims import verdicts
 from stratoscope.claims.claim import DIRECTION, FAILED, REPRODUCED, Claim, Verdict
 from stratoscope.claims.paper import Paper
 from stratoscope.errors import ClaimError
@@ -97,6 +97,16 @@ class Entry:
         """The measured small claims, the one that comes out worst first."""
         found = [(claim, verdict) for claim, verdict in self.counting() if claim.tier == "small"]
         return sorted(found, key=lambda pair: WORST_FIRST.index(pair[1].status))
+
+    def stale(self) -> dict[str, list[str]]:
+        """Why verdicts that count are stale, in words, by the claim's name; claims that are not stale are left out."""
+        if self.paper is None:
+            return {}
+        found = {
+            claim.name: list(dict.fromkeys(why for v in self.seeds(claim) for why in code.changed(v, self.paper.path)))
+            for claim in self.small
+        }
+        return {name: reasons for name, reasons in found.items() if reasons}
 
     def outdated(self) -> list[Verdict]:
         """Verdicts about words that have changed since, or about claims that are gone: they do not count."""

@@ -107,7 +107,12 @@ def _page(entry: Entry) -> Iterator[str]:
         source = re.sub(r"arXiv:\s*" + re.escape(paper.arxiv), link, source)
     yield from (f"# {_prose(paper.title)}", "", source, "", f"> {_prose(paper.claim)}", "")
     tally = f", {entry.tally} small claims hold at least in direction" if entry.tally else ""
-    yield f"**{entry.status}**{tally}. Level: {row.level}."
+    old = entry.stale()
+    yield f"**{entry.status}**{', *stale*' if old else ''}{tally}. Level: {row.level}."
+    if old:
+        yield ""
+        yield f"*Stale*: what {', '.join(f'`{name}`' for name in old)} was measured with has changed since."
+        yield f"`stratoscope papers --stale` says what, `stratoscope claim {row.key}` measures again."
     yield ""
     yield f"Methods: {', '.join(map(_method, paper.methods))}. Claims: {_link(paper.path.stem, 'papers', paper.path.stem)}."
     for claim in paper.claims:
@@ -184,9 +189,13 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
     yield from ("| paper | level | verdict | small claims | measured |", "|---|---|---|---|---|")
     for entry in sorted(built, key=lambda e: (ledger.levels().index(e.row.level), e.row.key)):
         title = _cell(entry.paper.title if entry.paper else entry.row.title)
-        yield f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {entry.status} | {entry.tally} | {entry.date} |"
+        yield f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {_word(entry)} | {entry.tally} | {entry.date} |"
     yield from ("", "## Tiers", "")
     yield from (f"- **{tier}**: {words}." for tier, words in TIERS.items())
+
+
+def _word(entry: Entry) -> str:
+    return f"{entry.status}, *stale*" if entry.stale() else entry.status
 
 
 def _table(atlas: Atlas) -> str:

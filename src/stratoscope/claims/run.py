@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from stratoscope import catalogue
-from stratoscope.claims import figure
+from stratoscope.claims import code, figure
 from stratoscope.claims.claim import Claim, Measured, Verdict, judge
 from stratoscope.claims.paper import Paper
 from stratoscope.errors import ClaimError
@@ -56,6 +56,9 @@ def run(paper: Paper, claim: Claim, seed: int = 0) -> Verdict:
         versions={name: version(name) for name in PACKAGES},
         figure=None if measured.figure is None else figure.encode(measured.figure),
         note=measured.note,
+        code={**code.loaded(), code.CLAIM: code.of_claim(paper.path, claim.name)},
+        commit=code.commit(),
+        machine=code.machine(),
     )
 
 

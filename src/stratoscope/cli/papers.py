@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import click
 
 from stratoscope.cli import _claims
 from stratoscope.errors import ClaimError
 
+if TYPE_CHECKING:
+    from stratoscope.claims.ledger import Entry
+
 
 @click.command(help=__doc__)
 @click.option("--level", help="Only this level, such as token, neuron or layer.")
 @click.option("--status", help="Only this status, such as 'reproduced' or 'not built'.")
-def command(level: str | None, status: str | None) -> None:
+@click.option("--stale", is_flag=True, help="Only those whose verdicts are stale, and what has changed since.")
+def command(level: str | None, status: str | None, stale: bool) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -29,6 +34,9 @@ def command(level: str | None, status: str | None) -> None:
     _known("status", status, ledger.STATUSES)
     atlas = ledger.atlas()
     chosen = [e for e in atlas.entries.values() if level in (None, e.row.level) and status in (None, e.status)]
+    if stale:
+        _say_stale([entry for entry in chosen if entry.stale()])
+        return
     chosen.sort(key=lambda e: (ledger.levels().index(e.row.level), ledger.STATUSES.index(e.status), e.row.key))
     console = _claims.console()
     for name, group in groupby(chosen, key=lambda e: e.row.level):
@@ -44,6 +52,17 @@ def command(level: str | None, status: str | None) -> None:
     counts = ", ".join(f"{n} {word}" for n, word in told if n)
     console.print(Text(f"{len(chosen)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}."))
     _claims.warn(console, atlas.problems)
+
+
+def _say_stale(entries: list[Entry]) -> None:
+    console = _claims.console()
+    for entry in entries:
+        names: dict[str, list[str]] = {}
+        for name, reasons in entry.stale().items():
+            names.setdefault("; ".join(reasons), []).append(name)
+        told = (f"{why}: {', '.join(claims)}" for why, claims in names.items())
+        _claims.facts(console, {entry.row.key: "\n".join(told)})
+    click.echo(f"{len(entries)} papers are stale. `stratoscope claim --all --stale` measures them again.")
 
 
 def _known(what: str, given: str | None, words: list[str] | tuple[str, ...]) -> None:

@@ -1,0 +1,103 @@
+"""What is still to be measured, and measuring it piece by piece until the time is used up.
+
+Nothing is remembered but the verdicts: what was measured is no longer due, so a run that was
+interrupted goes on where it stopped. Each claim runs in a process of its own, so that its verdict
+names the modules it loaded and no other claim's, and so that a crash costs one claim.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from stratoscope.claims import code
+from stratoscope.claims.claim import Claim
+from stratoscope.claims.ledger import Atlas, Entry
+from stratoscope.errors import ClaimError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Due:
+    """One claim on one seed. seconds: what it last took, NaN where it never ran. why: "not run", or what changed."""
+
+    entry: Entry
+    claim: Claim
+    seed: int
+    seconds: float
+    why: str
+
+    @property
+    def command(self) -> list[str]:
+        start = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
+        return [*start, "claim", self.entry.row.key, "--claim", self.claim.name, "--seed", str(self.seed)]
+
+
+def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] = ()) -> list[Due]:
+    """Small claims without a verdict on one of the seeds and, if stale, those whose verdict is; the quickest first.
+
+    keys: only these papers. Claims that were never timed come last.
+    """
+    chosen = [atlas.find(key) for key in keys] or list(atlas.entries.values())
+    found = [
+        Due(entry, claim, seed, _seconds(entry, claim), why)
+        for entry in chosen
+        for claim in entry.small
+        for seed in seeds
+        if (why := _why(entry, claim, seed, stale))
+    ]
+    return sorted(found, key=lambda piece: (piece.seconds != piece.seconds, piece.seconds))
+
+
+def work(
+    pieces: Sequence[Due],
+    budget: float,
+    measure: Callable[[Due], int] = lambda piece: subprocess.run(piece.command, check=False).returncode,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[tuple[Due, str]]:
+    """Measure one after another, and say of each what became of it: "measured", "failed", or "left" for another time.
+
+    budget: seconds. A claim that is known to take longer than what is left is left out; one that runs is never stopped.
+    """
+    end = clock() + budget
+    for piece in pieces:
+        left = end - clock()
+        if left <= 0 or piece.seconds > left:
+            yield piece, "left"
+        else:
+            yield piece, "failed" if measure(piece) else "measured"
+
+
+def read_seeds(text: str) -> list[int]:
+    """`0-2` or `0,1,5`. Raises ClaimError for anything else."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?((?:,\d+)*)", text)
+    if not found:
+        raise ClaimError(f"seeds {text!r}: write 0-2, or 0,1,5.")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise ClaimError(f"seeds {text!r}: {first} comes after {last}.")
+    return [*range(first, last + 1), *map(int, filter(None, found[3].split(",")))]
+
+
+def read_budget(text: str) -> float:
+    """`90s`, `30m` or `2h` in seconds. Raises ClaimError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise ClaimError(f"budget {text!r}: write 90s, 30m or 2h.")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _why(entry: Entry, claim: Claim, seed: int, stale: bool) -> str:
+    newest = next((v for v in entry.seeds(claim) if v.seed == seed), None)
+    if newest is None:
+        return "not run"
+    return "; ".join(code.changed(newest, entry.paper.path)) if stale and entry.paper else ""
+
+
+def _seconds(entry: Entry, claim: Claim) -> float:
+    return max((v.seconds for v in entry.verdicts if v.claim == claim.name), default=float("nan"))
