@@ -35,15 +35,15 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     ),
     "granite residual multiplier": (
         lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G, residual_multiplier=0.5)),
-        "refused: does not hold",
+        "sequential",
     ),
     "granite logits scaling": (
         lambda: (hf.GraniteForCausalLM, hf.GraniteConfig(**G, logits_scaling=4.0)),
-        "refused: does not hold",
+        "sequential",
     ),
     "olmo": (lambda: (hf.OlmoForCausalLM, hf.OlmoConfig(**G)), "sequential"),
     "olmo3": (lambda: (hf.Olmo3ForCausalLM, hf.Olmo3Config(**G)), "sequential"),
-    "cohere": (lambda: (hf.CohereForCausalLM, hf.CohereConfig(**G)), "refused: does not hold"),
+    "cohere": (lambda: (hf.CohereForCausalLM, hf.CohereConfig(**G)), "parallel"),
     "cohere unscaled": (lambda: (hf.CohereForCausalLM, hf.CohereConfig(**G, logit_scale=1.0)), "parallel"),
     "cohere2": (lambda: (hf.Cohere2ForCausalLM, hf.Cohere2Config(**G, logit_scale=1.0)), "parallel"),
     "gptj": (lambda: (hf.GPTJForCausalLM, hf.GPTJConfig(**_GPT)), "parallel"),
@@ -57,16 +57,12 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "persimmon": (lambda: (hf.PersimmonForCausalLM, hf.PersimmonConfig(**S)), "sequential"),
     "smollm3": (lambda: (hf.SmolLM3ForCausalLM, hf.SmolLM3Config(**G)), "sequential"),
     "eurobert": (lambda: (hf.EuroBertForMaskedLM, hf.EuroBertConfig(**G, **_ENDS)), "sequential"),
-    "mpt": (lambda: (hf.MptForCausalLM, hf.MptConfig(**_MPT)), "refused: MptBlock"),
-    "glm": (lambda: (hf.GlmForCausalLM, hf.GlmConfig(**G, head_dim=8)), "refused: no family names"),
-    "nemotron": (lambda: (hf.NemotronForCausalLM, hf.NemotronConfig(**G)), "refused: no family names"),
-    "gpt_oss": (lambda: (hf.GptOssForCausalLM, hf.GptOssConfig(**G, head_dim=8, num_local_experts=4)), "refused: "),
-    "xglm": (lambda: (hf.XGLMForCausalLM, hf.XGLMConfig(**_XGLM)), "refused: no family names"),
-    "albert": (lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)), "refused: AlbertLayerGroup"),
-    "mamba": (
-        lambda: (hf.MambaForCausalLM, hf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4)),
-        "refused: no family names",
-    ),
+    "mpt": (lambda: (hf.MptForCausalLM, hf.MptConfig(**_MPT)), "sequential"),
+    "glm": (lambda: (hf.GlmForCausalLM, hf.GlmConfig(**G, head_dim=8)), "sequential"),
+    "nemotron": (lambda: (hf.NemotronForCausalLM, hf.NemotronConfig(**G)), "sequential"),
+    "gpt_oss": (lambda: (hf.GptOssForCausalLM, hf.GptOssConfig(**G, head_dim=8, num_local_experts=4)), "sequential"),
+    "xglm": (lambda: (hf.XGLMForCausalLM, hf.XGLMConfig(**_XGLM)), "sequential"),
+    "albert": (lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)), "refused: albert"),
 }  # fmt: skip
 
 
@@ -127,10 +123,19 @@ def agrees_with_hugging_face(lm: LM) -> None:
     assert (tiny.gap(moved, plain[first][0, :-1]) < 1e-5) == lm.family.towers[""].causal
 
 
-def test_the_refusal_names_the_worst_invariant() -> None:
-    with pytest.raises(FamilyError) as caught:
-        wrap(build("granite residual multiplier"))
-    sentence = str(caught.value)
-    assert "resid_pre + attn.out + mlp.out == resid_post" in sentence
-    assert "layers." in sentence
-    assert "`granite`" in sentence
+def test_the_refusal_names_what_the_layer_does() -> None:
+    """A multiplier that no attribute names is measured, and told as what it is."""
+    model = build("granite residual multiplier")
+    for layer in model.model.layers:
+        layer.half = layer.residual_multiplier
+        layer.forward = _halved.__get__(layer)
+        del layer.residual_multiplier
+    with pytest.raises(
+        FamilyError, match=r"a multiplier before the sum: it gives 1 x the stream \+ 0.5 x `self_attn` \+ 0.5 x `mlp`"
+    ):
+        wrap(model)
+
+
+def _halved(self: Any, hidden_states: torch.Tensor, **rest: Any) -> torch.Tensor:
+    hidden_states = hidden_states + self.half * self.self_attn(self.input_layernorm(hidden_states), **rest)[0]
+    return hidden_states + self.half * self.mlp(self.post_attention_layernorm(hidden_states))

@@ -117,11 +117,12 @@ class Heads:
     q: Tensor
     k: Tensor
     v: Tensor
-    _rest: tuple[Tensor | None, float, float | None]
+    _rest: tuple[Tensor | None, float, float | None, Tensor | None]
 
     def z(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask, scaling, softcap = self._rest
-        return softmax_visible(masked(scores_of(q, k, scaling, softcap), mask)) @ v
+        mask, scaling, softcap, sinks = self._rest
+        sinks = None if sinks is None else sinks.reshape(1, -1, 1, 1)
+        return softmax_visible(masked(scores_of(q, k, scaling, softcap), mask), sinks) @ v
 
 
 class Layers:
@@ -176,12 +177,19 @@ class Layers:
             opened.close()
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         if self._middle is not None:  # the MLP is asked, and what attention adds is put aside
             return v.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
         groups = q.shape[1] // k.shape[1]
-        self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap))
+        self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap, sinks))
         raise StopForward
 
     def _replace(self, x: Tensor, run: Run) -> Tensor:

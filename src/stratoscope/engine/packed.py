@@ -127,7 +127,7 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
     outer, single = outside.changes(lm), lm.readout.single
     base.reads = lm.readout.positions(batch).tolist() if single else []
-    base.shareable = "attn.q" in tower.points and single and not anew and outer is not None and shareable(lm, outer)
+    base.shareable = lm.layout.packable and single and not anew and outer is not None and shareable(lm, outer)
     base.shareable = base.shareable and row_independent(lm.model)
     if base.shareable:
         base.outer = outer or []
@@ -172,13 +172,21 @@ def beside_the_stream(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[
 
 
 def _note_attention(
-    base: Base, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None
+    base: Base,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    cap: float | None,
+    sinks: Tensor | None,
 ):
     base.keys.append(k)
     base.vals.append(v)
     base.masks.append(mask)
     groups = q.shape[1] // k.shape[1]
-    pattern = softmax_visible(masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask))
+    scores = masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask)
+    pattern = softmax_visible(scores, None if sinks is None else sinks.reshape(1, -1, 1, 1))
     return (pattern @ repeat_heads(v, groups)).transpose(1, 2).contiguous()
 
 
@@ -363,6 +371,7 @@ class Wave:
         _: Tensor | None,
         scaling: float,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of the one that each job reads.
 
@@ -384,10 +393,13 @@ class Wave:
             hidden = None
             if mask is not None:
                 hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(shared, 1)
-            if softcap is None:
+            if softcap is None and sinks is None:
                 z = scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scaling)
             else:
-                z = softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden)) @ value
+                sink = None
+                if sinks is not None:
+                    sink = sinks.reshape(-1, shared, 1, 1).expand(-1, -1, query.shape[2] // shared, 1).flatten(1, 2)
+                z = softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden), sink) @ value
             z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)  # job, own, kv_head, shared, head_dim
             found.append(z.reshape(-1, q.shape[1], v.shape[-1]))
         return torch.cat(found)[None]

@@ -127,4 +127,9 @@ def wiring(lm: LM) -> Wiring:
             f"{lm.family.name} norms its residual stream after every addition, so it is not a sum of what components "
             f"write: edges do not exist for it. Use layers.activation_patching."
         )
+    if lm.layout.gated:
+        raise SiteError(
+            f"in {lm.family.name} a gate stands between what a head attends to and what it writes, so a changed query, key "
+            f"or value alone does not tell a head's write: edges do not exist for it. Use heads.activation_patching."
+        )
     return Wiring(lm.dims.layers, lm.dims.heads, residual == "parallel")

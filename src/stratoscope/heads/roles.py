@@ -110,6 +110,10 @@ def measure(
     coords: dict[str, Any] = {"layer": list(range(len(score))), "head": list(range(score.shape[1]))}
     if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
         notes.append(f"No copying, no name_mover: {lm.family.name}'s logits are not linear in what heads write.")
+    elif lm.layout.gated:
+        notes.append(
+            f"No copying, no name_mover: a gate stands between {lm.family.name}'s values and what heads write."
+        )
     else:
         asked = target(lm, batch, answer, foil)
         both = _on_prompts(lm, batch, asked)

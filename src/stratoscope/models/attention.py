@@ -21,12 +21,12 @@ from stratoscope.errors import FamilyError
 NAME = "stratoscope"
 # fire(point, value) -> value, for the attention module that is running
 Fire = Callable[[str, Tensor], Tensor]
-# attend(q, k, v, mask, scaling, softcap) -> z (example, position, head, head_dim), when someone (the sweep) computes
+# attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when someone (the sweep) computes
 # attention its own way
 _listeners: dict[nn.Module, Fire] = {}
 _replacements: dict[nn.Module, Callable[..., Tensor]] = {}
 # arguments of other attention functions that change the result and that `attend` does not compute
-_UNHANDLED = ("s_aux", "position_bias", "cache")
+_UNHANDLED = ("position_bias", "cache")
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -48,11 +48,18 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     return (scores + mask).masked_fill(mask <= torch.finfo(scores.dtype).min / 2, -torch.inf)
 
 
-def softmax_visible(scores: Tensor) -> Tensor:
-    """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its row is zero."""
+def softmax_visible(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its row is zero.
+
+    sinks (broadcasts against scores, last axis 1): scores of a key that holds nothing, as GPT-OSS has one for each head:
+    rows then sum to less than one.
+    """
     seen = torch.isfinite(scores).any(dim=-1, keepdim=True)
-    pattern = torch.softmax(torch.where(seen, scores, 0.0), dim=-1, dtype=torch.float32)
-    return (pattern * seen).to(scores.dtype)
+    scores, kind = torch.where(seen, scores, 0.0), scores.dtype
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(kind).expand(*scores.shape[:-1], 1)], dim=-1)
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    return ((pattern if sinks is None else pattern[..., :-1]) * seen).to(kind)
 
 
 def _attend(
@@ -64,6 +71,7 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What Transformers calls. query (example, head, position, head_dim) -> z (example, position, head, head_dim)."""
@@ -76,10 +84,11 @@ def _attend(
         fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
     )
     if module in _replacements:
-        return _replacements[module](query, key, value, attention_mask, scaling, softcap), None
+        return _replacements[module](query, key, value, attention_mask, scaling, softcap, s_aux), None
     groups = query.shape[1] // key.shape[1]
     scores = masked(scores_of(query, repeat_heads(key, groups), scaling, softcap), attention_mask)
-    pattern = fire("attn.pattern", softmax_visible(fire("attn.scores", scores)))
+    sinks = None if s_aux is None else s_aux.reshape(1, -1, 1, 1)
+    pattern = fire("attn.pattern", softmax_visible(fire("attn.scores", scores), sinks))
     dropped = nn.functional.dropout(pattern, p=dropout, training=module.training)
     z = dropped @ repeat_heads(value, groups)
     return z.transpose(1, 2).contiguous(), pattern

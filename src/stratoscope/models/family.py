@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Point:
 
     `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
     `where="seam"`: it exists only inside the attention function that the module at `path` calls.
-    `where="sum"`: it is resid_pre + attn.out, a value that no module receives alone.
-    `scale`: a parameter of the layer that multiplies the module's output before it is added (layer scale).
+    `where="sum"`: it is resid_pre + attn.out (or mix.out), a value that no module receives alone.
+    `scale`: an attribute of the layer (a number or a parameter; a path inside the layer) that multiplies the module's
+    output before it is added: layer scale, Granite's residual multiplier.
     """
 
     path: str
@@ -50,8 +51,11 @@ class Tower:
     writes at a layer.
 
     `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons into attn.out and
-    mlp.out: the projection, then a post-norm or a layer scale (a module, or a parameter) where there is one. Empty
+    mlp.out: the projection, then a post-norm or a scale (a module, a parameter or a number) where there is one. Empty
     when it is not such a product (experts).
+
+    `kinds`: where layers of one stack differ, what `but` changes in every layer that holds the module at a path:
+    {"mlp.experts": {...}, "mamba": {...}}. A layer may hold several; they are made in order.
     """
 
     layers: str
@@ -66,13 +70,21 @@ class Tower:
     residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
     norms: tuple[str, str] | None = None
     causal: bool = True
+    # Whether positions hear of one another also beside the attention function (a state space, a convolution, a mask made
+    # from the values): then rows of several runs cannot be packed, and `sweep` runs its cells one by one.
+    mixes: bool = False
+    # Whether a gate or a norm of each head stands between pattern @ v and z (Qwen 3.5's output gate).
+    gated: bool = False
+    activation: str | None = None  # the MLP's activation, where it does not shut far below zero (xIELU)
     flat: bool = False  # the stack carries (position, dim) with no example axis: all images in one row
     lacks: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def but(self, **changes) -> Tower:
         """A copy with some fields changed; `points` are merged, and a point in `lacks` is removed from the table."""
-        lacks = {**self.lacks, **changes.pop("lacks", {})}
-        points = {**self.points, **changes.pop("points", {})}
+        added, lacking = changes.pop("points", {}), changes.pop("lacks", {})
+        lacks = {**{name: why for name, why in self.lacks.items() if name not in added}, **lacking}
+        points = {**self.points, **added}
         points = {name: point for name, point in points.items() if name not in lacks}
         return replace(self, points=points, lacks=lacks, **changes)
 
@@ -90,6 +102,7 @@ class Family:
     """An architecture: its towers ("" is the main stack, "vision" the second), its read-out and its config keys.
 
     `head`: modules applied in turn to the normalised last residual to give logits; paths start at the whole model.
+    `logit_scale`: what the model multiplies the last of these modules' output by.
     `handles`: config keys, beyond the common ones, that the tables above take account of.
     `pooled`: position that the head reads (ViT's class token); None when it reads every position.
     """
@@ -97,6 +110,7 @@ class Family:
     name: str
     towers: Mapping[str, Tower]
     head: tuple[str, ...] = ("lm_head",)
+    logit_scale: float = 1.0
     projector: str | None = None
     handles: frozenset[str] = frozenset()
     pooled: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models.family import Family, Point, Tower
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, Site, expand
-from stratoscope.models.weights import shape
+from stratoscope.models.weights import Scaled, shape
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Layout:
         self.found: Any = None  # the `Readout` of a head that the family does not name, once it is found
         self.base: nn.Module = model.base_model
         self.layers = {name: list(self._global(tower.layers)) for name, tower in family.towers.items()}
+        self._towers = {
+            name: [self._as_in(layer, family.towers[name]) for layer in layers] for name, layers in self.layers.items()
+        }
         if family.head and not self.family_head and _reads_out(model):
             raise FamilyError(
                 f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
@@ -60,7 +63,7 @@ class Layout:
 
     def lack(self, site: Site) -> str | None:
         """Why this model has no such site, or None."""
-        tower = self.family.towers[site.tower]
+        tower = self.tower(site)
         if site.layer is not None:
             return tower.lacks.get(site.point) or (None if site.point in tower.points else "it has no such part")
         if site.tower and site.point not in ("embed", "final_norm"):
@@ -83,11 +86,11 @@ class Layout:
 
     def locate(self, site: Site) -> tuple[nn.Module, Point]:
         """The module whose input or output carries the site, and how."""
-        tower = self.family.towers[site.tower]
+        tower = self.tower(site)
         if site.layer is not None:
             point = tower.points[site.point]
             if point.where == "sum":
-                write = tower.points["attn.out"]
+                write = tower.points["attn.out" if "attn.out" in tower.points else "mix.out"]
                 point = replace(point, path=write.path, scale=write.scale)
             return self._module(self.layer(site), point.path), point
         if site.point == "logits":
@@ -100,22 +103,37 @@ class Layout:
 
     def attention(self, site: Site) -> nn.Module:
         """The module that calls the attention interface in the site's layer."""
-        return self._module(self.layer(site), self.family.towers[site.tower].points["attn.q"].path)
+        return self._module(self.layer(site), self.tower(site).points["attn.q"].path)
 
-    def scale(self, site: Site, point: Point) -> Tensor | None:
-        """The layer scale that stands between the module of `locate` and the stream, (dim,)."""
-        return getattr(self.layer(site), point.scale) if point.scale else None
+    def tower(self, site: Site) -> Tower:
+        """The table that holds in the site's layer: the tower's own, changed by what that layer holds."""
+        return self.family.towers[site.tower] if site.layer is None else self._towers[site.tower][int(site.layer)]
+
+    @property
+    def packable(self) -> bool:
+        """Whether rows of several runs can go through the main stack as one: only attention, by the seam, mixes them."""
+        return all("attn.q" in tower.points and not tower.mixes for tower in self._towers[""])
+
+    @property
+    def gated(self) -> bool:
+        """Whether in some layer of the main stack z is not pattern @ v, but that times a gate or through a norm."""
+        return any(tower.gated for tower in self._towers[""])
+
+    def scale(self, site: Site, point: Point) -> Tensor | float | None:
+        """What stands as a factor between the module of `locate` and the stream: a number or (dim,)."""
+        return _value(self.layer(site), point.scale) if point.scale else None
 
     def writers(self, site: Site) -> list[nn.Module]:
         """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then a post-norm or scale."""
-        tower = self.family.towers[site.tower]
+        tower = self.tower(site)
         paths = {"attn.out": tower.attn_write, "mlp.out": tower.mlp_write}.get(site.point)
         if not paths:
             raise SiteError(f"`{site}` on {self.family.name} is not one projection of heads or neurons.")
         layer = self.layer(site)
-        found = [getattr(layer, path, None) for path in paths]
+        found = [_value(layer, path) for path in paths]
         return [
-            LayerScale(own) if isinstance(own, Tensor) else self._module(layer, path) for path, own in zip(paths, found)
+            LayerScale(own) if isinstance(own, (Tensor, float, int)) else self._module(layer, path)
+            for path, own in zip(paths, found)
         ]
 
     @property
@@ -131,9 +149,10 @@ class Layout:
     @property
     def family_head(self) -> list[nn.Module]:
         """The read-out where the family names it, if this model class has it."""
-        if self.base is self.model or not all(self._has(self.model, path) for path in self.family.head):
+        if not all(self._has(self.model, path) for path in self.family.head):
             return []
-        return [self._module(self.model, path) for path in self.family.head]
+        found = [self._module(self.model, path) for path in self.family.head]
+        return found if self.family.logit_scale == 1.0 else [*found[:-1], Scaled(found[-1], self.family.logit_scale)]
 
     def config(self, tower: str = "") -> Any:
         """The config of one tower."""
@@ -145,26 +164,33 @@ class Layout:
 
     def _dims(self, name: str, tower: Tower) -> Dims:
         config = self.config(name)
-        heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None)
-        layer = self.layers[name][0]
-        z = self._module(layer, tower.points["attn.z"].path)
-        sizes = shape(z)
-        if not sizes or not heads:
+        layers = list(zip(self.layers[name], self._towers[name]))
+        attend = next(((at, t) for at, t in layers if "attn.z" in t.points), None)
+        think = next(((at, t) for at, t in layers if t.mlp_write), None)
+        heads = next((n for key in _HEADS if (n := getattr(config, key, None))), 0) if attend else 0
+        sizes = attend and shape(z := self._module(attend[0], attend[1].points["attn.z"].path))
+        if attend and not (sizes and heads):
             raise FamilyError(
-                f"family `{self.family.name}`: {type(z).__name__} at `{tower.points['attn.z'].path}` has no matrix, or "
-                f"{type(config).__name__} no number of heads, so heads cannot be told apart."
+                f"family `{self.family.name}`: {type(z).__name__} at `{attend[1].points['attn.z'].path}` has no matrix, "
+                f"or {type(config).__name__} no number of heads, so heads cannot be told apart."
             )
-        dim, width = sizes
-        written = shape(self._module(layer, tower.mlp_write[0])) if tower.mlp_write else None
+        dim, width = sizes or (config.hidden_size, 0)
+        written = think and shape(self._module(think[0], think[1].mlp_write[0]))
         return Dims(
-            layers=len(self.layers[name]),
+            layers=len(layers),
             heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=_kv_heads(config) or heads if attend else 0,
             dim=dim,
-            head_dim=width // heads,
+            head_dim=width // heads if heads else 0,
             neurons=written[1] if written else 0,
             vocab=getattr(config, "vocab_size", 0) or 0,
         )
+
+    def _as_in(self, layer: nn.Module, tower: Tower) -> Tower:
+        for path, changes in tower.kinds.items():
+            if self._has(layer, path):
+                tower = tower.but(**changes)
+        return tower
 
     def _global(self, path: str) -> nn.Module:
         """From the base model; from the whole model where its prefix names only the stack (DINOv3)."""
@@ -188,15 +214,34 @@ class Layout:
         return True
 
 
-class LayerScale(nn.Module):
-    """A layer's scale, which some models hold as a bare parameter, as the module that multiplies by it."""
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 
-    def __init__(self, scale: Tensor) -> None:
+
+def _kv_heads(config: Any) -> int | None:
+    """How many key/value heads the config says, or None."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    keys = ("num_key_value_heads", "num_kv_heads")
+    return next((n for key in keys if isinstance(n := getattr(config, key, None), int)), None)
+
+
+class LayerScale(nn.Module):
+    """A layer's scale, which models hold as a number or a bare parameter, as the module that multiplies by it."""
+
+    def __init__(self, scale: Tensor | float) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+def _value(layer: nn.Module, path: str) -> Any:
+    """What an attribute path inside a layer leads to, or None."""
+    found: Any = layer
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _reads_out(model: nn.Module) -> bool:

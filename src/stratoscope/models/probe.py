@@ -1,89 +1,204 @@
-"""A family for an architecture that no file names: guessed from the structure of its layers, then to be proved.
+"""A family for an architecture that no file names: found in the structure of its layers, then to be proved.
 
-The guess looks for the names that decoder and encoder layers use; it is trusted only after `prove` has passed.
+`structure` names the parts of each layer, `plain_run` measures what they add to the stream. All is trusted only after
+`prove`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
+import torch
 from torch import nn
 
 from stratoscope.errors import FamilyError
-from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, attention_points, into, out_of
+from stratoscope.models.family import Family, Point, Tower, attention_points, into, out_of
+from stratoscope.models.plain_run import Measured, PlainRun, measured
 from stratoscope.models.sites import SEAM_POINTS
+from stratoscope.models.structure import FUSED, Part, first, parts
 
-_ATTENTION = ("self_attn", "attention", "attn", "self_attention", "mixer")
-_O_PROJ = ("o_proj", "out_proj", "dense", "c_proj", "proj", "wo", "Wo")
-_MLP = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe")
-_DOWN = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "wo", "Wo", "fc_out")
-_PRE = ("gate_proj", "c_fc", "fc1", "dense_h_to_4h", "w1", "fc_in")
-_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm", "layernorm")
-_HEAD = ("lm_head", "embed_out", "output", "cls", "decoder")
-_POST = {"attn": ("post_attention_layernorm",), "mlp": ("post_feedforward_layernorm", "post_mlp_layernorm")}
+_NORM = (
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm", "layernorm", "norm_f", "embedding_norm",
+    "ln_out", "out_norm",
+)  # fmt: skip
+_HEAD = ("lm_head", "embed_out", "output_projection", "output", "cls", "decoder", "head")
+_ACTIVATION = ("act_fn", "act", "activation_fn", "activation")
+_ATTENTION_POINTS = (*sorted(SEAM_POINTS), "attn.z", "attn.out")
+_OWN = "its attention does not go through Transformers' attention interface, or joins its heads before z"
+EXPERTS = (
+    "a mixture of experts computes its neurons expert by expert, not as one product; read `mlp.router` or `mlp.out`"
+)
+_PARALLEL = "attention and MLP run in parallel on the same residual"
+Changes = dict[str, Any]
 
 
 def probe(model: nn.Module) -> list[Family]:
     """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when there is none."""
     base: Any = model.base_model
-    stacks = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len({*map(type, m)}) == 1]
-    if not stacks:
-        raise FamilyError(f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed.")
-    path, stack = max(stacks, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-    layer, parent = stack[0], base.get_submodule(path.rpartition(".")[0])
-    prefix = f"{path.rpartition('.')[0]}." if "." in path else ""
-    attention, mlp = _first(layer, _ATTENTION), _first(layer, _MLP)
-    o_proj = attention and _first(layer.get_submodule(attention), _O_PROJ)
-    down = mlp and _first(layer.get_submodule(mlp), _DOWN)
-    pre = mlp and _first(layer.get_submodule(mlp), _PRE)
+    path, stack = _stack(model, base)
+    parent, prefix = base.get_submodule(path.rpartition(".")[0]), f"{path.rpartition('.')[0]}." if "." in path else ""
     embed = next((n for n, m in base.named_modules() if isinstance(m, nn.Embedding)), None)
-    if not (attention and o_proj and mlp and down and pre and embed):
+    if embed is None:
+        raise FamilyError(f"{type(model).__name__} has no token embedding: refused.")
+    found = [parts(layer) for layer in stack]
+    if not all(found):
+        bare = stack[found.index([])]
         raise FamilyError(
-            f"{type(model).__name__} is an architecture no family names, and its layers ({type(layer).__name__}: "
-            f"{', '.join(n for n, _ in layer.named_children())}) do not show an attention with an output projection "
+            f"{type(model).__name__} is an architecture no family names, and its layers ({type(bare).__name__}: "
+            f"{', '.join(n for n, _ in bare.named_children())}) do not show an attention with an output projection "
             f"and an MLP with a down projection under names we know: refused."
         )
-    norm = _first(parent, _NORM)
-    head = _first(model, _HEAD)
-    plain = Tower(
+    seen = PlainRun(model, stack, found)
+    layers = [measured(seen, layer, number, found[number]) for number, layer in enumerate(stack)]
+    norm, head = first(parent, _NORM), first(model, _HEAD)
+    tower = Tower(
         layers=path,
         embed=embed,
         final_norm=prefix + norm if norm else None,
-        points=RESIDUAL_POINTS
-        | attention_points(attention, f"{attention}.{o_proj}")
-        | {
-            "attn.out": out_of(attention),
-            "mlp.pre": out_of(f"{mlp}.{pre}"),
-            "mlp.act": into(f"{mlp}.{down}"),
-            "mlp.out": out_of(mlp),
-        },
-        attn_write=(f"{attention}.{o_proj}",),
-        mlp_write=(f"{mlp}.{down}",),
+        points={"resid_pre": into(""), "resid_post": out_of("")},
+        attn_write=(),
+        mlp_write=(),
+        causal=seen.causal,
     )
-    reason = "attention and MLP run in parallel on the same residual"
-    towers = [plain, *_post_normed(layer, plain), plain.but(residual="parallel", lacks={"resid_mid": reason})]
-    own = "its attention does not go through Transformers' attention interface"
-    towers += [tower.but(lacks=dict.fromkeys(SEAM_POINTS, own)) for tower in towers]
-    towers += [tower.but(causal=False) for tower in towers]
+    heads = (head,) if head else ()
+    if head == "lm_head" and first(model, ("decoder",)):  # ModernBERT's decoder: a transform, then the projection
+        heads = ("lm_head", "decoder")
+    scale = seen.logit_scale(tower.final_norm, heads)
     name = f"{model.config.model_type} (probed)"
-    return [Family(name, {"": tower}, head=(head,) if head else ()) for tower in towers]
+    return [Family(name, {"": t}, head=heads, logit_scale=scale) for t in _towers(tower, layers)]
 
 
-def _post_normed(layer: nn.Module, tower: Tower) -> list[Tower]:
-    after = {part: _first(layer, names) for part, names in _POST.items()}
-    if not all(after.values()):
-        return []
-    points = {"attn.out": out_of(after["attn"] or ""), "mlp.out": out_of(after["mlp"] or "")}
-    return [
-        tower.but(
-            points=points,
-            attn_write=(*tower.attn_write, after["attn"] or ""),
-            mlp_write=(*tower.mlp_write, after["mlp"] or ""),
+def _stack(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of layers: the heaviest list of modules that stands in no other list."""
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    outer = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
+    if not outer:
+        raise FamilyError(f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed.")
+    return max(outer, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+
+
+# --- from parts to a table ---------------------------------------------------------------------------
+
+
+def _towers(plain: Tower, layers: list[Measured]) -> list[Tower]:
+    """The stack as one table with its kinds; which half of a fused projection is the gate, and what mixes, may be either."""
+    every = [part for layer in layers for part in layer.parts]
+    mixers = any(part.kind == "mixer" for part in every)
+    fused = any(part.pre.endswith(FUSED) for part in every)
+    options = product((0, 1) if fused else (0,), (mixers, not mixers))
+    return [_joined(plain.but(mixes=mixes), layers, half) for half, mixes in options]
+
+
+def _joined(plain: Tower, layers: list[Measured], half: int) -> Tower:
+    """The table of the fullest layer, and the changes of every layer that differs, by a module that only such layers hold."""
+    tables = [(_mixing(layer), _thinking(layer, half)) for layer in layers]
+    full = max(
+        range(len(layers)), key=lambda n: [any(p.kind == k for p in layers[n].parts) for k in ("attention", "mlp")]
+    )
+    kinds: dict[str, Changes] = {}
+    for number, slots in enumerate(tables):
+        for slot, changes in enumerate(slots):
+            if changes != tables[full][slot]:
+                marker = _marker(layers, tables, number, slot)
+                kinds[marker] = _merged(kinds.get(marker, {}), changes)
+    parallel = {layer.parallel for layer in layers if len(layer.parts) > 1}
+    if len(parallel) > 1:
+        raise FamilyError("some layers run attention and MLP in parallel, others one after the other: refused.")
+    changes = _merged(*tables[full])
+    return plain.but(residual="parallel" if True in parallel else "sequential", kinds=kinds, **changes)
+
+
+def _marker(layers: list[Measured], tables: list[tuple[Changes, Changes]], number: int, slot: int) -> str:
+    """A path that layer `number` holds, and with it only layers of the same table in this slot."""
+    mine = [p for p in layers[number].parts if (p.kind in ("mlp", "experts")) == bool(slot)] or layers[number].parts
+    inner = [n for n, _ in layers[number].layer.named_modules() if n]
+    near = sorted(inner, key=lambda n: (not any(f"{n}.".startswith(f"{p.path}.") for p in mine), n.count(".")))
+    for path in near:
+        holders = [n for n, layer in enumerate(layers) if _holds(layer.layer, path)]
+        if all(tables[n][slot] == tables[number][slot] for n in holders):
+            return path
+    raise FamilyError(f"layer {number} differs from others in no module that tells them apart: refused.")
+
+
+def _holds(layer: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in layer.named_modules())
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> Changes:
+    return {k: {**one[k], **v} if k in one and isinstance(v, dict) else v for k, v in {**one, **other}.items()}
+
+
+def _mixing(layer: Measured) -> Changes:
+    """The points of what mixes positions in a layer: attention, another mixer, both side by side, or nothing."""
+    found = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("attention", "mixer")]
+    points, lacks, write = {}, {}, ()
+    for part, out in found:
+        if part.kind == "mixer":
+            points["mix.out"] = out
+            continue
+        seam = attention_points(part.path, part.write)
+        points |= ({"attn.z": seam["attn.z"]} if layer.seam == "closed" else seam) | {"attn.out": out}
+        lacks |= dict.fromkeys(SEAM_POINTS, _OWN) if layer.seam == "closed" else {}
+        write = _write(part, out)
+    if "attn.out" not in points:
+        what = type(layer.layer.get_submodule(found[0][0].path)).__name__ if found else ""
+        reason = f"this layer is a {what}, not attention; read `mix.out`" if found else "this layer mixes no positions"
+        lacks |= dict.fromkeys(_ATTENTION_POINTS, reason)
+    if "mix.out" not in points:
+        lacks["mix.out"] = (
+            "this layer mixes positions by attention alone; read `attn.out`"
+            if found
+            else "this layer mixes no positions"
         )
-    ]
+    middle = len(found) == 1 and len(layer.parts) == 2 and not layer.parallel
+    if middle:
+        points["resid_mid"] = Point("", "sum")
+    else:
+        side = (
+            "attention and another mixer write side by side" if len(found) > 1 else "this layer adds to the stream once"
+        )
+        lacks["resid_mid"] = _PARALLEL if layer.parallel else side
+    return {"points": points, "lacks": lacks, "attn_write": write, "gated": layer.seam == "gated"}
 
 
-def _first(module: nn.Module, names: Iterable[str]) -> str | None:
-    children = dict(module.named_children())
-    return next((name for name in names if name in children), None)
+def _thinking(layer: Measured, half: int) -> Changes:
+    """The points of a layer's MLP or experts, or of neither."""
+    found = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("mlp", "experts")]
+    none = {"mlp_write": (), "activation": None}
+    if not found:
+        return none | {
+            "points": {},
+            "lacks": dict.fromkeys(("mlp.pre", "mlp.act", "mlp.out", "mlp.router"), "this layer has no MLP"),
+        }
+    if len(found) > 1:
+        both = " and ".join(f"`{part.path}`" for part, _ in found)
+        raise FamilyError(
+            f"{type(layer.layer).__name__}: {both} write side by side, and no module gives their sum: refused."
+        )
+    [(part, out)] = found
+    if part.kind == "experts":
+        points = {"mlp.router": out_of(part.router), "mlp.out": out}
+        return none | {"points": points, "lacks": {"mlp.pre": EXPERTS, "mlp.act": EXPERTS}}
+    pre = out_of(part.pre, part=(half, 2) if part.pre.endswith(FUSED) else None)
+    points = {"mlp.pre": pre, "mlp.act": into(part.write), "mlp.out": out}
+    lacks = {"mlp.router": "this layer has no experts to choose from"}
+    return {"points": points, "lacks": lacks, "mlp_write": _write(part, out), "activation": _open(layer.layer, part)}
+
+
+def _write(part: Part, out: Point) -> tuple[str, ...]:
+    """The projection, then the post-norm and the factor that stand between it and the stream."""
+    post = () if out.path in (part.path, part.write) else (out.path,)
+    return (part.write, *post, *((out.scale,) if out.scale else ()))
+
+
+@torch.no_grad()
+def _open(layer: nn.Module, part: Part) -> str | None:
+    """The path of an activation that does not shut far below zero, or None."""
+    owner: Any = layer.get_submodule(part.path)
+    name = first(owner, _ACTIVATION)
+    if name is None or isinstance(owner, nn.Sequential):
+        return None
+    far = torch.full((1, 1, 1), -100.0, device=next(layer.parameters()).device, dtype=next(layer.parameters()).dtype)
+    return None if bool(owner.get_submodule(name)(far).abs().max() < 1e-3) else f"{part.path}.{name}".lstrip(".")

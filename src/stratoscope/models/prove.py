@@ -7,15 +7,15 @@ Absolute and relative error are both gated: a cosine would not see a scale facto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stratoscope.errors import FamilyError
-from stratoscope.models.attention import repeat_heads
+from stratoscope.models.attention import repeat_heads, seam
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.readout import own_output
@@ -55,7 +55,8 @@ def checks(lm: LM, inputs: object) -> list[Check]:
         scale = expected.float().abs().max().clamp_min(1e-6)
         relative = gap.norm() / expected.float().norm().clamp_min(1e-6)
         found.append(Check(name, str(site), float(gap.abs().max() / scale), float(relative), tolerance))
-    return found + _order(lm, batch, seen, tolerance) + _causality(lm, batch, seen, tolerance)
+    found += _order(lm, batch, seen, tolerance) + _causality(lm, batch, seen, tolerance)
+    return found + _mixing(lm, batch, tolerance)
 
 
 def prove(lm: LM, inputs: object) -> list[Check]:
@@ -73,12 +74,13 @@ def prove(lm: LM, inputs: object) -> list[Check]:
 
 
 def _order(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
-    """Whether the first layer's MLP reads what its attention wrote, as the family says: the sums hold either way."""
+    """Whether a layer's MLP reads what its attention wrote, as the family says: the sums hold either way."""
     found = []
     for name, tower in lm.family.towers.items():
-        attention, mlp = (Site(name, 0, point) for point in ("attn.out", "mlp.out"))
-        if tower.residual == "post-norm" or mlp not in seen:
+        both = [(w, m) for m in seen if m.tower == name and m.point == "mlp.out" for w in _writes(seen, m)[:1]]
+        if tower.residual == "post-norm" or not both:
             continue
+        attention, mlp = min(both, key=lambda pair: pair[1].layer)
         after: dict[Site, Tensor] = {}
         edits = {attention: [lambda x, run: x + 3 * x.roll(1, dims=-1)]}  # no constant: a LayerNorm would not see it
         with lm.taps.using(edits, {mlp: [lambda x, run, at=mlp, into=after: into.update({at: x.clone()})]}):
@@ -109,6 +111,43 @@ def _causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float)
     return [Check("causal" if causal else "bidirectional", str(last), error, error, tolerance)]
 
 
+def _mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
+    """Whether positions hear of one another beside the attention function, as the family says: `sweep` packs rows if not.
+
+    With attention silenced, a change at the first token reaches no other, and no mask, unless something else carries it.
+    """
+    depth = lm.dims.layers
+    every = [Site("", n, "attn.q") for n in range(depth)]
+    if batch.ids is None or batch.ids.shape[1] < 2 or any(lm.layout.lack(site) for site in every):
+        return []
+    first, last = Site("", 0, "resid_pre"), Site("", depth - 1, "resid_post")
+    runs: list[list[Tensor]] = []
+
+    def silent(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *how: Any) -> Tensor:
+        runs[-1].append(torch.zeros(()) if mask is None else mask)
+        return q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+
+    def change(x: Tensor, run: object) -> Tensor:
+        return torch.cat([3 * x[:, :1].roll(1, dims=-1), x[:, 1:]], dim=1)
+
+    modules = dict.fromkeys((lm.layout.attention(site) for site in every), silent)
+    reads = {last: [lambda x, run: runs[-1].append(x[:, 1:].clone())]}
+    for edits in ({}, {first: [change]}):
+        runs.append([])
+        with lm.taps.using(edits, reads), seam(lm.model, {}, modules):
+            lm(batch)
+    same = all(x.shape == y.shape and bool(torch.isclose(x, y, tolerance, tolerance).all()) for x, y in zip(*runs))
+    mixes = any(lm.layout.tower(site).mixes for site in every)
+    error = 0.0 if same != mixes else torch.inf
+    name = "positions are mixed beside attention" if mixes else "only attention mixes positions"
+    return [Check(name, str(last), error, error, tolerance)]
+
+
+def _writes(seen: Container[Site], at: Site) -> list[Site]:
+    """What a layer's token mixing adds to the stream: attention, another mixer, or both side by side."""
+    return [site for p in ("attn.out", "mix.out") if (site := Site(at.tower, at.layer, p)) in seen]
+
+
 def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
     """Sites of the main tower that no forward pass showed (a vision tower or projector needs images to be reached)."""
     return [s for s in lm.sites() if s not in seen and s.tower == "" and s.point != "projector"]
@@ -137,6 +176,7 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
             if here:
                 yield from _layer_pairs(lm, Site(tower, layer, ""), here)
     yield from _shut(lm, batch, seen)
+    yield from _apart(lm, batch, seen)
     plain = _last(lm(batch))
     yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
     if lm.readout.reason:
@@ -156,7 +196,24 @@ def _shut(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str,
     with lm.taps.using(edits, {s: [lambda x, run, s=s: after.update({s: x.clone()})] for s in acts}):
         lm(batch)
     for site, act in after.items():
-        yield "mlp.act shuts when mlp.pre is far below zero", site, act, torch.zeros_like(act)
+        activation = lm.layout.tower(site).activation
+        shut = torch.full_like(act, -100) if activation else torch.zeros_like(act)
+        closed = lm.layout.layer(site).get_submodule(activation)(shut) if activation else shut
+        yield "mlp.act shuts when mlp.pre is far below zero", site, act, closed
+
+
+def _apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+    """Where a gate stands between pattern @ v and z: a head that attends to nothing changes its own z and no other's."""
+    for at in [s for s in seen if s.point == "attn.pattern" and lm.layout.tower(s).gated]:
+        after: list[Tensor] = []
+        z = replace(at, point="attn.z")
+        first = torch.zeros(1, dtype=torch.long, device=seen[at].device)
+        edits = {at: [lambda x, run, first=first: x.index_fill(1, first, 0)]}
+        with lm.taps.using(edits, {z: [lambda x, run, after=after: after.append(x.clone())]}):
+            lm(batch)
+        yield "a head's pattern reaches its own z only", z, after[0][:, :, 1:], seen[z][:, :, 1:]
+        own = (after[0] - seen[z])[:, :, :1]
+        yield "a head's pattern reaches its own z", z, own.norm().clamp_max(1e-3) * 1e3, torch.ones_like(own.norm())
 
 
 _LAYER = (
@@ -167,20 +224,22 @@ _LAYER = (
     "attn.pattern",
     "attn.z",
     "attn.out",
+    "mix.out",
     "mlp.act",
     "mlp.out",
 )
 
 
 def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
-    tower = lm.family.towers[at.tower]
+    tower = lm.layout.tower(at)
     site = lambda point: Site(at.tower, at.layer, point)  # noqa: E731
     if "attn.pattern" in x:
         groups = x["attn.z"].shape[2] // x["attn.v"].shape[2]
-        z = x["attn.pattern"] @ repeat_heads(x["attn.v"].transpose(1, 2), groups)
-        yield "pattern @ v == z", site("attn.z"), z.transpose(1, 2), x["attn.z"]
+        z = (x["attn.pattern"] @ repeat_heads(x["attn.v"].transpose(1, 2), groups)).transpose(1, 2)
+        if not tower.gated:
+            yield "pattern @ v == z", site("attn.z"), z, x["attn.z"]
     for start, end in (("attn.z", "attn.out"), ("mlp.act", "mlp.out")):
-        if start in x and (tower.attn_write if end == "attn.out" else tower.mlp_write):
+        if start in x and end in x and (tower.attn_write if end == "attn.out" else tower.mlp_write):
             value = x[start].flatten(2)
             for module in lm.layout.writers(site(end)):
                 value = module(value)
@@ -200,9 +259,10 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, 
             x["resid_post"],
         )
         return
-    total = x["resid_pre"] + x["attn.out"] + x["mlp.out"]
-    yield "resid_pre + attn.out + mlp.out == resid_post", site("resid_post"), total, x["resid_post"]
-    if "resid_mid" in x:
+    parts = [p for p in ("attn.out", "mix.out", "mlp.out") if p in x]
+    total = sum((x[p] for p in parts), start=x["resid_pre"])
+    yield f"{' + '.join(['resid_pre', *parts])} == resid_post", site("resid_post"), total, x["resid_post"]
+    if "resid_mid" in x and "mlp.out" in x:
         yield (
             "resid_mid + mlp.out == resid_post",
             site("resid_mid"),

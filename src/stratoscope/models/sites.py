@@ -28,6 +28,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "attn.pattern": ("example", "head", "query", "key"),
     "attn.z": ("example", "position", "head", "head_dim"),
     "attn.out": ("example", "position", "dim"),
+    "mix.out": ("example", "position", "dim"),
     "resid_mid": ("example", "position", "dim"),
     "mlp.router": ("example", "position", "expert"),
     "mlp.pre": ("example", "position", "neuron"),

@@ -149,8 +149,8 @@ class Taps:
                 value = self._through(site, point, value)
             if value is original:
                 return None
-            if isinstance(output, tuple):
-                return (value, *output[1:])
+            if isinstance(output, (tuple, list)):
+                return type(output)((value, *output[1:]))
             if isinstance(output, Tensor):
                 return value
             output[_logits(output)] = value
@@ -194,8 +194,8 @@ class Taps:
         return 1 if before is None or before.ndim == 2 else before.shape[0]
 
 
-def _invertible(scale: Tensor, site: Site) -> Tensor:
-    if bool((scale == 0).any()):
+def _invertible(scale: Tensor | float, site: Site) -> Tensor | float:
+    if scale == 0 if isinstance(scale, (float, int)) else bool((scale == 0).any()):
         raise SiteError(f"`{site}` cannot be edited: the layer's scale, which comes after it, is zero in places.")
     return scale
 
@@ -212,7 +212,7 @@ def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Ten
 def _tensor_in(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    return output[0] if isinstance(output, tuple) else output[_logits(output)]
+    return output[0] if isinstance(output, (tuple, list)) else output[_logits(output)]
 
 
 def _logits(output: Any) -> str:

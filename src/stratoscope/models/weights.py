@@ -23,6 +23,17 @@ _ROWS = 1024  # unit vectors asked at once
 ROUNDING = 3e-2
 
 
+class Scaled(nn.Module):
+    """A projection whose output the model multiplies by a number (Cohere's logit scale), as one projection."""
+
+    def __init__(self, projection: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.projection, self.factor = projection, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(x) * self.factor
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no more."""
     weight: Any = getattr(module, "weight", None)
@@ -38,6 +49,8 @@ def is_plain(module: nn.Module) -> bool:
 
 def shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a module that can have a matrix, or None; (vocab, dim) of an embedding. Nothing is computed."""
+    if isinstance(module, Scaled):
+        return shape(module.projection)
     if is_plain(module):
         return tuple(matrix(module).shape)
     for out, into in (("out_features", "in_features"), ("nf", "nx"), ("num_embeddings", "embedding_dim")):
@@ -53,6 +66,8 @@ def matrix(module: nn.Module) -> Tensor:
 
     Raises FamilyError for a module that is not linear in its input.
     """
+    if isinstance(module, Scaled):
+        return matrix(module.projection) * module.factor
     if is_plain(module):
         weight: Any = module.weight
         return weight.T if isinstance(module, Conv1D) else weight
@@ -72,6 +87,9 @@ def matrix(module: nn.Module) -> Tensor:
 
 def bias(module: nn.Module) -> Tensor | None:
     """What a module with a matrix adds to W x: (out,), or None for nothing."""
+    if isinstance(module, Scaled):
+        own = bias(module.projection)
+        return None if own is None else own * module.factor
     if is_plain(module):
         return getattr(module, "bias", None)
     sizes = shape(module)

@@ -1,0 +1,258 @@
+"""Two plain runs of a model that nobody has named: which outputs, times which factors, its layers add to the stream.
+
+They also tell whether attention goes through Transformers' interface, whether the MLP reads what attention wrote, whether
+the model is causal, and what multiplies its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stratoscope.errors import FamilyError
+from stratoscope.models.attention import seam
+from stratoscope.models.family import Point, out_of
+from stratoscope.models.structure import Part
+
+_POST = {
+    "attention": ("post_attention_layernorm", "post_self_attn_layernorm", "post_operator_norm", "post_norm1"),
+    "mlp": ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm", "post_norm2"),
+}
+_POST |= {"mixer": _POST["attention"], "experts": _POST["mlp"]}
+# attributes of a layer, or of the part, by which what a part gives is multiplied before it is added
+_FACTORS = {
+    "attention": ("residual_multiplier", "residual_scale", "attn_out_multiplier"),
+    "mixer": ("residual_multiplier", "residual_scale", "ssm_out_multiplier"),
+    "mlp": ("residual_multiplier", "residual_scale", "{path}.down_multiplier"),
+    "experts": ("residual_multiplier", "residual_scale"),
+}
+_LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+Seam = Literal["open", "gated", "closed"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One layer: its parts, where what each adds is read, whether they run in parallel, and how attention is reached.
+
+    seam: "open" (z is pattern @ v), "gated" (head by head, through a gate or a norm), or "closed" (not by Transformers'
+    attention interface, or heads are joined before z).
+    """
+
+    layer: nn.Module
+    parts: tuple[Part, ...]
+    outs: tuple[Point, ...]
+    parallel: bool
+    seam: Seam
+
+
+class PlainRun:
+    """What passed through the layers and their parts in one plain run of two prompts."""
+
+    def __init__(self, model: nn.Module, stack: nn.ModuleList, found: list[list[Part]]) -> None:
+        self.model: Any = model
+        self.stack = stack
+        size = self.model.config.get_text_config().vocab_size
+        self.ids = torch.tensor([[(a + 31 * i) % size for i in range(6)] for a in (7, 11)], device=self.model.device)
+        self.input: dict[nn.Module, Tensor] = {}
+        self.output: dict[nn.Module, Tensor] = {}
+        self.calls: dict[nn.Module, int] = {}
+        self.logits = self._go()
+        before = self.output[stack[-1]]
+        changed = self.ids.clone()
+        changed[:, -1] = changed[:, 0]
+        kept = dict(self.input), dict(self.output)
+        self._go(changed)
+        self.causal = _equal(self.output[stack[-1]][:, :-1], before[:, :-1])
+        self.seams = self._seams([(at, p) for at, ps in zip(stack, found) for p in ps if p.kind == "attention"])
+        self.input, self.output = kept
+
+    @torch.no_grad()
+    def _go(self, ids: Tensor | None = None) -> Tensor | None:
+        with ExitStack() as hooks:
+            watched = [m for layer in self.stack for m in layer.modules() if not isinstance(m, nn.ModuleList)]
+            for module in watched:
+                hooks.callback(module.register_forward_hook(self._note, with_kwargs=True).remove)
+            hooks.callback(self.model.train, self.model.training)
+            self.model.eval()
+            options = {"use_cache": False} if self.model.can_generate() else {}
+            output = self.model(input_ids=self.ids if ids is None else ids, **options)
+        often, self.calls = max(self.calls.values(), default=0), {}
+        if self.stack[-1] not in self.output or often != 1:
+            told = (
+                f"calls its layers {often} times in one forward pass" if often > 1 else "does not call all its layers"
+            )
+            raise FamilyError(f"{type(self.model).__name__} {told}, so a layer's sites have no one value: refused.")
+        return output.get("logits")
+
+    def _note(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        gives = output if isinstance(output, Tensor) else output[0] if isinstance(output, (tuple, list)) else None
+        if any(module is layer for layer in self.stack):
+            self.calls[module] = self.calls.get(module, 0) + 1
+        if isinstance(given, Tensor) and isinstance(gives, Tensor):
+            self.input[module], self.output[module] = given.clone(), gives.clone()
+
+    @torch.no_grad()
+    def _seams(self, found: list[tuple[nn.Module, Part]]) -> dict[nn.Module, Seam]:
+        """What becomes of values that are given to Transformers' attention interface on their way to z."""
+        modules = {layer.get_submodule(part.path): layer.get_submodule(part.write) for layer, part in found}
+        given: dict[nn.Module, Tensor] = {}
+
+        def attend(module: nn.Module, first: float, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
+            size = (q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+            z = torch.sin(torch.arange(1, 1 + torch.Size(size).numel(), device=q.device)).reshape(size).to(q.dtype)
+            given[module] = torch.cat([first * z[:, :, :1], z[:, :, 1:]], dim=2)
+            return given[module]
+
+        came: list[dict[nn.Module, Tensor]] = []
+        for first_head in (1.0, 0.0):
+            try:
+                with seam(self.model, {}, {m: partial(attend, m, first_head) for m in modules}):
+                    self._go()
+            except FamilyError:  # it passes what the seam does not compute
+                return {}
+            came.append({m: self.input[write] for m, write in modules.items()})
+        return {m: _seam(given[m], came[0][m], came[1][m]) for m in given if m in modules}
+
+    def logit_scale(self, norm: str | None, head: tuple[str, ...]) -> float:
+        """What the logits are multiplied by: the config's own number, where the measured one says so."""
+        config = self.model.config.get_text_config()
+        given = [v for key in _LOGIT_FACTORS if (v := getattr(config, key, None))]
+        if getattr(config, "dim_model_base", None):
+            given.append(config.dim_model_base / config.hidden_size)
+        whole: Any = self.model
+        if not given or self.logits is None or not all(hasattr(whole, part) for part in head):
+            return 1.0
+        with torch.no_grad():
+            x = self.output[self.stack[-1]]
+            x = x if norm is None else whole.base_model.get_submodule(norm)(x)
+            for name in head:
+                x = getattr(whole, name)(x)
+        ratio = float((self.logits.double() * x.double()).sum() / x.double().pow(2).sum())
+        return next((v for f in given for v in (f, 1 / f) if abs(v - ratio) <= 1e-2 * abs(ratio)), 1.0)
+
+
+def _seam(given: Tensor, with_first: Tensor, without: Tensor) -> Seam:
+    """given: what the interface gave without the first head; the others: what the output projection then took."""
+    heads = given.shape[2]
+    if without.shape[-1] % heads or without.numel() % given.shape[0]:
+        return "closed"
+    one, other = (x.reshape(*given.shape[:3], -1) for x in (with_first, without))
+    if other.shape == given.shape and _equal(other, given):
+        return "open"
+    return "gated" if _equal(one[:, :, 1:], other[:, :, 1:]) and not _equal(one, other) else "closed"
+
+
+def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> Measured:
+    """The outputs and factors whose sum is what this layer adds to the stream."""
+    pre, post = seen.input.get(layer), seen.output.get(layer)
+    if pre is None or post is None or pre.ndim != 3 or pre.shape != post.shape:
+        shape = "nothing" if pre is None else f"a tensor of shape {tuple(pre.shape)}"
+        raise FamilyError(
+            f"{type(seen.model).__name__}: layer {number} takes {shape}, not one residual stream (example, position, dim) "
+            f"(several streams at once, as AltUp and hyper-connections keep): refused."
+        )
+    gained = (post - pre).float()
+    for some in (found[:n] + found[m:] for n, m in _left_out(len(found))):
+        options = [list(_outs(seen, layer, part)) for part in some]
+        for outs in product(*options):
+            total = sum((_value(seen, layer, out) for out in outs), start=torch.zeros_like(gained))
+            if _equal(total, gained, float(post.abs().max())):
+                return _found(seen, layer, some, outs)
+    raise FamilyError(_why_no_sum(seen, layer, number, found))
+
+
+def _left_out(count: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring parts to leave out: none first, then few (a block whose output goes into another part, Zamba's)."""
+    yield 0, 0
+    yield from ((n, n + gone) for gone in range(1, count) for n in range(count - gone + 1))
+
+
+def _found(seen: PlainRun, layer: nn.Module, some: list[Part], outs: tuple[Point, ...]) -> Measured:
+    mixed = [_value(seen, layer, o) for o, p in zip(outs, some) if p.kind in ("attention", "mixer")]
+    middle = seen.input[layer] + sum(mixed)
+    inputs = [seen.input[m] for m in layer.modules() if m in seen.input and m is not layer]
+    parallel = bool(mixed) and len(mixed) < len(some) and not any(_equal(x, middle) for x in inputs)
+    seams = {seen.seams.get(layer.get_submodule(p.path), "closed") for p in some if p.kind == "attention"}
+    return Measured(layer, tuple(some), outs, parallel, seams.pop() if len(seams) == 1 else "closed")
+
+
+def _outs(seen: PlainRun, layer: nn.Module, part: Part) -> Iterator[Point]:
+    """Where what a part adds might be read: after a post-norm, at its module or at its projection, times a factor."""
+    size = seen.output[layer].numel()
+    posts = [name for name in _POST[part.kind] if isinstance(getattr(layer, name, None), nn.Module)]
+    for path in filter(None, (*posts, part.write, part.path)):
+        output = seen.output.get(layer.get_submodule(path))
+        if output is None or output.numel() != size:
+            continue
+        module = seen.output.get(layer.get_submodule(part.path)) if part.path else None
+        if (
+            path == part.write
+            and module is not None
+            and module.numel() == size
+            and torch.equal(module.flatten(), output.flatten())
+        ):
+            path = part.path  # the same value: its module is the plainer place
+        yield out_of(path)
+        for name in _FACTORS[part.kind]:
+            attribute = name.format(path=part.path)
+            if isinstance(_attribute(layer, attribute), (float, int, Tensor)):
+                yield out_of(path, scale=attribute)
+
+
+def _value(seen: PlainRun, layer: nn.Module, out: Point) -> Tensor:
+    x = seen.output[layer.get_submodule(out.path)].float().reshape(seen.output[layer].shape)
+    return x * _attribute(layer, out.scale) if out.scale else x
+
+
+def _attribute(layer: nn.Module, path: str) -> Any:
+    found: Any = layer
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> str:
+    """The truth, as far as least squares tell it: the stream or what is added is multiplied by something."""
+    told = f"{type(seen.model).__name__}: layer {number} ({type(layer).__name__}) "
+    options = [[out for out in _outs(seen, layer, part) if not out.scale] for part in found]
+    for outs in product(*options):
+        terms = [seen.input[layer].float(), *(_value(seen, layer, out) for out in outs)]
+        columns = torch.stack([x.flatten(0, 1) for x in terms], dim=-1).double()  # row, dim, term
+        target = seen.output[layer].flatten(0, 1).double()
+        names = ["the stream", *(f"`{out.path}`" for out in outs)]
+        weights = torch.linalg.lstsq(columns.flatten(0, 1), target.flatten()[:, None]).solution[:, 0]
+        if _equal(columns @ weights, target):
+            gives = " + ".join(f"{weight:.3g} x {name}" for weight, name in zip(weights.tolist(), names))
+            return f"{told}puts a multiplier before the sum: it gives {gives}: refused."
+        if len(target) <= 2 * len(terms) or not outs:
+            continue
+        by_dim = columns.transpose(0, 1)
+        biased = torch.cat([by_dim, torch.ones_like(by_dim[..., :1])], dim=-1)
+        for here, what in (
+            (by_dim, "a number for each dimension"),
+            (biased, "numbers for each dimension, or adds a bias"),
+        ):
+            weights = torch.linalg.lstsq(here, target.T[..., None]).solution
+            if _equal((here @ weights)[..., 0].T, target):
+                return f"{told}multiplies {', '.join(names)} by {what} before the sum: refused."
+    named = ", ".join(f"`{part.path}`" for part in found)
+    return f"{told}norms or mixes its residual stream: no sum of the stream and what {named} write gives its output: refused."
+
+
+def _equal(got: Any, expected: Tensor, scale: float | None = None) -> bool:
+    """Equal up to rounding, of the largest value (or of `scale`, where a difference of large numbers is asked)."""
+    if not isinstance(got, Tensor) or got.shape != expected.shape:
+        return False
+    allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
+    size = max(float(expected.abs().max()), 1e-2 * (scale or 0.0), 1e-30)
+    return float((got - expected).abs().max()) <= allowed * size
