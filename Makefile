@@ -1,11 +1,12 @@
 # make explain                        why does the model say " Mary"? writes out/report.html
 # make explain PROMPT='...' ANSWER=word FOIL=word MODEL=name-or-folder OUT=file.html
+# make new KEY=... [SPEC=file]        the files of a new paper, begun from the ledger and its specification
 # make pages                          the generated pages of the papers, and the table in README
 # make setup | test | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
 
 PYTHON ?= python3
 BIN    := .venv/bin
-.PHONY: help setup fetch explain test bench lint check clean pages
+.PHONY: help setup fetch explain test bench lint check clean pages new changes
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -70,6 +71,12 @@ lint: setup
 	$(BIN)/pyright
 
 check: lint test
+
+new: setup
+	@$(BIN)/python -m stratoscope.claims.skeleton '$(KEY)' $(if $(SPEC),--spec '$(SPEC)') $(if $(METHOD),--method '$(METHOD)')
+
+changes:
+	@tail -qn +1 $(filter-out changes/README.md,$(wildcard changes/*.md))
 
 pages: setup
 	$(BIN)/python -m stratoscope.claims.pages
