@@ -124,7 +124,7 @@ def measure(
         coords=both.coords | wires.coords(paths) | {"size": (("step",), sizes)},
         of=len(wires.edges),
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=both.notes(),
     )
 
 

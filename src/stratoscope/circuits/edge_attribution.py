@@ -62,7 +62,7 @@ def slopes(
             parts.append(into_heads(layers, layer, pre, grads[Site("", layer, "attn.z")]))
             mid = mid.clone().requires_grad_(True)
             parts += torch.autograd.grad(layers.mlp(layer, mid), mid, grads[Site("", layer, "mlp.out")])
-    into = torch.cat([*parts, grads[last]]).flatten(1)
+    into = torch.cat([*parts, grads[last]]).flatten(1).to(deltas)
     return torch.einsum("ksx,rx->krs", deltas.flatten(2), into) * wires.mask.to(into)
 
 
@@ -124,5 +124,5 @@ def labelled(lm: LM, both: Pair, found: list[Tensor], method: str, settings: dic
         seed=seed,
         coords=both.coords | wires.coords(wires.edges),
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=both.notes(null),
     )

@@ -71,7 +71,7 @@ def run_circuit(
         more[first:mlp] = head_writes(lm, layer, z[0].transpose(0, 1)) - other[first:mlp]
         x, _ = inputs(rows[-1:], first if wires.parallel else mlp)
         more[mlp] = layers.mlp(layer, x)[0] - other[mlp]
-    return inputs(keep[-1:], len(other))[0][0]
+    return inputs(keep[-1:], len(other))[0][0].to(lm.model.dtype)
 
 
 # shares(circuits) -> each circuit's share of the difference between every edge and none
@@ -178,5 +178,5 @@ def measure(
         edges=int(keep.sum()),
         of=int(wires.mask.sum()),
         null_kind=NULL,
-        notes=" ".join(filter(None, [*both.target.notes, spread.note])),
+        notes=" ".join(filter(None, [both.notes(), spread.note])),
     )

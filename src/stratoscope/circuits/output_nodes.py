@@ -106,18 +106,8 @@ def measure(
         seed=seed,
         coords=both.coords | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
         null_kind=NULL,
-        notes=" ".join([*both.target.notes, *_reversed(gap)]),
+        notes=both.notes(found[1:]),
     )
-
-
-def _reversed(gap: Float[Tensor, " example"]) -> list[str]:
-    """A note that names the pairs whose corrupt run says the answer more than the clean one."""
-    against = (gap < 0).nonzero()[:, 0].tolist()
-    said = f"{', '.join(map(str, against[:8]))}{' ...' if against[8:] else ''}"
-    told = (
-        f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt than on the clean one ({said})"
-    )
-    return [f"{told}: their shares are of the way back."] if against else []
 
 
 def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example component"]:

@@ -79,5 +79,5 @@ def measure(
         seed=seed,
         coords=both.coords | wires.coords(ways),
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=both.notes(null),
     )

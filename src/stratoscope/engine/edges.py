@@ -55,12 +55,16 @@ _VALUES = 2**24  # numbers that the variants of one layer may take at once
 
 @torch.no_grad()
 def head_writes(lm: LM, layer: int, z: Float[Tensor, "position head head_dim"]) -> Float[Tensor, "head position dim"]:
-    """What each head adds to the residual stream; their sum is the layer's attn.out."""
+    """What each head adds to the residual stream; their sum is the layer's attn.out.
+
+    In float32 at least, also of a model in half precision: small changes of writes are what edges are about.
+    """
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
     projection, *post = lm.layout.writers(site)
     joined = projection(z.flatten(1))
     by_head = matrix(projection).unflatten(1, z.shape[1:])
-    heads, total = torch.einsum("phk,dhk->hpd", z, by_head), joined
+    wide = torch.promote_types(z.dtype, torch.float32)
+    heads, total = torch.einsum("phk,dhk->hpd", z.to(wide), by_head.to(wide)), joined
     for norm in post:
         held, total = freeze(norm, joined), norm(joined)
         heads = replace(held, scale=held.scale[None]).linear(heads)
@@ -87,7 +91,7 @@ def sent(lm: LM, batch: Batch) -> Sent:
     if len(batch) != 1:
         raise InputError(f"edges are taken from one example at a time; this batch has {len(batch)}.")
     wires = wiring(lm)
-    size = len(wires.senders) * batch.ids.shape[1] * lm.dims.dim * torch.finfo(lm.model.dtype).bits // 8
+    size = len(wires.senders) * batch.ids.shape[1] * lm.dims.dim * max(4, lm.model.dtype.itemsize)
     refuse_above(4 * size, available(lm.model.device), "what all components write", "shorten the prompt")
     read = "resid_pre" if wires.parallel else "resid_mid"
     last = f"layers.{wires.layers - 1}.resid_post"
@@ -127,6 +131,7 @@ class Heads:
 
 class Layers:
     """The model's own layers, each called alone, on inputs that need not belong to one run: (variant, position, dim).
+    Inputs are rounded to the model's own precision, as in its own run.
 
     The other arguments of a layer (mask, rotary angles) are those of one example, without padding. `with layers:` keeps
     its hooks up for many calls; the whole model does not run inside.
@@ -204,9 +209,10 @@ class Layers:
             with self:
                 return self._call(layer, x, middle)
         args, kwargs = self._calls[layer]
-        self._middle, self._found = middle, None
+        dtype = self.lm.model.dtype
+        self._middle, self._found = None if middle is None else middle.to(dtype), None
         try:
-            self._modules[layer](x, *args, **kwargs)
+            self._modules[layer](x.to(dtype), *args, **kwargs)
         except StopForward:
             return self._found
         finally:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.engine.precision import spacing
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -17,7 +18,11 @@ from stratoscope.models.lm import LM
 
 @dataclass(frozen=True)
 class Pair:
-    """base: the run that is patched; source: where vectors come from. Differences are answer - foil: (example,)."""
+    """base: the run that is patched; source: where vectors come from. Differences are answer - foil: (example,).
+
+    rounding: (example,) the distance between neighbouring numbers of the model's precision, where the answer's and the
+    foil's logits lie.
+    """
 
     clean: Batch
     corrupt: Batch
@@ -25,6 +30,7 @@ class Pair:
     clean_difference: Tensor
     corrupt_difference: Tensor
     direction: Literal["denoise", "noise"]
+    rounding: Tensor
 
     @property
     def base(self) -> Batch:
@@ -39,6 +45,27 @@ class Pair:
         ends = (self.corrupt_difference, self.clean_difference)
         start, end = ends if self.direction == "denoise" else ends[::-1]
         return (difference.cpu() - start) / (end - start)
+
+    def notes(self, null: Tensor | None = None) -> str:
+        """What a reader must know: what was assumed of the target; pairs that run the other way; and, given the null's
+        effects, whether one step of rounding makes an effect of their size (at least half of the largest).
+        """
+        said, gap = [*self.target.notes], self.clean_difference - self.corrupt_difference
+        against = (gap < 0).nonzero()[:, 0].tolist()
+        if against:
+            named = f"{', '.join(map(str, against[:8]))}{' ...' if against[8:] else ''}"
+            said.append(
+                f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt than on the clean one "
+                f"({named}): their effects are shares of the way back."
+            )
+        if null is not None and null.isfinite().any():
+            step, largest = float((self.rounding / gap.abs()).max()), float(null[null.isfinite()].abs().max())
+            if step >= largest / 2:
+                said.append(
+                    f"One step of rounding of a logit is an effect of up to {step:.2g}, the largest of the null "
+                    f"{largest:.2g}: smaller effects are rounding. Measure them in float32 (engine.precision.in_float32)."
+                )
+        return " ".join(said)
 
     @property
     def differences(self) -> dict[str, tuple[tuple[str], Tensor]]:
@@ -101,7 +128,10 @@ def pair(
             f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. "
             f"Change the corrupt prompt, the answer or the foil."
         )
-    return Pair(first, second, asked, differences[0], differences[1], direction)
+    every = torch.arange(len(first))
+    chosen = [x.cpu()[every, ids].float() for x in logits for ids in (asked.answer, asked.foil)]
+    rounding = spacing(torch.stack(chosen).abs().amax(dim=0), lm.model.dtype)
+    return Pair(first, second, asked, differences[0], differences[1], direction, rounding)
 
 
 def random_like(

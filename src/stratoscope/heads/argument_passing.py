@@ -87,5 +87,5 @@ def measure(
         seed=seed,
         coords=both.coords | {"layer": list(range(shape[0])), "head": list(range(shape[1]))},
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=both.notes(null),
     )

@@ -77,5 +77,5 @@ def measure(
         coords=both.coords | {"layer": list(range(lm.dims.layers))},
         site=site,
         null_kind=NULL,
-        notes=" ".join(both.target.notes),
+        notes=both.notes(null),
     )
