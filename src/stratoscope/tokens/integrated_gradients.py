@@ -1,6 +1,7 @@
 """Integrated gradients: the logit difference shared out over the tokens, along the way from a blank prompt to this one.
 
-Paper: textbook (Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017)
+Paper: textbook (Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017; expected gradients: Erion et al.,
+"Improving Performance of Deep Learning Models with Axiomatic Attribution Priors and Expected Gradients", 2021)
 
     attribution[position] = integral_0^1 rate[position](a) da
     rate[position](a)     = sum_dim (x - blank)[position, dim] * dF / dx[position, dim]  at  blank + a (x - blank)
@@ -21,7 +22,7 @@ first norm reads only direction, zero has none, and the way starts with a jump w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import xarray as xr
@@ -29,12 +30,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.entry import ENTRY, entry, evidence
+from stratoscope.engine.estimate import announce
 from stratoscope.engine.gradients import gradients
 from stratoscope.engine.metric import Target, Words, target
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
+from stratoscope.tokens import _kinds
 
 # points on the way (step,) -> F (step,) and rate (step, position), in float64
 Way = Callable[[Float[Tensor, " step"]], tuple[Float[Tensor, " step"], Float[Tensor, "step position"]]]
@@ -72,33 +75,53 @@ def measure(
     foil: Words = None,
     steps: int = 129,
     tolerance: float = 0.01,
-    baseline: Literal["mean", "zero"] = "mean",
+    baseline: str | int = "mean",
+    draws: int = 8,
+    seed: int = 0,
     batch_size: int = 16,
 ) -> xr.Dataset:
     """attribution (example, position); logit_difference, baseline_difference, completeness_error, points (example).
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of
-    the way at most (9 or more), points: those it took. tolerance: of completeness, as a share of the whole difference.
-    baseline: the mean embedding of the vocabulary, or zero. batch_size: points in one pass. All in logits; NaN at
-    padding and at image tokens. A note says where completeness is missed by more than a tenth. Raises SiteError for a
-    model without token embeddings or vocabulary read-out, InputError for inputs without tokens, a bad option, or a
-    baseline where the gradient is not finite.
+    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of a way
+    at most (9 or more), points: those it took, of all ways. tolerance: of completeness, as a share of the whole
+    difference. baseline: "mean" (the mean embedding of the vocabulary), "zero", one token, as its text or id, or "kind"
+    (expected gradients: the mean over `draws` ways, each from other words of the prompt's kinds, drawn by `seed`).
+    batch_size: points in one pass. All in logits; NaN at padding and at image tokens. A note says where completeness is
+    missed by more than a tenth. Raises SiteError for a model without token embeddings or vocabulary read-out,
+    InputError for inputs without tokens, a bad option, or a baseline where the gradient is not finite.
     """
-    if baseline not in ("mean", "zero"):
-        raise InputError(f"baseline {baseline!r}: choose 'mean' or 'zero'.")
-    if steps < FIRST or batch_size < 1:
-        raise InputError(f"steps={steps}, batch_size={batch_size}: give at least {FIRST} steps and a batch size of 1.")
+    if steps < FIRST or batch_size < 1 or draws < 1:
+        raise InputError(
+            f"steps={steps}, draws={draws}, batch_size={batch_size}: give at least {FIRST} steps, a draw and a batch "
+            "size of 1."
+        )
     batch = lm.batch(inputs)
-    x, blank = entry(lm, batch, baseline)
+    x, blank = entry(lm, batch, "mean" if baseline == "kind" else baseline)
     asked = target(lm, batch, answer, foil)
+    blanks = blank[None]
+    if baseline == "kind":
+        blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, asked))
+    # a point is a pass forward and, of twice its cost, one back
+    announce(
+        lm,
+        batch,
+        3 * steps * len(blanks),
+        "integrated gradients",
+        "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
+    )
     attribution = torch.full(batch.mask.shape, torch.nan)
     ends = torch.zeros(3, len(batch))
     for e in range(len(batch)):  # each example needs its own points
         one = batch.example(e)
         n = one.ids.shape[1]
-        way = _way(lm, one, asked, e, x[e : e + 1, :n], blank[e : e + 1, :n], batch_size)
-        attribution[e, :n], points, value = integrate(way, steps, tolerance)
-        ends[:, e] = torch.stack([value[-1], value[0], torch.tensor(float(len(points)))])
+        ways = []
+        for blank in blanks[:, e : e + 1, :n]:
+            way = _way(lm, one, asked, e, x[e : e + 1, :n], blank, batch_size)
+            total, points, value = integrate(way, steps, tolerance)
+            ways.append((total, torch.stack([value[-1], value[0], torch.tensor(float(len(points)))])))
+        totals, found = (torch.stack(column) for column in zip(*ways))
+        attribution[e, :n] = totals.mean(dim=0)
+        ends[:, e] = torch.cat([found[:, :2].mean(dim=0), found[:, 2:].sum(dim=0)])
     attribution[~evidence(batch).cpu()] = torch.nan
     rise = ends[0] - ends[1]
     error = attribution.nansum(dim=1) - rise
@@ -114,7 +137,9 @@ def measure(
         },
         method="tokens.integrated_gradients",
         provenance=lm.provenance,
-        settings={"steps": steps, "tolerance": tolerance, "baseline": baseline},
+        settings={"steps": steps, "tolerance": tolerance, "baseline": baseline}
+        | ({"draws": draws} if baseline == "kind" else {}),
+        seed=seed,
         coords=batch.coords() | asked.coords,
         notes=" ".join([*asked.notes, *missed]),
     )

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.entry import ENTRY, entry, evidence
+from stratoscope.engine.estimate import announce
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words, target
 from stratoscope.engine.sweep import Progress, sweep
@@ -63,6 +64,14 @@ def measure(
     x, blank = entry(lm, batch, replacement)
     asked = target(lm, batch, answer, foil)
     width = x.shape[1]
+    # half of the token's and half of the null's cells: of a causal model only what follows is run
+    announce(
+        lm,
+        batch,
+        width,
+        f"occlusion of {width} tokens",
+        "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
+    )
     has = [[e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)]  # who reaches p
     cells = [
         replaced(ENTRY, vectors[has[p], p : p + 1], positions=p, examples=has[p])

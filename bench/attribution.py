@@ -1,0 +1,338 @@
+"""Which attribution of tokens can be believed: every method against Shapley values and against
+exchange by words.
+
+    python bench/attribution.py run         appends to bench/attribution.jsonl, goes on where it stopped; about 30 CPU-min
+    python bench/attribution.py table       writes bench/attribution.json and docs/attribution.md from what is there
+
+References. (1) Shapley values by sampling, absent tokens being other words of their kind: it
+changes many tokens at once, as the way of integrated gradients does, and each one alone, as
+occlusion does, and only ever shows the model words. Two halves of independent samples. (2)
+Exchange: the mean effect of one token becoming another word of its kind.
+
+Rule, written before the run. A method's number is Spearman's correlation of its |attribution| with
+the first reference's (both halves together), over the words of a prompt (special tokens left out),
+averaged over families for each prompt; its 95 % t interval is over prompts. The second opinion of
+the report is, of all methods but occlusion (the first opinion), the one whose interval has its
+lower end at 0.7 or above; of several the highest lower end. Shapley values of few orders are a
+candidate too, one half judged against the other, which shares no draw with it. If there is none,
+the report gives no second opinion and says why. Signed correlations, the second reference and the
+families by themselves are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import spearmanr
+
+import stratoscope
+from stratoscope.maths.resample import Interval, interval
+from stratoscope.models import LM
+from stratoscope.tokens import exchange, gradient_times_input, integrated_gradients, occlusion, shapley
+
+HERE = Path(__file__).parent
+FOUND = HERE / "attribution.jsonl"
+# name -> what `stratoscope.load` is given; the third is `$QWEN`, a GGUF whose sha256 begins with 1d9614638d18024d
+FAMILIES = ("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b")
+PROMPTS = {
+    "The capital of France is": (" Paris", " Berlin"),
+    "The capital of Japan is": (" Tokyo", " Beijing"),
+    "The Eiffel Tower is in": (" Paris", " London"),
+    "The keys to the cabinet": (" are", " is"),
+    "The author of the books": (" is", " are"),
+    "John and Mary left. John called": (" Mary", " John"),
+    "The opposite of hot is": (" cold", " warm"),
+    "The queen said that": (" she", " he"),
+    "one two three four": (" five", " six"),
+    "red cat blue dog red": (" cat", " dog"),
+    "Monday, Tuesday, Wednesday,": (" Thursday", " Friday"),
+    "She was thirsty and drank some": (" water", " bread"),
+    "The dogs near the tree": (" are", " is"),
+    "Two plus two equals": (" four", " five"),
+    "The first president was George": (" Washington", " Bush"),
+    "Alice met Bob. Alice hugged": (" Bob", " Alice"),
+    "The color of the sky is": (" blue", " green"),
+    "apple table river apple": (" table", " river"),
+    "The actress forgot that": (" she", " he"),
+    "He cut the bread with a": (" knife", " spoon"),
+    "The pictures on the wall": (" were", " was"),
+    "January, February, March,": (" April", " May"),
+    "The sun rises in the": (" east", " west"),
+    "Birds can fly but fish can": (" swim", " run"),
+    "My brother lost his keys because": (" he", " she"),
+    "The child with the toys": (" was", " were"),
+    "Tom saw Anna. Anna thanked": (" Tom", " Anna"),
+    "The movie was terrible. I felt": (" bad", " good"),
+    "Rome is a city in": (" Italy", " Spain"),
+    "big small hot cold big": (" small", " cold"),
+    "The opposite of up is": (" down", " left"),
+    "Ten minus three equals": (" seven", " six"),
+}
+# what is measured first, so that an early end still answers the question: references, then what is
+# judged, then the rest; the largest model last where it costs most
+DECIDING = ("shapley kind, half 1", "shapley kind, half 2", "exchange, half 1", "occlusion mean")
+JUDGED = ("integrated gradients mean", "expected gradients kind")
+REST = ("gradient times input", "exchange, half 2", "shapley mean", "shapley pad", "occlusion pad")
+STAGES = (
+    (DECIDING, FAMILIES),
+    (JUDGED, FAMILIES[:2]),
+    (REST, FAMILIES[:2]),
+    (JUDGED[:1], FAMILIES),
+    (JUDGED[1:] + REST, FAMILIES),
+)
+Method = Callable[..., xr.Dataset]
+
+
+def methods(lm: LM) -> dict[str, Method]:
+    """Every method with its options; no two that draw words draw with the same seed. `pad` is a
+    neutral token."""
+    pad = lm.tokenizer.pad_token_id
+    pad = lm.tokenizer.eos_token_id if pad is None else pad
+
+    def of(module: object, **options: object) -> Method:
+        return lambda prompt, **words: module.measure(lm, prompt, **words, **options)
+
+    return {
+        "shapley kind, half 1": of(shapley, permutations=8, seed=10),
+        "shapley kind, half 2": of(shapley, permutations=8, seed=11),
+        "shapley mean": of(shapley, absent="mean", permutations=8, seed=12),
+        "shapley pad": of(shapley, absent=pad, permutations=8, seed=13),
+        "exchange, half 1": of(exchange, draws=5, seed=20),
+        "exchange, half 2": of(exchange, draws=5, seed=21),
+        "occlusion mean": of(occlusion, replacement="mean"),
+        "occlusion pad": of(occlusion, replacement=pad),
+        "gradient times input": of(gradient_times_input),
+        "integrated gradients mean": of(integrated_gradients, steps=33, tolerance=0.02),
+        "expected gradients kind": of(integrated_gradients, baseline="kind", draws=4, steps=9, seed=30, tolerance=0.02),
+    }
+
+
+def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
+    """One method's attribution of one prompt: what it missed of its sum (a share), or its standard
+    error; CPU seconds."""
+    began = time.process_time()
+    found = method(prompt, **dict(zip(("answer", "foil"), PROMPTS[prompt])))
+    seconds = round(time.process_time() - began, 3)
+    ids = lm.batch(prompt).ids[0].tolist()
+    line: dict[str, object] = {
+        "answer": str(found.answer.values[0]),
+        "foil": str(found.foil.values[0]),
+        "difference": round(float(found.logit_difference[0]), 4),
+        "tokens": found.text.values[0].tolist(),
+        "ids": ids,
+        "special": [i in lm.tokenizer.all_special_ids for i in ids],
+        "map": [round(float(v), 5) for v in found.attribution.values[0]],
+        "seconds": seconds,
+    }
+    if "completeness_error" in found:
+        rise = abs(float(found.logit_difference[0] - found.baseline_difference[0]))
+        line["missed"] = round(abs(float(found.completeness_error[0])) / max(rise, 1e-9), 4)
+    if "standard_error" in found:
+        line["standard_error"] = [round(float(v), 5) for v in found.standard_error.values[0]]
+    return line
+
+
+@click.group()
+def main() -> None:
+    """Attribution methods against a reference."""
+
+
+@main.command()
+@click.option("--qwen", type=click.Path(exists=True), help="The GGUF of Qwen2.5-Coder-0.5B-Instruct, Q4_K_M.")
+@click.option("--most", default=len(PROMPTS), help="How many prompts.")
+def run(qwen: str | None, most: int) -> None:
+    """Measure, prompt by prompt; what the file holds already is not measured again."""
+    torch.set_num_threads(1)
+    lines = FOUND.read_text("utf-8").splitlines() if FOUND.exists() else []
+    done = {(line["family"], line["prompt"], line["method"]) for line in map(json.loads, lines)}
+    lms = {name: stratoscope.load(name) for name in FAMILIES[:2]}
+    if qwen:
+        lms[FAMILIES[2]] = stratoscope.load(qwen)
+    for stage, families in STAGES:
+        for prompt in list(PROMPTS)[:most]:
+            for family, lm in [(name, lms[name]) for name in families if name in lms]:
+                for name in [name for name in stage if (family, prompt, name) not in done]:
+                    done.add((family, prompt, name))
+                    line = {"family": family, "prompt": prompt, "method": name}
+                    line |= measured(lm, prompt, methods(lm)[name])
+                    with FOUND.open("a", encoding="utf-8") as out:
+                        out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    click.echo(f"{line['seconds']:6.1f} CPU s  {family:20} {name:28} {prompt}")
+
+
+# --- what is made of it --------------------------------------------------------------------------
+
+BAR = 0.7
+FIRST_OPINION = "occlusion mean"
+SHAPLEY, EXCHANGE = "Shapley, words of the kind", "exchange by words of the kind"
+NULLS = ("random", "later position", "token id")
+NAMES = {
+    "shapley kind, half 1": "Shapley values of 8 orders, words of the kind absent",
+    "shapley mean": "Shapley values of 8 orders, mean embedding absent",
+    "shapley pad": "Shapley values of 8 orders, a neutral token absent",
+    "exchange, half 1": "exchange by 5 words of the kind",
+    "occlusion mean": "occlusion by the mean embedding (the report's first opinion)",
+    "occlusion pad": "occlusion by a neutral token",
+    "expected gradients kind": "expected gradients: 4 ways of 9 points from words of the kind",
+    "integrated gradients mean": "integrated gradients from the mean embedding, up to 33 points",
+    "converged": "... of these, where the sum is met within a tenth",
+    "gradient times input": "gradient x input",
+    "random": "null: a random ranking",
+    "later position": "null: later tokens first",
+    "token id": "null: rare tokens (of high id) first",
+}
+Maps = dict[str, np.ndarray]
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's; NaN where one of them ranks nothing."""
+    if one.std() == 0 or other.std() == 0:
+        return float("nan")
+    return float(spearmanr(one, other)[0])
+
+
+def read() -> dict[tuple[str, str], tuple[Maps, dict[str, float]]]:
+    """(family, prompt) -> every method's map over words, with nulls; and by what share sums were missed."""
+    found: dict[tuple[str, str], tuple[Maps, dict[str, float]]] = defaultdict(lambda: ({}, {}))
+    for line in map(json.loads, FOUND.read_text("utf-8").splitlines()):
+        words = ~np.array(line["special"])
+        maps, missed = found[line["family"], line["prompt"]]
+        maps[line["method"]] = np.array(line["map"])[words]
+        if "missed" in line:
+            missed[line["method"]] = line["missed"]
+        ids = np.array(line["ids"])[words]
+        dice = np.random.default_rng(sum(line["ids"]))
+        maps |= {"random": dice.random(len(ids)), "later position": np.arange(len(ids)), "token id": ids}
+    halves = ("shapley kind, half 1", "shapley kind, half 2")
+    return {key: value for key, value in found.items() if all(half in value[0] for half in halves)}
+
+
+def against(maps: Maps, name: str, reference: str, *, signed: bool) -> float:
+    """A method's correlation with a reference; a half of a reference is judged by the other half alone."""
+    kind = "shapley kind" if reference == SHAPLEY else "exchange"
+    halves = [maps[half] for half in (f"{kind}, half 1", f"{kind}, half 2") if half in maps]
+    if name.startswith(kind):
+        halves = halves[1:]
+    if name not in maps or not halves:
+        return float("nan")
+    one, other = maps[name], np.mean(halves, axis=0)
+    return correlation(one, other) if signed or name in NULLS else correlation(abs(one), abs(other))
+
+
+def over(values: dict[tuple[str, str], float]) -> Interval:
+    """The mean over families and prompts, with its 95 % t interval over prompts."""
+    kept = {key: value for key, value in values.items() if np.isfinite(value)}
+    if not kept:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    prompts: dict[str, list[float]] = defaultdict(list)
+    for (_, prompt), value in kept.items():
+        prompts[prompt].append(value)
+    return interval([float(np.mean(v)) for v in prompts.values()], method="t")
+
+
+def summary() -> dict[str, Any]:
+    """Every number of the table, and the choice that the rule makes."""
+    data = read()
+    rows: dict[str, Any] = {}
+    for name in NAMES:
+        source = "integrated gradients mean" if name == "converged" else name
+        part = {
+            key: maps for key, (maps, missed) in data.items() if name != "converged" or missed.get(source, 1) <= 0.1
+        }
+        told: dict[str, Any] = {}
+        for label, reference, signed in (
+            ("shapley", SHAPLEY, False),
+            ("shapley_signed", SHAPLEY, True),
+            ("exchange", EXCHANGE, False),
+        ):
+            values = {key: against(maps, source, reference, signed=signed) for key, maps in part.items()}
+            told[label] = _rounded(over(values))
+            if label == "shapley":
+                told["families"] = {
+                    f: _rounded(over({key: v for key, v in values.items() if key[0] == f})) for f in FAMILIES
+                }
+        rows[name] = told
+    low = {name: rows[name]["shapley"]["low"] for name in NAMES if name not in (*NULLS, FIRST_OPINION, "converged")}
+    good = {name: value for name, value in low.items() if value is not None and value >= BAR}
+    half = rows["shapley kind, half 1"]["shapley"]["value"]
+    whole = 2 * half / (1 + half)
+    return {
+        "prompts": len({prompt for _, prompt in data}),
+        "families": {f: sum(key[0] == f for key in data) for f in FAMILIES},
+        "split_half": half,
+        "reliability": round(whole, 3),
+        "ceiling": round(whole**0.5, 3),
+        "bar": BAR,
+        "second_opinion": max(good, key=lambda name: good[name]) if good else None,
+        "methods": rows,
+    }
+
+
+def _rounded(found: Interval) -> dict[str, float | int | None]:
+    number = lambda x: None if not np.isfinite(x) else round(float(x), 3)  # noqa: E731
+    return {"value": number(found.value), "low": number(found.low), "high": number(found.high), "n": found.n}
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/attribution.md."""
+
+    def cell(told: dict[str, Any], ends: bool = True) -> str:
+        if told["value"] is None:
+            return ""
+        if not ends or told["low"] is None:
+            return f"{told['value']:.2f}"
+        return f"{told['value']:.2f} [{told['low']:.2f}, {told['high']:.2f}]"
+
+    chosen = found["second_opinion"]
+    verdict = (
+        f"By this rule the second opinion of the report is **{NAMES[chosen]}**."
+        if chosen
+        else "No method passes, so the report gives no second opinion."
+    )
+    counts = ", ".join(f"{n} on {family}" for family, n in found["families"].items())
+    head = f"""# Which attribution of tokens can be believed
+
+Made by `python bench/attribution.py table`; do not edit. {found["prompts"]} prompts ({counts}).
+
+The reference is the Shapley value of each word, absent words being others of their kind: sums over
+random subsets, which favour neither a method that changes one token (occlusion) nor one that fades
+all (integrated gradients). Two halves of 8 orders each, independently drawn, agree to
+{found["split_half"]:.2f} (Spearman of absolute values, mean over prompts); both together are
+reliable to {found["reliability"]:.2f}, so that even the true values would correlate with them by
+about {found["ceiling"]:.2f} only. Special tokens are left out. Intervals are 95 %, over prompts.
+
+Rule, written before the run: of all methods but occlusion, which is the first opinion, the one
+whose interval has its lower end at {found["bar"]} or above. {verdict}
+
+| method | with Shapley values | signed | with exchange | {" | ".join(FAMILIES)} | prompts |
+|---|---|---|---|{"---|" * len(FAMILIES)}---|
+"""
+    lines = []
+    for name, told in found["methods"].items():
+        families = " | ".join(cell(told["families"][f], ends=False) for f in FAMILIES)
+        shapley_cell, signed = cell(told["shapley"]), cell(told["shapley_signed"], ends=False)
+        n = told["shapley"]["n"]
+        lines.append(f"| {NAMES[name]} | {shapley_cell} | {signed} | {cell(told['exchange'])} | {families} | {n} |")
+    return head + "\n".join(lines) + "\n"
+
+
+@main.command()
+def table() -> None:
+    """Write bench/attribution.json and docs/attribution.md."""
+    found = summary()
+    (HERE / "attribution.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (HERE.parent / "docs" / "attribution.md").write_text(page(found), encoding="utf-8")
+    click.echo(page(found))
+
+
+if __name__ == "__main__":
+    main()
