@@ -79,6 +79,7 @@ changes:
 	@tail -qn +1 $(filter-out changes/README.md,$(wildcard changes/*.md))
 
 pages: setup
+	$(BIN)/python -m stratoscope.results.axes
 	$(BIN)/python -m stratoscope.claims.pages
 
 clean:

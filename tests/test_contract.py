@@ -30,7 +30,8 @@ from stratoscope.errors import FamilyError, InputError, SiteError
 from stratoscope.lab import planted
 from stratoscope.models import LM, wrap
 from stratoscope.models.attention import configs_of
-from stratoscope.results import AXES, load, save
+from stratoscope.results import axes as words_of
+from stratoscope.results import load, save
 
 # rooms whose methods run hundreds of passes are tried on fewer families
 FEWER = {"circuits": ("gpt2", "bert")}
@@ -258,7 +259,7 @@ def test_a_result_is_whole_labelled_and_kept(address: str, name: str, tmp_path: 
     result = supported(address, name)
     assert result.data_vars
     for key, array in everything(result).items():
-        assert set(map(str, array.dims)) <= set(AXES), key
+        assert set(map(str, array.dims)) <= set(words_of.words(address)), key
         assert array.dtype.kind in "fiubO", key
     numbers = [a for a in result.data_vars.values() if a.dtype.kind == "f"]
     assert not numbers or any(np.isfinite(a.values).any() for a in numbers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from stratoscope.errors import ResultError
-from stratoscope.results import AXES, dataset, label
+from stratoscope.results import AXES, axes, dataset, label
 
 
 def test_label_names_axes_and_stamps_provenance() -> None:
@@ -125,3 +127,27 @@ def test_refusals_name_both_variables() -> None:
 
 def test_every_axis_word_has_a_meaning_of_one_line() -> None:
     assert all(word.isidentifier() and meaning and "\n" not in meaning for word, meaning in AXES.items())
+    own = axes.declared()
+    assert own["tokens/transition_loss.py"].keys() == {"transition"}
+    for file, table in own.items():
+        assert all(word.isidentifier() and meaning and "\n" not in meaning for word, meaning in table.items()), file
+        assert not table.keys() & AXES.keys(), f"{file} takes a word that means something else everywhere"
+
+
+def test_a_method_may_use_the_words_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("stratoscope.layers.planted")
+    monkeypatch.setitem(sys.modules, "stratoscope.layers.planted", module)
+    with pytest.raises(ResultError, match="'crystal', which is not an axis word"):
+        label([1.0, 2.0], "crystal", name="x", method="layers.planted")
+    module.AXES = {"crystal": "a made-up thing"}
+    assert label([1.0, 2.0], "crystal", name="x", method="layers.planted").dims == ("crystal",)
+    with pytest.raises(ResultError, match="not an axis word"):
+        label([1.0, 2.0], "crystal", name="x", method="layers.another")
+
+
+def test_words_declared_in_files_are_found(tmp_path) -> None:
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "one.py").write_text('AXES = {"no": "first line"}\n')
+    (tmp_path / "layers" / "two.py").write_text('import os\n\nAXES: dict[str, str] = {"crystal": "made up"}\n')
+    (tmp_path / "layers" / "three.py").write_text("import os\n\nAXES = os.environ\n")
+    assert axes.declared(tmp_path) == {"layers/two.py": {"crystal": "made up"}}

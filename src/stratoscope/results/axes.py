@@ -1,6 +1,14 @@
-"""The axis words: every dimension of every result has one of these names, and each means one thing."""
+"""The axis words: every dimension of every result has one of these names, and each means one thing.
+
+A word that one method or one room alone needs is declared there, as `AXES = {"word": "what it means"}` at the top
+level of the method's file or of the room's `__init__.py`; it may not take a word that stands here.
+"""
 
 from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
 
 AXES: dict[str, str] = {
     "example": "one prompt, image or pair of the input",
@@ -23,5 +31,58 @@ AXES: dict[str, str] = {
     "step": "a step of generation, training or integration",
     "expert": "an expert of a mixture-of-experts layer",
     "draw": "one of several random draws",
-    "transition": "from the kind of one token to the kind of the next, such as function->content",
 }
+
+
+def words(method: str) -> dict[str, str]:
+    """The words that the results of a method (`tokens.transition_loss`) may use, with what they mean."""
+    room = method.partition(".")[0]
+    modules = (sys.modules.get(f"stratoscope.{name}") for name in (room, method))
+    own = (vars(module).get("AXES", {}) for module in modules if module is not None)
+    return {word: meaning for table in (*own, AXES) for word, meaning in table.items()}
+
+
+def declared(root: Path | None = None) -> dict[str, dict[str, str]]:
+    """The words declared beside the global ones, by the file (`tokens/transition_loss.py`) that declares them.
+
+    Files are read, not imported. root: the package's folder.
+    """
+    folder = Path(__file__).parents[1] if root is None else root
+    found = {}
+    for path in sorted(folder.glob("*/**/*.py")):
+        if "\nAXES" in (text := path.read_text(encoding="utf-8")) and path != Path(__file__):
+            found[path.relative_to(folder).as_posix()] = _table(text)
+    return {name: table for name, table in found.items() if table}
+
+
+def _table(text: str) -> dict[str, str]:
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        named = any(isinstance(target, ast.Name) and target.id == "AXES" for target in targets)
+        if named and isinstance(value, ast.Dict):
+            return ast.literal_eval(value)
+    return {}
+
+
+def page() -> str:
+    """docs/axes.md, whole."""
+    rows = [f"| `{word}` | {meaning} |" for word, meaning in AXES.items()]
+    own = [
+        f"| `{word}` | {meaning} | [`{file}`](../src/stratoscope/{file}) |"
+        for file, table in declared().items()
+        for word, meaning in table.items()
+    ]
+    lines = [_OPENING, "| axis | meaning |", "|---|---|", *rows]
+    lines += ["", "Words that one method or room declares for itself:", "", "| axis | meaning | declared in |"]
+    return "\n".join([*lines, "|---|---|---|", *own, ""])
+
+
+_OPENING = """# Axes: the words of every result
+
+A result is an xarray DataArray or Dataset whose axes are named by these words and no others (`stratoscope.results.AXES`).
+Padding is NaN in numbers and "" in text. This page is generated: `make pages`.
+"""
+
+if __name__ == "__main__":
+    (Path(__file__).parents[3] / "docs" / "axes.md").write_text(page(), encoding="utf-8")

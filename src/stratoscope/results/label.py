@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from stratoscope.errors import ResultError
-from stratoscope.results.axes import AXES
+from stratoscope.results import axes
 
 
 def label(
@@ -72,7 +72,8 @@ def dataset(
     """
     given = {name: spec if isinstance(spec, tuple) else (name, spec) for name, spec in (coords or {}).items()}
     sizes: dict[str, tuple[int, str]] = {}
-    arrays = {name: _variable(name, spec, sizes) for name, spec in [*variables.items(), *given.items()]}
+    words = axes.words(method)
+    arrays = {name: _variable(name, spec, sizes, words) for name, spec in [*variables.items(), *given.items()]}
     for name in variables:
         if name in given or name in sizes:
             raise ResultError(f"{name!r} names both a variable and an axis or coordinate. Rename the variable.")
@@ -92,16 +93,18 @@ def dataset(
     return xr.Dataset({name: arrays[name] for name in variables}, {name: arrays[name] for name in given}, attrs=stamped)
 
 
-def _variable(name: str, spec: tuple[Any, ...], sizes: dict[str, tuple[int, str]]) -> xr.Variable:
-    """Check one array against the vocabulary and against the `sizes` seen so far, which it extends."""
+def _variable(
+    name: str, spec: tuple[Any, ...], sizes: dict[str, tuple[int, str]], words: Mapping[str, str]
+) -> xr.Variable:
+    """Check one array against the axis words and against the `sizes` seen so far, which it extends."""
     if len(spec) != 2:
         raise ResultError(f"{name!r} was given as {len(spec)} things; give it as (axes, values).")
     dims = (spec[0],) if isinstance(spec[0], str) else tuple(spec[0])
     array = _array(name, spec[1])
     for word in dims:
-        if word not in AXES:
-            near = get_close_matches(str(word), AXES, 3)
-            hint = f"nearest: {', '.join(near)}" if near else f"the words are {', '.join(AXES)}"
+        if word not in words:
+            near = get_close_matches(str(word), words, 3)
+            hint = f"nearest: {', '.join(near)}" if near else f"the words are {', '.join(words)}"
             raise ResultError(f"{name!r} uses {word!r}, which is not an axis word; {hint}.")
     if len(set(dims)) != len(dims):
         raise ResultError(f"{name!r} names an axis twice in {dims}. Attention has `query` and `key` for this.")

@@ -34,6 +34,7 @@ from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 from stratoscope.tokens._surprisal import real_rows, surprisal
 
+AXES = {"transition": "from the kind of one token to the kind of the next, such as function->content"}
 TRANSITIONS = ("content->content", "content->function", "function->content", "function->function")
 NULL = "the label of the token before, dealt out anew to token types that together occur as often"
 
