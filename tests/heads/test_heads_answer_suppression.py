@@ -74,3 +74,12 @@ def test_refusals() -> None:
         answer_suppression.measure(lm_of("bert"), ROWS)
     with pytest.raises(SiteError):
         answer_suppression.measure(lm_of("llama"), ROWS, layer=9)
+
+
+@pytest.mark.parametrize("layer", [-4, -5, 3])
+def test_a_layer_that_is_not_there_is_refused_from_the_end_as_well(layer: int) -> None:
+    """-5 of 3 layers was answered with the numbers of -2."""
+    with pytest.raises(SiteError, match=f"layer={layer}: this model has 3"):
+        answer_suppression.measure(lm_of("llama"), ROWS, layer=layer)
+    first = answer_suppression.measure(lm_of("llama"), ROWS, layer=-3)
+    close(first.head_write, answer_suppression.measure(lm_of("llama"), ROWS, layer=0).head_write, 1e-9)

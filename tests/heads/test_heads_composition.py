@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from heads.subjects import ROWS, close, lm_of, padded, untouched
 from stratoscope.errors import InputError, SiteError
@@ -121,3 +122,11 @@ def test_refusals() -> None:
             composition.measure(lm_of(name), ROWS)
     with pytest.raises(SiteError, match="ALiBi"):
         composition.measure(lm_of("bloom"), ROWS)
+
+
+def test_one_layer_has_no_edges_between_layers() -> None:
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    with pytest.raises(SiteError, match="one layer: no head writes before another"):
+        composition.measure(wrap(LlamaForCausalLM(config).eval()), [[3, 4, 5]])

@@ -63,6 +63,25 @@ def test_an_induction_circuit_recalls_a_list_and_a_permuted_one_less() -> None:
     assert float(same.surprisal[0, 1:].mean()) < 0.6 * float(other.surprisal[0, 1:].mean())
 
 
+@pytest.mark.parametrize("opening", [[], [11, 12]])
+def test_repeat_is_the_ratio_of_medians_of_the_same_tokens(opening: list[int], monkeypatch) -> None:
+    """numpy's median, of an even number of tokens too; tokens without a `first` are in neither."""
+    lm = tiny.lm("gpt2")
+    if opening:
+        monkeypatch.setattr(verbatim_recall, "before", lambda lm: opening)
+    texts = [[5, 9, 31, 7], [8, 40, 3], [77, 2, 19, 4, 60, 61], [9]]
+    found = verbatim_recall.measure(lm, texts, earlier=[[44, 45, 46]] * 4)
+    for number in range(4):
+        here = np.isfinite(found["first"].values[number])
+        assert here.sum() == len(texts[number]) - (not opening)
+        if here.any():
+            for name, of in (("repeat", "surprisal"), ("repeat_null", "null")):
+                ratio = np.median(found[of].values[number][here]) / np.median(found["first"].values[number][here])
+                assert float(found[name][number]) == pytest.approx(float(ratio), rel=1e-5)
+        else:
+            assert np.isnan(found.repeat[number])
+
+
 def test_what_cannot_be_asked() -> None:
     lm = tiny.lm("llama")
     with pytest.raises(InputError, match="one for each"):

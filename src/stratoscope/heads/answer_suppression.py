@@ -53,6 +53,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed:
     if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
         raise SiteError(f"{lm.family.name}'s logits are not linear in what its heads write, so no head has a share.")
     depth = lm.dims.layers
+    if not -depth <= layer < depth:
+        raise SiteError(f"layer={layer}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1 from the end.")
     at = f"layers.{layer + depth if layer < 0 else layer}"
     lm.layout.resolve(f"{at}.attn.z")
     batch = lm.batch(inputs)

@@ -72,7 +72,10 @@ def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
     those weaker than a hundredth of the strongest do not count. inputs: prompts, for `used` alone. top: how many of a
     sender's strongest may be chosen (default all). Raises SiteError where q, k and v are not linear in the stream.
     """
-    wires, (q, k, v), o = wiring(lm), reads(lm), writes(lm)
+    wires = wiring(lm)
+    if wires.layers < 2:
+        raise SiteError(f"this {lm.family.name} has one layer: no head writes before another one reads.")
+    (q, k, v), o = reads(lm), writes(lm)
     u, s, _ = svd_of_product(o, v)
     if top is not None and not 1 <= top <= u.shape[-1]:
         raise InputError(f"top={top}: choose 1 to {u.shape[-1]} components.")

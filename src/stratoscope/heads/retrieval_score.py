@@ -9,7 +9,8 @@ Paper: retrieval-heads
 pattern[h, t] is that of the position which says needle[t]. Instead of decoding, one pass is given the whole needle
 again, and every needle token is asked at once. Where the model recites the needle this is greedy decoding exactly; after
 a mistake it is put right again, where decoding would go astray. The paper divides the set of copied words by the set
-of the needle's words; here each token counts, and those given as cue do not.
+of the needle's words; here each token counts, and those given as cue do not. The token that a tokenizer begins every
+text with (<s>) stands once, before the haystack.
 
 null: attention that reads alike all it may see, on the tokens that the model says.
 Reads as: who copies out of the context, token by token. Does not show that the model needs this head: mask it
@@ -27,6 +28,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stratoscope.engine.pieces import before, pieces
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
@@ -71,14 +73,13 @@ def measure(
     lm.layout.resolve(["layers.*.attn.pattern", "logits"])
     if not lm.family.towers[""].causal or lm.family.vision_only:
         raise SiteError(f"{lm.family.name} does not go on from a text: it cannot be asked to recite a needle.")
-    batch = lm.batch(inputs)
-    ids, mask = batch.text
+    needles = pieces(lm, inputs)
+    batch = lm.batch(needles)
     cues = [cue] * len(batch) if isinstance(cue, int) else list(cue)
     if len(cues) != len(batch) or not 0.0 <= depth <= 1.0:
         raise InputError(f"{len(cues)} cues for {len(batch)} needles, depth={depth}: one cue each, a depth of 0 to 1.")
     score, chance, recall, notes = [], [], [], []
-    for row, real, given in zip(ids, mask, cues):
-        needle = row[real].tolist()
+    for needle, given in zip(needles, cues):
         if not 1 <= given < len(needle):
             raise InputError(
                 f"cue={given} of a needle of {len(needle)} tokens: at least one is given and one is asked."
@@ -118,7 +119,9 @@ def text(hay: Sequence[int], needle: Sequence[int], cue: int, at: int) -> list[i
 
 def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score (layer, head), chance and recall of one needle."""
-    inputs = lm.batch([text(hay, needle, len(needle) - 1, at)])
+    start = before(lm)
+    at += len(start)
+    inputs = lm.batch([text([*start, *hay], needle, len(needle) - 1, at)])
     ids = inputs.text[0][0]
     asks = list(range(cue - len(needle), 0))
     last = f"layers.{lm.dims.layers - 1}.resid_post"
@@ -135,13 +138,13 @@ def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[
 def _haystack(lm: LM, given: Any, needle: Sequence[int], length: int, seed: int) -> list[int]:
     """The first `length` tokens, or as many as there are and the context holds beside two needles."""
     context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
-    room = min(length, context - lm.family.reserved_positions - 2 * len(needle) + 1)
+    room = min(length, context - lm.family.reserved_positions - 2 * len(needle) + 1 - len(before(lm)))
     if room < 1:
         raise InputError(
             f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens, said twice."
         )
     if given is not None:
-        return lm.batch(given).example(0).text[0][0, :room].tolist()
+        return pieces(lm, given)[0][:room]
     known = lm.dims.vocab if lm.tokenizer is None else min(lm.dims.vocab, len(lm.tokenizer))
     special = [] if lm.tokenizer is None else [*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder]
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(known), special))

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stratoscope.engine.metric import Target, Words, target
+from stratoscope.engine.pieces import before
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.maths.norm import FrozenNorm, freeze
@@ -134,11 +135,9 @@ def measure(
 
 def _said_twice(lm: LM, repeats: int, length: int, seed: int) -> tuple[list[list[int]], int, list[str]]:
     """Random texts, each said twice after the token that prompts start with; their length; notes."""
-    tokenizer, known, start = lm.tokenizer, lm.dims.vocab, []
-    if tokenizer is not None:
-        known = min(known, len(tokenizer))
-        firsts = (tokenizer.bos_token_id, tokenizer.cls_token_id)
-        start = [i for i in tokenizer("")["input_ids"][:1] if i in firsts]
+    known, start = lm.dims.vocab, before(lm)
+    if lm.tokenizer is not None:
+        known = min(known, len(lm.tokenizer))
     words = np.setdiff1d(np.arange(known), _special(lm))
     context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
     size = min(length, len(words), (context - len(start)) // 2)

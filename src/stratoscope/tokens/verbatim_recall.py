@@ -4,7 +4,10 @@ Paper: verbatim-memory
 
     surprisal[token] = -log2 p(token | opening, earlier, between, the text up to it)       in bits
     first[token]     = -log2 p(token | opening, the text up to it)
-    repeat           = median surprisal / median first           over a text's tokens; 0 recalls all, 1 nothing
+    repeat           = median surprisal / median first           0 recalls all, 1 nothing
+
+Both medians are over the same tokens, those of the text that have a `first`. Texts are joined without the tokens that a
+tokenizer puts around each (<s>), which stand once, before everything.
 
 The paper's text is a list of nouns that a story repeats; here any text, and any `earlier` one: the same (default), its
 words in another order, other words. The paper's x2 / x1 has the first list of the same story as x1; a causal model cannot
@@ -23,13 +26,14 @@ from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stratoscope.engine.pieces import before, pieces
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
-from stratoscope.tokens._surprisal import nats, real_rows, surprisal
+from stratoscope.tokens._surprisal import nats, surprisal
 
 NULL = "random tokens in place of the earlier text"
 
@@ -49,21 +53,23 @@ def measure(
     stands before the earlier text, and between the two. seed: of the null. Raises InputError when there is not one
     earlier text for each, or all does not fit the context; SiteError for a model that is no causal language model.
     """
-    batch = lm.batch(inputs)
-    texts = real_rows(batch)
-    before = texts if earlier is None else real_rows(lm.batch(earlier))
-    if len(before) != len(texts):
-        raise InputError(f"there are {len(texts)} texts and {len(before)} earlier ones: give one for each.")
-    start, pause = (_ids(lm, text) for text in (opening, between))
-    noise = [_noise(lm, len(row), seed) for row in before]
+    texts = pieces(lm, inputs)
+    batch = lm.batch(texts)
+    read = texts if earlier is None else pieces(lm, earlier)
+    if len(read) != len(texts):
+        raise InputError(f"there are {len(texts)} texts and {len(read)} earlier ones: give one for each.")
+    opened, pause = (pieces(lm, text)[0] if text else [] for text in (opening, between))
+    start = [*before(lm), *opened]
+    noise = [_noise(lm, len(row), seed) for row in read]
     runs = {
-        "surprisal": [[*start, *old, *pause, *text] for old, text in zip(before, texts)],
+        "surprisal": [[*start, *old, *pause, *text] for old, text in zip(read, texts)],
         "first": [[*start, *text] for text in texts],
         "null": [[*start, *old, *pause, *text] for old, text in zip(noise, texts)],
     }
     width = max(map(len, texts))
     values = {name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()}
-    middle = {name: x.nanmedian(dim=1).values for name, x in values.items()}
+    asked = ~values["first"].isnan()  # of all three: without an opening, the first token has no `first`
+    middle = {name: _medians(x, asked) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
     axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])
     axes["repeat_null"] = (("example",), middle["null"] / middle["first"])
@@ -78,8 +84,13 @@ def measure(
     )
 
 
-def _ids(lm: LM, text: str) -> list[int]:
-    return lm.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+def _medians(
+    x: Float[Tensor, "example position"], asked: Bool[Tensor, "example position"]
+) -> Float[Tensor, " example"]:
+    """Each row's median: of an even number, the mean of the middle two (torch's own is the lower one). NaN for none."""
+    return torch.stack(
+        [row[here].quantile(0.5) if here.any() else row.new_tensor(torch.nan) for row, here in zip(x, asked)]
+    )
 
 
 def _noise(lm: LM, count: int, seed: int) -> list[int]:
