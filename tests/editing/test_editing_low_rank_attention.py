@@ -66,6 +66,21 @@ def test_an_edit_can_be_kept(tmp_path) -> None:
         assert torch.equal(lm(inputs)["logits"], inside)
 
 
+@pytest.mark.parametrize("queries", [None, -1, [0, -1]])
+def test_padding_says_nothing_of_a_head(queries) -> None:
+    """Prompts of unequal length name the directions that each alone would add, whatever stands at padding."""
+    from dataclasses import replace
+
+    lm = lm_of("llama")
+    batch = lm.batch([[3, 14, 15, 92, 65, 35, 89], [38, 46, 26]])
+    values = []
+    for pad in (0, 7):
+        padded_ids = torch.where(batch.mask, batch.ids, pad)
+        made = low_rank_attention.edit(lm, [(1, 1)], prompts=replace(batch, ids=padded_ids), queries=queries, rank=2)
+        values.append(torch.stack([change.value.T @ change.value for change in made.interventions]))
+    close(values[0], values[1])
+
+
 def test_refusals() -> None:
     lm = lm_of("llama")
     for request, options, said in (

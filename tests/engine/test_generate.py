@@ -64,6 +64,8 @@ def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
         [knock_out("*", None, 1)],
         [knock_out(1, 4, [0, 2])],
         [add("layers.1.resid_post", 9 * VALUE, positions=-2, examples=[1])],
+        [add("layers.*.attn.v", 6.0, positions=-2, units=[0])],  # keys and values are read again at every step
+        [scaled("layers.*.attn.k", -4.0, positions=1), add("layers.0.attn.v", -5.0, positions=0, examples=[0])],
     ]
     changed = 0
     for case in cases:
@@ -76,6 +78,133 @@ def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
         plain = generate(tiny.lm(name), PROMPTS, tokens=5, **ENDLESS)
         changed += any(a.tolist() != b.tolist() for a, b in zip(got, plain))
     assert changed >= 5
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_changed_keys_and_values_last(name: str, kind: str) -> None:
+    """The logits of every step, not the chosen ids alone, equal those of a run without a cache."""
+    lm, options = tiny.lm(name), {} if kind == "dynamic" else {"cache_implementation": kind}
+    changes = [add("layers.1.attn.v", 3.0, positions=-2), scaled("layers.0.attn.k", -2.0, positions=2)]
+    with intervene(lm, *changes), trace(lm, "logits", positions=-1, stop=False) as seen:
+        new = generate(lm, PROMPTS, tokens=6, **ENDLESS, **options)
+    for example, prompt in enumerate(PROMPTS):
+        ids = prompt + new[example].tolist()
+        own = [alone(change, len(prompt)) for change in changes]
+        with torch.no_grad(), intervene(lm, *own):
+            whole = lm([ids])["logits"][0]
+        for step, logits in enumerate(seen.steps("logits")):
+            assert tiny.gap(logits[example], whole[len(prompt) - 1 + step]) < 1e-4, (example, step)
+
+
+KEYED = ("layers.0.attn.pattern", "layers.1.attn.scores", "layers.0.attn.k", "layers.1.attn.v")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2"])
+def test_keys_are_the_examples_own_at_every_step(name: str, kind: str) -> None:
+    """Of unequal prompts, and after a sliding window has moved on: as in one run over the whole sequence."""
+    lm, options = tiny.lm(name), {} if kind == "dynamic" else {"cache_implementation": kind}
+    with trace(lm, *KEYED, stop=False) as seen:
+        new = generate(lm, PROMPTS, tokens=5, **ENDLESS, **options)
+    gone = 0
+    for example, prompt in enumerate(PROMPTS):
+        ids = prompt + new[example].tolist()
+        whole = capture(lm, [ids], *KEYED)
+        for step in range(5):
+            have = len(prompt) + step
+            for site in KEYED[:2]:
+                got, want = seen.steps(site)[step][example], whole[site][0]
+                want = want[:, : len(prompt), : len(prompt)] if not step else want[:, have - 1 : have, :have]
+                got = got[:, : want.shape[1], :have]
+                assert torch.equal(got.isinf(), want.isinf()), (site, step)
+                assert tiny.gap(got.masked_fill(got.isinf(), 0), want.masked_fill(want.isinf(), 0)) < 1e-4
+            for site in KEYED[2:]:
+                got, want = seen.steps(site)[step][example, :have], whole[site][0, :have]
+                there = ~got.isnan()
+                gone += int(have - there[:, 0, 0].sum())
+                assert there[-1].all()
+                assert tiny.gap(got[there], want[there]) < 1e-4, (site, step)
+    assert bool(gone) == (name in ("mistral", "gemma2"))  # a window of 4
+
+
+def test_the_newest_key_of_every_step() -> None:
+    lm, sites = tiny.lm("llama"), ("layers.1.attn.k", "layers.1.attn.pattern")
+    with trace(lm, *sites, positions=-1, stop=False) as seen:
+        new = generate(lm, PROMPTS, tokens=3, **ENDLESS)
+    for example, prompt in enumerate(PROMPTS):
+        whole = capture(lm, [prompt + new[example].tolist()], *sites)
+        for step in range(3):
+            at = len(prompt) + step - 1
+            assert tiny.gap(seen.steps(sites[0])[step][example], whole[sites[0]][0, at]) < 1e-4
+            want = whole[sites[1]][0, :, at, : at + 1]
+            assert tiny.gap(seen.steps(sites[1])[step][example][:, : at + 1], want) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        add("layers.1.resid_post", 9 * VALUE, examples=[1]),
+        add("layers.1.resid_post", 9 * VALUE, positions=[1, -1]),
+        add("layers.0.attn.v", 6.0, positions=-2, examples=[0]),
+        add("layers.1.resid_post", torch.stack([9 * VALUE, -9 * VALUE])[:, None], positions=[[2], [-1]]),
+        knock_out("*", None, 1),
+    ],
+)
+def test_beams_are_rows_of_their_prompt(change: Intervention, options: dict[str, int]) -> None:
+    """Several prompts with beams give what each gives alone."""
+    from dataclasses import replace
+
+    lm, each = tiny.lm("llama"), options.get("num_return_sequences", 1)
+    with intervene(lm, change):
+        got = generate(lm, PROMPTS, tokens=4, **ENDLESS, **options)
+    plain = generate(lm, PROMPTS, tokens=4, **ENDLESS, **options)
+    assert len(got) == 2 * each
+    for example, prompt in enumerate(PROMPTS):
+        own = [change] if change.examples is None or example in change.examples else []
+        own = [replace(c, examples=None) for c in own]
+        if change.value.ndim > 1:
+            at = change.positions[example]
+            own = [replace(c, value=c.value[example : example + 1], positions=at) for c in own]
+        with intervene(lm, *own):
+            want = generate(lm, [prompt], tokens=4, **ENDLESS, **options)
+        assert [x.tolist() for x in got[each * example :][:each]] == [x.tolist() for x in want]
+    assert any(a.tolist() != b.tolist() for a, b in zip(got, plain))
+
+
+def test_a_trace_of_beams_holds_every_row() -> None:
+    lm, site = tiny.lm("llama"), "layers.1.resid_post"
+    with trace(lm, site, positions=1, stop=False) as seen:
+        generate(lm, PROMPTS, tokens=2, num_beams=2, **ENDLESS)
+    one = capture(lm, PROMPTS, site, positions=1)[site]
+    assert tiny.gap(seen[site], one.repeat_interleave(2, dim=0)) < 1e-4
+
+
+def test_nothing_is_compiled_while_generating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers compiles a step with a static cache on accelerators; here it is told that this is one."""
+    from transformers.generation.configuration_utils import CompileConfig
+
+    compiler = CompileConfig(backend="eager", mode=None, fullgraph=False)
+    compiler._compile_all_devices = True
+    lm = tiny.lm("llama")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    generate(lm, PROMPTS[:1], tokens=3, cache_implementation="static", compile_config=compiler, **ENDLESS)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_new_tokens": 3}, "tokens="),
+        ({"max_length": 30}, "tokens="),
+        ({"return_dict_in_generate": True}, "new ids are returned"),
+        ({"prefill_chunk_size": 4}, "one forward pass"),
+        ({"tokens": 0}, "at least one"),
+    ],
+)
+def test_options_that_would_be_lost_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        generate(tiny.lm("llama"), PROMPTS, **options)
 
 
 def alone(change: Intervention, length: int) -> Intervention:

@@ -308,7 +308,8 @@ def test_ablations_take_their_values_from_a_reference() -> None:
         < 1e-6
     )
     swapped = ablate(site, "resample", reference=seen[site])
-    assert torch.equal(swapped.value, seen[site].flip(0))
+    assert torch.equal(swapped.value[1], seen[site][0])
+    assert torch.equal(swapped.value[0], seen[site][1, :5][torch.arange(9) % 5])  # its padding stands nowhere
     three = torch.arange(3.0)[:, None, None].expand(3, 1, 32)
     for seed in range(8):
         rolled = ablate(site, "resample", reference=three, seed=seed).value[:, 0, 0].tolist()
@@ -361,3 +362,55 @@ def test_half_precision_stays_half() -> None:
     changes += [project_out("layers.1.resid_post", AXES), replaced("layers.2.attn.pattern", 0.1, positions=0)]
     with torch.no_grad(), intervene(lm, *changes):
         assert lm(PROMPTS)["logits"].dtype == torch.bfloat16
+
+
+# --- directions and padding ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["layers.1.resid_post", "layers.1.attn.z"])
+def test_project_out_takes_the_span_and_nothing_else(site: str) -> None:
+    """Repeated, dependent, zero and short directions: what a least-squares projection on the given ones takes."""
+    lm, generator = tiny.lm("llama"), torch.Generator().manual_seed(0)
+    plain = capture(lm, PROMPTS, site)[site]
+    size = plain.shape[-1]
+    one, two = torch.randn(2, size, generator=generator)
+    sets = {
+        "one": one,
+        "twice": torch.stack([one, one]),
+        "short": 1e-6 * one,
+        "zero": torch.zeros(size),
+        "one and zero": torch.stack([one, torch.zeros(size)]),
+        "dependent": torch.stack([one, two, 0.3 * one - 2 * two]),
+        "of unlike length": torch.stack([1e4 * one, 1e-4 * two]),
+        "all, twice": torch.eye(size).repeat(2, 1),
+    }
+    for name, given in sets.items():
+        rows = torch.atleast_2d(given).double()
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        span = (torch.linalg.pinv(rows, rtol=1e-6) @ rows).float()
+        with intervene(lm, project_out(site, given)):
+            got = capture(lm, PROMPTS, site)[site]
+        assert float((got - (plain - plain @ span)).norm() / plain.norm()) < 1e-5, name
+    with pytest.raises(InputError, match="finite"):
+        project_out(site, torch.tensor([1.0, torch.nan]))
+
+
+def test_no_padding_in_a_resampled_value() -> None:
+    """What stands at padding of the reference changes nothing, and values that lost their lengths are asked for them."""
+    from dataclasses import replace
+
+    lm, site = tiny.lm("llama"), "layers.1.attn.z"
+    batch = lm.batch(PROMPTS)
+    results = []
+    for pad in (0, 7):
+        padded = replace(batch, ids=torch.where(batch.mask, batch.ids, pad))
+        reference = capture(lm, padded, site)[site]
+        results.append(ours("llama", ablate(site, "resample", reference=reference)))
+        by_hand = ablate(site, "resample", reference=reference + 0.0, lengths=[9, 5])
+        assert torch.equal(ours("llama", by_hand), results[-1])
+        with pytest.raises(InputError, match="`lengths=`"):
+            ablate(site, "resample", reference=reference + 0.0)
+    assert torch.equal(results[0], results[1])
+    patterns = capture(lm, PROMPTS, "layers.1.attn.pattern")["layers.1.attn.pattern"]
+    with pytest.raises(InputError, match="one length"):
+        ablate("layers.1.attn.pattern", "resample", reference=patterns)

@@ -68,12 +68,12 @@ def edit(
         positions=[queries] if isinstance(queries, int) else queries,
     )
     has = capture(lm, batch, *(f"layers.{layer}.attn.k" for layer, _ in heads), positions=keys)
-    real = batch.text[1] if keys is None else ...
+    asking, asked = (batch.text[1] if where is None else ... for where in (queries, keys))  # padding left out
     dice = None if null is None else torch.Generator().manual_seed(null)
     changes = []
     for layer, head in heads:
-        q = asks[f"layers.{layer}.attn.q"][:, :, head].flatten(0, 1)
-        k = has[f"layers.{layer}.attn.k"][:, :, head * lm.dims.kv_heads // lm.dims.heads][real].reshape(-1, size)
+        q = asks[f"layers.{layer}.attn.q"][:, :, head][asking].reshape(-1, size)
+        k = has[f"layers.{layer}.attn.k"][:, :, head * lm.dims.kv_heads // lm.dims.heads][asked].reshape(-1, size)
         if dice is not None:
             q, k = (torch.randn(rank, size, generator=dice).to(x) for x in (q, k))
         changes += [

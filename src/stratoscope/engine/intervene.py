@@ -5,7 +5,8 @@
 
 The site's axes decide what can be narrowed: `examples`, `positions` (queries, for scores and patterns), `keys`, and
 `units`: heads, neurons or dimensions, whichever the site has. `steps` counts forward passes while generating: 0 is the
-prompt. After step 0 only one new position exists, so interventions at named positions act on step 0 alone.
+prompt. Named positions are the prompt's, so they act on step 0 alone; but keys and values (`attn.k`, `attn.v`, and
+`keys` of scores and patterns) are read again at every later step, and stay changed there, as in a run without a cache.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stratoscope.engine.select import Positions, position_index, run_at
+from stratoscope.engine.select import Positions, key_axis, position_index, run_at, take, with_gone
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
+from stratoscope.models.run import Run
 from stratoscope.models.sites import Site, parse
-from stratoscope.models.taps import Run
 
 UNIT_AXES = ("head", "kv_head", "neuron", "dim", "expert", "vocab")
 
@@ -56,63 +57,71 @@ class Intervention:
     def apply(self, x: Tensor, run: Run) -> Tensor:
         """The site's tensor with the change made; the same tensor when this step or position is not concerned."""
         run = run_at(self.site, run)
-        later = run.step > 0
-        if (self.steps is not None and run.step not in self.steps) or (later and self.positions is not None):
+        axis = key_axis(self.site)
+        queries = self.positions is not None and (axis is None or "query" in self.site.axes)
+        if (self.steps is not None and run.step not in self.steps) or (run.step > 0 and queries):
             return x
-        gone = run.past + x.shape[-2] - x.shape[-1] if self.keys is not None and run.step else 0
-        if gone > 0:  # tokens that a sliding window's cache has let go: make place for them, so that keys count from 0
-            return self._change(nn.functional.pad(x, (gone, 0)), run)[..., gone:]
+        named = self.positions if self.keys is None else self.keys
+        gone = run.gone(x.shape[axis]) if axis is not None and named is not None else 0
+        if gone:  # make place for what a sliding window's cache has let go, so that keys count from 0
+            changed = self._change(with_gone(x, axis, gone, 0.0), run)
+            return changed.narrow(axis, gone, x.shape[axis])
         return self._change(x, run)
 
     def _change(self, x: Tensor, run: Run) -> Tensor:
         index = self.index(x, run)
         chosen = x if index is None else x[index]
+        value = self.value
         if self.operation in ("replace", "add", "scale"):
-            self._refuse_misfit(chosen)
-        changed = OPERATIONS[self.operation](chosen, self.value)
+            if (
+                run.copies > 1 and value.ndim == chosen.ndim and len(value) > 1
+            ):  # one for each example: of all its beams
+                value = value.repeat_interleave(run.copies, dim=0)
+            self._refuse_misfit(value, chosen)
+        changed = OPERATIONS[self.operation](chosen, value)
         return changed if index is None else torch.index_put(x, index, changed.to(x.dtype))
 
-    def _refuse_misfit(self, chosen: Tensor) -> None:
-        pairs = zip(reversed(self.value.shape), reversed(chosen.shape))
-        if self.value.ndim > chosen.ndim or any(own not in (1, there) for own, there in pairs):
+    def _refuse_misfit(self, value: Tensor, chosen: Tensor) -> None:
+        pairs = zip(reversed(value.shape), reversed(chosen.shape))
+        if value.ndim > chosen.ndim or any(own not in (1, there) for own, there in pairs):
             raise InputError(
-                f"a value of shape {tuple(self.value.shape)} does not fit what is selected at `{self.site}`, of shape "
+                f"a value of shape {tuple(value.shape)} does not fit what is selected at `{self.site}`, of shape "
                 f"{tuple(chosen.shape)} ({', '.join(self.site.axes)}; a single position keeps its axis)."
             )
 
     def index(self, x: Tensor, run: Run) -> tuple[Tensor, ...] | None:
         """Index tensors, one for each axis up to the last narrowed one, or None for everything."""
         chosen: dict[int, Tensor] = {}
-        examples = (
-            torch.arange(x.shape[0])
-            if self.examples is None
-            else torch.as_tensor(list(self.examples), dtype=torch.long)
-        )
+        rows = self._rows(len(x), run)
         for axis, word in enumerate(self.site.axes):
             if word == "example" and self.examples is not None:
-                if not all(0 <= example < x.shape[0] for example in self.examples):
-                    raise InputError(f"examples {list(self.examples)}: this batch has {x.shape[0]}, numbered from 0.")
-                chosen[axis] = examples[:, None]
+                chosen[axis] = rows[:, None]
             elif word in ("position", "query") and self.positions is not None:
-                chosen[axis] = self._rows(self.positions, run, x, axis)
+                chosen[axis] = position_index(self.positions, run, len(x), x.shape[axis], rows.tolist())[rows]
             elif word == "key" and self.keys is not None:
-                chosen[axis] = self._rows(self.keys, run, x, axis)
+                chosen[axis] = position_index(self.keys, run, len(x), x.shape[axis], rows.tolist())[rows]
             elif word in UNIT_AXES and self.units is not None:
                 chosen[axis] = _units(self.units, x.shape[axis], word, self.site)[None]
         if not chosen:
             return None
         index = []
         for axis in range(max(chosen) + 1):
-            picked = chosen.get(axis, torch.arange(x.shape[axis])[None] if axis else examples[:, None])
+            picked = chosen.get(axis, torch.arange(x.shape[axis])[None] if axis else rows[:, None])
             shape = [1] * (max(chosen) + 1)
             shape[0] = picked.shape[0]
             shape[axis] = picked.shape[0] if axis == 0 else picked.shape[1]
             index.append(picked.reshape(shape).to(x.device))
         return tuple(index)
 
-    def _rows(self, positions: Positions, run: Run, x: Tensor, axis: int) -> Tensor:
-        index = position_index(positions, run, x.shape[0], x.shape[axis], self.examples)
-        return index if self.examples is None else index[list(self.examples)]
+    def _rows(self, count: int, run: Run) -> Tensor:
+        """The rows of the named examples (all beams of each); of all without names."""
+        if self.examples is None:
+            return torch.arange(count)
+        there = count // run.copies
+        if not all(0 <= example < there for example in self.examples):
+            raise InputError(f"examples {list(self.examples)}: this batch has {there}, numbered from 0.")
+        first = torch.tensor(list(self.examples), dtype=torch.long) * run.copies
+        return (first[:, None] + torch.arange(run.copies)).flatten()
 
 
 @contextmanager
@@ -178,9 +187,18 @@ def clamped(site: str | Site, low: float = -torch.inf, high: float = torch.inf, 
 
 
 def project_out(site: str | Site, directions: Tensor, **where: object) -> Intervention:
-    """Remove the component in the span of `directions`: (dim,) or (direction, dim), made orthonormal first."""
-    basis = torch.linalg.qr(torch.atleast_2d(directions).float().T).Q.T
-    return Intervention(parse(site), "project_out", basis, **where)
+    """Remove the component in the span of `directions`: (dim,) or (direction, dim), of any length, repeated or
+    dependent; a zero vector spans nothing. Raises InputError for directions that are not numbers.
+    """
+    given = torch.atleast_2d(torch.as_tensor(directions)).detach().float()
+    if given.ndim != 2 or not given.isfinite().all():
+        raise InputError(
+            f"directions at `{site}` must be finite, (dim,) or (direction, dim); got {tuple(given.shape)}."
+        )
+    given = given / given.norm(dim=1, keepdim=True).clamp_min(torch.finfo(given.dtype).tiny)
+    _, sizes, basis = torch.linalg.svd(given.double(), full_matrices=False)
+    least = max(given.shape) * torch.finfo(torch.float32).eps  # below this, rounding of what was given
+    return Intervention(parse(site), "project_out", basis[sizes > least].float(), **where)
 
 
 def ablate(
@@ -189,13 +207,16 @@ def ablate(
     *,
     reference: Tensor | None = None,
     seed: int = 0,
+    lengths: Sequence[int] | None = None,
     **where: object,
 ) -> Intervention:
     """Take a site's information away.
 
     zero: put zeros. mean: put `reference`, the site's mean as `Trace.mean` gives it (real tokens only). resample: put
     the values of `reference` with its examples permuted, none left in its own place; there, reference is the site
-    (narrowed alike) on other or the same prompts, as `trace` gives it.
+    (narrowed alike) on other or the same prompts, as `trace` gives it. Where a reference prompt is shorter than the one
+    it stands for, its own tokens begin again: its padding is never put anywhere. lengths: the tokens of each reference
+    prompt, which a traced tensor knows until it is computed with.
     """
     if kind == "zero":
         return replaced(site, 0.0, **where)
@@ -207,7 +228,25 @@ def ablate(
         raise InputError(f"resample ablation of `{site}` needs at least two reference examples; got one.")
     generator = torch.Generator().manual_seed(seed)
     shift = int(torch.randint(1, reference.shape[0], (1,), generator=generator))
-    return replaced(site, reference.roll(shift, dims=0), **where)
+    return replaced(site, _without_padding(site, reference, lengths).roll(shift, dims=0), **where)
+
+
+def _without_padding(site: str | Site, reference: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """The reference with each prompt's own positions repeated after its end."""
+    words = parse(site).axes
+    axis = next((i for i, word in enumerate(words) if word in ("position", "query")), 0)
+    if reference.ndim < len(words) or reference.shape[axis] == 1:
+        return reference  # one position of each
+    known = getattr(reference, "own_lengths", None) if lengths is None else list(lengths)
+    if known is None or len(known) != len(reference) or not all(0 < n <= reference.shape[axis] for n in known):
+        raise InputError(
+            f"resample ablation of `{site}`: how many of the {reference.shape[axis]} positions of each of the "
+            f"{len(reference)} reference prompts are tokens, and how many padding? Give `lengths=`, one for each."
+        )
+    if words[axis] == "query" and len(set(known)) > 1:
+        raise InputError(f"resample ablation of `{site}` needs reference prompts of one length; they have {known}.")
+    along = torch.arange(reference.shape[axis], device=reference.device)
+    return take(reference, axis, along % torch.tensor(known, device=reference.device)[:, None])
 
 
 def knock_out(

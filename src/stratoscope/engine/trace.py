@@ -12,19 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stratoscope.engine.memory import available, predicted, refuse_above
-from stratoscope.engine.select import Positions, as_index, position_index, run_at, take
+from stratoscope.engine.select import Positions, as_index, key_axis, position_index, run_at, take, with_gone
 from stratoscope.errors import InputError, SiteError
-from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.run import Padding, Run
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run, StopForward
+from stratoscope.models.taps import StopForward
 
 
 class Trace:
@@ -33,7 +32,7 @@ class Trace:
     def __init__(self, lm: LM, sites: list[Site], positions: Positions, *, grad: bool, stop: bool) -> None:
         self.lm, self.sites, self.positions, self.grad, self.stop = lm, sites, positions, grad, stop
         self._steps: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        self._batch: Batch | None = None
+        self._padding: Padding | None = None
 
     def __getitem__(self, site: str | Site) -> Tensor:
         """The tensor at a site, with the site's axes (a single int position drops its axis). Raises SiteError."""
@@ -56,18 +55,21 @@ class Trace:
 
     def mean(self, site: str | Site) -> Tensor:
         """The site's mean over examples and real positions, padding left out: the reference of a mean ablation."""
-        at, value, batch = self.lm.layout.resolve_one(site), self[site], self._batch
+        at, value, padding = self.lm.layout.resolve_one(site), self[site], self._padding
         if "position" not in at.axes:
             raise InputError(f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there.")
-        if self.positions is None and batch is not None and run_at(at, Run(batch)).batch is not None:
-            return value[batch.mask].mean(dim=0)
+        if self.positions is None and padding is not None and run_at(at, Run(padding=padding)).padding is not None:
+            return value[padding.mask].mean(dim=0)
         return value.flatten(0, value.ndim - len(at.axes) + 1).mean(dim=0)
 
     def _read(self, site: Site, x: Tensor, run: Run) -> None:
         if not any(self._steps.values()):
             self._refuse_too_large(run)
-        self._batch = run.batch
-        if run.step == 0 or self.positions is None or self.positions == -1:  # else the position came with the prompt
+        if run.step == 0:
+            mask = None if run.batch is None else run.batch.mask
+            self._padding = run.padding if mask is None else Padding(mask.repeat_interleave(run.copies, dim=0))
+        newest = isinstance(self.positions, int) and self.positions == -1
+        if run.step == 0 or self.positions is None or newest:  # else the position came with the prompt
             self._steps[site].append(self._select(site, x, run))
         counts = {len(steps) for steps in self._steps.values()}
         if (
@@ -80,16 +82,28 @@ class Trace:
 
     def _select(self, site: Site, x: Tensor, run: Run) -> Tensor:
         run = run_at(site, run)
-        kept = x if run.shift is None or run.step else _unshifted(x, site, run.shift)
         axis = next((i for i, word in enumerate(site.axes) if word in ("position", "query")), None)
-        if run.step and axis is not None:  # only the new position is there
-            run = Run()
-        if self.positions is not None and axis is not None:
-            index = position_index(self.positions, replace(run, shift=None), x.shape[0], x.shape[axis])
-            kept = take(kept, axis, index)
-            kept = kept.squeeze(axis) if isinstance(self.positions, int) else kept
+        narrowed, keys = self.positions is not None and axis is not None, key_axis(site)
+        x = x if keys is None else _whole(x, site, keys, run)
+        own = run.batch is not None or narrowed  # else a user's own call, whose tensors stay as the user laid them out
+        if run.start is not None and own:
+            axes = (
+                [keys] if run.step else [i for i, word in enumerate(site.axes) if word in ("position", "query", "key")]
+            )
+            for moved in axes:
+                if moved is not None and not (narrowed and moved == axis):
+                    x = take(x, moved, (torch.arange(x.shape[moved]) + run.start.cpu()[:, None]) % x.shape[moved])
+        if narrowed:
+            width, at = x.shape[axis], self.positions
+            index = torch.full((len(x), 1), width - 1) if run.step else position_index(at, run, len(x), width)
+            x = take(x, axis, index)
+            x = x.squeeze(axis) if isinstance(at, int) else x
         # a copy: the model may overwrite its tensor in place later, and a view would keep the whole of it alive
-        return kept if self.grad else kept.detach().clone()
+        kept = x if self.grad else x.detach().clone()
+        if own and axis is not None and kept.ndim == len(site.axes) and not run.step:
+            known = None if narrowed and site.axes[axis] == "position" else run.lengths
+            kept.own_lengths = [kept.shape[axis]] * len(kept) if known is None else known.tolist()  # `ablate` asks
+        return kept
 
     def _refuse_too_large(self, run: Run) -> None:
         if run.batch is None:
@@ -100,13 +114,14 @@ class Trace:
         refuse_above(needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told)
 
 
-def _unshifted(x: Tensor, site: Site, shift: Tensor) -> Tensor:
-    """Generation pads left; move every example's own positions back, so that position 0 is its first token."""
-    for axis, word in enumerate(site.axes):
-        if word in ("position", "query", "key"):
-            index = (torch.arange(x.shape[axis]) + shift.cpu()[:, None]) % x.shape[axis]
-            x = take(x, axis, index)
-    return x
+def _whole(x: Tensor, site: Site, axis: int, run: Run) -> Tensor:
+    """Keys from the sequence's first position on, and none of the empty places of a cache of fixed size. What a sliding
+    window has let go: nothing is read from there (pattern 0, score -inf), and keys and values are not there (NaN)."""
+    if run.fixed and x.shape[axis] > run.past + run.new:
+        x = x.narrow(axis, 0, run.past + run.new)
+    gone = run.gone(x.shape[axis])
+    fill = {"attn.pattern": 0.0, "attn.scores": -torch.inf}.get(site.point, torch.nan)
+    return with_gone(x, axis, gone, fill) if gone else x
 
 
 @contextmanager
@@ -117,6 +132,8 @@ def trace(
 
     positions: which token positions to keep; -1 is each example's last real token; None keeps all. While generating,
     -1 is the newest token of every step, and other named positions are those of the prompt, seen at step 0 alone.
+    Keys count from an example's first token at every step. A direct call of `lm.model` is read by its attention_mask:
+    named positions are an example's own; without names, tensors are as the call laid them out.
     grad: keep the graph (else the block runs without gradients and values are detached). stop: end each forward pass
     after the last site, so that `lm(...)` returns None; a direct call of `lm.model` runs on. Raises SiteError for
     sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.

@@ -8,7 +8,7 @@ the user's own kernel runs and the configs are bit-identical to before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ NAME = "stratoscope"
 Fire = Callable[[str, Tensor], Tensor]
 # attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when someone (the sweep) computes
 # attention its own way
-_listeners: dict[nn.Module, Fire] = {}
-_replacements: dict[nn.Module, Callable[..., Tensor]] = {}
+_listeners: dict[nn.Module, list[Fire]] = {}  # outermost first
+_replacements: dict[nn.Module, list[Callable[..., Tensor]]] = {}  # the last one counts
+_switched: dict[int, tuple[Any, list[Any]]] = {}  # configs by id, and the kernel outside, once for each open seam
 # arguments of other attention functions that change the result and that `attend` does not compute
 _UNHANDLED = ("position_bias", "cache")
 
@@ -79,12 +80,17 @@ def _attend(
     if unhandled:
         raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    fire = _listeners.get(module, lambda _, x: x)
+
+    def fire(point: str, x: Tensor) -> Tensor:
+        for listener in _listeners.get(module, ()):
+            x = listener(point, x)
+        return x
+
     query, key, value = (
         fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
     )
     if module in _replacements:
-        return _replacements[module](query, key, value, attention_mask, scaling, softcap, s_aux), None
+        return _replacements[module][-1](query, key, value, attention_mask, scaling, softcap, s_aux), None
     groups = query.shape[1] // key.shape[1]
     scores = masked(scores_of(query, repeat_heads(key, groups), scaling, softcap), attention_mask)
     sinks = None if s_aux is None else s_aux.reshape(1, -1, 1, 1)
@@ -111,22 +117,43 @@ def seam(
     replacements: dict[nn.Module, Callable[..., Tensor]] | None = None,
 ) -> Iterator[None]:
     """Route the model's attention through `_attend` inside the block; configs and tables are restored on any exit."""
-    before = [(config, config._attn_implementation_internal) for config in configs_of(model)]
-    outer = {m: _listeners[m] for m in listeners if m in _listeners}
-    outer_replacements = {m: _replacements[m] for m in replacements or {} if m in _replacements}
-    try:
-        _listeners.update(listeners)
-        _replacements.update(replacements or {})
-        for config, _ in before:
-            config._attn_implementation_internal = NAME
+    with ExitStack() as stack:
+        for table, added in ((_listeners, listeners), (_replacements, replacements or {})):
+            for module, call in added.items():
+                table.setdefault(module, []).append(call)
+                stack.callback(_take_away, table, module, call)
+        for config in configs_of(model):
+            _, outside = _switched.setdefault(id(config), (config, []))
+            outside.append(outside[0] if outside else config._attn_implementation_internal)
+            stack.callback(_switch_back, config)
+            config._attn_implementation_internal = _Kernel(NAME, outside[0])
         yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
-        for table, added, old in (
-            (_listeners, listeners, outer),
-            (_replacements, replacements or {}, outer_replacements),
-        ):
-            for module in added:
-                table.pop(module, None)
-            table.update(old)
+
+
+class _Kernel(str):
+    """Our kernel's name while a seam is open. A copy of the config that is made meanwhile names the user's own."""
+
+    outside: str | None
+
+    def __new__(cls, name: str, outside: str | None) -> _Kernel:
+        made = super().__new__(cls, name)
+        made.outside = outside
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> str | None:
+        return self.outside
+
+
+def _take_away(table: dict[nn.Module, list[Any]], module: nn.Module, call: Any) -> None:
+    table[module] = [other for other in table[module] if other is not call]
+    if not table[module]:
+        del table[module]
+
+
+def _switch_back(config: Any) -> None:
+    """The last seam to close, in whatever order, gives the config its kernel back."""
+    _, outside = _switched[id(config)]
+    kernel = outside.pop()
+    if not outside:
+        del _switched[id(config)]
+        config._attn_implementation_internal = kernel

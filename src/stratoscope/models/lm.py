@@ -17,7 +17,7 @@ from stratoscope.models.family import Family
 from stratoscope.models.layout import Dims, Layout
 from stratoscope.models.readout import Readout, find
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import StopForward, Taps
+from stratoscope.models.taps import StopForward, refuse_compiled, taps_of
 from stratoscope.models.weights import matrix
 
 
@@ -39,8 +39,9 @@ class LM:
         revision: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.processor, self.family = model, tokenizer, processor, family
+        refuse_compiled(model)
         self.layout = Layout(model, family)
-        self.taps = Taps(self)
+        self.taps = taps_of(model, self.layout)
         self._name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._revision = revision
         self._readout: Readout | None = None

@@ -1,98 +1,150 @@
 """Taps: readers and editors of sites, carried by ordinary PyTorch hooks that exist only while someone listens.
 
 One hook per module and side, however many listeners: at a site all edits run first, outermost context first, then all
-reads, so that a reader always sees what the model goes on with. `trace` and `intervene` are built on this.
+reads, so that a reader always sees what the model goes on with. `trace` and `intervene` are built on this. All LMs
+around one model share its taps; one thread at a time may use them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from threading import Lock, get_ident
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from stratoscope.errors import SiteError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models.attention import seam
 from stratoscope.models.batch import Batch
 from stratoscope.models.family import Point
+from stratoscope.models.layout import Layout
+from stratoscope.models.run import Run
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, Site
-
-if TYPE_CHECKING:
-    from stratoscope.models.lm import LM
 
 
 class StopForward(Exception):
     """Raised by a reader that has all it wants; the LM ends the forward pass there."""
 
 
-@dataclass
-class Run:
-    """What is running: the batch (None when the user calls the Hugging Face model directly), how many forward passes
-    came before this one since the model was last started, how far generation shifted each example to the right, and how
-    many positions the cache has seen."""
-
-    batch: Batch | None = None
-    step: int = 0
-    shift: Tensor | None = None
-    past: int = 0
-
-
 Edit = Callable[[Tensor, Run], Tensor]
 Read = Callable[[Tensor, Run], None]
 _ORDER = {point: number for number, point in enumerate([*POINTS, *GLOBAL_POINTS])}
+_LOCK = Lock()
+
+
+class Hook:
+    """A PyTorch hook of one model's taps. A deep copy of the model, made while it is up, gets one that does nothing."""
+
+    def __init__(self, taps: Taps, call: Callable[..., Any]) -> None:
+        self.taps, self.call = taps, call
+
+    def __call__(self, *given: Any) -> Any:
+        self.taps.refuse_other_threads()
+        return self.call(*given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+
+def _nothing(*given: Any) -> None:
+    return None
 
 
 class Taps:
     """The listeners of one model. `using` adds some for the length of a block."""
 
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.model, self.layout = model, layout
         self.run = Run()
         self.listening: list[tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]] = []
         self._layer_input: dict[tuple[str, int], Tensor] = {}
         self._open = ExitStack()
+        self._thread, self._depth = 0, 0
+        self._training: list[nn.Module] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return taps_of, (self.model, self.layout)  # a copy listens to the copied model, and nobody to it
 
     @contextmanager
     def using(
         self, edits: Mapping[Site, list[Edit]] | None = None, reads: Mapping[Site, list[Read]] | None = None
     ) -> Iterator[Run]:
-        """Listen inside the block. Sites must be resolved and exist (`LM.sites`); everything is undone on any exit."""
+        """Listen inside the block. Sites must be resolved and exist (`LM.sites`); everything is undone on any exit.
+
+        Raises InputError for a compiled model, and while another thread uses it.
+        """
         mine = (edits or {}, reads or {})
-        training = [module for module in self.lm.model.modules() if module.training]
-        self.listening.append(mine)
-        try:
-            self._install()
-            self.lm.model.eval()
-            yield self.run
-        finally:
-            self.listening = [other for other in self.listening if other is not mine]
-            for module in training:
-                module.training = True
-            self._layer_input.clear()
-            self._install()
+        if not self.listening:
+            refuse_compiled(self.model)
+        with self._mine():
+            self.listening.append(mine)
+            try:
+                self._install()
+                yield self.run
+            finally:
+                self.listening = [other for other in self.listening if other is not mine]
+                self._layer_input.clear()
+                self._install()
 
     @contextmanager
     def only(self, *listening: tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]) -> Iterator[None]:
         """Inside the block exactly these listen: for passes whose rows are not what listeners outside take them for."""
-        outer, self.listening = self.listening, list(listening)
-        try:
-            self._install()
-            yield
-        finally:
-            self.listening = outer
-            self._install()
+        with self._mine():
+            outer, self.listening = self.listening, list(listening)
+            try:
+                self._install()
+                yield
+            finally:
+                self.listening = outer
+                self._install()
 
     @contextmanager
-    def running(self, batch: Batch | None, shift: Tensor | None = None) -> Iterator[None]:
-        """Say what runs inside the block, so that `-1` means an example's last real token; steps count from 0."""
-        outer, self.run.batch, self.run.step, self.run.shift = vars(self.run).copy(), batch, 0, shift
+    def running(self, batch: Batch | None, shift: Tensor | None = None, copies: int = 1) -> Iterator[None]:
+        """Say what runs inside the block, so that `-1` means an example's last real token; steps count from 0.
+
+        shift: (example,) how far padding moved it. copies: rows of each example.
+        """
+        with self._mine():
+            outer = vars(self.run).copy()
+            vars(self.run).update(vars(Run(batch, shift=shift, copies=copies)))
+            try:
+                yield
+            finally:
+                vars(self.run).update(outer)
+
+    @contextmanager
+    def _mine(self) -> Iterator[None]:
+        """The model belongs to this thread inside the block, and is in evaluation mode: the same model with and without
+        listeners. The outermost block sets training flags back."""
+        with _LOCK:
+            if self._depth:
+                self.refuse_other_threads()
+            self._thread, self._depth = get_ident(), self._depth + 1
         try:
+            if self._depth == 1 or self.model.training:
+                training = [module for module in self.model.modules() if module.training]
+                self._training += training
+                for module in training:
+                    module.training = False
             yield
         finally:
-            vars(self.run).update(outer)
+            with _LOCK:
+                self._depth -= 1
+            if not self._depth:
+                for module in self._training:
+                    module.training = True
+                self._training = []
+
+    def refuse_other_threads(self) -> None:
+        """Raises InputError in any thread but the one that listens or runs."""
+        if self._depth and self._thread != get_ident():
+            raise InputError(
+                "this model is being run, read or changed by another thread, and what happens there would reach this "
+                "thread too. Give each thread a model of its own (`copy.deepcopy(lm)`), or let them take turns."
+            )
 
     def _install(self) -> None:
         """Put up exactly the hooks that today's listeners need."""
@@ -102,31 +154,28 @@ class Taps:
         post: dict[nn.Module, list[tuple[Site, Point]]] = {}
         inside: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
         for site in sites:
-            module, point = self.lm.layout.locate(site)
+            module, point = self.layout.locate(site)
             if point.where == "seam":
                 inside[module] = lambda name, x, at=site: self._fire(Site(at.tower, at.layer, name), x)
             else:
                 (pre if point.where == "input" else post).setdefault(module, []).append((site, point))
             if site.layer is not None and site.point not in ("resid_pre", "resid_post"):
-                pre.setdefault(self.lm.layout.layer(site), [])
-        remember = {self.lm.layout.layer(s): (s.tower, s.layer) for s in sites if s.layer is not None}
+                pre.setdefault(self.layout.layer(site), [])
+        remember = {self.layout.layer(s): (s.tower, s.layer) for s in sites if s.layer is not None}
         for module, here in pre.items():
-            hook = self._before(here, remember.get(module))
+            hook = Hook(self, self._before(here, remember.get(module)))
             self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         for module, here in post.items():
             # first of all: Transformers collects hidden states by hooks of its own, and LLaVA goes on with those
-            self._open.callback(module.register_forward_hook(self._after(here), prepend=True).remove)
+            self._open.callback(module.register_forward_hook(Hook(self, self._after(here)), prepend=True).remove)
         if self.listening:
-            count = self.lm.model.register_forward_pre_hook(self._count, with_kwargs=True, prepend=True)
-            self._open.callback(count.remove)
+            count = Hook(self, self._count)
+            self._open.callback(self.model.register_forward_pre_hook(count, with_kwargs=True, prepend=True).remove)
         if inside:
-            self._open.enter_context(seam(self.lm.model, inside))
+            self._open.enter_context(seam(self.model, inside))
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """A forward pass that finds an empty cache starts anew: step 0."""
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name until Transformers 5.24, still taken
-        self.run.past = 0 if cache is None else int(cache.get_seq_length())
-        self.run.step = self.run.step + 1 if self.run.past else 0
+        self.run.note(module, args, kwargs)
 
     def _before(self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -170,7 +219,7 @@ class Taps:
     def _through(self, site: Site, point: Point, x: Tensor) -> Tensor:
         """Show listeners the site's value in canonical axes; return the module's own tensor, edited where they did."""
         start = self._layer_input.get((site.tower, site.layer)) if point.where == "sum" else None
-        scale = self.lm.layout.scale(site, point)
+        scale = self.layout.scale(site, point)
         scaled = x if scale is None else x * scale
         shown = canonical(site, point, scaled if start is None else start + scaled, self._heads(site), self._rows(site))
         changed = self._fire(site, shown)
@@ -187,11 +236,33 @@ class Taps:
         return changed.reshape(x.shape).to(x.dtype)
 
     def _heads(self, site: Site) -> int:
-        return self.lm.layout.dims[site.tower].heads if site.point == "attn.z" else 0
+        return self.layout.dims[site.tower].heads if site.point == "attn.z" else 0
 
     def _rows(self, site: Site) -> int:
         before = self._layer_input.get((site.tower, site.layer))
         return 1 if before is None or before.ndim == 2 else before.shape[0]
+
+
+_TAPS: WeakValueDictionary[int, Taps] = WeakValueDictionary()  # by the model's id: taps hold their model
+
+
+def taps_of(model: nn.Module, layout: Layout) -> Taps:
+    """The taps of a model, one for all LMs that name its sites alike."""
+    found = _TAPS.get(id(model))
+    if found is None or found.layout.family != layout.family:
+        found = _TAPS[id(model)] = Taps(model, layout)
+    return found
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises InputError where a part is compiled: compiled code does not see hooks that come after it."""
+    for name, module in model.named_modules():
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            told = f"`{name}` ({type(module).__name__})" if name else f"this {type(module).__name__}"
+            raise InputError(
+                f"{told} is compiled (torch.compile): compiled code runs past readers and interventions, which would "
+                f"do nothing. Wrap the model before compiling it, or a copy loaded anew."
+            )
 
 
 def _invertible(scale: Tensor | float, site: Site) -> Tensor | float:
