@@ -14,10 +14,11 @@ from torch import Tensor
 from heads.subjects import ROWS, close, lm_of, padded, untouched
 from models import tiny
 from stratoscope.engine.entry import entry
+from stratoscope.engine.metric import target
 from stratoscope.errors import InputError, SiteError
 from stratoscope.lab import planted
 from stratoscope.models import LM, wrap
-from stratoscope.tokens import gradient_times_input, integrated_gradients, occlusion
+from stratoscope.tokens import _kinds, gradient_times_input, integrated_gradients, occlusion
 
 ANSWER, FOIL = 5, 60
 METHODS = (gradient_times_input, integrated_gradients, occlusion)
@@ -89,6 +90,27 @@ def test_integrated_gradients_equals_a_fine_riemann_sum(model: str, baseline: Li
         close(float(found.logit_difference[e] - found.baseline_difference[e]), rise, 1e-4)
 
 
+def test_expected_gradients_are_the_mean_over_ways_from_words_of_the_kinds() -> None:
+    lm, row = lm_of("llama"), ROWS[1]
+    options = {"steps": 257, "tolerance": 1e-4, "baseline": "kind", "draws": 2, "seed": 4}
+    found = integrated_gradients.measure(lm, [ROWS[0], row], answer=ANSWER, foil=FOIL, **options)
+    batch = lm.batch([row])
+    drawn = _kinds.words(lm, batch, 2, 4, target(lm, batch, ANSWER, FOIL))[:, 0]
+    assert not {ANSWER, FOIL} & set(drawn.flatten().tolist())
+    x, _ = embeddings(lm, row)
+    a = (torch.arange(500) + 0.5) / 500
+    expected = torch.zeros(len(row))
+    rise = 0.0
+    for ids in drawn.tolist():
+        blank, _ = embeddings(lm, ids)
+        gradient = slope(lm, blank + a[:, None, None] * (x - blank)).mean(dim=0)
+        expected += (gradient * (x - blank)[0]).sum(dim=-1) / 2
+        rise += float((difference(lm, x) - difference(lm, blank)).detach()) / 2
+    close(found.attribution.values[1, : len(row)], expected.numpy(), 1e-3)
+    close(float(found.logit_difference[1] - found.baseline_difference[1]), rise, 1e-3)
+    assert int(found.points[1]) <= 2 * 257
+
+
 def _poly(degree: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return lambda a: (a ** (degree + 1), torch.stack([(degree + 1) * a**degree, 0 * a], dim=1))
 
@@ -109,6 +131,17 @@ def test_the_integral_is_exact_for_cubic_rates_and_finds_a_narrow_jump() -> None
     even = jump((torch.arange(65, dtype=torch.float64) + 0.5) / 65)[1].mean()
     assert abs(float(total[0]) - 1) < 0.01 < 0.1 < abs(float(even) - 1)
     assert len(a) <= 65
+
+
+@pytest.mark.parametrize("p", PLANTED, ids=name)
+def test_planted_positions_by_expected_gradients(p: planted.Planted) -> None:
+    """As by integrated gradients: of a pair whose product counts, the second gets less."""
+    lm = wrap(p.model, p.tokenizer)
+    found = integrated_gradients.measure(lm, p.clean, answer=p.answer, foil=p.foil, baseline="kind")
+    size = abs(found.attribution.values[0])
+    assert int(size.argmax()) in p.positions
+    rest = [i for i in range(len(size)) if i not in p.positions]
+    assert size[rest].max() < 0.3 * size.max()
 
 
 @pytest.mark.parametrize("p", PLANTED, ids=name)
