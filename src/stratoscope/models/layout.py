@@ -208,9 +208,9 @@ class Layout:
     @staticmethod
     def _has(start: nn.Module, path: str) -> bool:
         for name in path.split(".") if path else ():
-            if not hasattr(start, name):
+            start = getattr(start, name, None)
+            if start is None:  # some modules name a part that their config leaves out
                 return False
-            start = getattr(start, name)
         return True
 
 

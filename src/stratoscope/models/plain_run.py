@@ -76,8 +76,12 @@ class PlainRun:
         self.input, self.output = kept
 
     @torch.no_grad()
-    def _go(self, ids: Tensor | None = None) -> Tensor | None:
+    def _go(self, ids: Tensor | None = None, held: dict[nn.Module, Tensor] | None = None) -> Tensor | None:
+        """Run, noting what goes into and comes out of each module; `held` is given to the layers in place of the stream."""
         with ExitStack() as hooks:
+            for layer in held or ():
+                hook = layer.register_forward_pre_hook(partial(_held, (held or {})[layer]), with_kwargs=True)
+                hooks.callback(hook.remove)
             watched = [m for layer in self.stack for m in layer.modules() if not isinstance(m, nn.ModuleList)]
             for module in watched:
                 hooks.callback(module.register_forward_hook(self._note, with_kwargs=True).remove)
@@ -114,10 +118,11 @@ class PlainRun:
             return given[module]
 
         came: list[dict[nn.Module, Tensor]] = []
+        stream = {layer: self.input[layer] for layer in self.stack}
         for first_head in (1.0, 0.0):
             try:
                 with seam(self.model, {}, {m: partial(attend, m, first_head) for m in modules}):
-                    self._go()
+                    self._go(held=stream)
             except FamilyError:  # it passes what the seam does not compute
                 return {}
             came.append({m: self.input[write] for m, write in modules.items()})
@@ -139,6 +144,13 @@ class PlainRun:
                 x = getattr(whole, name)(x)
         ratio = float((self.logits.double() * x.double()).sum() / x.double().pow(2).sum())
         return next((v for f in given for v in (f, 1 / f) if abs(v - ratio) <= 1e-2 * abs(ratio)), 1.0)
+
+
+def _held(stream: Tensor, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if args:
+        return (stream, *args[1:]), kwargs
+    name = next(key for key, x in kwargs.items() if isinstance(x, Tensor))
+    return args, kwargs | {name: stream}
 
 
 def _seam(given: Tensor, with_first: Tensor, without: Tensor) -> Seam:

@@ -85,9 +85,9 @@ def _stack(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
 def _towers(plain: Tower, layers: list[Measured]) -> list[Tower]:
     """The stack as one table with its kinds; which half of a fused projection is the gate, and what mixes, may be either."""
     every = [part for layer in layers for part in layer.parts]
-    mixers = any(part.kind == "mixer" for part in every)
+    mixers = any(part.kind == "mixer" or part.chooses for part in every)
     fused = any(part.pre.endswith(FUSED) for part in every)
-    options = product((0, 1) if fused else (0,), (mixers, not mixers))
+    options = product((0, 1) if fused else (0,), (True,) if mixers else (False, True))
     return [_joined(plain.but(mixes=mixes), layers, half) for half, mixes in options]
 
 

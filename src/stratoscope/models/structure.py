@@ -17,6 +17,7 @@ _QUERY = (
 _O_PROJ = ("o_proj", "out_proj", "dense", "c_proj", "proj", "wo", "Wo")
 # a state space, a gated linear recurrence, a short convolution, RWKV's time mixing, lightning attention
 _MIXER = ("conv1d", "conv", "conv_1d", "rg_lru", "time_shift", "output_gate", "mlstm_backend")
+_CHOOSER = ("indexer",)
 _DOWN = (
     "down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "wo", "Wo", "fc_out", "output_linear", "proj_down"
 )  # fmt: skip
@@ -42,6 +43,7 @@ class Part:
     write: str = ""
     pre: str = ""
     router: str = ""
+    chooses: bool = False  # attention that makes its own mask, from what it reads
 
 
 def parts(layer: nn.Module) -> list[Part]:
@@ -61,7 +63,9 @@ def _within(module: nn.Module, path: str, depth: int) -> list[Part]:
 
 def _attention(module: nn.Module, path: str) -> Part | None:
     out = first(module, _O_PROJ)
-    return Part("attention", path, f"{path}.{out}") if out and first(module, _QUERY) else None
+    if not out or not first(module, _QUERY):
+        return None
+    return Part("attention", path, f"{path}.{out}", chooses=first(module, _CHOOSER) is not None)
 
 
 def _mixer(module: nn.Module, path: str) -> Part | None:
