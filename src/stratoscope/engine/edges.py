@@ -37,7 +37,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import SIDES, Path, Wiring, wiring
 from stratoscope.errors import InputError, SiteError
 from stratoscope.maths.norm import freeze
-from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
+from stratoscope.models.attention import looks_ahead, masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -90,6 +90,12 @@ def sent(lm: LM, batch: Batch) -> Sent:
     """
     if len(batch) != 1:
         raise InputError(f"edges are taken from one example at a time; this batch has {len(batch)}.")
+    between = lm.family.towers[""].between
+    if between and batch.extra:
+        raise InputError(
+            f"{between}, so that it is not the sum of what components write: edges do not exist for a prompt with a "
+            f"picture. Use layers.activation_patching."
+        )
     wires = wiring(lm)
     size = len(wires.senders) * batch.ids.shape[1] * lm.dims.dim * max(4, lm.model.dtype.itemsize)
     refuse_above(4 * size, available(lm.model.device), "what all components write", "shorten the prompt")
@@ -134,7 +140,8 @@ class Layers:
     Inputs are rounded to the model's own precision, as in its own run.
 
     The other arguments of a layer (mask, rotary angles) are those of one example, without padding. `with layers:` keeps
-    its hooks up for many calls; the whole model does not run inside.
+    its hooks up for many calls; the whole model does not run inside. causal: whether no position hears a later one in
+    this example (of a picture's tokens some models let each hear all).
     """
 
     def __init__(self, lm: LM, batch: Batch) -> None:
@@ -153,6 +160,9 @@ class Layers:
             stack.enter_context(seam(lm.model, {}))  # masks are made for the kernel that will read them
             stack.enter_context(torch.no_grad())
             lm(batch)
+        tensors = [x for args, kwargs in self._calls for x in (*args, *kwargs.values())]
+        ahead = any(isinstance(x, Tensor) and x.ndim == 4 and looks_ahead(x) for x in tensors)
+        self.causal = lm.family.towers[""].causal and not ahead
 
     def _note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cache = ("hidden_states", "use_cache", "cache", "layer_past")
@@ -297,7 +307,7 @@ def _head_changes(
     }
     made = []
     for row, part in parts:
-        at = _from_first(layers.lm, change[row])
+        at = _from_first(layers, change[row])
         value = z[part.sides][row, part.head, at.start :, None]
         made.append(replaced(f"layers.{layer}.attn.z", value[None], positions=at, units=[part.head]))
     return made
@@ -310,16 +320,16 @@ def _stream_changes(
     if layer == layers.lm.dims.layers:
         return [add(f"layers.{layer - 1}.resid_post", change[row][None]) for row, _ in parts]
     out = layers.mlp(layer, base.mid[layer] + change)
-    places = [_from_first(layers.lm, change[row]) for row, _ in parts]
+    places = [_from_first(layers, change[row]) for row, _ in parts]
     return [
         replaced(f"layers.{layer}.mlp.out", out[row][None, at.start :], positions=at)
         for (row, _), at in zip(parts, places)
     ]
 
 
-def _from_first(lm: LM, change: Float[Tensor, "position dim"]) -> range:
+def _from_first(layers: Layers, change: Float[Tensor, "position dim"]) -> range:
     """The positions that can feel a change: in a causal model those from its first on."""
-    first = int(change.any(dim=-1).nonzero()[0]) if lm.family.towers[""].causal else 0
+    first = int(change.any(dim=-1).nonzero()[0]) if layers.causal else 0
     return range(first, len(change))
 
 

@@ -24,7 +24,7 @@ from stratoscope.engine import outside
 from stratoscope.engine.intervene import OPERATIONS, Intervention
 from stratoscope.engine.linear import FastLinear
 from stratoscope.engine.select import position_index
-from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
+from stratoscope.models.attention import looks_ahead, masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -129,6 +129,8 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     base.reads = lm.readout.positions(batch).tolist() if single else []
     base.shareable = lm.layout.packable and single and not anew and outer is not None and shareable(lm, outer)
     base.shareable = base.shareable and row_independent(lm.model)
+    if tower.between and batch.extra:  # what is added between two layers is no part of either
+        base.shareable = False
     if base.shareable:
         base.outer = outer or []
         _note_layers(lm, base, entries)
@@ -184,6 +186,7 @@ def _note_attention(
     base.keys.append(k)
     base.vals.append(v)
     base.masks.append(mask)
+    base.causal = base.causal and not looks_ahead(mask)
     groups = q.shape[1] // k.shape[1]
     scores = masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask)
     pattern = softmax_visible(scores, None if sinks is None else sinks.reshape(1, -1, 1, 1))

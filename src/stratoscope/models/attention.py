@@ -49,6 +49,14 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     return (scores + mask).masked_fill(mask <= torch.finfo(scores.dtype).min / 2, -torch.inf)
 
 
+def looks_ahead(mask: Tensor | None) -> bool:
+    """Whether a mask lets some query see a later key: a causal model does so for the tokens of a picture (Gemma 3)."""
+    if mask is None or mask.shape[-1] != mask.shape[-2]:
+        return False
+    shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return bool(shown.triu(1).any())
+
+
 def softmax_visible(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its row is zero.
 

@@ -76,6 +76,9 @@ class Tower:
     # Whether a gate or a norm of each head stands between pattern @ v and z (Qwen 3.5's output gate).
     gated: bool = False
     activation: str | None = None  # the MLP's activation, where it does not shut far below zero (xIELU)
+    # what the model adds to the stream between two layers when a picture is given, so that resid_post of one layer is
+    # not resid_pre of the next (DeepStack)
+    between: str | None = None
     flat: bool = False  # the stack carries (position, dim) with no example axis: all images in one row
     lacks: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Family:
     `head`: modules applied in turn to the normalised last residual to give logits; paths start at the whole model.
     `logit_scale`: what the model multiplies the last of these modules' output by.
     `handles`: config keys, beyond the common ones, that the tables above take account of.
+    `per_token`: model inputs that its own processor gives for every token of a prompt, and their value (the prefix that
+    PaliGemma reads in both directions).
     `pooled`: position that the head reads (ViT's class token); None when it reads every position.
     """
 
@@ -113,6 +118,7 @@ class Family:
     logit_scale: float = 1.0
     projector: str | None = None
     handles: frozenset[str] = frozenset()
+    per_token: Mapping[str, int] = field(default_factory=dict)
     pooled: int | None = None
     reserved_positions: int = 0  # RoBERTa numbers positions from its padding id + 1
     vision_only: bool = False

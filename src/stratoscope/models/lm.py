@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,6 +80,9 @@ class LM:
             vocab=vocab,
             predicts=main.causal and bool(self.layout.head),
         )
+        if made.ids is not None and self.family.per_token:
+            given = {name: torch.full_like(made.ids, value) for name, value in self.family.per_token.items()}
+            made = replace(made, extra=given | dict(made.extra))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return made.to(self.model.device)

@@ -174,6 +174,8 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
             here = {p: seen[s] for p in _LAYER if (s := Site(tower, layer, p)) in seen}
             if here:
                 yield from _layer_pairs(lm, Site(tower, layer, ""), here)
+        if not (lm.family.towers[tower].between and batch.extra):
+            yield from _chain(tower, len(layers), seen)
     yield from _shut(lm, batch, seen)
     yield from _apart(lm, batch, seen)
     plain = _last(lm(batch))
@@ -184,6 +186,14 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
     own = own_output(lm, batch)
     read = lm.readout(last) if lm.readout.where == "every" else lm.readout.of(last, batch)
     yield "head(norm(resid_last)) == logits", Site("", None, "logits"), read, own.reshape(read.shape)
+
+
+def _chain(tower: str, depth: int, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+    """What leaves a layer is what enters the next: a model may add to the stream, or convolve it, in between."""
+    for layer in range(depth - 1):
+        left, entered = Site(tower, layer, "resid_post"), Site(tower, layer + 1, "resid_pre")
+        if left in seen and entered in seen:
+            yield "resid_post enters the next layer", left, seen[left], seen[entered]
 
 
 def _shut(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:

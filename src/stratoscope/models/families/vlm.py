@@ -1,25 +1,73 @@
-"""Vision-language models: a text stack of a known family, a vision tower, and a projector between them."""
+"""Vision-language models: any text stack of a known family, any known vision tower, and the projector between them.
+
+One rule for all: where the three stand is a row of `_PLACES`; the towers are those of the two configs' own families.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from stratoscope.errors import FamilyError
+from stratoscope.models.families import find
 from stratoscope.models.families.clip import CLIP_VISION, SIGLIP_VISION
-from stratoscope.models.families.llama import FAMILIES as LLAMA
-from stratoscope.models.families.llama import TOWER
-from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, into, out_of, under
+from stratoscope.models.families.gemma import TOWER as GEMMA
+from stratoscope.models.families.llama import HANDLED as SLIDING
+from stratoscope.models.families.llama import TOWER as LLAMA
+from stratoscope.models.family import (
+    RESIDUAL_POINTS,
+    Family,
+    Tower,
+    attention_points,
+    into,
+    out_of,
+    under,
+)
 from stratoscope.models.sites import SEAM_POINTS
 
-_VISION = {"clip_vision_model": CLIP_VISION, "siglip_vision_model": SIGLIP_VISION}
+# model type -> where the text stack, the vision tower and the projector stand in the base model
+_LLAVA = ("language_model", "vision_tower", "multi_modal_projector")
+_IDEFICS = ("text_model", "vision_model", "connector")
+_QWEN = ("language_model", "visual", "visual.merger")
+_PLACES = {
+    "llava": _LLAVA,
+    "llava_next": _LLAVA,
+    "llava_onevision": _LLAVA,
+    "vipllava": _LLAVA,
+    "paligemma": _LLAVA,
+    "gemma3": _LLAVA,
+    "mistral3": _LLAVA,
+    "internvl": _LLAVA,
+    "aria": _LLAVA,
+    "cohere2_vision": _LLAVA,
+    "lfm2_vl": _LLAVA,
+    "idefics2": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "smolvlm": _IDEFICS,
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "glm4v": _QWEN,
+    "blip-2": ("language_model.model", "vision_model", "language_projection"),
+}
+_HEADS = {"blip-2": ("language_model.lm_head",)}
+# Qwen3-VL adds features of the picture, from several depths of the vision tower, after its first text layers.
+_DEEPSTACK = "after the first layers DeepStack adds features of the picture to the stream"
 _HANDLED = frozenset(
     {
         "image_token_index", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
-        "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act", "image_seq_length",
-        "multimodal_projector_bias", "scale_factor", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers",
+        "image_start_token_id", "image_end_token_id", "boi_token_index", "eoi_token_index", "video_token_index",
+        "video_start_token_id", "video_end_token_id", "mm_tokens_per_image", "num_image_tokens", "num_query_tokens",
+        "vision_feature_layer", "vision_feature_layers", "vision_feature_select_strategy", "projector_hidden_act",
+        "projector_hidden_size", "projector_bias", "projector_use_layernorm", "projector_layernorm_eps",
+        "projector_layer_norm", "projector_patch_to_query_dict", "multimodal_projector_bias", "image_seq_length",
+        "image_grid_pinpoints", "use_image_newline_parameter", "vision_aspect_ratio", "scale_factor",
+        "spatial_merge_size", "downsample_ratio", "downsample_factor", "alignment_intermediate_size",
+        "perceiver_config", "qformer_config", "use_decoder_only_language_model", "image_text_hidden_size",
     }
 )  # fmt: skip
-# Qwen's vision blocks call attention once for each window of patches, so one q, k, v or pattern does not exist.
+
+_CALLS = "the vision tower attends part by part, in one call for each; read attn.z"
+# Qwen's vision blocks call attention once for each window or picture, so one q, k, v or pattern does not exist.
 QWEN_VISION = Tower(
     layers="blocks",
     points=RESIDUAL_POINTS
@@ -34,36 +82,101 @@ QWEN_VISION = Tower(
     mlp_write=("mlp.down_proj",),
     causal=False,
     flat=True,
-    lacks=dict.fromkeys(SEAM_POINTS, "the vision tower attends window by window, in one call for each; read attn.z"),
+    lacks=dict.fromkeys(SEAM_POINTS, _CALLS),
+)
+QWEN2_VISION = QWEN_VISION.but(
+    points={"mlp.pre": out_of("mlp.fc1"), "mlp.act": into("mlp.fc2")}, mlp_write=("mlp.fc2",)
+)
+QWEN3_VISION = QWEN_VISION.but(
+    points={"mlp.pre": out_of("mlp.linear_fc1"), "mlp.act": into("mlp.linear_fc2")},
+    mlp_write=("mlp.linear_fc2",),
+)
+PIXTRAL = CLIP_VISION.but(
+    layers="transformer.layers",
+    embed="ln_pre",
+    points=attention_points("attention", "attention.o_proj")
+    | {
+        "attn.out": out_of("attention"),
+        "mlp.pre": out_of("feed_forward.gate_proj"),
+        "mlp.act": into("feed_forward.down_proj"),
+        "mlp.out": out_of("feed_forward"),
+    },
+    attn_write=("attention.o_proj",),
+    mlp_write=("feed_forward.down_proj",),
+)
+BLIP_VISION = SIGLIP_VISION.but(
+    points={"attn.z": into("self_attn.projection")},
+    attn_write=("self_attn.projection",),
+    lacks=dict.fromkeys(SEAM_POINTS, "BLIP's vision tower computes attention inside its own module; read attn.z"),
+)
+GLM = GEMMA.but(
+    points={
+        "mlp.pre": out_of("mlp.gate_up_proj", part=(0, 2)),
+        "attn.out": out_of("post_self_attn_layernorm"),
+        "mlp.out": out_of("post_mlp_layernorm"),
+    },
+    attn_write=("self_attn.o_proj", "post_self_attn_layernorm"),
+    mlp_write=("mlp.down_proj", "post_mlp_layernorm"),
 )
 
 
-def _join(name: str, text: str, vision: str, projector: str, tower: Tower) -> Family:
-    towers = {"": under(text, TOWER, "text_config"), "vision": under(vision, tower, "vision_config")}
-    return Family(name, towers, projector=projector, handles=_HANDLED)
+def _join(config: Any) -> Family:
+    """The family of the text config and that of the vision config, each at its place."""
+    name = config.model_type
+    text_at, vision_at, projector = _PLACES[name]
+    text, vision = find(config.text_config), find(config.vision_config)
+    for part, family in (("text", text), ("vision", vision)):
+        if family is None:
+            kind = getattr(config, f"{part}_config").model_type
+            raise FamilyError(f"`{name}` with a {part} stack `{kind}`, which no family names.")
+    main, handles, per_token = text.towers[""], _HANDLED | text.handles | vision.handles, {}
+    if name == "paligemma":  # its processor marks the whole prompt as a prefix, read in both directions
+        main, per_token = main.but(causal=False), {"token_type_ids": 0}
+        handles |= {"use_bidirectional_attention"}
+    return Family(
+        name,
+        {
+            "": under(text_at, main, "text_config"),
+            "vision": under(vision_at, vision.towers[""], "vision_config"),
+        },
+        head=_HEADS.get(name, text.head),
+        projector=projector,
+        handles=handles,
+        per_token=per_token,
+        reserved_positions=text.reserved_positions,
+    )
 
 
-def _llava(config: Any) -> Family:
-    text, vision = config.text_config.model_type, config.vision_config.model_type
-    if text not in LLAMA or vision not in _VISION:
+def _audio(config: Any) -> Family:
+    """Qwen2-Audio: the text stack, and the projector that sound comes through; its audio tower is not read."""
+    text = find(config.text_config)
+    if text is None:
         raise FamilyError(
-            f"LLaVA with text `{text}` and vision `{vision}`: family `llava` joins one of {sorted(LLAMA)} with one of "
-            f"{sorted(_VISION)}."
+            f"`{config.model_type}` with a text stack `{config.text_config.model_type}`, which no family names."
         )
-    return _join("llava", "language_model", "vision_tower", "multi_modal_projector", _VISION[vision])
+    towers = {"": under("language_model", text.towers[""], "text_config")}
+    handles = text.handles | {"audio_token_index", "audio_config"}
+    return Family(config.model_type, towers, projector="multi_modal_projector", handles=handles)
 
 
-def _idefics(config: Any) -> Family:
-    if config.text_config.model_type not in LLAMA:
-        raise FamilyError(
-            f"{config.model_type} with text `{config.text_config.model_type}`: only {sorted(LLAMA)} are handled."
-        )
-    return _join(config.model_type, "text_model", "vision_model", "connector", SIGLIP_VISION)
+def _tower(name: str, tower: Tower, handles: frozenset[str] = frozenset()) -> Family:
+    return Family(name, {"": tower}, head=(), handles=handles, vision_only=True)
 
 
-FAMILIES = {
-    "llava": _llava,
-    "idefics3": _idefics,
-    "smolvlm": _idefics,
-    "qwen2_5_vl": _join("qwen2_5_vl", "language_model", "visual", "visual.merger", QWEN_VISION),
+_SIZES = frozenset({"embed_dim", "mlp_ratio", "num_position_embeddings", "attention_heads"})
+FAMILIES = dict.fromkeys(_PLACES, _join) | {
+    "qwen2_audio": _audio,
+    "idefics2_vision": _tower("idefics2_vision", SIGLIP_VISION),
+    "idefics3_vision": _tower("idefics3_vision", SIGLIP_VISION),
+    "smolvlm_vision": _tower("smolvlm_vision", SIGLIP_VISION),
+    "pixtral": _tower("pixtral", PIXTRAL),
+    "blip_2_vision_model": _tower("blip_2_vision_model", BLIP_VISION),
+    "qwen2_vl_vision": _tower("qwen2_vl_vision", QWEN2_VISION, _SIZES),
+    "qwen2_5_vl_vision": _tower("qwen2_5_vl_vision", QWEN_VISION, _SIZES),
+    "qwen3_vl_vision": _tower("qwen3_vl_vision", QWEN3_VISION, _SIZES | {"deepstack_visual_indexes"}),
+    "glm4v_vision": _tower("glm4v_vision", QWEN_VISION, _SIZES),
+    "qwen2_vl_text": Family("qwen2_vl_text", {"": LLAMA}, handles=SLIDING),
+    "qwen2_5_vl_text": Family("qwen2_5_vl_text", {"": LLAMA}, handles=SLIDING),
+    "qwen3_vl_text": Family("qwen3_vl_text", {"": LLAMA.but(between=_DEEPSTACK)}, handles=SLIDING),
+    "glm4v_text": Family("glm4v_text", {"": GLM}, handles=SLIDING),
 }
