@@ -102,13 +102,22 @@ def test_padded_equals_single(name: str) -> None:
         assert tiny.gap(together[row, : len(prompt)], alone) < 2e-6
 
 
-@pytest.mark.parametrize("name", SINGLE)
+NO_READOUT = dict.fromkeys(["deit distilled", "dinov2 classifier", "beit classifier"], "could not be rebuilt")
+
+
+@pytest.mark.parametrize("name", NO_READOUT)
+def test_a_metric_of_what_cannot_be_read_out_is_refused(name: str) -> None:
+    with pytest.raises(SiteError, match=NO_READOUT[name]):
+        sweep(zoo.lm(name), zoo.inputs(name), [ablate("layers.0.mlp.out")], lambda x, example: x[:, 0])
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if name not in NO_READOUT])
 def test_sweep_equals_naive(name: str) -> None:
     lm = zoo.lm(name)
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))
     cells = [
         replaced("layers.1.resid_pre", value, positions=[1]),
-        ablate("layers.2.attn.z" if name in zoo.TEXT else "layers.1.attn.z", units=[1]),
+        ablate("layers.2.attn.z", units=[1]),
         ablate("layers.0.mlp.out", positions=[0]),
         [ablate("layers.0.attn.out", positions=[2]), ablate("layers.1.mlp.act", units=[3, 7])],
     ]

@@ -66,6 +66,10 @@ VISION: dict[str, Maker] = {
     "deit": lambda: (hf.DeiTForImageClassification, hf.DeiTConfig(**V)),
     "deit distilled": lambda: (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig(**V)),
     "dinov2": lambda: (hf.Dinov2Model, hf.Dinov2Config(**RATIO)),
+    "dinov2 classifier": lambda: (
+        hf.Dinov2ForImageClassification,
+        hf.Dinov2Config(**RATIO, num_labels=3),
+    ),
     "dinov2 gated": lambda: (hf.Dinov2Model, hf.Dinov2Config(**RATIO, use_swiglu_ffn=True)),
     "dinov2_with_registers": lambda: (
         hf.Dinov2WithRegistersModel,
@@ -83,6 +87,14 @@ VISION: dict[str, Maker] = {
     ),
     "data2vec-vision": lambda: (hf.Data2VecVisionModel, hf.Data2VecVisionConfig(**V)),
     "ijepa": lambda: (hf.IJepaModel, hf.IJepaConfig(**V)),
+    "ijepa classifier": lambda: (
+        hf.IJepaForImageClassification,
+        hf.IJepaConfig(**V, num_labels=3),
+    ),
+    "beit classifier": lambda: (
+        hf.BeitForImageClassification,
+        hf.BeitConfig(**V, num_labels=3),
+    ),
     "vit_msn": lambda: (hf.ViTMSNForImageClassification, hf.ViTMSNConfig(**V)),
     "clip projected": lambda: (hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig(**V)),
     "siglip alone": lambda: (hf.SiglipVisionModel, hf.SiglipVisionConfig(**V)),
