@@ -102,16 +102,7 @@ def test_padded_equals_single(name: str) -> None:
         assert tiny.gap(together[row, : len(prompt)], alone) < 2e-6
 
 
-NO_READOUT = dict.fromkeys(["deit distilled", "dinov2 classifier", "beit classifier"], "could not be rebuilt")
-
-
-@pytest.mark.parametrize("name", NO_READOUT)
-def test_a_metric_of_what_cannot_be_read_out_is_refused(name: str) -> None:
-    with pytest.raises(SiteError, match=NO_READOUT[name]):
-        sweep(zoo.lm(name), zoo.inputs(name), [ablate("layers.0.mlp.out")], lambda x, example: x[:, 0])
-
-
-@pytest.mark.parametrize("name", [name for name in SINGLE if name not in NO_READOUT])
+@pytest.mark.parametrize("name", SINGLE)
 def test_sweep_equals_naive(name: str) -> None:
     lm = zoo.lm(name)
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))

@@ -22,7 +22,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 
 
-@pytest.mark.parametrize("name", vlms.ALL)
+@pytest.mark.parametrize("name", vlms.WORDS)
 def test_every_invariant_holds_without_a_picture(name: str) -> None:
     lm = vlms.lm(name)
     for prompts in (vlms.PROMPTS, vlms.PROMPTS[:1]):  # padded; and alone, where a kernel may need no mask
@@ -44,31 +44,41 @@ def test_every_invariant_holds_with_a_picture(name: str) -> None:
 def test_stream_output_and_pattern_are_hugging_face_s(name: str) -> None:
     lm, given = vlms.lm(name), vlms.inputs(name)
     plain = zoo.build(vlms.ALL[name])(**given, output_hidden_states=True)
+    said = plain.language_model_outputs if name == "blip-2" else plain
     seen = capture(lm, given, "layers.*.resid_pre", "layers.*.resid_post")
-    assert tiny.gap(seen["layers.0.resid_pre"], plain.hidden_states[0]) <= 1e-6
+    assert tiny.gap(seen["layers.0.resid_pre"], said.hidden_states[0]) <= 1e-6
     for layer in range(1, lm.dims.layers):
-        assert tiny.gap(seen[f"layers.{layer - 1}.resid_post"], plain.hidden_states[layer]) <= 1e-6
+        assert tiny.gap(seen[f"layers.{layer - 1}.resid_post"], said.hidden_states[layer]) <= 1e-6
         if name != "qwen3_vl":  # which adds to the stream between layers
-            assert tiny.gap(seen[f"layers.{layer}.resid_pre"], plain.hidden_states[layer]) <= 1e-6
+            assert tiny.gap(seen[f"layers.{layer}.resid_pre"], said.hidden_states[layer]) <= 1e-6
     with trace(lm, *lm.sites(), stop=False):
         ours = lm(given)
-    assert tiny.gap(ours["logits"], plain.logits) < 2e-6
+    assert tiny.gap(ours["logits"], plain.logits) < 1e-5
     eager = zoo.build(vlms.ALL[name])
     eager.set_attn_implementation("eager")
-    reported = torch.stack(eager(**given, output_attentions=True).attentions)
-    pattern = capture(lm, given, "layers.*.attn.pattern").stack("layers.*.attn.pattern")
-    assert tiny.gap(pattern, reported) <= 1e-6
+    said = eager(**given, output_attentions=True)
+    said = said.language_model_outputs if name == "blip-2" else said
+    sites = [site for site in map(str, lm.sites()) if site.endswith("attn.pattern") and site[0] == "l"]
+    reported = [x for x in said.attentions if x is not None]
+    assert len(reported) == len(sites) > 0
+    seen = capture(lm, given, *sites)
+    for site, pattern in zip(sites, reported):
+        assert tiny.gap(seen[site], pattern) <= 1e-6
 
 
 @pytest.mark.parametrize("name", vlms.PICTURES)
 def test_the_projector_s_rows_stand_at_the_picture_s_tokens(name: str) -> None:
     lm, given = vlms.lm(name), vlms.inputs(name)
     seen = capture(lm, given, "projector", "layers.0.resid_pre")
+    if name == "blip-2":  # OPT adds positions to what is embedded
+        model = lm.model.language_model.model.decoder
+        positions = model.embed_positions(given["attention_mask"], 0).detach()
+        seen["layers.0.resid_pre"].sub_(positions)
     there = seen["layers.0.resid_pre"][lm.batch(given).image]  # windows change the order, LLaVA adds newlines
     assert float(torch.cdist(seen["projector"].flatten(0, -2), there).min(dim=1).values.max()) < 1e-4
 
 
-@pytest.mark.parametrize("name", vlms.ALL)
+@pytest.mark.parametrize("name", vlms.WORDS)
 def test_padded_equals_single(name: str) -> None:
     lm = vlms.lm(name)
     site = f"layers.{lm.dims.layers - 1}.resid_post"
@@ -83,14 +93,16 @@ def metric(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
 
 def cells(lm: LM) -> list[Any]:
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))
-    return [
+    every = [
         replaced("layers.0.resid_pre", value, positions=[3]),
         replaced("layers.1.resid_pre", value, positions=[4]),
         replaced("layers.1.resid_mid", value, positions=[2]),
         ablate("layers.0.attn.z", units=[1]),
         ablate("layers.0.mlp.out", positions=[3]),
-        [ablate("layers.0.attn.out", positions=[2]), ablate("layers.1.attn.out", positions=[-1])],
+        [ablate("layers.0.attn.out", positions=[2]), ablate("layers.2.attn.out", positions=[-1])],
     ]
+    lists = [cell if isinstance(cell, list) else [cell] for cell in every]
+    return [cell for cell in lists if all(lm.layout.lack(change.site) is None for change in cell)]
 
 
 @pytest.mark.parametrize("name", vlms.PICTURES)
@@ -143,8 +155,8 @@ def test_a_wrong_table_of_either_tower_is_found_out(name: str, tower: str) -> No
     lm = vlms.lm(name)
     table = lm.family.towers[tower]
     wrong = table.but(points={"attn.out": table.points["mlp.out"], "mlp.out": table.points["attn.out"]})
-    with pytest.raises(FamilyError, match="does not hold"):
-        prove(LM(lm.model, replace(lm.family, towers=lm.family.towers | {tower: wrong})), vlms.inputs(name))
+    with pytest.raises(FamilyError, match=r"does not hold|is not laid out"):
+        prove(LM(lm.model, replace(lm.family, towers={**lm.family.towers, tower: wrong})), vlms.inputs(name))
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "paligemma", "qwen2_audio"])

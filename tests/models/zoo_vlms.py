@@ -50,6 +50,17 @@ def _gemma3() -> Any:
     return hf.Gemma3Config(text_config=text, vision_config=V, mm_tokens_per_image=4, **ids)
 
 
+def _blip() -> Any:
+    text = hf.OPTConfig(
+        hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=96, word_embed_proj_dim=32
+    )
+    middle = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    middle |= {"encoder_hidden_size": 32, "vocab_size": 96}
+    return hf.Blip2Config(
+        text_config=text.to_dict(), vision_config=V, qformer_config=middle, num_query_tokens=4, image_token_index=IMAGE
+    )
+
+
 def _pali(text: Any) -> Any:
     vision = hf.SiglipVisionConfig(**V)
     return hf.PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, projection_dim=32)
@@ -127,13 +138,43 @@ ALL: dict[str, Callable[[], tuple[Any, Any]]] = {
             image_token_id=IMAGE,
         ),
     ),
+    "aria": lambda: (
+        hf.AriaForConditionalGeneration,
+        hf.AriaConfig(
+            text_config=G | {"moe_num_experts": 2, "moe_topk": 1, "moe_num_shared_experts": 1},
+            vision_config=V | {"model_type": "idefics3_vision"},
+            image_token_index=IMAGE,
+            projector_patch_to_query_dict={4: 4},
+        ),
+    ),
+    "lfm2_vl": lambda: (
+        hf.Lfm2VlForConditionalGeneration,
+        hf.Lfm2VlConfig(
+            text_config=hf.Lfm2Config(**G, layer_types=["full_attention", "conv", "full_attention"]),
+            vision_config=hf.Siglip2VisionConfig(**zoo.PRE),
+            projector_hidden_size=32,
+            image_token_id=IMAGE,
+        ),
+    ),
+    "cohere2_vision": lambda: (
+        hf.Cohere2VisionForConditionalGeneration,
+        hf.Cohere2VisionConfig(
+            text_config=hf.Cohere2Config(**G, logit_scale=1.0),
+            vision_config=hf.SiglipVisionConfig(**V),
+            image_token_id=IMAGE,
+            downsample_factor=2,
+            alignment_intermediate_size=32,
+        ),
+    ),
+    "blip-2": lambda: (hf.Blip2ForConditionalGeneration, _blip()),
     "qwen2_audio": lambda: (
         hf.Qwen2AudioForConditionalGeneration,
         hf.Qwen2AudioConfig(text_config=hf.Qwen2Config(**G), audio_config=SOUND, audio_token_index=IMAGE),
     ),
 }
 PICTURES = [name for name in ALL if name != "qwen2_audio"]
-TOKENS = {"llava_next": 14, "llava_onevision": 14, "qwen2_vl": 16, "qwen3_vl": 16, "glm4v": 16}
+WORDS = [name for name in ALL if name != "blip-2"]  # which answers no prompt without a picture
+TOKENS = {"cohere2_vision": 1, "llava_next": 14, "llava_onevision": 14, "qwen2_vl": 16, "qwen3_vl": 16, "glm4v": 16}
 PROMPTS = tiny.inputs("llama")
 
 
@@ -150,6 +191,14 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
     if TOKENS.get(name) == 14:  # three pieces of one picture
         pieces = torch.randn(1, 3, 3, 16, 16, generator=generator)
         return given | {"pixel_values": pieces, "image_sizes": torch.tensor([[16, 32]])}
+    if name == "lfm2_vl":
+        size = torch.tensor([[4, 4]])
+        pieces = torch.randn(1, 16, 192, generator=generator)
+        return given | {
+            "pixel_values": pieces,
+            "pixel_attention_mask": torch.ones(1, 16).long(),
+            "spatial_shapes": size,
+        }
     pixels = torch.randn(1, 3, 16, 16, generator=generator)
     if name == "gemma3":
         given["token_type_ids"] = at.long()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from stratoscope.errors import FamilyError
+from stratoscope.models.families.vlm import with_vision
 from stratoscope.models.family import Family, Point, Tower, attention_points, into, out_of
 from stratoscope.models.plain_run import Measured, PlainRun, measured
 from stratoscope.models.sites import SEAM_POINTS
@@ -39,7 +40,8 @@ def probe(model: nn.Module) -> list[Family]:
     base: Any = model.base_model
     path, stack = _stack(model, base)
     parent, prefix = base.get_submodule(path.rpartition(".")[0]), f"{path.rpartition('.')[0]}." if "." in path else ""
-    embed = next((n for n, m in base.named_modules() if isinstance(m, nn.Embedding)), None)
+    table = base.get_input_embeddings()  # of the text, where a vision tower has tables of its own
+    embed = next((n for n, m in base.named_modules() if m is table and isinstance(m, nn.Embedding)), None)
     if embed is None:
         raise FamilyError(f"{type(model).__name__} has no token embedding: refused.")
     found = [parts(layer) for layer in stack]
@@ -67,7 +69,8 @@ def probe(model: nn.Module) -> list[Family]:
         heads = ("lm_head", "decoder")
     scale = seen.logit_scale(tower.final_norm, heads)
     name = f"{model.config.model_type} (probed)"
-    return [Family(name, {"": t}, head=heads, logit_scale=scale) for t in _towers(tower, layers)]
+    found = [Family(name, {"": t}, head=heads, logit_scale=scale) for t in _towers(tower, layers)]
+    return [with_vision(model.config, family) for family in found]
 
 
 def _stack(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:

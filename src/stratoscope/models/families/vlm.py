@@ -5,6 +5,7 @@ One rule for all: where the three stand is a row of `_PLACES`; the towers are th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from stratoscope.errors import FamilyError
@@ -120,40 +121,49 @@ GLM = GEMMA.but(
 )
 
 
-def _join(config: Any) -> Family:
-    """The family of the text config and that of the vision config, each at its place."""
-    name = config.model_type
-    text_at, vision_at, projector = _PLACES[name]
-    text, vision = find(config.text_config), find(config.vision_config)
-    for part, family in (("text", text), ("vision", vision)):
-        if family is None:
-            kind = getattr(config, f"{part}_config").model_type
-            raise FamilyError(f"`{name}` with a {part} stack `{kind}`, which no family names.")
-    main, handles, per_token = text.towers[""], _HANDLED | text.handles | vision.handles, {}
-    if name == "paligemma":  # its processor marks the whole prompt as a prefix, read in both directions
+def _join(config: Any) -> Family | None:
+    """The family of the text config and that of the vision config, each at its place; None where no family names the
+    text stack: then it is probed.
+    """
+    text = find(config.text_config)
+    if text is None:
+        return None
+    at = _PLACES[config.model_type][0]
+    main, handles, per_token = text.towers[""], text.handles, {}
+    if config.model_type == "paligemma":  # its processor marks the prompt as a prefix, read in both directions
         main, per_token = main.but(causal=False), {"token_type_ids": 0}
         handles |= {"use_bidirectional_attention"}
-    return Family(
-        name,
-        {
-            "": under(text_at, main, "text_config"),
-            "vision": under(vision_at, vision.towers[""], "vision_config"),
-        },
-        head=_HEADS.get(name, text.head),
-        projector=projector,
+    alone = replace(
+        text,
+        name=config.model_type,
+        towers={"": under(at, main, "text_config")},
+        head=_HEADS.get(config.model_type, text.head),
         handles=handles,
         per_token=per_token,
-        reserved_positions=text.reserved_positions,
     )
+    return with_vision(config, alone)
 
 
-def _audio(config: Any) -> Family:
+def with_vision(config: Any, text: Family) -> Family:
+    """The family of a text stack inside a larger model, with the vision tower and the projector beside it."""
+    if config.model_type not in _PLACES:
+        return text
+    _, at, projector = _PLACES[config.model_type]
+    vision = find(config.vision_config)
+    if vision is None:
+        raise FamilyError(
+            f"`{config.model_type}` with a vision tower `{config.vision_config.model_type}`, which no family names."
+        )
+    towers = {**text.towers, "vision": under(at, vision.towers[""], "vision_config")}
+    handles = _HANDLED | text.handles | vision.handles
+    return replace(text, towers=towers, projector=projector, handles=handles)
+
+
+def _audio(config: Any) -> Family | None:
     """Qwen2-Audio: the text stack, and the projector that sound comes through; its audio tower is not read."""
     text = find(config.text_config)
     if text is None:
-        raise FamilyError(
-            f"`{config.model_type}` with a text stack `{config.text_config.model_type}`, which no family names."
-        )
+        return None
     towers = {"": under("language_model", text.towers[""], "text_config")}
     handles = text.handles | {"audio_token_index", "audio_config"}
     return Family(config.model_type, towers, projector="multi_modal_projector", handles=handles)
