@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from heads.subjects import ROWS, close, entering, lm_of, parts
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import head_writes
 from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import mlp_decomposition
-from stratoscope.heads._writes import head_writes
 from stratoscope.models import LM
 
 MORE = [*ROWS, [5, 6, 7, 8], [50, 60, 70], [9, 12, 44, 3, 3, 81], [77, 20]]
@@ -45,7 +45,8 @@ def test_head_writes_add_up(name: str) -> None:
     """To attn.out, but for the bias, which is what is written when all z are zero."""
     lm = lm_of(name)
     seen = capture(lm, ROWS, "layers.1.attn.z", "layers.1.attn.out", positions=-1)
-    writes = head_writes(lm, 1, seen["layers.1.attn.z"])
+    writes, rest = head_writes(lm, 1, seen["layers.1.attn.z"])
+    close(writes.sum(dim=1) + rest, seen["layers.1.attn.out"], 1e-5)
     assert writes.shape == (2, 4, lm.dims.dim)
     bias = parts(lm, 1)[0].bias if name == "gpt2" else torch.zeros(lm.dims.dim)
     close(writes.sum(dim=1) + bias, seen["layers.1.attn.out"], 1e-5)

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stratoscope.circuits.graph import Circuit, first, growth, pairs
+from stratoscope.engine import outside
 from stratoscope.engine.edges import Ends, Layers, ends, head_writes
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
@@ -68,7 +69,7 @@ def run_circuit(
         x, which = inputs(rows[:-1], first)
         heads = layers.attention(layer, x)
         z = heads.z(*(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES)))
-        more[first:mlp] = head_writes(lm, layer, z[0].transpose(0, 1)) - other[first:mlp]
+        more[first:mlp] = head_writes(lm, layer, z[0].transpose(0, 1), layers.outer) - other[first:mlp]
         x, _ = inputs(rows[-1:], first if wires.parallel else mlp)
         more[mlp] = layers.mlp(layer, x)[0] - other[mlp]
     return inputs(keep[-1:], len(other))[0][0].to(lm.model.dtype)
@@ -93,7 +94,8 @@ def _share(one: Ends, other: Tensor) -> Shares:
 
     @torch.no_grad()
     def metric(keep: Tensor) -> float:
-        return float(one.metric(lm.readout(run_circuit(one.layers, embed, other, keep)[-1:])))
+        stream = run_circuit(one.layers, embed, other, keep)
+        return float(one.metric(outside.read_out(lm, one.batch, stream[None], every=False)))
 
     none, whole = metric(torch.zeros_like(mask)), metric(mask)
     if abs(whole - none) < 1e-3:

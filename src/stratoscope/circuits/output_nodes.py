@@ -37,8 +37,8 @@ from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress, sweep
 from stratoscope.engine.trace import Trace, capture
 from stratoscope.engine.wiring import wiring
+from stratoscope.engine.writes import final_norm
 from stratoscope.errors import InputError, SiteError
-from stratoscope.maths.norm import freeze
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -113,7 +113,7 @@ def measure(
 def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example component"]:
     """What every head and MLP writes straight towards answer - foil, in order of computation."""
     final = seen[f"layers.{lm.dims.layers - 1}.resid_post"]
-    norm, unembed = freeze(lm.layout.final_norm, final), lm.weight("logits").float()
+    norm, unembed = final_norm(lm, final), lm.weight("logits").float()
     wide = replace(norm, scale=norm.scale[None])
     towards = unembed[asked.answer] - unembed[asked.foil]
     columns = []

@@ -14,6 +14,8 @@ stream stays, and what comes after v is computed anew.
 - **Post-norms** (Gemma 2 and 3, OLMo 2). The norm after attention is frozen at the run's own scale to split its output
   into heads: a head's write is what it adds given how loud all heads are together.
 - **Biases.** What attention adds beside its heads (biases of projection and post-norm) is shared equally among them.
+- **Outer changes** (`with intervene(...)` around) are part of both runs and of every layer called alone. Changes of the
+  stream itself are refused: it is then not the sum of what components write.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stratoscope.engine import outside, writes
 from stratoscope.engine.intervene import Intervention, add, replaced
 from stratoscope.engine.memory import available, refuse_above
+from stratoscope.engine.packed import beside_the_stream
 from stratoscope.engine.pair import Pair
 from stratoscope.engine.sweep import sweep
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import SIDES, Path, Wiring, wiring
 from stratoscope.errors import InputError, SiteError
-from stratoscope.maths.norm import freeze
 from stratoscope.models.attention import looks_ahead, masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
-from stratoscope.models.weights import matrix
 
 # metric(logits (row, vocab) of the one example) -> (row,)
 Metric = Callable[[Tensor], Tensor]
@@ -54,21 +56,27 @@ _VALUES = 2**24  # numbers that the variants of one layer may take at once
 
 
 @torch.no_grad()
-def head_writes(lm: LM, layer: int, z: Float[Tensor, "position head head_dim"]) -> Float[Tensor, "head position dim"]:
+def head_writes(
+    lm: LM, layer: int, z: Float[Tensor, "position head head_dim"], outer: Sequence[Intervention] = ()
+) -> Float[Tensor, "head position dim"]:
     """What each head adds to the residual stream; their sum is the layer's attn.out.
 
     In float32 at least, also of a model in half precision: small changes of writes are what edges are about.
+    outer: changes made outside; those at this attn.out are made on every head's part. Raises SiteError for one that does
+    not act on a sum part by part (a clamp).
     """
-    [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
-    projection, *post = lm.layout.writers(site)
-    joined = projection(z.flatten(1))
-    by_head = matrix(projection).unflatten(1, z.shape[1:])
-    wide = torch.promote_types(z.dtype, torch.float32)
-    heads, total = torch.einsum("phk,dhk->hpd", z.to(wide), by_head.to(wide)), joined
-    for norm in post:
-        held, total = freeze(norm, joined), norm(joined)
-        heads = replace(held, scale=held.scale[None]).linear(heads)
-    return heads + (total - heads.sum(dim=0)) / len(heads)
+    heads, rest = writes.head_writes(lm, layer, z)
+    parts = torch.cat([heads.transpose(0, 1), rest[None]])
+    for change in (c for c in outer if c.site == Site("", layer, "attn.out")):
+        if change.operation == "clamp":
+            raise SiteError(
+                f"a clamp at `{change.site}` acts on what all heads write together, so no head's part of it can be told: "
+                f"clamp `layers.{layer}.attn.z`, or measure by heads.activation_patching."
+            )
+        nothing = change.apply(torch.zeros_like(rest)[None], Run())[0]
+        parts = torch.stack([change.apply(part[None], Run())[0] - nothing for part in parts])
+        parts[-1] += nothing
+    return (parts[:-1] + parts[-1] / len(parts[:-1])).to(torch.promote_types(z.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ def sent(lm: LM, batch: Batch) -> Sent:
     wires = wiring(lm)
     size = len(wires.senders) * batch.ids.shape[1] * lm.dims.dim * max(4, lm.model.dtype.itemsize)
     refuse_above(4 * size, available(lm.model.device), "what all components write", "shorten the prompt")
+    outer = _outer(lm)
     read = "resid_pre" if wires.parallel else "resid_mid"
     last = f"layers.{wires.layers - 1}.resid_post"
     names = [f"layers.*.{point}" for point in dict.fromkeys(("resid_pre", read, "attn.z", "mlp.out"))]
@@ -106,8 +115,38 @@ def sent(lm: LM, batch: Batch) -> Sent:
     pre, mid, outs = (seen.stack(f"layers.*.{point}")[:, 0] for point in ("resid_pre", read, "mlp.out"))
     parts = [pre[:1]]
     for layer in range(wires.layers):
-        parts += [head_writes(lm, layer, seen[f"layers.{layer}.attn.z"][0]), outs[layer][None]]
+        parts += [head_writes(lm, layer, seen[f"layers.{layer}.attn.z"][0], outer), outs[layer][None]]
     return Sent(torch.cat(parts), pre, mid, seen[last][0])
+
+
+def _outer(lm: LM) -> list[Intervention]:
+    """The outer changes of one example's run, as changes of each of several variants of it.
+
+    Raises SiteError where a layer alone cannot make them, or where they write into the stream beside all components.
+    """
+    found = outside.changes(lm)
+    if found is None:
+        raise SiteError(
+            "edges are taken by calling layers alone, where what a forward hook or a function does cannot be followed "
+            f"({', '.join(outside.foreign_hooks(lm)) or 'an edit that is no Intervention'}): change sites by "
+            "engine.intervene instead."
+        )
+    for site in (change.site for change in found if change.site != Site("", 0, "resid_pre")):
+        if site.point in ("resid_pre", "resid_mid", "resid_post"):
+            raise SiteError(
+                f"inside a change at `{site}` the residual stream is not the sum of what components write, so edges do not "
+                f"exist. An addition is the same at `{_writer_before(site)}`, where it belongs "
+                f"to a component."
+            )
+    here = [change for change in found if change.examples is None or 0 in change.examples]
+    return [replace(c, examples=None, steps=None) for c in here if c.steps is None or 0 in c.steps]
+
+
+def _writer_before(site: Site) -> Site:
+    """Whose write is the last in the stream at a site."""
+    if site.point == "resid_mid":
+        return Site("", site.layer, "attn.out")
+    return Site("", int(site.layer) - (site.point == "resid_pre"), "mlp.out")
 
 
 def random_directions(delta: Float[Tensor, "*axes dim"], seed: int) -> Float[Tensor, "*axes dim"]:
@@ -128,11 +167,19 @@ class Heads:
     k: Tensor
     v: Tensor
     _rest: tuple[Tensor | None, float, float | None, Tensor | None]
+    _outer: Sequence[Intervention] = ()  # changes made outside, of scores, patterns and z of this layer
 
     def z(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask, scaling, softcap, sinks = self._rest
         sinks = None if sinks is None else sinks.reshape(1, -1, 1, 1)
-        return softmax_visible(masked(scores_of(q, k, scaling, softcap), mask), sinks) @ v
+        scores = self._changed("attn.scores", masked(scores_of(q, k, scaling, softcap), mask))
+        pattern = self._changed("attn.pattern", softmax_visible(scores, sinks))
+        return self._changed("attn.z", (pattern @ v).transpose(1, 2)).transpose(1, 2)
+
+    def _changed(self, point: str, x: Tensor) -> Tensor:
+        for change in self._outer:
+            x = change.apply(x, Run()) if change.site.point == point else x
+        return x
 
 
 class Layers:
@@ -146,6 +193,7 @@ class Layers:
 
     def __init__(self, lm: LM, batch: Batch) -> None:
         self.lm = lm
+        self.outer = _outer(lm)
         self._calls: list[tuple[tuple, dict[str, Any]]] = []
         self._modules = lm.layout.layers[""]
         self._parallel = lm.family.towers[""].residual == "parallel"
@@ -156,6 +204,7 @@ class Layers:
             for layer in self._modules:
                 hook = layer.register_forward_pre_hook(self._note, with_kwargs=True)
                 stack.callback(hook.remove)
+            stack.enter_context(outside.unheard(lm))
             stack.enter_context(lm.taps.using())
             stack.enter_context(seam(lm.model, {}))  # masks are made for the kernel that will read them
             stack.enter_context(torch.no_grad())
@@ -165,8 +214,7 @@ class Layers:
         self.causal = lm.family.towers[""].causal and not ahead
 
     def _note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        cache = ("hidden_states", "use_cache", "cache", "layer_past")
-        self._calls.append((args[1:], {name: x for name, x in kwargs.items() if name not in cache}))
+        self._calls.append(beside_the_stream(args, kwargs))
 
     def attention(self, layer: int, x: Float[Tensor, "variant position dim"]) -> Heads:
         """q, k, v that the layer computes from x."""
@@ -178,11 +226,17 @@ class Layers:
 
     def __enter__(self) -> Layers:
         numbers = range(len(self._modules))
-        attentions = [self.lm.layout.attention(Site("", n, "attn.q")) for n in numbers]
+        attentions = {self.lm.layout.attention(Site("", n, "attn.q")): partial(self._attend, n) for n in numbers}
         edits = {} if self._parallel else {Site("", n, "resid_mid"): [self._replace] for n in numbers}
+        inside: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {}
+        for change in self.outer:
+            if change.site.point in ("attn.q", "attn.k", "attn.v", "mlp.pre", "mlp.act", "mlp.out"):
+                inside.setdefault(change.site, []).append(change.apply)
         with ExitStack() as stack:
+            stack.enter_context(self.lm.taps.only((inside, {})))
+            stack.enter_context(self.lm.taps.running(None))
             stack.enter_context(self.lm.taps.using(edits, {Site("", n, "mlp.out"): [self._keep] for n in numbers}))
-            stack.enter_context(seam(self.lm.model, {}, dict.fromkeys(attentions, self._attend)))
+            stack.enter_context(seam(self.lm.model, {}, attentions))
             self._open = stack.pop_all()
         return self
 
@@ -193,6 +247,7 @@ class Layers:
 
     def _attend(
         self,
+        layer: int,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -204,11 +259,13 @@ class Layers:
         if self._middle is not None:  # the MLP is asked, and what attention adds is put aside
             return v.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
         groups = q.shape[1] // k.shape[1]
-        self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), (mask, scaling, softcap, sinks))
+        outer = [change for change in self.outer if change.site.layer == layer]
+        rest = (mask, scaling, softcap, sinks)
+        self._found = Heads(q, repeat_heads(k, groups), repeat_heads(v, groups), rest, outer)
         raise StopForward
 
     def _replace(self, x: Tensor, run: Run) -> Tensor:
-        return x if self._middle is None else self._middle  # None: someone called a norm alone, as `head_writes` does
+        return self._middle
 
     def _keep(self, out: Tensor, run: Run) -> None:
         self._found = out

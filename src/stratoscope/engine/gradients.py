@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene
 from stratoscope.engine.trace import trace
 from stratoscope.models.lm import LM
@@ -47,6 +48,8 @@ def gradients(
     batch = lm.batch(inputs)
     found = lm.layout.resolve(sites)
     last = Site("", lm.dims.layers - 1, "resid_post")
+    changed = lm.layout.resolve([change.site for change in interventions])
+    whole = any(outside.after_the_layers(site) for site in (*found, *changed)) or outside.reads_out_anew(lm)
     entry = Site("", 0, "resid_pre")
 
     def begin(x: Tensor, run: Run) -> Tensor:
@@ -63,8 +66,12 @@ def gradients(
         intervene(lm, *interventions),
         trace(lm, *{*found, last}, grad=True) as seen,
     ):
-        lm(batch)
-        value = metric(lm.readout.of(seen[last], batch))
+        if whole:  # the very logits that stand behind what comes after the layers
+            said = outside.answers(lm, batch)
+        else:
+            lm(batch)
+            said = lm.readout.of(seen[last], batch)
+        value = metric(said)
         wanted = [seen[site] for site in found]
         taken = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, taken)]

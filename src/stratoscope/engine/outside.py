@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules import module as registry
 
-from stratoscope.engine.intervene import Intervention
+from stratoscope.engine.intervene import Intervention, intervene, replaced
 from stratoscope.errors import SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.readout import own_output
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run
+from stratoscope.models.taps import Read, Run
 
 # hooks that change nothing, or each row by itself: ours, Transformers' records of hidden states, torch's weight norms
 _KNOWN = ("stratoscope.", "transformers.", "torch.nn.utils.")
-_READ_OUT = ("final_norm", "logits")
 
 
 def changes(lm: LM) -> list[Intervention] | None:
@@ -46,8 +46,17 @@ def changes(lm: LM) -> list[Intervention] | None:
 
 def reads_out_anew(lm: LM) -> bool:
     """Whether an outer change can act after the last layer, so that logits must be the model's own output."""
-    sites = (site for edits, _ in lm.taps.listening for site in edits if edits[site])
-    return any(site.tower == "" and site.point in _READ_OUT for site in sites) or any(foreign_hooks(lm))
+    return any(map(after_the_layers, sites(lm))) or any(foreign_hooks(lm))
+
+
+def sites(lm: LM) -> Iterator[Site]:
+    """Where changes made outside act."""
+    return (site for edits, _ in lm.taps.listening for site in edits if edits[site])
+
+
+def after_the_layers(site: Site) -> bool:
+    """Whether a site lies between the last layer and the logits."""
+    return site.tower == "" and site.point in ("final_norm", "logits")
 
 
 def foreign_hooks(lm: LM) -> Iterator[str]:
@@ -74,7 +83,9 @@ def own_logits(lm: LM, batch: Batch) -> Tensor:
     if lm.readout.reason:
         raise SiteError(lm.readout.reason)
     site = Site("", None, "logits")
-    reads = {} if lm.layout.lack(site) else {site: [_wait]}  # no outer trace may end the pass before
+    reads: dict[Site, list[Read]] = (
+        {} if lm.layout.lack(site) else {site: [_wait]}
+    )  # no outer trace may end the pass before
     with lm.taps.using(reads=reads):
         own = own_output(lm, batch)
     return own[..., None] if own.ndim == 2 and lm.readout.where == "every" else own
@@ -84,6 +95,17 @@ def answers(lm: LM, batch: Batch) -> Tensor:
     """(example, output): what the model itself says of each example, all changes made."""
     own = own_logits(lm, batch)
     return own if own.ndim == 2 else own[torch.arange(len(batch)), lm.readout.positions(batch)]
+
+
+def read_out(
+    lm: LM, batch: Batch, resid: Float[Tensor, "example position dim"], *, every: bool = True
+) -> Float[Tensor, "example *position output"]:
+    """What the model makes of a last residual stream, with the changes that come after it, at every position or as
+    `answers` does."""
+    if not reads_out_anew(lm):
+        return lm.readout(resid) if every else lm.readout.of(resid, batch)
+    with unheard(lm), intervene(lm, replaced(f"layers.{lm.dims.layers - 1}.resid_post", resid)):
+        return own_logits(lm, batch) if every else answers(lm, batch)
 
 
 def _wait(x: Tensor, run: Run) -> None:

@@ -23,26 +23,43 @@ from stratoscope.engine.intervene import Intervention, resolve
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.sweep import Cell, Metric, Progress, sweep
 from stratoscope.errors import InputError
+from stratoscope.models.attention import softmax_visible
 from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
 
 def estimate(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
     """First-order estimate of `sweep` on the same cells: (cell, example).
 
-    Several changes in one cell are summed, as if each acted on the base run.
+    Several changes in one cell are summed, as if each acted on the base run. A change of scores is followed exactly through
+    the softmax, and estimated from the pattern on: a knock-out's score, minus infinity, is no small step. Raises InputError
+    for an estimate that is no number.
     """
     batch = lm.batch(inputs)
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
-    sites = list({change.site: None for cell in table for change in cell})
+    sites = list({_felt(change.site): None for cell in table for change in cell})
+    scores = [site for site in {change.site: None for cell in table for change in cell} if site.point == "attn.scores"]
     examples = torch.arange(len(batch))
-    base, values, slopes = gradients(lm, batch, sites, lambda logits: metric(logits, examples))
+    base, values, slopes = gradients(lm, batch, [*sites, *scores], lambda logits: metric(logits, examples))
     found = base.expand(len(table), -1).clone()
     for number, cell in enumerate(table):
         for change in cell:
-            step = change.apply(values[change.site], Run(batch)) - values[change.site]
-            found[number] += (step * slopes[change.site]).flatten(1).sum(dim=1)
+            before, after = values[change.site], change.apply(values[change.site], Run(batch))
+            if change.site.point == "attn.scores":
+                before, after = softmax_visible(before), softmax_visible(after)
+            found[number] += ((after - before) * slopes[_felt(change.site)]).flatten(1).sum(dim=1)
+        if not found[number].isfinite().all():
+            raise InputError(
+                f"the estimate is no number for cell {number}, {' and '.join(f'{c.operation} at {c.site}' for c in cell)}: "
+                f"look at the value put there, or at a metric that divides by zero."
+            )
     return found
+
+
+def _felt(site: Site) -> Site:
+    """Where a change is taken to be small."""
+    return Site(site.tower, site.layer, "attn.pattern") if site.point == "attn.scores" else site
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Trace:
             raise SiteError(f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ...")
         if not self._steps[at]:
             raise SiteError(
-                f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it."
+                f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it"
+                f" and without an edit that leaves its module out."
             )
         return self._steps[at]
 

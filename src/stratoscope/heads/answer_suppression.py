@@ -30,9 +30,8 @@ from stratoscope.engine.metric import Words, last_logits, target
 from stratoscope.engine.pair import random_like
 from stratoscope.engine.sweep import sweep
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import final_norm, head_writes
 from stratoscope.errors import SiteError
-from stratoscope.heads._writes import head_writes
-from stratoscope.maths.norm import freeze
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -63,7 +62,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed:
     points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
     seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=-1)
     z, mlp, before, after = (seen[f"{at}.{point}"] for point in points)
-    norm, unembed = freeze(lm.layout.final_norm, seen[final]), lm.weight("logits").double()
+    norm, unembed = final_norm(lm, seen[final]), lm.weight("logits").double()
     towards = unembed[asked.answer] - unembed.mean(dim=0)
 
     def score(write: Float[Tensor, "example *part dim"], along: Tensor = towards) -> Tensor:
@@ -85,7 +84,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed:
             "change": (alone, score(after - before)),
             "raw_change": (alone, score(after - before, unembed[asked.answer])),
             "mlp_write": (alone, score(mlp)),
-            "head_write": (by_head, score(head_writes(lm, int(at.split(".")[1]), z))),
+            "head_write": (by_head, score(head_writes(lm, int(at.split(".")[1]), z)[0])),
             "removal": (by_head, removal),
             "null": (by_head, null),
             "log_probability": (alone, said),

@@ -161,7 +161,7 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
     wave = (wave - wave.mean()) / dim**0.5
     probe = LOUD * dim**0.5 * torch.cat([eye, -eye, torch.stack([2 * eye[0], wave])])
     found = []
-    with Layers(lm, lm.batch([[1]])) as layers:
+    with lm.taps.only(), Layers(lm, lm.batch([[1]])) as layers:  # of the weights, not of a run
         for layer in range(lm.dims.layers):
             seen = layers.attention(layer, probe[:, None].to(lm.model.device, lm.model.dtype))
             sides = torch.stack([x[:, :, 0].float() for x in (seen.q, seen.k, seen.v)])  # (3, probe, head, head_dim)

@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import head_writes
 from stratoscope.errors import InputError, SiteError
-from stratoscope.heads._writes import head_writes
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -64,7 +64,7 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for layer in range(lm.dims.layers):
         stream, z, out = (seen[f"layers.{layer}.{point}"] for point in points)
-        parts = torch.cat([head_writes(lm, layer, z), stream.double()[:, None]], dim=1)
+        parts = torch.cat([head_writes(lm, layer, z)[0], stream.double()[:, None]], dim=1)
         shuffled = decompose(out.double(), parts.roll(1, dims=0))
         found.append((*decompose(out.double(), parts), shuffled[2]))
     coefficient, intercept, explained, null = (torch.stack(column).float() for column in zip(*found))

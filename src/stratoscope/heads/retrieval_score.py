@@ -28,6 +28,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stratoscope.engine import outside
 from stratoscope.engine.pieces import before, pieces
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
@@ -124,11 +125,12 @@ def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[
     inputs = lm.batch([text([*start, *hay], needle, len(needle) - 1, at)])
     ids = inputs.text[0][0]
     asks = list(range(cue - len(needle), 0))
-    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    anew = outside.reads_out_anew(lm)
+    last = "logits" if anew else f"layers.{lm.dims.layers - 1}.resid_post"
     seen = capture(lm, inputs, "layers.*.attn.pattern", last, positions=asks)
     pattern = seen.stack("layers.*.attn.pattern")[:, 0].float()
     right = torch.tensor(needle[cue:], device=pattern.device)
-    said = lm.readout(seen[last])[0].argmax(dim=-1) == right
+    said = (seen[last] if anew else lm.readout(seen[last]))[0].argmax(dim=-1) == right
     match = matches(ids, right, at, at + len(needle)) & said[:, None]
     visible = torch.arange(len(ids) + asks[0], len(ids), device=match.device) + 1
     found = hits(pattern, match).float().mean(dim=-1), (match.sum(dim=-1) / visible).mean(), said.float().mean()

@@ -35,8 +35,9 @@ from torch import Tensor
 from stratoscope.engine.metric import Target, Words, target
 from stratoscope.engine.pieces import before
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import final_norm, post_norms
 from stratoscope.errors import InputError
-from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.maths.norm import FrozenNorm
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -163,7 +164,7 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
     final = f"layers.{lm.dims.layers - 1}.resid_post"
     values = capture(lm, batch, "layers.*.attn.v")
     ends = capture(lm, batch, "layers.*.attn.pattern", "layers.*.attn.z", final, positions=-1)
-    norm, unembed = freeze(lm.layout.final_norm, ends[final]), lm.weight("logits").float()
+    norm, unembed = final_norm(lm, ends[final]), lm.weight("logits").float()
     towards = unembed[asked.answer] - unembed[asked.foil]
     named = torch.eq(batch.ids, asked.answer.to(batch.ids.device)[:, None])
     plain = torch.isin(batch.ids, torch.tensor(_special(lm), device=batch.ids.device), invert=True)
@@ -184,9 +185,8 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
 def _written(lm: LM, layer: int, v: Tensor, z: Tensor, norm: FrozenNorm) -> Float[Tensor, "example position head dim"]:
     """What each query head would write if it read one position alone, through the norms that follow; in float32."""
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
-    projection, *post = lm.layout.writers(site)
     v = v.repeat_interleave(lm.dims.heads // v.shape[2], dim=2)  # head h reads key/value head h // group
     out = torch.einsum("ephk,dhk->ephd", v.float(), lm.weight(site).float().unflatten(1, (lm.dims.heads, -1)))
-    for frozen in [*(freeze(module, projection(z.flatten(1))) for module in post), norm]:
+    for frozen in [*post_norms(lm, site, z.flatten(1)), norm]:
         out = replace(frozen, scale=frozen.scale[:, None, None]).linear(out)
     return out

@@ -14,6 +14,9 @@ A write to every logit alike changes nothing, so each half is counted from the c
 
 and the two add up to the contribution. A head may have a large one by suppressing the foil and not touching the answer.
 
+Inside a change of the stream itself (`with intervene(lm, add("layers.3.resid_post", v))`), what that adds at the last
+position is one more component, "outer change".
+
 Reads as: who writes the answer into the stream at the end. Does not show who caused it: a component that only feeds
 another scores zero here, and a large score may be cancelled by a neighbour.
 """
@@ -25,24 +28,15 @@ from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.metric import Words, target
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import added_outside, final_norm, head_writes
 from stratoscope.errors import SiteError
-from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.maths.norm import FrozenNorm
 from stratoscope.models.lm import LM
-from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
-
-
-def head_writes(
-    z: Float[Tensor, "example head head_dim"], out: Float[Tensor, "dim joined"]
-) -> Float[Tensor, "example head dim"]:
-    """What each head adds: its slice of z through its slice of the output projection, without the bias."""
-    by_head = out.unflatten(1, (z.shape[1], z.shape[2]))
-    return torch.einsum("ehk,dhk->ehd", z, by_head)
 
 
 @torch.no_grad()
@@ -65,7 +59,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     ]
     seen = capture(lm, batch, *sites, positions=-1)
     final = seen[sites[-1]]
-    norm = freeze(lm.layout.final_norm, final)
+    norm = final_norm(lm, final)
     unembed = lm.weight("logits").double()
     middle = unembed.mean(dim=0)
     sides = torch.stack([unembed[asked.answer] - middle, middle - unembed[asked.foil]])  # (part, example, dim)
@@ -79,16 +73,20 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     bias = sides @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil).to(sides)
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}"
-        heads, rest = _heads(lm, layer, seen[f"{at}.attn.z"])
+        heads, rest = head_writes(lm, layer, seen[f"{at}.attn.z"])
         columns += [*score(heads).unbind(2), score(seen[f"{at}.mlp.out"])]
         names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
         names += [(f"L{layer} mlp", layer, -1, "mlp")]
         bias = bias + score(rest)
+    beside = added_outside(lm, batch)
+    if beside is not None:
+        columns.append(score(beside))
+        names.append(("outer change", -1, -1, "change"))
     parts = torch.stack([*columns, bias], dim=2)  # (part, example, component)
     contribution = parts.sum(dim=0)
     names.append(("bias", -1, -1, "bias"))
-    normed = final if lm.layout.final_norm is None else lm.layout.final_norm(final)
-    difference = asked.difference(lm.layout.head[-1](normed)).double()
+    normed = final if lm.layout.final_norm is None else lm.layout.final_norm.forward(final)
+    difference = asked.difference(lm.layout.head[-1].forward(normed)).double()
     total = contribution.sum(dim=1)
     component, layer_of, head_of, kind = (list(column) for column in zip(*names))
     return dataset(
@@ -112,19 +110,6 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         | asked.coords,
         notes=" ".join(asked.notes),
     )
-
-
-def _heads(lm: LM, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    """What each head adds (example, head, dim) and what the biases add (example, dim), after any post-norm."""
-    [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
-    projection, *post = lm.layout.writers(site)
-    heads = head_writes(z.double(), matrix(projection).double())
-    bias = getattr(projection, "bias", None)
-    rest = torch.zeros_like(heads[:, 0]) if bias is None else bias.double().expand_as(heads[:, 0])
-    if post:
-        norm = freeze(post[0], projection(z.flatten(1)))
-        heads, rest = _wider(norm).linear(heads), norm.linear(rest) + norm.bias
-    return heads, rest
 
 
 def _wider(norm: FrozenNorm) -> FrozenNorm:

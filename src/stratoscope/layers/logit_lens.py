@@ -73,13 +73,16 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, top: int = 5, progress
     values, indices = torch.full((*shape, top), torch.nan), torch.zeros(*shape, top, dtype=torch.long)
     rank, chosen = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
     rows, done, total = max(1, _LOGITS // (4 * lm.dims.vocab)), 0, depths * int(real.sum())
+    anew = outside.reads_out_anew(lm)  # a change after the layers: then by whole runs
     for where, part in _parts(lm, batch):
         seen = capture(lm, part, *SITES)
         example, position = part.text[1].nonzero(as_tuple=True)  # no padding is read out
         streams = [seen[site] for site in lm.layout.resolve(SITES)]
         for depth, resid in enumerate(streams):
+            said = outside.read_out(lm, part, resid) if anew else None
             for e, p in zip(example.split(rows), position.split(rows)):
-                found = told(lm.readout(resid[e, p]).float(), asked.answer.to(e.device)[where][e], top)
+                logits = lm.readout(resid[e, p]) if said is None else said[e, p]
+                found = told(logits.float(), asked.answer.to(e.device)[where][e], top)
                 at = (e.cpu() + where.start, depth, p.cpu())
                 for kept, piece in zip((values, indices, rank, chosen), found):
                     kept[at] = piece.to(kept)

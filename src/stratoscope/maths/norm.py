@@ -32,16 +32,17 @@ class FrozenNorm:
         return part * self.weight * self.scale[..., None]
 
 
-def freeze(norm: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
+def freeze(module: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
     """Freeze a norm at x, in fp32, whatever the module's class: weight and bias are read off by probing it.
 
     None is the identity (a model without final norm). Raises FamilyError when the module is neither an RMSNorm nor a
     LayerNorm, which shows as an output that the frozen form does not reproduce.
     """
     dim, x = x.shape[-1], x.float()
-    if norm is None:
+    if module is None:
         return FrozenNorm(x.new_ones(dim), x.new_zeros(dim), x.new_ones(x.shape[:-1]), centred=False)
-    norm = deepcopy(norm).float()  # a small module; probing it in half precision would drown in rounding
+    # a small module; probing it in half precision would drown in rounding, and a call would run the hooks copied with it
+    norm = deepcopy(module).float().forward
     bias = norm(x.new_zeros(dim))
     # An input of +-1 has mean zero and rms one; made large, epsilon vanishes, and both kinds give weight * sign + bias.
     sign = x.new_ones(dim)
@@ -57,5 +58,5 @@ def freeze(norm: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
     frozen = FrozenNorm(weight, bias, scale, centred)
     rebuilt = frozen.linear(x) + bias
     if not torch.allclose(rebuilt, out, atol=1e-3 * float(out.abs().max().clamp_min(1e-6)), rtol=1e-3):
-        raise FamilyError(f"{type(norm).__name__} is neither an RMSNorm nor a LayerNorm: it cannot be made linear.")
+        raise FamilyError(f"{type(module).__name__} is neither an RMSNorm nor a LayerNorm: it cannot be made linear.")
     return frozen

@@ -86,10 +86,10 @@ class Readout:
         """
         if self.reason:
             raise SiteError(self.reason)
-        x = resid if normalised or self.norm is None else self.norm(resid)
+        x = resid if normalised or self.norm is None else self.norm.forward(resid)
         with still(self.steps):
-            for step in self.steps:
-                x = step(x)
+            for step in self.steps:  # `forward`, not a call: hooks at these modules are for the model's own runs
+                x = getattr(step, "forward", step)(x)
         if x.ndim < resid.ndim:  # a head that squeezes its one output
             x = x[..., None]
         return x if self.softcap is None else torch.tanh(x / self.softcap) * self.softcap
@@ -120,7 +120,9 @@ class Readout:
         if self.single:
             at = self.positions(batch).to(resid.device)
             return self(resid[torch.arange(len(at), device=resid.device), at])
-        return self(_pooled(self.where, resid if self.norm is None else self.norm(resid), batch), normalised=True)
+        return self(
+            _pooled(self.where, resid if self.norm is None else self.norm.forward(resid), batch), normalised=True
+        )
 
 
 def find(lm: LM) -> Readout:

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from stratoscope.engine.metric import Words, target
 from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import final_norm, post_norms
 from stratoscope.errors import InputError, SiteError
-from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.maths.norm import FrozenNorm
 from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
 from stratoscope.results import dataset
 
 
@@ -63,11 +65,12 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     asked = target(lm, batch, answer, foil)
     unembed = lm.weight("logits")
     towards = unembed[asked.answer].double() - unembed[asked.foil].double()
-    towards = before_norm(freeze(lm.layout.final_norm, seen[last]), towards)
+    towards = before_norm(final_norm(lm, seen[last]), towards)
     columns = []
     for site in neurons:
-        down, *post = lm.layout.writers(lm.layout.resolve(f"layers.{site.layer}.mlp.out")[0])
-        here = before_norm(freeze(post[0], down(seen[site])), towards) if post else towards
+        here = towards
+        for norm in reversed(post_norms(lm, Site("", site.layer, "mlp.out"), seen[site])):
+            here = before_norm(norm, here)
         weight = lm.weight(f"layers.{site.layer}.mlp.out")
         columns.append(contributions(seen[site].double(), weight.double(), here))
     axes = ("example", "layer", "neuron")

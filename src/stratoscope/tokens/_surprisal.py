@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stratoscope.engine import outside
 from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
 from stratoscope.models.batch import Batch
@@ -35,8 +36,9 @@ def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example p
     for begin in range(0, len(rows), size):
         part = lm.batch([list(row) for row in rows[begin : begin + size]])
         final = capture(lm, part, last)[last]
+        said = outside.read_out(lm, part, final) if outside.reads_out_anew(lm) else None
         for number, row in enumerate(rows[begin : begin + size]):
-            logits = lm.readout(final[number, : len(row)])
+            logits = lm.readout(final[number, : len(row)]) if said is None else said[number, : len(row)]
             found[begin + number, : len(row)] = nats(logits, torch.tensor(row, device=logits.device)).cpu()
     return found
 
