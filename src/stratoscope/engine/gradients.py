@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene
 from stratoscope.engine.trace import trace
+from stratoscope.errors import SiteError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
@@ -72,7 +74,11 @@ def gradients(
             lm(batch)
             said = lm.readout.of(seen[last], batch)
         value = metric(said)
+        finite.refuse({"the metric whose gradient is asked": value.detach()})
         wanted = [seen[site] for site in found]
         taken = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, taken)]
+    if not bool(torch.stack([g.isfinite().all().cpu() for g in grads]).all()):
+        with suppress(SiteError):
+            lm.weight("logits")  # refuses a read-out that is broken where the metric does not look
     return value.detach(), {s: x.detach() for s, x in zip(found, wanted)}, dict(zip(found, grads))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stratoscope.engine.kinds import Rival, rival
 from stratoscope.errors import InputError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 
@@ -61,12 +62,16 @@ def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
     if batch.mask is None and lm.readout.kind == "vocab":
         raise InputError("these inputs hold no tokens, so there is no next token to ask about: give a prompt.")
     if outside.reads_out_anew(lm):
-        return outside.answers(lm, batch)
+        logits = outside.answers(lm, batch)
+        finite.refuse({"the model's logits": logits})
+        return logits
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     # one position is kept, not all: the last layer's stream of many prompts is large
     where = lm.readout.position if lm.readout.single else None
     final = capture(lm, batch, last, positions=where)[last]
-    return lm.readout(final) if lm.readout.single else lm.readout.of(final, batch)
+    logits = lm.readout(final) if lm.readout.single else lm.readout.of(final, batch)
+    finite.refuse({"the model's logits": logits})
+    return logits
 
 
 def word(lm: LM, number: int) -> str:

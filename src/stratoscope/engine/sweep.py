@@ -35,6 +35,7 @@ from stratoscope.engine.packed import Base, Job, Wave, answers, base_run, sharea
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
+from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -92,6 +93,7 @@ def sweep(
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
     _refuse_too_large(lm, batch)
     base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
+    finite.refuse({"the metric of the base run": base.metric})
     plan, jobs = _plan(lm, base, table, budget)
     key = fingerprint(lm, base, table, metric) if save else ""
     result = read(Path(save), key, (len(table), len(batch))) if save else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.select import Positions, as_index, key_axis, position_index, run_at, take, with_gone
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.run import Padding, Run
 from stratoscope.models.sites import Site
@@ -49,6 +50,10 @@ class Trace:
                 f" and without an edit that leaves its module out."
             )
         return self._steps[at]
+
+    def reached(self, site: Site) -> bool:
+        """Whether any forward pass came by."""
+        return bool(self._steps[site])
 
     def stack(self, pattern: str | Site) -> Tensor:
         """The sites of a pattern along a new first axis, layer: (layer, ...)."""
@@ -149,8 +154,13 @@ def trace(
 
 
 def capture(lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False) -> Trace:
-    """One forward pass over the inputs with a `trace` of the sites; see there."""
+    """One forward pass over the inputs with a `trace` of the sites; see there.
+
+    Raises InputError for a value that is not a number: a trace shows it, a method must not measure with it.
+    """
     batch = lm.batch(inputs)
     with trace(lm, *sites, positions=positions, grad=grad) as seen:
         lm(batch)
+    values = {str(site): seen[site] for site in seen.sites if seen.reached(site)}
+    finite.refuse(values, batch.mask if positions is None else None)
     return seen

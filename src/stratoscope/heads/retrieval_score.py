@@ -32,6 +32,7 @@ from stratoscope.engine import outside
 from stratoscope.engine.pieces import before, pieces
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -130,7 +131,9 @@ def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[
     seen = capture(lm, inputs, "layers.*.attn.pattern", last, positions=asks)
     pattern = seen.stack("layers.*.attn.pattern")[:, 0].float()
     right = torch.tensor(needle[cue:], device=pattern.device)
-    said = (seen[last] if anew else lm.readout(seen[last]))[0].argmax(dim=-1) == right
+    logits = (seen[last] if anew else lm.readout(seen[last]))[0]
+    finite.refuse({"the model's logits": logits})
+    said = logits.argmax(dim=-1) == right
     match = matches(ids, right, at, at + len(needle)) & said[:, None]
     visible = torch.arange(len(ids) + asks[0], len(ids), device=match.device) + 1
     found = hits(pattern, match).float().mean(dim=-1), (match.sum(dim=-1) / visible).mean(), said.float().mean()

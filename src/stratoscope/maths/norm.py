@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stratoscope.errors import FamilyError
+from stratoscope.errors import FamilyError, InputError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class FrozenNorm:
 def freeze(module: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
     """Freeze a norm at x, in fp32, whatever the module's class: weight and bias are read off by probing it.
 
-    None is the identity (a model without final norm). Raises FamilyError when the module is neither an RMSNorm nor a
-    LayerNorm, which shows as an output that the frozen form does not reproduce.
+    None is the identity (a model without final norm). Raises InputError for what is not a number, and
+    FamilyError when the module is neither an RMSNorm nor a LayerNorm, which shows as an output that the
+    frozen form does not reproduce.
     """
     dim, x = x.shape[-1], x.float()
     if module is None:
@@ -51,6 +52,8 @@ def freeze(module: nn.Module | None, x: Float[Tensor, "... dim"]) -> FrozenNorm:
     rms = sign.pow(2).mean().sqrt()
     weight = (norm(1e4 * sign) - bias) * rms / sign
     out = norm(x)
+    if not bool((weight.isfinite() & bias.isfinite()).all() & out.isfinite().all()):
+        raise InputError(f"the weight of {type(norm).__name__}, or what it reads, is not a number (nan) somewhere.")
     centred = bool(torch.allclose(norm(x.new_full((dim,), 1e4)), bias, atol=1e-3, rtol=1e-3))
     moved = x - x.mean(dim=-1, keepdim=True) if centred else x
     shaped = moved * weight

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stratoscope.errors import SiteError
 from stratoscope.models import batch as batches
+from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
@@ -105,9 +106,15 @@ class LM:
     def weight(self, site: str | Site) -> Tensor:
         """The matrix (out, in) that writes `attn.out` or `mlp.out`, reads into `mlp.pre`, or is `embed` or `logits`.
 
-        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
+        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim). Raises InputError where
+        it holds what is not a number.
         """
         at = self.layout.resolve_one(site)
+        found = self._weight(at)
+        finite.refuse({f"the weight of {at}": found.detach()})
+        return found
+
+    def _weight(self, at: Site) -> Tensor:
         if at.point in ("attn.out", "mlp.out"):
             return matrix(self.layout.writers(at)[0])
         if at.point == "logits":

@@ -11,6 +11,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
+from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 
@@ -40,6 +41,8 @@ def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example p
         for number, row in enumerate(rows[begin : begin + size]):
             logits = lm.readout(final[number, : len(row)]) if said is None else said[number, : len(row)]
             found[begin + number, : len(row)] = nats(logits, torch.tensor(row, device=logits.device)).cpu()
+    asked = [found[number, 1 : len(row)] for number, row in enumerate(rows)]
+    finite.refuse({"the surprisal of the texts' tokens": torch.cat(asked)})
     return found
 
 
