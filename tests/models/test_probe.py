@@ -62,7 +62,6 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "nemotron": (lambda: (hf.NemotronForCausalLM, hf.NemotronConfig(**G)), "sequential"),
     "gpt_oss": (lambda: (hf.GptOssForCausalLM, hf.GptOssConfig(**G, head_dim=8, num_local_experts=4)), "sequential"),
     "xglm": (lambda: (hf.XGLMForCausalLM, hf.XGLMConfig(**_XGLM)), "sequential"),
-    "albert": (lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)), "refused: albert"),
 }  # fmt: skip
 
 

@@ -116,6 +116,10 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         lambda: (hf.DebertaV2Model, hf.DebertaV2Config(**S, **DISENTANGLED, conv_kernel_size=3)),
         "a convolution changes the stream between layers 0 and 1",
     ),
+    "albert": (
+        lambda: (hf.AlbertForMaskedLM, hf.AlbertConfig(**S, embedding_size=16)),
+        "all its layers are one module",
+    ),
     "longformer": (
         lambda: (hf.LongformerModel, hf.LongformerConfig(**S, attention_window=4)),
         "pads every input to a multiple of its attention window",

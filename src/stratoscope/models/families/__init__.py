@@ -21,8 +21,10 @@ def find(config: Any) -> Family | None:
 
 
 def known() -> list[str]:
-    """Every model type that a family names."""
-    return sorted(_all())
+    """Every model type that a family names, less those that are known and refused."""
+    from stratoscope.models.families.refused import REASONS
+
+    return sorted(set(_all()) - set(REASONS))
 
 
 @cache

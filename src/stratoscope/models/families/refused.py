@@ -13,6 +13,8 @@ _RAGGED = (
 )
 
 REASONS = {
+    "albert": "all its layers are one module with the same weights: a hook there cannot tell which layer is running, and "
+    "a change of one layer's weights is a change of all",
     "longformer": "it pads every input to a multiple of its attention window and scores window by window, so that its "
     "positions are not the batch's and no one pattern exists",
     "squeezebert": "its stream is laid out (example, dim, position), and its layers are called past PyTorch's hooks",
