@@ -77,3 +77,15 @@ def test_refusals() -> None:
     for name in ("bert", "vit"):
         with pytest.raises(SiteError, match="next token"):
             fine_tune.edit(lm_of(name), ROWS)
+
+
+def test_a_copy_is_trained_without_the_interventions_around() -> None:
+    """Inside a block the copy is a plain model: the deltas are those of training outside."""
+    from stratoscope.engine.intervene import ablate, intervene
+
+    lm, texts = lm_of("llama"), [[3, 14, 15, 92, 65], [38, 46, 26]]
+    outside = fine_tune.edit(lm, texts, steps=2, rate=1e-3).deltas
+    with intervene(lm, ablate("layers.1.attn.out")):
+        inside = fine_tune.edit(lm, texts, steps=2, rate=1e-3).deltas
+    assert outside.keys() == inside.keys()
+    assert all(torch.equal(outside[name], inside[name]) for name in outside)

@@ -133,3 +133,46 @@ def test_what_does_not_fit_is_refused_before_anything_changes() -> None:
         Edit(lm, deltas={"model.nothing": torch.zeros(3, 3)})
     with pytest.raises(SiteError):
         Edit(lm, [scaled("layers.9.mlp.out", 0.5)])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_edits_may_be_left_in_any_order(order: tuple[int, ...]) -> None:
+    """After each the others are still there, and after the last the weights are those of before, to the bit."""
+    lm = wrap(tiny.model("llama"))
+    before, plain = weights(lm), logits(lm)
+    edits = [Edit(lm, deltas={NAME: delta(seed)}) for seed in range(3)]
+    for edit in edits:
+        edit.__enter__()
+    left = [0, 1, 2]
+    for one in order:
+        edits[one].__exit__(None, None, None)
+        left.remove(one)
+        value = before[NAME]
+        for seed in left:
+            value = value + delta(seed)
+        assert torch.equal(lm.model.get_parameter(NAME), value)
+    assert same(lm, before)
+    assert torch.equal(logits(lm), plain)
+
+
+def test_an_edit_inside_itself() -> None:
+    lm = wrap(tiny.model("llama"))
+    before, edit = weights(lm), Edit(lm, deltas={NAME: delta()})
+    with edit, edit:
+        assert torch.equal(lm.model.get_parameter(NAME), before[NAME] + delta() + delta())
+    assert same(lm, before)
+
+
+def test_resized_embeddings_are_known_at_once() -> None:
+    lm = wrap(tiny.model("llama"))
+    lm.model.resize_token_embeddings(120, mean_resizing=False)
+    assert lm.dims.vocab == 120
+    assert logits_of(lm, [[3, 119]]).shape == (1, 2, 120)
+    lm.model.resize_token_embeddings(50, mean_resizing=False)
+    with pytest.raises(InputError, match="ids run from 0 to 50 - 1"):
+        lm([[3, 60]])
+
+
+def logits_of(lm: object, rows: list[list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        return lm(rows)["logits"]

@@ -13,7 +13,8 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models import families, wrap
 from stratoscope.models.family import Family, into
-from stratoscope.models.lm import LM, weight_hash
+from stratoscope.models.lm import LM
+from stratoscope.models.provenance import weight_hash
 
 WRITES = [n for n in tiny.CONFIGS if n != "mixtral"]
 

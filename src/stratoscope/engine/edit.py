@@ -6,9 +6,10 @@ It joins changes of weights and changes at sites. It can be saved (safetensors a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,19 +17,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stratoscope.engine.intervene import Intervention, intervene, resolve
+from stratoscope.engine.intervene import WHERE, Intervention, intervene, resolve
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import parse
-
-_WHERE = ("positions", "units", "keys", "examples", "steps")
 
 
 @dataclass
 class Edit:
     """Weight deltas by parameter name, and interventions; `with edit:` makes them, leaving the block undoes them.
 
-    Weights are put back from a copy, not by subtraction, so they are bit-identical afterwards.
+    A parameter's own storage is put aside, not written to, so weights are bit-identical afterwards; of several edits
+    each can be left first, and the others stay.
     """
 
     lm: LM
@@ -49,8 +49,11 @@ class Edit:
         with ExitStack() as opening:
             parameters = dict(self.lm.model.named_parameters())
             for name, delta in self.deltas.items():
-                opening.callback(_put, parameters[name], parameters[name].detach().clone())
-                _put(parameters[name], parameters[name].detach() + delta.to(parameters[name]))
+                opening.callback(_hold(parameters[name], delta))
+            if self.deltas or self.note:
+                names = list(self.deltas) if len(self.deltas) <= 8 else f"{len(self.deltas)} parameters"
+                told = {"edit": self.note or "weights"} | ({"weights": names} if self.deltas else {})
+                opening.enter_context(self.lm.taps.declare(**told))
             opening.enter_context(intervene(self.lm, *self.interventions))
             self._open.append(opening.pop_all())
         return self
@@ -65,7 +68,7 @@ class Edit:
         table = []
         for number, change in enumerate(self.interventions):
             tensors[f"value/{number}"] = change.value.detach().clone().contiguous()
-            where = {k: _plain(getattr(change, k)) for k in _WHERE if getattr(change, k) is not None}
+            where = {k: _plain(getattr(change, k)) for k in WHERE if getattr(change, k) is not None}
             table.append({"site": str(change.site), "operation": change.operation, **where})
         save_file(tensors, path, metadata={"interventions": json.dumps(table), "note": self.note})
 
@@ -83,9 +86,37 @@ class Edit:
         return cls(lm, changes, deltas, header.get("note", ""))
 
 
+@dataclass
+class _Held:
+    """A parameter while edits are open: it, its own storage, and what each edit adds, in the order in which they came."""
+
+    parameter: Tensor
+    own: Tensor
+    deltas: dict[object, Tensor] = field(default_factory=dict)
+
+
+_held: dict[int, _Held] = {}  # by the parameter's id; an entry lives as long as an edit of it is open
+
+
 @torch.no_grad()
-def _put(parameter: Tensor, value: Tensor) -> None:
-    parameter.copy_(value)
+def _hold(parameter: Tensor, delta: Tensor) -> Callable[[], None]:
+    """Add a delta to a parameter; calling what is returned takes it away again."""
+    held, key = _held.setdefault(id(parameter), _Held(parameter, parameter.data)), object()
+    held.deltas[key] = delta
+    parameter.data = parameter.data + delta.to(parameter)
+    return partial(_let_go, held, key)
+
+
+@torch.no_grad()
+def _let_go(held: _Held, key: object) -> None:
+    parameter = held.parameter
+    del held.deltas[key]
+    value = held.own.to(parameter)  # the very storage, unless the model was moved meanwhile
+    for delta in held.deltas.values():
+        value = value + delta.to(parameter)
+    parameter.data = value
+    if not held.deltas:
+        del _held[id(parameter)]
 
 
 def _plain(option: object) -> object:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ from torch import Tensor
 from stratoscope.engine.select import Positions, key_axis, position_index, run_at, take, with_gone
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
+from stratoscope.models.provenance import value_told
 from stratoscope.models.run import Run
 from stratoscope.models.sites import Site, parse
 
+WHERE = ("positions", "units", "keys", "examples", "steps")  # what narrows an intervention
 UNIT_AXES = ("head", "kv_head", "neuron", "dim", "expert", "vocab")
 
 # what is selected, and the intervention's value -> what takes its place
@@ -53,6 +55,16 @@ class Intervention:
     keys: Positions = None
     examples: Sequence[int] | None = None
     steps: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise InputError(f"operation {self.operation!r} at `{self.site}`: choose one of {', '.join(OPERATIONS)}.")
+
+    def describe(self) -> dict[str, Any]:
+        """What provenance tells of it, beside the site."""
+        where = {name: getattr(self, name) for name in WHERE if getattr(self, name) is not None}
+        told = {name: x.tolist() if hasattr(x, "tolist") else _lists(x) for name, x in where.items()}
+        return {"operation": self.operation, "value": value_told(self.value), **told}
 
     def apply(self, x: Tensor, run: Run) -> Tensor:
         """The site's tensor with the change made; the same tensor when this step or position is not concerned."""
@@ -255,6 +267,10 @@ def knock_out(
     """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf before softmax."""
     site = parse(f"layers.{layer}.attn.scores")
     return Intervention(site, "replace", torch.tensor(-torch.inf), positions=queries, keys=keys, units=heads)
+
+
+def _lists(x: Any) -> Any:
+    return [_lists(one) for one in x] if isinstance(x, Sequence) else int(x)
 
 
 def _units(units: Sequence[int], size: int, word: str, site: Site) -> Tensor:

@@ -13,18 +13,15 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.modules import module as registry
 
 from stratoscope.engine.intervene import Intervention, intervene, replaced
 from stratoscope.errors import SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.provenance import foreign_hooks
 from stratoscope.models.readout import own_output
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Read, Run
-
-# hooks that change nothing, or each row by itself: ours, Transformers' records of hidden states, torch's weight norms
-_KNOWN = ("stratoscope.", "transformers.", "torch.nn.utils.")
 
 
 def changes(lm: LM) -> list[Intervention] | None:
@@ -41,12 +38,12 @@ def changes(lm: LM) -> list[Intervention] | None:
                 if not isinstance(change, Intervention) or change.site != site:
                     return None
                 found.append(change)
-    return None if any(foreign_hooks(lm)) else found
+    return None if any(foreign_hooks(lm.model)) else found
 
 
 def reads_out_anew(lm: LM) -> bool:
     """Whether an outer change can act after the last layer, so that logits must be the model's own output."""
-    return any(map(after_the_layers, sites(lm))) or any(foreign_hooks(lm))
+    return any(map(after_the_layers, sites(lm))) or any(foreign_hooks(lm.model))
 
 
 def sites(lm: LM) -> Iterator[Site]:
@@ -57,21 +54,6 @@ def sites(lm: LM) -> Iterator[Site]:
 def after_the_layers(site: Site) -> bool:
     """Whether a site lies between the last layer and the logits."""
     return site.tower == "" and site.point in ("final_norm", "logits")
-
-
-def foreign_hooks(lm: LM) -> Iterator[str]:
-    """The modules under forward hooks that may treat rows differently: nobody knows what they do."""
-    for name, module in (("every module", registry), *lm.model.named_modules()):
-        tables = ("_global_forward_hooks", "_global_forward_pre_hooks") if module is registry else _TABLES
-        if any(_foreign(hook) for table in tables for hook in getattr(module, table).values()):
-            yield name or type(module).__name__
-
-
-_TABLES = ("_forward_hooks", "_forward_pre_hooks")
-
-
-def _foreign(hook: object) -> bool:
-    return not (getattr(hook, "__module__", None) or type(hook).__module__).startswith(_KNOWN)
 
 
 def _inside(site: Site) -> bool:

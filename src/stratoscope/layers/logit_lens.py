@@ -113,7 +113,7 @@ def _parts(lm: LM, batch: Batch) -> Iterator[tuple[slice, Batch]]:
     """
     each = predicted(lm, lm.layout.resolve(SITES), batch) // len(batch)
     size = max(1, _STREAMS // max(each, 1))
-    changed = any(edits for edits, _ in lm.taps.listening) or any(outside.foreign_hooks(lm))
+    changed = any(edits for edits, _ in lm.taps.listening) or any(outside.foreign_hooks(lm.model))
     if size >= len(batch) or batch.extra or batch.ids is None or changed:
         yield slice(0, len(batch)), batch
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
 from stratoscope.models.layout import Dims, Layout
+from stratoscope.models.provenance import Revision, changes
 from stratoscope.models.readout import Readout, find
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, refuse_compiled, taps_of
@@ -45,7 +45,7 @@ class LM:
         self.layout = Layout(model, family)
         self.taps = taps_of(model, self.layout)
         self._name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self._revision = revision
+        self.revision = Revision(model, revision)
         self._readout: Readout | None = None
 
     def __repr__(self) -> str:
@@ -54,7 +54,9 @@ class LM:
 
     @property
     def dims(self) -> Dims:
-        return self.layout.dims[""]
+        """Sizes of the main tower. The vocabulary's is read anew: it can be resized."""
+        dims, vocab = self.layout.dims[""], getattr(self.layout.config(), "vocab_size", 0) or 0
+        return dims if vocab == dims.vocab else replace(dims, vocab=vocab)
 
     def batch(self, inputs: Any) -> Batch:
         """Read prompts (one or several), ids, a mapping of model inputs, or a Batch; padding side does not matter.
@@ -138,29 +140,23 @@ class LM:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result must carry to be repeated: model, weights, dtype, attention kernel, device, versions."""
-        if self._revision is None:
-            self._revision = weight_hash(self.model)
+        """What a result must carry to be repeated: model, weights (their name, anew where they have changed), dtype,
+        attention kernel, device, versions; and `changes`, where edits, interventions or others' hooks are at work.
+        """
+        changed = changes(self.taps)
+        edits = tuple(number for number, told in self.taps.declared if "weights" in told)
         return {
             "model": self._name,
             "family": self.family.name,
-            "weights": self._revision,
+            "weights": self.revision.name(edits),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "kernel": self.layout.config()._attn_implementation,
             "device": str(self.model.device),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            **({"changes": changed} if changed else {}),
         }
 
     def _context(self) -> int | None:
         config = self.layout.config()
         limit = getattr(config, "max_position_embeddings", None)
         return int(limit) - self.family.reserved_positions if limit else None
-
-
-def weight_hash(model: nn.Module) -> str:
-    """sha256 over parameter names and bytes: the revision of weights that come from no hub."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"

@@ -15,6 +15,7 @@ from stratoscope.models.configs import refuse_unhandled
 from stratoscope.models.lm import LM
 from stratoscope.models.probe import probe
 from stratoscope.models.prove import prove
+from stratoscope.models.provenance import Revision
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"
@@ -78,7 +79,7 @@ def load(
             f"them, or load with tokenizer=False and pass token ids."
         )
     lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name))
-    lm._revision = pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None)
+    lm.revision = Revision(lm.model, pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None))
     return lm
 
 

@@ -60,6 +60,10 @@ class Taps:
         self.model, self.layout = model, layout
         self.run = Run()
         self.listening: list[tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]] = []
+        self.declared: list[
+            tuple[int, Mapping[str, Any]]
+        ] = []  # edits that are open, numbered, as provenance tells them
+        self._number = 0
         self._layer_input: dict[tuple[str, int], Tensor] = {}
         self._open = ExitStack()
         self._thread, self._depth = 0, 0
@@ -88,6 +92,17 @@ class Taps:
                 self.listening = [other for other in self.listening if other is not mine]
                 self._layer_input.clear()
                 self._install()
+
+    @contextmanager
+    def declare(self, **told: Any) -> Iterator[None]:
+        """Inside the block an edit is at work, which provenance tells so."""
+        self._number += 1
+        mine = (self._number, told)
+        self.declared.append(mine)
+        try:
+            yield
+        finally:
+            self.declared = [other for other in self.declared if other is not mine]
 
     @contextmanager
     def only(self, *listening: tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]) -> Iterator[None]:
