@@ -106,6 +106,24 @@ def test_siblings_of_a_shared_key_head_keep_theirs():
     assert abs(together - other) > 1e-4
 
 
+def test_a_receiver_hears_those_before_it_and_no_one_else():
+    """Several senders at once: the sum of their changes, by hand, and never what the receiver's own component sends."""
+    model, lm = byhand.widened("llama"), tiny.lm("llama")
+    p, clean, corrupt = byhand.parts("llama", model), torch.tensor([CLEAN]), torch.tensor([CORRUPT])
+    base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
+    one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
+    for senders, later, receiver in (
+        (["embed", "L0H1"], ["L1H0", "L1H1"], "L1H0.q"),
+        (["embed", "L0 mlp", "L1H2"], ["L1 mlp", "L2H0"], "L1 mlp"),
+        (["L0H3", "L0 mlp"], ["L1H3"], "L1H3.v"),
+    ):
+        asked = wiring(lm).paths([(senders, receiver), (senders + later, receiver)])
+        found = edges.exact(one, one.delta, asked).tolist()
+        logits = byhand.with_edges(p, model, clean, [(receiver, sum(source[s] - base[s] for s in senders))])
+        assert found[0] == pytest.approx(float(logits[5] - logits[9]), abs=1e-4)
+        assert found[1] == pytest.approx(found[0], abs=1e-6), receiver
+
+
 def test_wiring_says_who_hears_whom():
     wires = wiring(tiny.lm("llama"))
     heard = {label: wires.senders[: wires.before(n)] for n, label in enumerate(wires.receivers)}

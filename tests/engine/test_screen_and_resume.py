@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from torch import Tensor
 
 from models import tiny
-from stratoscope.engine import packed
-from stratoscope.engine.intervene import Intervention, replaced
+from stratoscope.engine import packed, resume
+from stratoscope.engine.intervene import Intervention, add, intervene, knock_out, replaced
 from stratoscope.engine.screen import estimate, screened
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture
@@ -127,3 +129,82 @@ def test_a_metric_that_is_no_number_names_its_cell() -> None:
     work[2] = replaced("layers.1.attn.z", torch.tensor(torch.nan), positions=1, units=[3])
     with pytest.raises(InputError, match=r"nan for cell 2, example 0: replace at layers\.1\.attn\.z .*positions 1"):
         sweep(lm, CLEAN, work, metric)
+
+
+def test_the_cells_with_the_largest_estimates_are_the_ones_measured() -> None:
+    lm = wrap(tiny.model("llama"))
+    work = cells(lm)
+    guess = estimate(lm, CLEAN, work, metric)
+    base = naive(lm, CLEAN, [replaced("layers.0.mlp.out", 0.0, examples=[])], metric)
+    best = (guess - base).abs().amax(dim=1).argsort(descending=True)
+    for seed in range(2):
+        found = screened(lm, CLEAN, work, metric, top=5, sample=2, seed=seed)
+        measured = found.exact.isfinite().all(dim=1)
+        assert measured[best[:5]].all()
+        assert int(measured.sum()) <= 7
+
+
+def test_knock_outs_are_estimated_from_the_pattern_on() -> None:
+    """Their scores are minus infinity; the pattern that follows is computed here by softmax without the key."""
+    lm = wrap(tiny.model("llama"))
+    cuts = [knock_out(layer, -1, [key]) for layer in range(3) for key in (0, 1)]
+    patterns = []
+    for cut in cuts:
+        name = f"layers.{cut.site.layer}.attn"
+        scores = capture(lm, CLEAN, f"{name}.scores")[f"{name}.scores"].clone()
+        for row, tokens in enumerate(CLEAN):
+            scores[row, :, len(tokens) - 1, cut.keys] = -torch.inf
+        patterns.append(replaced(f"{name}.pattern", scores.softmax(dim=-1)))
+    got, expected = (estimate(lm, CLEAN, x, metric) for x in (cuts, patterns))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    found = screened(lm, CLEAN, cuts, metric, top=1, sample=6)
+    assert found.estimate.isfinite().all()
+    assert found.correlation > 0.5
+    torch.testing.assert_close(found.exact, naive(lm, CLEAN, cuts, metric), atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match=r"cell 1, replace at layers\.1\.mlp\.out"):
+        estimate(lm, CLEAN, [cuts[0], replaced("layers.1.mlp.out", torch.inf)], metric)
+
+
+def test_a_file_answers_one_question_alone(tmp_path: Path) -> None:
+    """Other steps, another value, another shape or kind of the same bytes, a metric that agrees on the base run, an outer
+    change: each is another sweep."""
+    lm = wrap(tiny.model("llama"))
+    site, each = "layers.1.resid_post", torch.linspace(-1, 2, 64)
+    asked = add(site, each.view(2, 1, 32), positions=[0, 1])
+    base = naive(lm, CLEAN, [[]], metric)[0]
+    others = {
+        "steps": replace(asked, steps=[1]),
+        "value": add(site, 2 * each.view(2, 1, 32), positions=[0, 1]),
+        "shape": add(site, each.view(1, 2, 32), positions=[0, 1]),
+        "dtype": replace(asked, value=asked.value.view(torch.int32)),
+        "positions": replace(asked, positions=[0, 2]),
+    }
+    place = tmp_path / "kept"
+    first = sweep(lm, CLEAN, [asked], metric, save=place)
+    for other in others.values():
+        with pytest.raises(ResultError, match="another sweep"):
+            sweep(lm, CLEAN, [other], metric, save=place)
+    with pytest.raises(ResultError, match="another sweep"):
+        sweep(lm, CLEAN, [asked], lambda x, e: 2 * metric(x, e) - base[e], save=place)
+    outer = add("layers.2.resid_post", torch.ones(32), positions=[0])  # nothing that the metric reads
+    with intervene(lm, outer), pytest.raises(ResultError, match="another sweep"):
+        sweep(lm, CLEAN, [asked], metric, save=place)
+    again = sweep(lm, CLEAN, [replace(asked, positions=torch.tensor([0, 1]))], metric, save=place)
+    assert torch.equal(first, again)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, save, met = tmp_path / "kept", resume.save_file, []
+
+    def interrupted(tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
+        save(tensors, part, metadata=metadata)
+        if not met:
+            met.append(part)
+            other = Thread(target=resume.write, args=(place, "other", torch.zeros(1)))
+            other.start()
+            other.join()
+
+    monkeypatch.setattr(resume, "save_file", interrupted)
+    resume.write(place, "mine", torch.ones(2))
+    assert torch.equal(resume.read(place, "mine", (2,)), torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == [place.name]

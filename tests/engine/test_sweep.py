@@ -376,3 +376,51 @@ def test_pictures_share_what_lies_below_too(name: str, tmp_path: Any) -> None:
     else:
         whole = lm.model(pixel_values=both["pixel_values"], output_hidden_states=True).hidden_states[-1]
         assert tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole[:, 0], torch.arange(2))) < 1e-5
+
+
+def test_a_picture_s_last_layer_is_finished_at_the_class_token_alone() -> None:
+    lm, given = tiny.lm("vit"), tiny.inputs("vit")
+    cells = [replaced("layers.2.mlp.out", 50.0, positions=1), scaled("layers.2.mlp.out", 0.5, positions=0)]
+    cells += [ablate("layers.2.attn.z", units=[head]) for head in range(4)] + [add("layers.2.resid_post", 3.0)]
+    cells += [ablate("layers.2.mlp.act", units=[n], positions=[1, 0, 2]) for n in range(4)]
+    got = agree(lm, given, cells)
+    assert torch.equal(got[0], naive(lm, given, [[]], metric)[0])
+    assert plan(lm, given, cells).naive == 0
+
+
+def test_a_cache_given_as_an_argument_is_no_part_of_the_base_run() -> None:
+    """GPT-2's blocks take it by position, and a headless model keeps one."""
+    import transformers as hf
+
+    from stratoscope.models import wrap
+
+    torch.manual_seed(0)
+    model = hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=99, n_positions=64)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    lm, given = wrap(model), [[4, 5, 6, 7, 8, 9]]
+    cells = [ablate(f"layers.{layer}.mlp.out", positions=[p]) for layer in range(3) for p in (1, 5)]
+    got = agree(lm, given, cells)
+    zero = model.h[1].mlp.register_forward_hook(lambda m, a, out: out.index_fill(1, torch.tensor([1]), 0.0))
+    kept: list[Tensor] = []
+    last = model.h[2].register_forward_hook(lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        model(torch.tensor(given))
+    zero.remove()
+    last.remove()
+    assert abs(float(got[2, 0] - metric(kept[0][:, -1], torch.zeros(1, dtype=torch.long)))) < 1e-3
+    assert plan(lm, given, cells).naive == 0
+
+
+def test_sweeps_of_a_model_with_modules_left_out() -> None:
+    from stratoscope.editing import drop_modules
+
+    lm, given = tiny.lm("llama"), tiny.inputs("llama")
+    cells = [add("layers.0.resid_pre", 1.0, positions=2), ablate("layers.1.attn.z", units=[1])]
+    cells += [scaled("layers.1.mlp.act", 2.0), ablate("layers.2.attn.z", units=[0]), add("layers.2.mlp.out", 1.0)]
+    for left_out in (["layers.1.mlp.out"], ["layers.1.mlp.out", "layers.2.attn.out"]):
+        with drop_modules.edit(lm, left_out):
+            got = agree(lm, given, cells)
+            base = naive(lm, given, [[]], metric)[0]
+        assert torch.equal(got[2], base)  # what is not computed cannot be changed
+        assert tiny.gap(got[0], base) > 1e-2
