@@ -142,16 +142,55 @@ def test_full_disk_leaves_no_half_report(subject: planted.Planted, folder: Path,
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupt_exits_with_130_and_leaves_nothing(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
-    arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(tmp_path / "r.html")]
+def test_interrupt_exits_with_130_and_keeps_what_was_finished(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
     with subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stderr is not None
-        for line in process.stderr:  # the first step after loading: the work is under way
-            if "prediction through" in line:
+        for line in process.stderr:  # two steps have ended, and left a page
+            if "which tokens matter: occlusion" in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-        assert process.wait(timeout=900) == 130
+        assert process.wait(timeout=120) == 130
     assert "Interrupted" in rest
+    assert f"is in {out.as_uri()}" in rest
     assert "Traceback" not in rest
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [out]
+    page = out.read_text()
+    assert page.rstrip().endswith("</html>")
+    assert "Logit lens: the top token after each layer" in page
+    assert "Not measured in this run: which heads carry the answer causally" in page
+
+
+@pytest.mark.parametrize("name", ["answer", "foil", "corrupt"])
+def test_an_empty_word_is_refused_before_the_model_is_loaded(name: str, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "r.html")
+    refusal(run("hello", f"--{name}", "", "--model", tmp_path / "nowhere", *out), f"--{name} is empty")
+
+
+def test_the_prompt_itself_is_no_corrupt_prompt(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    result = run(subject.clean, "--corrupt", f"{subject.clean} ", "--model", folder, "--out", tmp_path / "r.html")
+    refusal(result, "is the prompt itself")
+    assert "which tokens" not in result.stderr
+
+
+def test_a_step_that_refuses_leaves_its_reason_and_the_others_go_on(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    """One token: nothing before the last can be exchanged, so nothing can be patched."""
+    out = tmp_path / "r.html"
+    word = subject.clean.split()[-1]
+    result = run(word, "--model", folder, "--out", out, "--skip", "heads.roles")
+    assert result.exit_code == 0, result.output
+    page = out.read_text()
+    assert "no token of the prompt before the last is a word" in page
+    assert "Logit lens: the top token after each layer" in page
+    assert "left out (--skip)" in page
+    assert "Without patching heads, and the null: there is no corrupt prompt" in " ".join(result.output.split())
+
+
+def test_a_step_that_is_not_there_cannot_be_skipped(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+    refusal(run(subject.clean, "--skip", "roles", "--model", folder, "--out", tmp_path / "r.html"), "heads.roles")

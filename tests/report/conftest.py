@@ -97,6 +97,8 @@ def direct(rng: np.random.Generator) -> xr.Dataset:
     return xr.Dataset(
         {
             "contribution": (("example", "component"), value[None]),
+            "raises_answer": (("example", "component"), 0.25 * value[None]),
+            "lowers_foil": (("example", "component"), 0.75 * value[None]),
             "logit_difference": ("example", [value.sum() + 2e-6]),
             "total": ("example", [value.sum()]),
             "residual_error": ("example", [2e-6]),
@@ -204,7 +206,14 @@ def neurons(rng: np.random.Generator, words: list[str]) -> tuple[xr.Dataset, xr.
     )
     before = np.full(len(units), 3.41)
     after = before - np.array([0.61, 0.28, -0.2, 0.22, 0.1, -0.1, 0.05, 0.02])
-    clamp = xr.Dataset({"difference_before": ("unit", before), "difference_after": ("unit", after)}, coords=at)
+    clamp = xr.Dataset(
+        {
+            "difference_before": ("unit", before),
+            "difference_after": ("unit", after),
+            "null_change": ("draw", rng.normal(0, 0.02, 20)),
+        },
+        coords=at,
+    )
     return measured, vocabulary, clamp
 
 

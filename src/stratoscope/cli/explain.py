@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError, ResultError
 
 if TYPE_CHECKING:
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 NAMES = {
     "load": "loading the model",
     "tokens.next_token": "what it predicts",
+    "tokens.corruption": "a corrupt prompt, and the foil that goes with it",
     "layers.logit_lens": "the prediction through the layers",
     "layers.direct_logit_attribution": "which components write it",
     "tokens.occlusion": "which tokens matter: occlusion",
     "tokens.integrated_gradients": "which tokens matter: integrated gradients",
     "tokens.gradient_times_input": "which tokens matter: gradient x input",
     "tokens.verbalize": "the evidence in words",
-    "tokens.corruption": "a corrupt prompt",
     "layers.activation_patching": "patching layers and tokens, and the null",
     "heads.activation_patching": "patching heads, and the null",
     "heads.attention_pattern": "attention patterns",
@@ -52,6 +51,7 @@ NAMES = {
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 @click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
+@click.option("--skip", multiple=True, metavar="STEP", help="Leave out a step, such as heads.roles; repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of nulls, random sequences and the corrupt prompt.")
 @click.option(
     "--out",
@@ -63,39 +63,66 @@ NAMES = {
 def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> None:
     if not question["prompt"].strip():
         raise InputError("the prompt is empty: there is no token to explain.")
+    for name in ("answer", "foil", "corrupt"):
+        if question[name] == "":
+            raise InputError(f"--{name} is empty: leave it out, or give at least one token.")
+    if question["corrupt"] == question["prompt"]:
+        raise InputError("--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it.")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ResultError(f"{out} cannot be written: its folder does not exist, or it is a folder itself.")
     began = time.perf_counter()
-    with _progress() as report:
-        report("load", 0, 0)
-        use_free_cores()
-        import stratoscope
+    kept: list[Explanation] = []
 
-        lm = stratoscope.load(model, dtype=dtype, device=device)
-        from stratoscope.report.explain import explain
+    def keep(found: Explanation) -> None:
+        """The file is a whole page after every step."""
+        from stratoscope.report.page import write
 
-        found = explain(lm, report=report, **question)
-    found.provenance.update(
-        seconds=round(time.perf_counter() - began, 1),
-        peak_memory_mb=_peak_megabytes(),
-        command=shlex.join(["stratoscope", *sys.argv[1:]]),
-    )
-    from stratoscope.report.page import write
+        found.provenance.update(
+            seconds=round(time.perf_counter() - began, 1),
+            peak_memory_mb=_peak_megabytes(),
+            command=shlex.join(["stratoscope", *sys.argv[1:]]),
+        )
+        write(found, out)
+        kept[:] = [found]
 
-    write(found, out)
-    _summary(found)
+    try:
+        with _progress(question["circuit"]) as report:
+            report("load", 0, 0)
+            import stratoscope
+
+            lm = stratoscope.load(model, dtype=dtype, device=device)
+            from stratoscope.report.explain import explain
+
+            keep(explain(lm, report=report, keep=keep, **question))
+    except BaseException:
+        if kept:
+            done = len(kept[0].results)
+            click.echo(f"What was finished ({done} results) is in {out.absolute().as_uri()}", err=True)
+        raise
+    _summary(kept[0])
     click.echo(f"\nReport: {out.absolute().as_uri()}")
 
 
 class _progress:
-    """A line that says what runs now; quiet lines, one for each step, when the output is not a terminal."""
+    """A line that says which step runs, and how long is left; a quiet line for each step without a terminal."""
+
+    def __init__(self, circuit: bool) -> None:
+        self.order = [name for name in NAMES if circuit or name != "circuits.discover"]
+        self.began = 0.0
+        self.told = False
 
     def __enter__(self) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.live = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self.task: Any = None
         if self.live:
@@ -103,10 +130,16 @@ class _progress:
         return self.step
 
     def step(self, name: str, done: int, total: int) -> None:
-        text = NAMES.get(name, name)
+        if not total:
+            self.began, self.told = time.perf_counter(), False
+        number = self.order.index(name) + 1 if name in self.order else len(self.order)
+        text = f"{number}/{len(self.order)} {NAMES.get(name, name)}"
         if self.live is None:
             if not total:
                 click.echo(f"  {text} ...", err=True)
+            elif (left := self._left(done, total)) and not self.told:
+                self.told = True
+                click.echo(f"      about {left:.0f} s to go", err=True)
             return
         if not total:
             if self.task is not None:
@@ -114,6 +147,12 @@ class _progress:
             self.task = self.live.add_task(text, total=None)
         else:
             self.live.update(self.task, completed=done, total=total)
+
+    def _left(self, done: int, total: int) -> float:
+        """Seconds that this step will still take, where that is long enough to be told; else 0."""
+        spent = time.perf_counter() - self.began
+        left = spent * (total - done) / max(done, 1)
+        return left if spent > 1 and left > 5 else 0.0
 
     def __exit__(self, *error: object) -> None:
         if self.live:
@@ -126,37 +165,45 @@ def _summary(found: Explanation) -> None:
     from rich.table import Table
 
     console = Console()
-    quote = lambda text: repr(str(text))  # noqa: E731
     console.print()
-    chances = ", ".join(f"{quote(token)} {p:.1%}" for token, p in found.predictions[:4])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    add = lambda name, text: table.add_row(name, _plain(text))  # noqa: E731
-    add("next token", chances)
-    direct = found.one("layers.direct_logit_attribution")
-    add(
-        "question",
-        f"why {quote(found.answer)} rather than {quote(found.foil)}: logit difference {float(direct.logit_difference):+.2f}",
-    )
-    order = abs(direct.contribution).argsort()[::-1][:6]
-    parts = (f"{direct.component[i].values!s} {float(direct.contribution[i]):+.2f}" for i in order.values)
-    add(
-        "written by",
-        ", ".join(parts) + f"  (all sum to the difference, error {float(direct.residual_error):.0e})",
-    )
-    heads = found.one("heads.activation_patching")
-    flat = heads.effect.stack(place=("layer", "head"))
-    top = abs(flat).argsort()[::-1][:5].values
-    names = (f"L{int(flat['layer'][i])}H{int(flat['head'][i])} {float(flat[i]):+.0%}" for i in top)
-    add("caused by", ", ".join(names) + f"  (largest of the null {float(abs(heads.null).max()):.0%})")
-    add("corrupt prompt", f"{quote(found.corrupt_prompt)}")
+    for name, text in _rows(found):
+        table.add_row(name, _plain(text))
     console.print(table)
-    console.print()
-    console.print(_plain(str(found.one("tokens.verbalize")["text"].values)))
+    if (said := found.one("tokens.verbalize")) is not None:
+        console.print()
+        console.print(_plain(str(said["text"].values)))
     for note in found.notes:
         console.print(_plain(f"Note: {note}"), style="yellow")
+    for name, why in found.missing.items():
+        console.print(_plain(f"Without {NAMES.get(name, name)}: {why}"), style="yellow")
     console.print(f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB", style="dim")
+
+
+def _rows(found: Explanation) -> list[tuple[str, str]]:
+    """What the terminal says, line by line; a step that is missing has no line."""
+    from stratoscope.plots.text import percent
+    from stratoscope.report import words
+
+    rows = [("next token", ", ".join(f"{token!r} {percent(p)}" for token, p in found.predictions[:4]))]
+    question = f"why {found.answer!r} rather than {found.foil!r}"
+    direct = found.one("layers.direct_logit_attribution")
+    if direct is not None:
+        question += f": logit difference {float(direct.logit_difference):+.2f}"
+    rows.append(("question", question))
+    if direct is not None:
+        error = f"all sum to the difference, error {float(direct.residual_error):.0e}"
+        rows.append(("written by", f"{words.writers(direct, found.answer, found.foil)} ({error})"))
+    if (heads := found.one("heads.activation_patching")) is not None:
+        clear = words.causes(heads.effect, heads.null, 5)
+        names = ", ".join(f"{words.head_name(place)} {place['value']:+.0%}" for place in clear)
+        reach = f"(beyond the null, which reaches {words.bound(heads.null):.0%})"
+        rows.append(("caused by", f"{names}  {reach}" if names else words.strongest_heads(heads.effect, heads.null)))
+    if found.corrupt_prompt is not None:
+        rows.append(("corrupt prompt", repr(found.corrupt_prompt)))
+    return rows
 
 
 def _plain(text: str) -> Any:

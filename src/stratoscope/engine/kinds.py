@@ -87,47 +87,55 @@ class Rival:
     weak: bool
 
 
-def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
-    """The best foil for an answer, given the logits at its place.
+def rivals(lm: LM, logits: Float[Tensor, " vocab"], answer: int, n: int = NEAREST_OF) -> list[int]:
+    """The n most probable tokens of the answer's kind, the nearest to it in the unembedding first.
 
-    Of the LIKELY most probable tokens those of the answer's kind; of the NEAREST_OF most probable of
-    these the nearest to the answer in the unembedding. Without one (or without a tokenizer, which
-    alone knows kinds) the most probable other token, and `why` says that the question is weak.
+    logits: at the answer's place. Only LIKELY tokens count, at most FAR below the best; [] where none
+    is of its kind, for classes, and without a tokenizer, which alone knows kinds.
     """
-    order = [t for t in logits.topk(min(LIKELY, len(logits))).indices.tolist() if t != answer]
     if lm.readout.names:
-        return Rival(order[0], "The foil is the most probable other class.", False)
-    if lm.tokenizer is None:
-        return Rival(order[0], "The foil is the most probable other token.", False)
-    likely = [t for t in order if logits[t] > logits.max() - FAR]
-    special = set(lm.tokenizer.all_special_ids)
-    text = token_text(lm.tokenizer, answer)
-    wanted = kind(text)
-    same = [t for t in likely if t not in special and _other(kind, token_text(lm.tokenizer, t), text)]
-    if answer in special or not same:
-        other = token_text(lm.tokenizer, order[0])
-        why = (
-            f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable other "
-            f"one, {other!r}, and the question is weak. Give a foil that could stand in the answer's place."
-        )
-        return Rival(order[0], why, True)
-    near = same[:NEAREST_OF]
+        return []
+    special = set(lm.tokenizer.all_special_ids) if lm.tokenizer is not None else {answer}
+    if answer in special:
+        return []
+    text, top = token_text(lm.tokenizer, answer), logits.topk(min(LIKELY, len(logits)))
+    likely = [t for t, x in zip(top.indices.tolist(), top.values.tolist()) if x > float(top.values[0]) - FAR]
+    same = [t for t in likely if t != answer and t not in special and _other(token_text(lm.tokenizer, t), text)][:n]
     try:
         unembed = lm.weight("logits")
     except (SiteError, FamilyError):  # a read-out of several layers
         unembed = lm.weight("embed")
-    cosine = torch.cosine_similarity(unembed[near].float(), unembed[answer][None].float(), dim=1)
-    best = near[int(cosine.argmax())]
-    rank = order.index(best) + 1
+    cosine = torch.cosine_similarity(unembed[same].float(), unembed[answer][None].float(), dim=1)
+    return [same[i] for i in cosine.argsort(descending=True).tolist()]
+
+
+def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
+    """The best foil for an answer, given the logits at its place: the nearest of its `rivals`.
+
+    Where there is none, the most probable other token, and `why` says that the question is weak.
+    """
+    first, second = logits.topk(2).indices.tolist()
+    other = second if first == answer else first
+    if lm.readout.names:
+        return Rival(other, "The foil is the most probable other class.", False)
+    if lm.tokenizer is None:
+        return Rival(other, "The foil is the most probable other token.", False)
+    text, wanted = token_text(lm.tokenizer, answer), kind(token_text(lm.tokenizer, answer))
+    found = rivals(lm, logits, answer)
+    if not found:
+        why = (
+            f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable other one, "
+            f"{token_text(lm.tokenizer, other)!r}, and the question is weak. Give a foil that could stand in its place."
+        )
+        return Rival(other, why, True)
     why = (
-        f"The foil {token_text(lm.tokenizer, best)!r} was chosen by itself: like the answer a {wanted}, "
-        f"of the {len(near)} most probable of these the nearest to it in the unembedding "
-        f"(place {rank} of all other tokens)."
+        f"The foil {token_text(lm.tokenizer, found[0])!r} was chosen by itself: like the answer a {wanted}, of the "
+        f"{len(found)} most probable of these the nearest to it in the unembedding."
     )
-    return Rival(best, why, False)
+    return Rival(found[0], why, False)
 
 
-def _other(kind_of: object, text: str, answer: str) -> bool:
+def _other(text: str, answer: str) -> bool:
     """Of the answer's kind, and not the same word inflected or cut short."""
     mine, yours = text.strip().lower(), answer.strip().lower()
     inflected = len(mine) > 2 and len(yours) > 2 and (mine.startswith(yours) or yours.startswith(mine))

@@ -34,6 +34,7 @@ def heatmap(
     hover: xr.DataArray | None = None,
     centre: bool = True,
     limit: float | None = None,
+    quiet: float | None = None,
     unit: str = "",
     upward: bool = True,
     row: int = 18,
@@ -45,6 +46,7 @@ def heatmap(
     text: strings (y, x) written into the cells. hover: strings (y, x) that the hover box gives in place of
     the value, made safe with `text.plain`, lines separated by `<br>`. centre: a diverging scale from -limit
     to limit, else a sequential one from 0 to limit; `limit` defaults to the largest magnitude in the array.
+    quiet: magnitudes up to this are grey on a page that knows how (`page.js`): the bound of a null.
     unit: what the number is. upward: the first row lies at the bottom, as layers are drawn. row: pixels per
     row; column: the least pixels per column, where fewer than 11 leave some tokens without a label. Equal
     tokens remain separate columns.
@@ -68,7 +70,8 @@ def heatmap(
         ygap=1,
         hoverongaps=False,
         hovertext=[[f"{r} · {c}" for c in columns] for r in rows],
-        meta={"rows": rows, "columns": columns},  # a page that repeats many figures can build hovertext from this
+        # a page that repeats many figures can build hovertext from this
+        meta={"rows": rows, "columns": columns, "quiet": quiet / top if quiet else None},
         hovertemplate=f"%{{hovertext}}<br>{plain(unit)} %{{z:.3f}}<extra></extra>",
         showscale=colourbar,
         colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": plain(unit), "side": "right"}},

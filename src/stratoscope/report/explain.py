@@ -1,54 +1,81 @@
 """Explain one next-token prediction from every side: the main job, as a sequence of methods from the catalogue.
 
 Each step is one method's `measure` (or an edit), called as any user can call it; what it returns goes to the page as it
-is. Nothing is computed here but which heads and neurons deserve a closer look.
+is. Nothing is computed here but which heads and neurons deserve a closer look. A step that refuses (a model without
+heads that can be seen, a prompt without a word to exchange) leaves its reason in its place, and the others go on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from stratoscope import catalogue
-from stratoscope.errors import InputError
-from stratoscope.report.page import Explanation
+from stratoscope.errors import InputError, StratoscopeError
+from stratoscope.report.explanation import Explanation
 from stratoscope.results import dataset
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
 
-TOP_HEADS, TOP_NEURONS = 6, 10
+TOP_NEURONS, RANDOM_NEURONS = 10, 20
+STEPS = (
+    "tokens.next_token",
+    "tokens.corruption",
+    "layers.logit_lens",
+    "layers.direct_logit_attribution",
+    "tokens.occlusion",
+    "tokens.integrated_gradients",
+    "tokens.gradient_times_input",
+    "tokens.verbalize",
+    "layers.activation_patching",
+    "heads.activation_patching",
+    "heads.attention_pattern",
+    "heads.roles",
+    "neurons.contribution",
+    "neurons.vocabulary",
+    "clamp",
+    "circuits.discover",
+)
 
-# step(name, done, total): called when a step begins (0, 0), as it goes, and never afterwards
+# report(name, done, total): called when a step begins (0, 0) and as it goes
 Report = Callable[[str, int, int], None]
 
 
 @dataclass
 class Steps:
-    """Runs methods by name, keeping their results and how long each took."""
+    """Runs methods by name: their results, why one is missing, how long each took."""
 
     lm: LM
     report: Report
+    skip: Collection[str] = ()
     results: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, name: str, inputs: Any, **settings: Any) -> Any:
-        """Call ROOM.METHOD's measure; keep and return its result."""
-        with self.timed(name):
-            self.results[name] = catalogue.module(name).measure(self.lm, inputs, **settings)
-        return self.results[name]
+    def measure(self, name: str, *inputs: Any, **settings: Any) -> Any:
+        """Call ROOM.METHOD's measure; keep and return its result, or None where it refuses or is skipped."""
+        if name in self.skip:
+            self.missing[name] = "left out (--skip)."
+            return None
+        with self.step(name):
+            self.results[name] = catalogue.module(name).measure(self.lm, *inputs, **settings)
+        return self.results.get(name)
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        self.report(name, 0, 0)
+    def step(self, name: str) -> Iterator[None]:
+        """Time what is done inside; a refusal becomes the reason why the result is missing."""
         start = time.perf_counter()
-        yield
+        try:
+            self.report(name, 0, 0)
+            yield
+        except StratoscopeError as error:
+            self.missing[name] = str(error)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def progress(self, name: str) -> Callable[[int, int], None]:
@@ -64,58 +91,131 @@ def explain(
     corrupt: str | None = None,
     seed: int = 0,
     circuit: bool = False,
+    skip: Collection[str] = (),
     report: Report = lambda name, done, total: None,
+    keep: Callable[[Explanation], object] = lambda so_far: None,
 ) -> Explanation:
     """Everything the report shows about what the model predicts after one prompt.
 
-    answer, foil: default the top token and a likely one of its kind. corrupt: a prompt of as many tokens on which the model
-    answers otherwise; made automatically when none is given. seed: of the nulls, the random sequences and the
-    automatic prompt. Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
-    no next token.
+    answer: default the top token. foil: default a likely token of its kind, chosen together with the
+    corrupt prompt where that is made automatically. corrupt: a prompt of as many tokens on which the
+    model answers otherwise. seed: of the nulls, the random sequences and the automatic prompt. skip:
+    names of STEPS to leave out. keep: called with what is there after every step. Raises InputError
+    for inputs that cannot be explained, and SiteError for a model that predicts no next token.
     """
     began = time.perf_counter()
-    steps = Steps(lm, report)
+    if unknown := sorted(set(skip) - set(STEPS[1:])):
+        raise InputError(f"skip {unknown}: the steps that can be left out are {', '.join(STEPS[1:])}.")
+    steps = Steps(lm, report, skip)
     batch = lm.batch(prompt)
     if len(batch) != 1:
         raise InputError("explain takes one prompt at a time.")
-    first = steps.measure("tokens.next_token", batch, answer=answer, foil=foil)
-    # ids, so that every step is asked about the very same tokens
+    other, how = _given(lm, batch, corrupt) if corrupt is not None else (None, "")
+    asked = catalogue.module("tokens.next_token").measure
+    report("tokens.next_token", 0, 0)
+    first = asked(lm, batch, answer=answer, foil=foil)  # without it there is no report: what it raises is raised
+    answer = int(first["answer_id"].values[0])
+    if foil is None and other is not None:
+        foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
+        first = asked(lm, batch, answer=answer, foil=foil)
+    steps.seconds["tokens.next_token"] = time.perf_counter() - began
+    notes = str(first.attrs.get("notes", ""))  # of the words as they were given; below, ids are asked
+    why = str((first.attrs.get("foil_why") or [""])[0])
+    if other is None:
+        made = steps.measure("tokens.corruption", batch, answer=answer, foil=foil, seed=seed)
+        if made is not None:
+            other = lm.batch([[int(i) for i in made["id"].values[0] if i >= 0]])
+            how, why = str(made["how"].values[0]), str(made["foil_why"].values[0]) or why
+            first = asked(lm, batch, answer=answer, foil=int(made["foil_id"].values[0]))
+    steps.results["tokens.next_token"] = first
     words = {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
-    steps.measure("layers.logit_lens", batch, answer=words["answer"])
-    direct = steps.measure("layers.direct_logit_attribution", batch, **words)
+
+    def so_far() -> Explanation:
+        ran = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+        return _explanation(steps, prompt, batch, (other, how, why, notes), ran)
+
+    for run in _rest(steps, batch, other, words, seed, circuit):
+        run()
+        keep(so_far())
+    return so_far()
+
+
+def _rest(
+    steps: Steps, batch: Any, other: Any, words: dict[str, int], seed: int, circuit: bool
+) -> Iterator[Callable[[], object]]:
+    """The steps after the question is settled, in the order of STEPS."""
+
+    def run(name: str, *inputs: Any, **settings: Any) -> Callable[[], object]:
+        return lambda: steps.measure(name, *(inputs or (batch,)), **settings)
+
+    yield run("layers.logit_lens", answer=words["answer"])
+    yield run("layers.direct_logit_attribution", **words)
     for method in ("occlusion", "integrated_gradients", "gradient_times_input"):
-        steps.measure(f"tokens.{method}", batch, **words)
-    importance = steps.results["tokens.occlusion"]["attribution"]
-    maps = {"saliency": steps.results["tokens.occlusion"], "second": steps.results["tokens.integrated_gradients"]}
-    steps.measure("tokens.verbalize", batch, **maps, **words)
-    other, how, text = _corrupt(steps, batch, corrupt, importance, words, seed)
+        yield run(f"tokens.{method}", **words)
+    yield lambda: _in_words(steps, batch, words)
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):
-        steps.measure(name, batch, progress=steps.progress(name), **pair)
-    steps.measure("heads.attention_pattern", batch)
-    steps.measure("heads.roles", batch, seed=seed, **words)
-    _neurons(steps, batch, words)
-    if circuit:
-        steps.measure("circuits.discover", batch, **pair)
-    notes = [note for note in (first.attrs.get("notes", ""), _disagreement(steps.results, direct)) if note]
-    seconds = round(time.perf_counter() - began, 1)
-    return _explanation(steps, prompt, batch, (text, how), notes, {"seed": seed, "seconds": seconds})
+        if other is None:
+            steps.missing[name] = "there is no corrupt prompt. " + steps.missing.get("tokens.corruption", "")
+        else:
+            yield run(name, progress=steps.progress(name), **pair)
+    yield run("heads.attention_pattern")
+    yield run("heads.roles", seed=seed, **words)
+    yield run("neurons.contribution", **words)
+    if (found := steps.results.get("neurons.contribution")) is not None:
+        effect = found["contribution"].isel(example=0).values
+        strongest = np.argsort(-np.abs(effect), axis=None)[:TOP_NEURONS]
+        units = [tuple(int(i) for i in np.unravel_index(n, effect.shape)) for n in strongest]
+        yield run("neurons.vocabulary", units)
+        yield lambda: _clamp(steps, batch, words, units, effect.shape[1], seed)
+    if circuit and other is not None:
+        yield run("circuits.discover", **pair)
+
+
+def _in_words(steps: Steps, batch: Any, words: dict[str, int]) -> None:
+    """The paragraph, by occlusion and the second opinion; only with both at hand."""
+    second = catalogue.module("tokens.verbalize").SECOND
+    maps = {"saliency": "tokens.occlusion"} | ({"second": second} if second else {})
+    absent = [name for name in maps.values() if name not in steps.results]
+    if absent:
+        steps.missing["tokens.verbalize"] = f"it needs {' and '.join(absent)}."
+        return
+    steps.measure("tokens.verbalize", batch, **{k: steps.results[n] for k, n in maps.items()}, **words)
+
+
+def _given(lm: LM, batch: Any, corrupt: str) -> tuple[Any, str]:
+    """The user's corrupt prompt, refused before any work where it cannot be patched token by token."""
+    other = lm.batch(corrupt)
+    if len(other.tokens[0]) != len(batch.tokens[0]):
+        raise InputError(
+            f"the prompt has {len(batch.tokens[0])} tokens and --corrupt {len(other.tokens[0])}: patching pairs token "
+            f"with token, so both need the same number of tokens. {list(batch.tokens[0])}; {list(other.tokens[0])}."
+        )
+    if bool((other.ids == batch.ids).all()):
+        raise InputError("--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it.")
+    return other, "Given by the user."
 
 
 def _explanation(
-    steps: Steps, prompt: str, batch: Any, corrupt: tuple[str, str], notes: list[str], ran: dict[str, Any]
+    steps: Steps, prompt: str, batch: Any, made: tuple[Any, str, str, str], ran: dict[str, Any]
 ) -> Explanation:
-    """What the page needs, from what the steps found."""
-    first = steps.results["tokens.next_token"]
+    """What the page needs, from what the steps found so far."""
+    first, (other, how, why, said) = steps.results["tokens.next_token"], made
     shown = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
+    notes = [said, _disagreement(shown.get("layers.direct_logit_attribution"))]
+    patched = shown.get("heads.activation_patching")
+    if patched is not None and float(patched["clean_difference"][0]) <= float(patched["corrupt_difference"][0]):
+        notes.append("The corrupt prompt speaks more for the answer than the prompt does: read effects with care.")
     return Explanation(
         prompt=prompt,
         tokens=batch.tokens[0],
         answer=str(first["answer"].values[0]),
         foil=str(first["foil"].values[0]),
-        corrupt_prompt=corrupt[0],
-        corrupt_how=corrupt[1],
-        notes=notes,
+        foil_how=why,
+        corrupt_prompt="".join(other.tokens[0]) if other is not None else None,
+        corrupt_how=how,
+        notes=[note for note in notes if note],
+        missing=dict(steps.missing),
         predictions=[(str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])],
         answer_probability=float(first["answer_probability"][0]),
         foil_probability=float(first["foil_probability"][0]),
@@ -126,45 +226,40 @@ def _explanation(
     )
 
 
-def _corrupt(
-    steps: Steps, batch: Any, corrupt: str | None, importance: xr.DataArray, words: dict[str, int], seed: int
-) -> tuple[Any, str, str]:
-    """The corrupt batch, how it came to be, and its text."""
-    if corrupt is not None:
-        other = steps.lm.batch(corrupt)
-        return other, "Given by the user.", corrupt
-    made = steps.measure("tokens.corruption", batch, importance=importance, seed=seed, **words)
-    ids = [int(i) for i in made["id"].values[0] if i >= 0]
-    other = steps.lm.batch([ids])
-    return other, str(made["how"].values[0]), other.texts[0]
-
-
-def _neurons(steps: Steps, batch: Any, words: dict[str, int]) -> None:
-    """The neurons that write most towards or against the answer: their words, and the effect of switching each off."""
-    found = steps.measure("neurons.contribution", batch, **words)["contribution"].isel(example=0)
-    strongest = np.argsort(-np.abs(found.values), axis=None)[:TOP_NEURONS]
-    units = [tuple(int(i) for i in np.unravel_index(n, found.shape)) for n in strongest]
-    steps.measure("neurons.vocabulary", units)
-    ask = catalogue.module("tokens.next_token").measure
-    clamp = catalogue.module("editing.clamp").edit
-    with steps.timed("clamp"):
-        before = float(steps.results["tokens.next_token"]["logit_difference"][0])
+def _clamp(steps: Steps, batch: Any, words: dict[str, int], units: list[Any], size: int, seed: int) -> None:
+    """The effect of switching each of these neurons off, and of as many random ones of the same layers as the null."""
+    if "clamp" in steps.skip:
+        steps.missing["clamp"] = "left out (--skip)."
+        return
+    ask, clamp = catalogue.module("tokens.next_token").measure, catalogue.module("editing.clamp").edit
+    dice = np.random.default_rng(seed)
+    random = [(units[n % len(units)][0], int(dice.integers(size))) for n in range(RANDOM_NEURONS)]
+    before = float(steps.results["tokens.next_token"]["logit_difference"][0])
+    with steps.step("clamp"):
         after = []
-        for number, unit in enumerate(units):
+        for number, unit in enumerate([*units, *random]):
             with clamp(steps.lm, [unit], value=0.0):
                 after.append(float(ask(steps.lm, batch, **words)["logit_difference"][0]))
-            steps.report("clamp", number + 1, len(units))
-    steps.results["clamp"] = dataset(
-        {"difference_before": (("unit",), [before] * len(units)), "difference_after": (("unit",), after)},
-        method="editing.clamp",
-        provenance=steps.lm.provenance,
-        settings={"value": 0.0},
-        coords={"layer": (("unit",), [u[0] for u in units]), "neuron": (("unit",), [u[1] for u in units])},
-    )
+            steps.report("clamp", number + 1, len(units) + len(random))
+        n = len(units)
+        steps.results["clamp"] = dataset(
+            {
+                "difference_before": (("unit",), [before] * n),
+                "difference_after": (("unit",), after[:n]),
+                "null_change": (("draw",), [value - before for value in after[n:]]),
+            },
+            method="editing.clamp",
+            provenance=steps.lm.provenance,
+            settings={"value": 0.0},
+            seed=seed,
+            coords={"layer": (("unit",), [u[0] for u in units]), "neuron": (("unit",), [u[1] for u in units])},
+        )
 
 
-def _disagreement(results: dict[str, Any], direct: xr.Dataset) -> str:
+def _disagreement(direct: Any) -> str:
     """A note when the sum of direct contributions misses the logit difference by more than rounding."""
+    if direct is None:
+        return ""
     error, whole = (abs(float(direct[name][0])) for name in ("residual_error", "logit_difference"))
     if error > 1e-3 * max(1.0, whole):
         return f"The direct contributions miss the logit difference by {error:.2g}: do not trust their sum."

@@ -8,8 +8,10 @@ d is the logit difference answer - foil; importance is occlusion; a token's kind
 among tokens that are written alike, in the same script and of the same class (`engine.kinds`). k grows from 1 until d
 has changed sign or `most` tokens are changed; for k = 1 each of the `most` is tried. Function words are exchanged only
 where there is no other word.
-The last token, special tokens and what a chat template wrote are never exchanged. Length and all other tokens stay, so
-the pair can be patched token by token.
+Without a foil, the pair is chosen together: of the answer's likely
+rivals (`kinds.rivals`) and the draws, those for which the model is surest of the rival after the draw, so that the
+prompts differ in what tells the two words apart. The last token, special tokens and what a chat template wrote are
+never exchanged. Length and all other tokens stay, so the pair can be patched token by token.
 
 Reads as: one prompt near the given one on which the model answers otherwise. Does not show the only or the smallest
 such change, and a name exchanged for a name asks another question than a name exchanged for noise.
@@ -17,6 +19,7 @@ such change, and a name exchanged for a name asks another question than a name e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,15 +28,17 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stratoscope.engine.kinds import Kind
+from stratoscope.engine.kinds import Kind, rivals
 from stratoscope.engine.kinds import kind as kind_of
-from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.engine.metric import Words, last_logits, target
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import occlusion
+
+RIVALS = 24  # foils that are tried together with the corrupt prompt, where none is given
 
 
 def kind(
@@ -59,11 +64,12 @@ def measure(
     near: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
-    """One corrupt prompt for each prompt, as ids.
+    """One corrupt prompt for each prompt, as ids; the coordinates answer and foil say what it is to tell apart.
 
+    foil: without one (and with a tokenizer) it is chosen together with the prompt; foil_why says so.
     importance: (example, position), default occlusion. most: how many tokens may change. draws: random exchanges
     tried for each number of tokens. near: how many neighbours count as a token's kind. Returns id (example, position;
-    -1 at padding), changed, clean_difference, corrupt_difference and `how`, a sentence. Raises InputError when a
+    -1 at padding), changed, foil_id, clean_difference, corrupt_difference and `how`, a sentence. Raises InputError when a
     prompt has no token that can be exchanged.
     """
     batch = lm.batch(inputs)
@@ -71,16 +77,22 @@ def measure(
     if importance is None:
         words = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
         importance = occlusion.measure(lm, batch, **words)["attribution"]
-    clean = asked.difference(last_logits(lm, batch))
     original = batch.text[0].cpu()
-    rows, lows = torch.full_like(original, -1), []
+    rows, lows, foils, whys = torch.full_like(original, -1), [], [], []
+    logits = last_logits(lm, batch)
     for example in range(len(batch)):
         n = int(batch.lengths[example])
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
         generator = torch.Generator().manual_seed(seed)  # alike for every example: its place in a batch must not matter
-        ids, low = _corrupt(lm, original[example, :n], weight, _one(asked, example), most, draws, near, generator)
+        word = int(asked.answer[example])
+        free = rivals(lm, logits[example], word, RIVALS) if foil is None else []
+        against = torch.tensor(free or [int(asked.foil[example])])
+        ids, low, chosen = _corrupt(lm, original[example, :n], weight, word, against, most, draws, near, generator)
         rows[example, :n] = ids
         lows.append(low)
+        foils.append(chosen)
+        whys.append(_why(lm, asked.answer_text[example], chosen, len(free)) if free else "")
+    asked = target(lm, batch, asked.answer.tolist(), foils)
     changed = (rows != original) & (rows >= 0)
     told = [_how(lm, batch, rows, changed, e, draws, seed) for e in range(len(batch))]
     told = [t if low < 0 else f"{t} The answer still leads there, by {low:.2f} logits." for t, low in zip(told, lows)]
@@ -89,9 +101,11 @@ def measure(
         {
             "id": (("example", "position"), rows),
             "changed": (("example", "position"), changed),
-            "clean_difference": (("example",), clean.float()),
-            "corrupt_difference": (("example",), torch.stack(lows).float()),
+            "foil_id": (("example",), asked.foil),
+            "clean_difference": (("example",), asked.difference(logits).float()),
+            "corrupt_difference": (("example",), torch.tensor(lows)),
             "how": (("example",), told),
+            "foil_why": (("example",), whys),
         },
         method="tokens.corruption",
         provenance=lm.provenance,
@@ -106,18 +120,21 @@ def _corrupt(
     lm: LM,
     ids: Tensor,
     weight: Tensor,
-    asked: Target,
+    answer: int,
+    foils: Tensor,
     most: int,
     draws: int,
     near: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, float, int]:
+    """The corrupt ids, the difference there, and the foil of these that it leads to."""
     pools: dict[int, Tensor] = {}  # position -> what may stand there instead
+    never = [answer, *(foils.tolist() if len(foils) == 1 else [])]
     kinds, by_weight = kinds_of(lm), weight.argsort(descending=True).tolist()
     for position in sorted(by_weight, key=lambda p: bool((k := kinds[int(ids[p])]) and k.function)):
         if pools and (k := kinds[int(ids[position])]) and k.function:
             break
-        if len(pools) < most and len(found := _pool(lm, ids, position, asked, near)):
+        if len(pools) < most and len(found := _pool(lm, ids, position, never, near)):
             pools[position] = found
     if not pools:
         raise InputError(
@@ -125,20 +142,40 @@ def _corrupt(
             "prompt (--corrupt)."
         )
     order = list(pools)
-    best, lowest = ids, torch.tensor(torch.inf)
+    best, least, found = ids, math.inf, (math.inf, int(foils[0]))
     for places in [[p] for p in order] + [order[:count] for count in range(2, len(order) + 1)]:
-        if len(places) > 1 and lowest < 0:
+        if len(places) > 1 and found[0] < 0:
             break
         trial = ids.repeat(draws, 1)
         for p in places:
             trial[:, p] = pools[p][torch.randint(len(pools[p]), (draws,), generator=generator)]
-        difference = asked.difference(last_logits(lm, trial), torch.zeros(draws, dtype=torch.long)).cpu()
-        if difference.min() < lowest:
-            best, lowest = trial[difference.argmin()], difference.min()
-    return best, lowest
+        logits = last_logits(lm, trial).float()
+        difference = (logits[:, [answer]] - logits[:, foils.to(logits.device)]).cpu()  # (draw, foil)
+        # with one foil the furthest from the answer; of several the one that the model is surest of
+        rank = difference if len(foils) == 1 else -logits.log_softmax(dim=-1)[:, foils.to(logits.device)].cpu()
+        draw, which = divmod(int(rank.argmin()), len(foils))
+        if float(rank[draw, which]) < least:
+            best, least = trial[draw], float(rank[draw, which])
+            found = float(difference[draw, which]), int(foils[which])
+    return best, *found
 
 
-def _pool(lm: LM, ids: Tensor, position: int, asked: Target, near: int) -> Tensor:
+def led_to(lm: LM, corrupt: Any, answer: int) -> int:
+    """The foil of a given corrupt prompt: the likeliest token of the answer's kind there, or the likeliest other one."""
+    logits = last_logits(lm, corrupt)[0]
+    found = rivals(lm, logits, answer) or [t for t in logits.topk(2).indices.tolist() if t != answer]
+    return max(found, key=lambda token: float(logits[token]))
+
+
+def _why(lm: LM, answer: str, foil: int, among: int) -> str:
+    return (
+        f"The foil {token_text(lm.tokenizer, foil)!r} was chosen by itself, together with the corrupt prompt: like "
+        f"{answer!r} a {kind_of(answer)}, and of its {among} likely rivals the one that the model is surest of after "
+        f"the corrupt prompt."
+    )
+
+
+def _pool(lm: LM, ids: Tensor, position: int, never: list[int], near: int) -> Tensor:
     """The ids that may be put at a position: of its token's kind; none where nothing may be exchanged."""
     kinds, word = kinds_of(lm), int(ids[position])
     none = torch.empty(0, dtype=torch.long)
@@ -146,7 +183,7 @@ def _pool(lm: LM, ids: Tensor, position: int, asked: Target, near: int) -> Tenso
         return none
     embedding = lm.weight("embed").detach()
     allowed = torch.tensor([kind == kinds[word] for kind in kinds])
-    allowed[torch.cat([asked.answer, asked.foil]).cpu()] = False
+    allowed[never] = False
     return kind(embedding, word, allowed.to(embedding.device), near).cpu()
 
 
@@ -184,11 +221,6 @@ def _template(lm: LM, ids: list[int]) -> set[int]:
         stop = next((n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])), len(ids))
         found |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
     return found
-
-
-def _one(asked: Target, example: int) -> Target:
-    at = slice(example, example + 1)
-    return Target(asked.answer[at], asked.foil[at], asked.answer_text[at], asked.foil_text[at])
 
 
 def _texts(lm: LM, rows: Tensor) -> list[list[str]]:

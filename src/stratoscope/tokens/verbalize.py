@@ -5,8 +5,8 @@ Paper: saliency-verbalization
     share[position] = |attribution[position]| / sum_position |attribution[position]|
 
 The paragraph is filled in, not generated, and `check` reads it back against the numbers. It cites the tokens with the
-largest share, says for each whether it pushes towards the answer or the foil, and says so when they hold less than half
-way from an even share to all of it (diffuse), or when a second method does not confirm most of them.
+largest share, says for each whether it pushes towards the answer or the foil, and says so when they hold less than a
+third of the way from an even share to all of it (diffuse), or when a second method does not confirm most of them.
 
 Reads as: the saliency map for someone who does not read charts. Does not show more than that map: it is as right as the
 method behind it, and a share of absolute attribution is not a probability.
@@ -33,6 +33,7 @@ from stratoscope.tokens import integrated_gradients, occlusion
 
 Map = Float[np.ndarray, " position"]
 Saliency = xr.DataArray | xr.Dataset
+SECOND: str | None = "tokens.integrated_gradients"  # the report's second opinion on occlusion, or None for none
 LEAST = 0.01  # of the total: a token with less is noise, and is not cited
 DIFFUSE = "The evidence is diffuse: the choice does not rest on these tokens alone."
 _QUOTE = r'("(?:[^"\\]|\\.)*")'
@@ -163,7 +164,7 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
     found["logit_difference"] = asked.difference(logits).tolist()
     place = "next token" if lm.family.towers[""].causal else "token at the last position"
     text = [
-        f"The most likely {place} is {_quoted(token)} (probability {probability:.2f}). The logit of the answer "
+        f"The most likely {place} is {_quoted(token)} (probability {_chance(probability)}). The logit of the answer "
         f"{_quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil {_quoted(foil)}."
         for token, probability, d, answer, foil in zip(*found.values(), asked.answer_text, asked.foil_text)
     ]
@@ -171,12 +172,12 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
 
 
 def _together(attribution: Map, cited: Sequence[int]) -> str:
-    """What the cited tokens hold together, and a hedge when that is less than half way from an even share to all."""
+    """What the cited tokens hold together, and a hedge when that is less than a third of the way from an even share to all."""
     count, n = len(cited), int(np.isfinite(attribution).sum())
     held, even = shares(attribution)[list(cited)].sum(), count / n
     subject = "Together they hold" if count > 1 else "Alone it holds"
     counted = f"{subject} {_percent(held)}; {count} of {n} would hold {_percent(even)} if all tokens counted alike."
-    return f"{counted} {DIFFUSE}" if count < n and held < (1 + even) / 2 else counted
+    return f"{counted} {DIFFUSE}" if count < n and held < even + (1 - even) / 3 else counted
 
 
 def _opinion(method: str, agreeing: int, cited: int) -> str:
@@ -191,6 +192,11 @@ def _quoted(token: str) -> str:
 
 def _percent(share: float | np.floating) -> str:
     return f"{100 * float(share):.0f}%"
+
+
+def _chance(probability: float) -> str:
+    """Two decimals, or the first digit that is not 0: 0.62, 0.00002."""
+    return f"{probability:.2f}" if probability >= 0.01 else np.format_float_positional(probability, 1, fractional=False)
 
 
 def _side(attribution: float | np.floating) -> str:
