@@ -128,7 +128,7 @@ def _outer(lm: LM) -> list[Intervention]:
     if found is None:
         raise SiteError(
             "edges are taken by calling layers alone, where what a forward hook or a function does cannot be followed "
-            f"({', '.join(outside.foreign_hooks(lm)) or 'an edit that is no Intervention'}): change sites by "
+            f"({', '.join(outside.foreign_hooks(lm.model)) or 'an edit that is no Intervention'}): change sites by "
             "engine.intervene instead."
         )
     for site in (change.site for change in found if change.site != Site("", 0, "resid_pre")):
