@@ -91,7 +91,7 @@ CHANGES = {
     "clamped": clamped("layers.1.mlp.act", 0.0, 0.1, units=[1, 2]),
     "projected": project_out("layers.1.resid_mid", torch.eye(32)[:2]),
     "knocked out": knock_out(1, -1, 0, heads=[1]),
-    "resampled": ablate("layers.1.attn.z", "resample", reference=torch.ones(2, 6, 1, 8), units=[0]),
+    "resampled": ablate("layers.1.attn.z", "resample", reference=torch.ones(2, 6, 1, 8), lengths=[6, 3], units=[0]),
 }
 
 

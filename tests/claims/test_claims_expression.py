@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -58,3 +59,49 @@ def test_names_and_what_is_missing() -> None:
     assert names("a < max(b, 2) and abs(c) > 1") == {"a", "b", "c"}
     with pytest.raises(ClaimError, match=r"names \['missing'\], which was not measured"):
         holds("missing < a or a < b", VALUES)  # even where the other half decides
+
+
+TRUE, FALSE = "a < b", "a > b"
+
+
+@pytest.mark.parametrize("left", [TRUE, FALSE])
+@pytest.mark.parametrize("right", [TRUE, FALSE])
+def test_and_needs_both_and_or_needs_one(left: str, right: str) -> None:
+    """Every verdict rests on this; `and` judged as `or` once went unseen."""
+    one, two = left == TRUE, right == TRUE
+    assert holds(f"{left} and {right}", VALUES) is (one and two)
+    assert holds(f"{left} or {right}", VALUES) is (one or two)
+    for third, three in ((TRUE, True), (FALSE, False)):
+        assert holds(f"{left} and {right} and {third}", VALUES) is (one and two and three)
+        assert holds(f"{left} or {right} or {third}", VALUES) is (one or two or three)
+        assert holds(f"{left} or {right} and {third}", VALUES) is (one or (two and three))
+        assert holds(f"({left} or {right}) and {third}", VALUES) is ((one or two) and three)
+        assert holds(f"{left} and ({right} or {third})", VALUES) is (one and (two or three))
+
+
+def test_random_expressions_mean_what_they_mean_in_python() -> None:
+    """Python itself is the judge: numbers of every operator, at and beside equality, chained, joined and bracketed."""
+    dice = random.Random(0)
+
+    def number(depth: int) -> str:
+        if depth == 0:
+            return dice.choice(["a", "b", "1", "2.5", "-a", "abs(a - b)", "min(a, b)", "max(a, b, 2)"])
+        return f"({number(depth - 1)} {dice.choice(['+', '-', '*'])} {number(0)} / {dice.choice(['2', 'b'])})"
+
+    def comparison() -> str:
+        sides = [number(dice.randrange(2)) for _ in range(dice.choice([2, 2, 3]))]
+        return "".join(f"{side} {dice.choice(['<', '<=', '>', '>=', '=='])} " for side in sides[:-1]) + sides[-1]
+
+    def whole(depth: int) -> str:
+        if depth == 0:
+            return comparison()
+        joined = f" {dice.choice(['and', 'or'])} ".join(whole(depth - 1) for _ in range(dice.choice([2, 3])))
+        return f"({joined})" if dice.random() < 0.5 else joined
+
+    seen = []
+    for _ in range(600):
+        text, values = f"a >= 0.5 and ({whole(dice.randrange(3))})", {"a": 1.0, "b": dice.choice([0.5, 1.0, 3.0])}
+        expected = bool(eval(text, {"__builtins__": {}, "abs": abs, "min": min, "max": max}, values))
+        assert holds(text, values) is expected, (text, values)
+        seen.append(expected)
+    assert 100 < sum(seen) < 500
