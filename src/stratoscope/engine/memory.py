@@ -13,6 +13,8 @@ from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 
+_TAKEN_APART = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern")  # seen through the attention seam
+
 
 def available(device: torch.device) -> int:
     """Bytes that can be taken now on the device (host memory for a CPU)."""
@@ -44,6 +46,14 @@ def predicted(lm: LM, sites: Iterable[Site], batch: Batch, positions: int | None
                 count *= sizes[axis]
             values += count
     return values * torch.finfo(lm.model.dtype).bits // 8
+
+
+def working(lm: LM, sites: Iterable[Site], batch: Batch) -> int:
+    """Bytes that one layer's attention takes while it is taken apart for these sites: scores before and after scaling,
+    masks and softmax stand beside each other. Three to four copies live, and the process was seen to hold six."""
+    if batch.mask is None or not any(site.tower == "" and site.point in _TAKEN_APART for site in sites):
+        return 0
+    return 6 * max(4, lm.model.dtype.itemsize) * len(batch) * lm.dims.heads * batch.mask.shape[1] ** 2
 
 
 def refuse_above(needed: int, free: int, what: str, narrow: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stratoscope.engine.memory import available, predicted, refuse_above
+from stratoscope.engine.memory import available, predicted, refuse_above, working
 from stratoscope.engine.select import Positions, as_index, key_axis, position_index, run_at, take, with_gone
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
@@ -50,6 +50,10 @@ class Trace:
                 f" and without an edit that leaves its module out."
             )
         return self._steps[at]
+
+    def release(self, site: Site) -> None:
+        """Let go of a site's tensors, once they have been copied elsewhere."""
+        self._steps[site].clear()
 
     def reached(self, site: Site) -> bool:
         """Whether any forward pass came by."""
@@ -115,7 +119,7 @@ class Trace:
         if run.batch is None:
             return
         kept = None if self.positions is None else max(1, as_index(self.positions).numel())
-        needed = predicted(self.lm, self.sites, run.batch, kept)
+        needed = predicted(self.lm, self.sites, run.batch, kept) + working(self.lm, self.sites, run.batch)
         told = "ask for fewer layers or sites, give `positions=`, or split the batch"
         refuse_above(needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told)
 

@@ -20,6 +20,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
@@ -27,11 +28,11 @@ from stratoscope.results import label
 
 
 def without_padding(
-    pattern: Float[Tensor, "example layer head query key"], mask: Bool[Tensor, "example position"]
-) -> Float[Tensor, "example layer head query key"]:
+    pattern: Float[Tensor, "example head query key"], mask: Bool[Tensor, "example position"]
+) -> Float[Tensor, "example head query key"]:
     """The pattern with NaN wherever the query or the key is padding."""
     real = mask[:, :, None] & mask[:, None, :]
-    return pattern.masked_fill(~real[:, None, None], torch.nan)
+    return pattern.masked_fill(~real[:, None], torch.nan)
 
 
 @torch.no_grad()
@@ -40,18 +41,28 @@ def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.D
 
     layers: which ones (default all; negative ones count from the last). The tokens stand in the coordinates
     text_query and text_key. Raises SiteError for a layer that is not there, and for a model whose attention
-    cannot be seen (Bloom).
+    cannot be seen (Bloom); MemoryRefusal when the patterns, once in the model's memory and twice in the result, would
+    not fit.
     """
     if layers is not None and not len(layers):
         raise InputError("layers=[] asks for no pattern: name at least one layer, or leave it out for all.")
     names = ["layers.*.attn.pattern"] if layers is None else [f"layers.{n}.attn.pattern" for n in layers]
     sites = lm.layout.resolve(names)
     batch = lm.batch(inputs)
+    narrow = "ask for fewer layers, or for fewer or shorter prompts at once"
+    wide = torch.promote_types(lm.model.dtype, torch.float32)  # in the result, which copies once
+    size = wide.itemsize * predicted(lm, sites, batch) // lm.model.dtype.itemsize
+    refuse_above(2 * size + size // len(sites), available(torch.device("cpu")), "these patterns", narrow)
     seen = capture(lm, batch, *sites)
-    pattern = torch.stack([seen[site] for site in sites], dim=1)
+    shape = seen[sites[0]].shape
+    pattern = torch.empty(shape[0], len(sites), *shape[1:], dtype=wide)
+    for number, site in enumerate(sites):  # layer by layer, so that the whole is held once
+        own = seen[site]
+        pattern[:, number] = own if batch.mask is None else without_padding(own, batch.mask)
+        if site not in sites[number + 1 :]:
+            seen.release(site)
     coords: dict[str, Any] = {"layer": [site.layer for site in sites], "head": list(range(lm.dims.heads))}
     if batch.mask is not None:  # a vision model has patches, which have no text and no padding
-        pattern = without_padding(pattern, batch.mask)
         coords |= batch.coords("query", "text_query") | batch.coords("key", "text_key")
     return label(
         pattern,
