@@ -77,7 +77,7 @@ class LM:
         made = batches.make(
             inputs,
             self.tokenizer,
-            limit=self._context(),
+            limit=self.context,
             pad=pad,
             image=image,
             vocab=vocab,
@@ -156,7 +156,9 @@ class LM:
             **({"changes": changed} if changed else {}),
         }
 
-    def _context(self) -> int | None:
+    @property
+    def context(self) -> int | None:
+        """The longest prompt in tokens, or None where the config names no limit."""
         config = self.layout.config()
         limit = getattr(config, "max_position_embeddings", None)
         return int(limit) - self.family.reserved_positions if limit else None

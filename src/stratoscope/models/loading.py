@@ -3,73 +3,97 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from stratoscope.errors import FamilyError, LoadError
+from stratoscope.errors import FamilyError, LoadError, StratoscopeError
 from stratoscope.models import families, pretrained
 from stratoscope.models.configs import refuse_unhandled
+from stratoscope.models.family import Family
 from stratoscope.models.lm import LM
 from stratoscope.models.probe import probe
 from stratoscope.models.prove import prove
 from stratoscope.models.provenance import Revision
+from stratoscope.models.ready import ready, refuse_no_device
+from stratoscope.models.specimen import specimens
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"
 )  # fmt: skip
 
 
-def wrap(model: nn.Module, tokenizer: Any = None, *, processor: Any = None, name: str | None = None) -> LM:
+def wrap(model: Any, tokenizer: Any = None, *, processor: Any = None, name: str | None = None) -> LM:
     """An LM around a Hugging Face model in memory, which is left as it is.
 
-    A known architecture is checked for config keys its family does not handle; an unknown one is probed by structure
-    and proved on this very model. Raises FamilyError when it cannot be trusted.
+    The family is proved on this very model, with prompts of a few tokens: that of a known architecture after its config
+    keys are checked, one that is found in the structure of an unknown one. Whether earlier positions see later ones is
+    measured, whatever the architecture does by default. A model inside DataParallel or `torch.compile`'s wrapper is taken
+    out of it. Raises FamilyError when the model cannot be trusted, or its weights are not there.
     """
+    model = ready(model)
     known = families.find(model.config)
-    if known is not None:
+    if known is None:
+        candidates = probe(model)
+    else:
         refuse_unhandled(model.config, known)
-        lm = LM(model, known, tokenizer=tokenizer, processor=processor, name=name)
-        _ = lm.readout  # a classifier's is looked for now, while nothing edits the model
-        return lm
+        candidates = [known, _turned_round(known)]
     failure: FamilyError | None = None
-    for family in probe(model):
+    for family in candidates:
         try:
             lm = LM(model, family, tokenizer=tokenizer, processor=processor, name=name)
-            prove(lm, _two_prompts(model))
+            for inputs in specimens(lm):
+                prove(lm, inputs)
         except FamilyError as error:
             failure = failure or error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StratoscopeError) as error:
+            told = f"{type(error).__name__}: {str(error)[:200]}"
+            failure = failure or FamilyError(
+                f"{type(model).__name__} does not run as family `{family.name}` has it ({told}); refused."
+            )
         else:
             return lm
+    if known is not None and failure is not None:
+        raise failure
     raise FamilyError(f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}")
+
+
+def _turned_round(family: Family) -> Family:
+    """The family with a main stack that is causal where it was bidirectional, or the other way round: `is_causal=False`
+    in a config does that to any decoder."""
+    main = family.towers[""]
+    return replace(family, towers={**family.towers, "": main.but(causal=not main.causal)})
 
 
 def load(
     name: str | Path,
     *,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     tokenizer: bool = True,
     trust_remote_code: bool = False,
 ) -> LM:
     """Load a model: a name of ours ("smollm2", "minilm"), a Hugging Face id, or a local folder.
 
-    dtype: "float32", "bfloat16" or "float16". tokenizer=False allows a folder without one (then pass token ids).
+    dtype: "float32", "bfloat16", "float16", or "auto" for that of the file. device: as torch names it. tokenizer=False
+    allows a folder without one (then pass token ids).
     Raises LoadError, saying what to do, when the model or its tokenizer cannot be had; FamilyError when it can not be
     trusted.
     """
     import transformers
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise LoadError(f"dtype {dtype!r}: choose float32, bfloat16 or float16.")
+    if dtype not in ("float32", "bfloat16", "float16", "auto"):
+        raise LoadError(f"dtype {dtype!r}: choose float32, bfloat16, float16, or auto for that of the file.")
+    refuse_no_device(device)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     place = pretrained.resolve(str(name))
     options = {"trust_remote_code": trust_remote_code}
     with pretrained.quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(place, **options)
-            model = _class_for(config).from_pretrained(place, dtype=getattr(torch, dtype), **options)
+            model = _class_for(config).from_pretrained(place, dtype=kind, **options)
         except (OSError, ValueError) as error:
             raise pretrained.explain_hub_failure(str(name), error) from error
         reader, processor = _readers(place, options) if tokenizer else (None, None)
@@ -111,9 +135,3 @@ def _readers(place: Any, options: dict[str, Any]) -> tuple[Any, Any]:
     if holds("preprocessor_config.json", "processor_config.json"):
         processor = transformers.AutoProcessor.from_pretrained(place, **options)
     return tokenizer, processor
-
-
-def _two_prompts(model: nn.Module) -> list[list[int]]:
-    """Two short prompts of different length, of ids spread over the vocabulary: enough to prove a family on."""
-    size = model.config.get_text_config().vocab_size
-    return [[(7 + 31 * i) % size for i in range(9)], [(11 + 17 * i) % size for i in range(6)]]

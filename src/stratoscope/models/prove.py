@@ -1,40 +1,27 @@
 """Proof of a family: invariants that hold on any model whose sites are named rightly, and fail when one is not.
 
 No reference implementation is needed: logits under our attention equal the model's own; pattern @ v is z; what the
-parts write adds up to the residual; the projections turn z and the neurons into what is written; read-out gives logits.
+parts write adds up to the residual, also where each part is made as large as the stream; the projections turn z and the
+neurons into what is written; read-out gives logits; padding reaches nothing.
 Absolute and relative error are both gated: a cosine would not see a scale factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stratoscope.errors import FamilyError
-from stratoscope.models.attention import repeat_heads, seam
+from stratoscope.models import trials, weights
+from stratoscope.models.attention import repeat_heads
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
-from stratoscope.models.readout import own_output
+from stratoscope.models.readout import answer_of, raw_output
 from stratoscope.models.sites import Site
-
-
-@dataclass(frozen=True)
-class Check:
-    """One invariant at one place: largest absolute difference (over the largest value) and relative norm."""
-
-    name: str
-    place: str
-    absolute: float
-    relative: float
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        return self.absolute <= self.tolerance and self.relative <= self.tolerance
+from stratoscope.models.trials import Check, Pair, fact, gap
 
 
 @torch.no_grad()
@@ -43,109 +30,56 @@ def checks(lm: LM, inputs: object) -> list[Check]:
 
     tolerance: 1e-4 in fp32, 3e-2 in half precision, of the largest value and of the norm.
     """
+    _ = lm.readout  # looked for now: it says whether there is a site `logits`
     batch = lm.batch(inputs)
     seen = _capture(lm, batch)
-    tolerance = 1e-4 if lm.model.dtype == torch.float32 else 3e-2
-    real = None if batch.mask is None else batch.mask
-    found = [Check("the site is reached", str(s), torch.inf, torch.inf, tolerance) for s in _unreached(lm, seen)]
-    for name, site, got, expected in _pairs(lm, batch, seen):
-        if real is not None and got.shape[:2] == real.shape:
-            got, expected = got[real], expected[real]
-        gap = (got - expected).float()
-        scale = expected.float().abs().max().clamp_min(1e-6)
-        relative = gap.norm() / expected.float().norm().clamp_min(1e-6)
-        found.append(Check(name, str(site), float(gap.abs().max() / scale), float(relative), tolerance))
-    found += _order(lm, batch, seen, tolerance) + _causality(lm, batch, seen, tolerance)
-    return found + _mixing(lm, batch, tolerance)
+    tolerance = 3e-2 if lm.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
+    changed, facts = trials.rewritten(lm, batch, seen, tolerance)
+    for name, site, got, expected in (*_pairs(lm, batch, seen), *changed):
+        if batch.mask is not None and got.shape[:2] == batch.mask.shape:
+            got, expected = got[batch.mask], expected[batch.mask]
+        found.append(gap(name, site, got, expected, tolerance))
+    alone = [gap(*pair, tolerance) for pair in trials.padding(lm, batch, seen)]
+    found += facts + alone + trials.causality(lm, batch, seen, tolerance)
+    return found + trials.mixing(lm, batch, tolerance) + list(_matrices(lm, tolerance))
 
 
 def prove(lm: LM, inputs: object) -> list[Check]:
     """`checks`, raising FamilyError that names the worst failure."""
     found = checks(lm, inputs)
     failed = sorted((c for c in found if not c.holds), key=lambda c: -c.relative)
+    kind = type(lm.model).__name__
+    if failed and all(c.name == trials.PADDING for c in failed):
+        raise FamilyError(
+            f"{kind} lets padding through: a prompt beside a longer one has other states than alone (relative "
+            f"{failed[0].relative:.1e}), so no result on several prompts would be right. Its attention must honour "
+            f"`attention_mask`; refused."
+        )
     if failed:
         worst = failed[0]
         raise FamilyError(
-            f"family `{lm.family.name}` does not hold on {type(lm.model).__name__}: {len(failed)} of {len(found)} "
+            f"family `{lm.family.name}` does not hold on {kind}: {len(failed)} of {len(found)} "
             f"invariants fail, worst `{worst.name}` at {worst.place} (absolute {worst.absolute:.1e}, relative "
             f"{worst.relative:.1e}, allowed {worst.tolerance:.0e}). The site names would lie, so it is refused."
         )
     return found
 
 
-def _order(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
-    """Whether a layer's MLP reads what its attention wrote, as the family says: the sums hold either way."""
-    found = []
-    for name, tower in lm.family.towers.items():
-        both = [(w, m) for m in seen if m.tower == name and m.point == "mlp.out" for w in _writes(seen, m)[:1]]
-        if tower.residual == "post-norm" or not both:
-            continue
-        attention, mlp = min(both, key=lambda pair: pair[1].layer)
-        after: dict[Site, Tensor] = {}
-        edits = {attention: [lambda x, run: x + 3 * x.roll(1, dims=-1)]}  # no constant: a LayerNorm would not see it
-        with lm.taps.using(edits, {mlp: [lambda x, run, at=mlp, into=after: into.update({at: x.clone()})]}):
-            lm(batch)
-        # not to the bit: where a picture comes first, its tower ran under another kernel
-        parallel = bool((after[mlp] - seen[mlp]).norm() <= tolerance * seen[mlp].norm())
-        error = 0.0 if parallel == (tower.residual == "parallel") else torch.inf
-        found.append(Check(f"attention and MLP are {tower.residual}", str(mlp), error, error, tolerance))
-    return found
-
-
-def _causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
-    """Whether earlier positions feel a change at the last token, as the family says: `sweep` relies on it."""
-    first, last = Site("", 0, "resid_pre"), Site("", lm.dims.layers - 1, "resid_post")
-    if batch.ids is None or int(batch.lengths.max()) < 2:
-        return []
-    rows, at = torch.arange(len(batch)), batch.lengths - 1
-    after: dict[Site, Tensor] = {}
-
-    def change(x: Tensor, run: object) -> Tensor:
-        return torch.index_put(x, (rows, at), 3 * x[rows, at].roll(1, dims=-1))
-
-    with lm.taps.using({first: [change]}, {last: [lambda x, run: after.update({last: x.clone()})]}):
-        lm(batch)
-    earlier = batch.mask.index_put((rows, at), torch.tensor(False, device=batch.mask.device))
-    felt = (after[last] - seen[last])[earlier].norm() / seen[last][earlier].norm()
-    causal = lm.family.towers[""].causal
-    error = 0.0 if (felt <= tolerance) == causal else torch.inf
-    return [Check("causal" if causal else "bidirectional", str(last), error, error, tolerance)]
-
-
-def _mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
-    """Whether positions hear of one another beside the attention function, as the family says: `sweep` packs rows if not.
-
-    With attention silenced, a change at the first token reaches no other, and no mask, unless something else carries it.
-    """
-    depth = lm.dims.layers
-    every = [Site("", n, "attn.q") for n in range(depth)]
-    if batch.ids is None or batch.ids.shape[1] < 2 or any(lm.layout.lack(site) for site in every):
-        return []
-    first, last = Site("", 0, "resid_pre"), Site("", depth - 1, "resid_post")
-    runs: list[list[Tensor]] = []
-
-    def silent(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *how: Any) -> Tensor:
-        runs[-1].append(torch.zeros(()) if mask is None else mask)
-        return q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
-
-    def change(x: Tensor, run: object) -> Tensor:
-        return torch.cat([3 * x[:, :1].roll(1, dims=-1), x[:, 1:]], dim=1)
-
-    modules = dict.fromkeys((lm.layout.attention(site) for site in every), silent)
-    reads = {last: [lambda x, run: runs[-1].append(x[:, 1:].clone())]}
-    for edits in ({}, {first: [change]}):
-        runs.append([])
-        with lm.taps.using(edits, reads), seam(lm.model, {}, modules):
-            lm(batch)
-    same = all(x.shape == y.shape and bool(torch.isclose(x, y, tolerance, tolerance).all()) for x, y in zip(*runs))
-    mixes = any(lm.layout.tower(site).mixes for site in every)
-    error = 0.0 if same or mixes else torch.inf  # what is called mixed without need is only swept more slowly
-    return [Check("nothing but attention mixes positions", str(last), error, error, tolerance)]
-
-
-def _writes(seen: Container[Site], at: Site) -> list[Site]:
-    """What a layer's token mixing adds to the stream: attention, another mixer, or both side by side."""
-    return [site for p in ("attn.out", "mix.out") if (site := Site(at.tower, at.layer, p)) in seen]
+def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
+    """W x + b == module(x) of what `lm.weight` reads, on one module of each kind (plain, quantised, adapted)."""
+    kinds = {}
+    for name, layers in lm.layout.layers.items():
+        for layer in range(len(layers)):
+            for point in ("attn.out", "mlp.out"):
+                site = Site(name, layer, point)
+                tower = lm.layout.tower(site)
+                if point in tower.points and (tower.attn_write if point == "attn.out" else tower.mlp_write):
+                    module = lm.layout.writers(site)[0]
+                    kinds.setdefault((name, point, type(module), weights.is_plain(module)), (site, module))
+    for (*_, plain), (site, module) in kinds.items():
+        told, true = weights.tried(module)
+        yield gap("W x == module(x)", site, told, true, tolerance if plain else max(tolerance, weights.ROUNDING))
 
 
 def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
@@ -154,12 +88,17 @@ def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
 
 
 def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
+    """The value at every site, and the output three ways: under our attention, plainly, and what the model answers."""
     seen: dict[Site, Tensor] = {}
     sites = lm.sites()
     reads = {s: [lambda x, run, s=s: seen.__setitem__(s, x.detach().clone())] for s in sites}
     with lm.taps.using(reads=reads):
-        output = lm(batch)
-    seen[Site("", None, "ours")] = _last(output)
+        seen[Site("", None, "ours")] = _last(raw_output(lm, batch))
+    with lm.taps.using():  # no listener, and no dropout: the proof must not depend on how the user left the model
+        plain = raw_output(lm, batch)
+    seen[Site("", None, "plain")] = _last(plain)
+    if not lm.readout.reason:
+        seen[Site("", None, "own")] = answer_of(plain)
     return seen
 
 
@@ -168,7 +107,7 @@ def _last(output: Any) -> Tensor:
     return next(x for x in output.values() if isinstance(x, Tensor))
 
 
-def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
     """(invariant, place, computed from parts, seen in the model)."""
     for tower, layers in lm.layout.layers.items():
         for layer in range(len(layers)):
@@ -177,53 +116,22 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str
                 yield from _layer_pairs(lm, Site(tower, layer, ""), here)
         if not (lm.family.towers[tower].between and batch.extra):
             yield from _chain(tower, len(layers), seen)
-    yield from _shut(lm, batch, seen)
-    yield from _apart(lm, batch, seen)
-    plain = _last(lm(batch))
+    yield from trials.apart(lm, batch, seen)
+    plain = seen[Site("", None, "plain")]
     yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
     if lm.readout.reason:
         return
-    last = seen[Site("", lm.dims.layers - 1, "resid_post")]
-    own = own_output(lm, batch)
+    last, own = seen[Site("", lm.dims.layers - 1, "resid_post")], seen[Site("", None, "own")]
     read = lm.readout(last) if lm.readout.where == "every" else lm.readout.of(last, batch)
     yield "head(norm(resid_last)) == logits", Site("", None, "logits"), read, own.reshape(read.shape)
 
 
-def _chain(tower: str, depth: int, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+def _chain(tower: str, depth: int, seen: dict[Site, Tensor]) -> Iterator[Pair]:
     """What leaves a layer is what enters the next: a model may add to the stream, or convolve it, in between."""
     for layer in range(depth - 1):
         left, entered = Site(tower, layer, "resid_post"), Site(tower, layer + 1, "resid_pre")
         if left in seen and entered in seen:
             yield "resid_post enters the next layer", left, seen[left], seen[entered]
-
-
-def _shut(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
-    """mlp.pre is what the activation function takes: far below zero it shuts every neuron (a gate's other half would not)."""
-    after: dict[Site, Tensor] = {}
-    gates = [s for s in seen if s.point == "mlp.pre"]
-    acts = [Site(s.tower, s.layer, "mlp.act") for s in gates]
-    edits = {s: [lambda x, run: torch.full_like(x, -100)] for s in gates}
-    with lm.taps.using(edits, {s: [lambda x, run, s=s: after.update({s: x.clone()})] for s in acts}):
-        lm(batch)
-    for site, act in after.items():
-        activation = lm.layout.tower(site).activation
-        shut = torch.full_like(act, -100) if activation else torch.zeros_like(act)
-        closed = lm.layout.layer(site).get_submodule(activation)(shut) if activation else shut
-        yield "mlp.act shuts when mlp.pre is far below zero", site, act, closed
-
-
-def _apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
-    """Where a gate stands between pattern @ v and z: a head that attends to nothing changes its own z and no other's."""
-    for at in [s for s in seen if s.point == "attn.pattern" and lm.layout.tower(s).gated]:
-        after: list[Tensor] = []
-        z = replace(at, point="attn.z")
-        first = torch.zeros(1, dtype=torch.long, device=seen[at].device)
-        edits = {at: [lambda x, run, first=first: x.index_fill(1, first, 0)]}
-        with lm.taps.using(edits, {z: [lambda x, run, after=after: after.append(x.clone())]}):
-            lm(batch)
-        yield "a head's pattern reaches its own z only", z, after[0][:, :, 1:], seen[z][:, :, 1:]
-        own = (after[0] - seen[z])[:, :, :1]
-        yield "a head's pattern reaches its own z", z, own.norm().clamp_max(1e-3) * 1e3, torch.ones_like(own.norm())
 
 
 _LAYER = (
@@ -240,7 +148,7 @@ _LAYER = (
 )
 
 
-def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[tuple[str, Site, Tensor, Tensor]]:
+def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
     tower = lm.layout.tower(at)
     site = lambda point: Site(at.tower, at.layer, point)  # noqa: E731
     if "attn.pattern" in x:

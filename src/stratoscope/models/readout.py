@@ -190,14 +190,23 @@ def _unknown(reason: str) -> Readout:
 def own_output(lm: LM, batch: Batch) -> Tensor | None:
     """What the model says: (example, output) or (example, position, output); start and end of an answer side by side."""
     with lm.taps.using():
-        try:
-            return _logits_of(lm(batch))
-        except ValueError:  # a classifier without a padding id takes one prompt at a time
-            alone = [_logits_of(lm(batch.example(i))) for i in range(len(batch))]
-            return torch.cat(alone) if all(x is not None and x.ndim == 2 for x in alone) else None
+        return answer_of(raw_output(lm, batch))
 
 
-def _logits_of(output: Any) -> Tensor | None:
+def raw_output(lm: LM, batch: Batch) -> Any:
+    """The output of a plain run. A classifier without a padding id takes one prompt at a time, and is given them so."""
+    try:
+        return lm(batch)
+    except ValueError:
+        if len(batch) == 1 or batch.extra or batch.ids is None:
+            raise
+        alone = [answer_of(lm(batch.example(i))) for i in range(len(batch))]
+        if not all(x is not None and x.ndim == 2 for x in alone):
+            raise
+        return {"logits": torch.cat(alone)}
+
+
+def answer_of(output: Any) -> Tensor | None:
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
     x = output.get("logits", output.get("prediction_logits"))  # BertForPreTraining has two read-outs
@@ -222,7 +231,7 @@ def _last_stream(lm: LM, batch: Batch) -> Tensor:
     kept: list[Tensor] = []
     last = Site("", lm.dims.layers - 1, "resid_post")
     with lm.taps.using(reads={last: [lambda x, run: kept.append(x.detach().clone())]}):
-        own_output(lm, batch)
+        raw_output(lm, batch)
     return kept[0]
 
 

@@ -2,29 +2,114 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from stratoscope.errors import StratoscopeError
+from stratoscope.models.sites import Site
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
 
 
-def specimen(lm: LM) -> Any:
-    """Two short prompts of different length, or one small picture of noise for a model that reads no tokens."""
+def specimens(lm: LM) -> list[Any]:
+    """What a family is proved on: inputs for its text, and for its pictures, as small as they come.
+
+    Of the two prompts the shorter begins the longer: what it has alone, beside it and within it tells what is causal and
+    where padding goes. Pictures are left out where no inputs can be made from the config: then only the text is proved.
+    """
     if lm.family.vision_only:
-        return {"pixel_values": noise(lm.model, lm.layout.config())}
-    return prompts(lm.model)
+        return [specimen(lm)] if _runs(lm, specimen(lm)) else []
+    long, _ = prompts(lm)
+    text = [long, long[:2]] if len(long) > 2 else [long]
+    if "vision" not in lm.layout.layers:
+        return [text]
+    if not lm.family.projector:  # a text tower and a vision tower side by side, which run together
+        both = {"input_ids": torch.tensor([long])} | picture(lm.model, lm.layout.config("vision"))
+        return [both] if _runs(lm, both) else []
+    alone = [text] if _runs(lm, text) else []  # some answer no prompt without a picture
+    return [*alone, *_with_picture(lm, long)]
 
 
-def prompts(model: Any) -> list[list[int]]:
+def specimen(lm: LM) -> Any:
+    """Two short prompts that have nothing in common, of different length; or one small picture of noise."""
+    if lm.family.vision_only:
+        return picture(lm.model, lm.layout.config())
+    return prompts(lm)
+
+
+def _with_picture(lm: LM, text: list[int]) -> list[dict[str, Any]]:
+    """One prompt with one picture, as this model takes it, or nothing: a prompt with one image token tells by what leaves
+    the projector how many it needs."""
+    config = lm.model.config
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    if token is None:
+        return []
+    for picture in _pictures(lm):
+        for count in (1, _projected(lm, picture | {"input_ids": torch.tensor([[*text, token]])})):
+            given = picture | {"input_ids": torch.tensor([[*text, *[token] * count, *text[:2]]])}
+            if count and _runs(lm, given):
+                return [given]
+    return []
+
+
+def _pictures(lm: LM) -> list[dict[str, Any]]:
+    vision = lm.layout.config("vision")
+    if getattr(vision, "spatial_merge_size", None) and hasattr(vision, "temporal_patch_size"):  # patches in a row
+        side = 2 * vision.spatial_merge_size
+        channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", 3)
+        width = channels * vision.temporal_patch_size * vision.patch_size**2
+        return [
+            {"pixel_values": _wave(lm.model, side * side, width), "image_grid_thw": torch.tensor([[1, side, side]])}
+        ]
+    pixels = noise(lm.model, vision)
+    return [{"pixel_values": pixels}, {"pixel_values": pixels[:, None]}]
+
+
+def _projected(lm: LM, given: dict[str, Any]) -> int:
+    """How many image tokens leave the projector, also where the model then stops because it was given too few."""
+    rows: list[int] = []
+    with lm.taps.using(reads={Site("", None, "projector"): [lambda x, run: rows.append(x[..., 0].numel())]}):
+        _runs(lm, given)
+    return rows[-1] if rows else 0
+
+
+def _runs(lm: LM, given: Any) -> bool:
+    """Whether the model takes such inputs at all."""
+    try:
+        with torch.no_grad(), lm.taps.using():
+            lm(given)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StratoscopeError):
+        return False
+    return True
+
+
+def prompts(lm: LM) -> list[list[int]]:
     """Two short prompts of different length, of ids spread over the vocabulary, without the special ones."""
-    config = model.config.get_text_config()
-    special = {v for name, v in vars(config).items() if name.endswith("_token_id") and isinstance(v, int)}
-    special |= {v for name, v in vars(model.config).items() if name.endswith(("_token_id", "_token_index"))}
-    free = [(7 + 31 * i) % config.vocab_size for i in range(4 * len(special) + 40)]
-    free = [i for i in dict.fromkeys(free) if i not in special]
-    return [free[:5], free[5:8]]
+    model, text = lm.model, lm.model.config.get_text_config()
+    special = {
+        value
+        for config in (text, model.config)
+        for name, value in vars(config).items()
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
+    size = min(text.vocab_size, lm.dims.vocab or text.vocab_size)
+    spread = [(7 + 31 * i) % size for i in range(4 * len(special) + 40)]
+    free = [i for i in dict.fromkeys(spread) if i not in special] or spread
+    free = (free * 7)[:7]  # a vocabulary of a few tokens
+    limit = lm.context or 7
+    return [free[:4][:limit], free[4:][:limit]]
+
+
+def picture(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """One picture of noise, as a vision encoder takes it: pixels, or patches with the shape that they make (SigLIP 2)."""
+    if "spatial_shapes" not in inspect.signature(model.forward).parameters:
+        return {"pixel_values": noise(model, config)}
+    patches = _wave(model, 4, config.num_channels * config.patch_size**2)[None]
+    one = torch.ones(1, 4, dtype=torch.long, device=patches.device)
+    return {"pixel_values": patches, "pixel_attention_mask": one, "spatial_shapes": torch.tensor([[2, 2]])}
 
 
 def noise(model: Any, config: Any) -> torch.Tensor:
@@ -32,5 +117,10 @@ def noise(model: Any, config: Any) -> torch.Tensor:
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
-    steps = torch.arange(1, channels * height * width + 1, dtype=torch.float32)
-    return torch.sin(steps * steps).reshape(1, channels, height, width).to(model.device, model.dtype)
+    return _wave(model, channels, height * width).reshape(1, channels, height, width)
+
+
+def _wave(model: Any, rows: int, width: int) -> torch.Tensor:
+    """(rows, width) numbers without a pattern, made without the random generator, which belongs to the user."""
+    steps = torch.arange(1, rows * width + 1, dtype=torch.float32)
+    return torch.sin(steps * steps).reshape(rows, width).to(model.device, model.dtype)

@@ -264,7 +264,7 @@ _TAPS: WeakValueDictionary[int, Taps] = WeakValueDictionary()  # by the model's 
 def taps_of(model: nn.Module, layout: Layout) -> Taps:
     """The taps of a model, one for all LMs that name its sites alike."""
     found = _TAPS.get(id(model))
-    if found is None or found.layout.family != layout.family:
+    if found is None or (found.layout.family, found.layout.layers) != (layout.family, layout.layers):  # or was cut
         found = _TAPS[id(model)] = Taps(model, layout)
     return found
 

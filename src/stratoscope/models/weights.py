@@ -100,6 +100,16 @@ def bias(module: nn.Module) -> Tensor | None:
         return _answer(module, torch.zeros(1, sizes[1], device=device, dtype=dtype))[0]
 
 
+@torch.no_grad()
+def tried(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """W x + bias by `matrix` and `bias`, and module(x), on three rows x: (row, out) each."""
+    found, added = matrix(module), bias(module)
+    x = _wave(3, found.shape[1], *_place(module)).to(found.dtype)
+    with asked(module):
+        true = _answer(module, x)
+    return x @ found.T + (0 if added is None else added), true
+
+
 def row_independent(model: nn.Module) -> bool:
     """Whether every linear layer answers a row alone as it does beside other rows.
 
