@@ -13,6 +13,7 @@ import zoo_encoders as zoo
 import zoo_vlms as vlms
 
 from stratoscope.engine.edges import Layers, sent
+from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import ablate, intervene, replaced
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture, trace
@@ -123,6 +124,14 @@ def test_whether_a_position_hears_later_ones_is_measured_on_the_prompt(name: str
     with intervene(lm, replaced("layers.0.resid_pre", value, positions=[4])):
         after = capture(lm, given, "layers.1.resid_pre")["layers.1.resid_pre"]
     assert (tiny.gap(after[:, 1], before[:, 1]) > 1e-4) == ahead
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen3_vl", "lfm2_vl", "blip-2"])
+def test_generation_with_a_picture_is_hugging_face_s(name: str) -> None:
+    given = vlms.inputs(name)
+    plain = zoo.build(vlms.ALL[name]).generate(**given, max_new_tokens=3, do_sample=False)
+    [ours] = generate(vlms.lm(name), given, tokens=3)
+    assert ours.tolist() == plain[0, -len(ours) :].tolist()
 
 
 def test_deepstack_is_not_summed() -> None:

@@ -22,6 +22,13 @@ PAIR2 = {"text_config": PAIR["text_config"] | {"projection_size": 32}, "vision_c
 NO_HEADS = {k: v for k, v in S.items() if k != "num_attention_heads"}
 Maker = Callable[[], tuple[Any, Any]]
 
+
+def _renamed(config: Any) -> Any:
+    """The config under a model type of its own, as remote code has it."""
+    config.model_type = "some-encoder"
+    return config
+
+
 TEXT: dict[str, Maker] = {
     "xlm-roberta": lambda: (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig(**S)),
     "xlm-roberta-xl": lambda: (hf.XLMRobertaXLForMaskedLM, hf.XLMRobertaXLConfig(**S)),
@@ -61,6 +68,13 @@ TEXT: dict[str, Maker] = {
         hf.RemBertConfig(**S, input_embedding_size=16, output_embedding_size=24),
     ),
     "roformer": lambda: (hf.RoFormerForMaskedLM, hf.RoFormerConfig(**S)),
+}
+TEXT |= {
+    # BERT's layout under a name that no family knows
+    "bert-generation": lambda: (hf.BertGenerationEncoder, hf.BertGenerationConfig(**S)),
+    "post-norm, unknown": lambda: (hf.BertForMaskedLM, _renamed(hf.BertConfig(**S))),
+    "pre-norm, unknown": lambda: (hf.XLMRobertaXLForMaskedLM, _renamed(hf.XLMRobertaXLConfig(**S))),
+    "own attention, unknown": lambda: (hf.RoFormerModel, _renamed(hf.RoFormerConfig(**S))),
 }
 VISION: dict[str, Maker] = {
     "deit": lambda: (hf.DeiTForImageClassification, hf.DeiTConfig(**V)),

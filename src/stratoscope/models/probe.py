@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from stratoscope.errors import FamilyError
+from stratoscope.models.families.bert_pre_norm import like_bert
 from stratoscope.models.families.vlm import with_vision
 from stratoscope.models.family import Family, Point, Tower, attention_points, into, out_of
 from stratoscope.models.plain_run import Measured, PlainRun, measured
@@ -37,6 +38,9 @@ Changes = dict[str, Any]
 
 def probe(model: nn.Module) -> list[Family]:
     """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when there is none."""
+    named = like_bert(model)
+    if named:
+        return named
     base: Any = model.base_model
     path, stack = _stack(model, base)
     parent, prefix = base.get_submodule(path.rpartition(".")[0]), f"{path.rpartition('.')[0]}." if "." in path else ""
