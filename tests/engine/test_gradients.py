@@ -12,6 +12,7 @@ from torch import Tensor
 from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import add, scaled
 from stratoscope.engine.trace import capture
+from stratoscope.errors import InputError
 
 PROMPTS = tiny.inputs("llama")
 WHERE = {"llama": "model.layers", "gpt2": "transformer.h", "gemma2": "model.layers", "bert": "bert.encoder.layer"}
@@ -122,3 +123,8 @@ def test_weights_take_no_gradient_and_keep_their_flags() -> None:
     assert [p.requires_grad for p in parameters] == flags
     assert all(p.grad is None for p in parameters)
     parameters[3].requires_grad_(True)
+
+
+def test_inference_mode_is_refused_with_a_sentence() -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        gradients(tiny.lm("llama"), tiny.inputs("llama"), ["embed"], lambda logits: logits[:, 3])

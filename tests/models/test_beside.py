@@ -18,6 +18,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.models import wrap
 from stratoscope.models.batch import make
+from stratoscope.tokens import next_token
 
 ROWS = [[3, 14, 15, 92, 65], [38, 46, 26]]
 LEFT = {
@@ -156,6 +157,10 @@ def test_what_the_tokenizer_adds(single: str, text: str, ids: list[int], told: s
 def test_an_encoder_keeps_its_end() -> None:
     lm = wrap(tiny.model("bert"), words("<s> $A </s>"))
     assert lm.batch("a b").ids.tolist() == [[0, 4, 5, 1]]
+    assert (
+        "fills in masked tokens; its prediction is read at the last token of each prompt ('</s>')"
+        in (next_token.measure(lm, "a <mask> b", answer="a", foil="b").attrs["notes"])
+    )
     headless = wrap(tiny.model("bert_base"), words("<s> $A </s>"))
     assert headless.batch("a b").ids.tolist() == [[0, 4, 5, 1]]
 

@@ -7,6 +7,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.errors import SiteError
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, SEAM_POINTS, Site, expand, parse
 
@@ -154,3 +155,25 @@ def test_one_site_is_one_site() -> None:
     assert str(lm.layout.resolve_one("layers.-1.mlp.out")) == "layers.2.mlp.out"
     with pytest.raises(SiteError, match="names 3 sites"):
         lm.layout.resolve_one("layers.*.mlp.out")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "gpt2", "opt"])
+def test_transformer_lens_names_of_another_tensor(name: str) -> None:
+    """Its hook_q and hook_k stand before rotary embedding, its RMS norm's hook before the weight: refused there, also in an
+    intervention; the same tensor is given where there is no such step."""
+    lm = tiny.lm(name)
+    for side in "qk":
+        alias, own = f"blocks.1.attn.hook_{side}", f"layers.1.attn.{side}"
+        assert lm.sites(f"blocks.1.attn.hook_rot_{side}") == lm.sites(own)
+        if name in ("gpt2", "opt"):
+            assert lm.sites(alias) == lm.sites(own)
+            continue
+        with pytest.raises(SiteError, match=f"before rotary embedding; `{own}` is after it, as .*hook_rot_{side}"):
+            lm.sites(alias)
+        with pytest.raises(SiteError, match="before rotary"), intervene(lm, ablate(alias)):
+            pass
+    if name in ("llama", "gemma2"):
+        with pytest.raises(SiteError, match="before its weight"):
+            lm.sites("ln_final.hook_normalized")
+    else:
+        assert lm.sites("ln_final.hook_normalized") == lm.sites("final_norm")

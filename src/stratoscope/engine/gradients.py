@@ -12,7 +12,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene
 from stratoscope.engine.trace import trace
-from stratoscope.errors import SiteError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -21,7 +21,16 @@ from stratoscope.models.taps import Run
 
 @contextmanager
 def frozen(lm: LM) -> Iterator[None]:
-    """Weights take no gradient inside the block: half the work, and works on models frozen or quantized anyway."""
+    """Weights take no gradient inside the block: half the work, and works on models frozen or quantized anyway.
+
+    Raises InputError under torch.inference_mode, where no graph can be kept.
+    """
+    made = next(lm.model.parameters(), None)
+    if torch.is_inference_mode_enabled() or (made is not None and made.is_inference()):
+        raise InputError(
+            "gradients were asked for under torch.inference_mode() (or of weights made there), which keeps no graph: "
+            "use torch.no_grad() instead, or load the model outside."
+        )
     flags = [(parameter, parameter.requires_grad) for parameter in lm.model.parameters()]
     try:
         for parameter, _ in flags:

@@ -52,7 +52,24 @@ class Layout:
             reason = self.lack(site)
             if reason:
                 raise SiteError(f"`{site}` does not exist on {self.family.name}: {reason}.")
+            if site.alias:
+                self._refuse_another_tensor(site)
         return found
+
+    def _refuse_another_tensor(self, site: Site) -> None:
+        """TransformerLens shows queries and keys before rotary embedding, and an RMS norm's output before its weight."""
+        if site.point == "final_norm":
+            if isinstance(self.final_norm, nn.LayerNorm):  # there it is the norm's output too
+                return
+            told = f"the final norm's output before its weight; `{site}` is after it, what the read-out takes"
+        else:
+            turned = any("rotary" in type(module).__name__.lower() for module in self.base.modules())
+            if not turned and not any(getattr(self.config(), name, None) for name in ("rope_parameters", "rotary_dim")):
+                return
+            told = (
+                f"taken before rotary embedding; `{site}` is after it, as `{site.alias.replace('hook_', 'hook_rot_')}`"
+            )
+        raise SiteError(f"TransformerLens's `{site.alias}` is {told}. Ask for `{site}` if that is what you want.")
 
     def resolve_one(self, site: str | Site) -> Site:
         """The one site that a name means. Raises SiteError, also for a name with `*`."""

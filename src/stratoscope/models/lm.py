@@ -86,6 +86,8 @@ class LM:
         if made.ids is not None and self.family.per_token:
             given = {name: torch.full_like(made.ids, value) for name, value in self.family.per_token.items()}
             made = replace(made, extra=given | dict(made.extra))
+        if made.tokens and not main.causal and self.layout.family_head and self.family.pooled is None:
+            made = replace(made, notes=(*made.notes, _read_at(made.tokens)))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return made.to(self.model.device)
@@ -162,3 +164,9 @@ class LM:
         config = self.layout.config()
         limit = getattr(config, "max_position_embeddings", None)
         return int(limit) - self.family.reserved_positions if limit else None
+
+
+def _read_at(tokens: tuple[tuple[str, ...], ...]) -> str:
+    """What is asked of a masked language model is not what follows a text: say where it is read."""
+    told = ", ".join(dict.fromkeys(repr(row[-1]) for row in tokens))
+    return f"This model fills in masked tokens; its prediction is read at the last token of each prompt ({told:.60})."

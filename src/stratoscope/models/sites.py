@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from stratoscope.errors import SiteError
 
@@ -52,6 +52,8 @@ _TRANSFORMER_LENS = {
     "attn.hook_rot_q": "attn.q", "attn.hook_rot_k": "attn.k",
     "mlp.hook_pre": "mlp.pre", "mlp.hook_post": "mlp.act", "hook_mlp_out": "mlp.out",
 }  # fmt: skip
+# names whose tensor TransformerLens takes before a step that our site comes after
+SOMETIMES_ANOTHER = frozenset({"attn.hook_q", "attn.hook_k", "ln_final.hook_normalized"})
 _TRANSFORMER_LENS_GLOBAL = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm"}
 
 
@@ -62,6 +64,8 @@ class Site:
     tower: str
     layer: int | str | None
     point: str
+    # the TransformerLens name it was asked by, where that is another tensor on some models (see `Layout.resolve`)
+    alias: str = field(default="", compare=False, repr=False)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -90,13 +94,14 @@ def parse(text: str | Site) -> Site:
     if rest in GLOBAL_POINTS:
         return Site(tower, None, rest)
     if rest in _TRANSFORMER_LENS_GLOBAL:
-        return Site(tower, None, _TRANSFORMER_LENS_GLOBAL[rest])
+        return Site(tower, None, _TRANSFORMER_LENS_GLOBAL[rest], alias=rest if rest in SOMETIMES_ANOTHER else "")
     match = re.fullmatch(r"(layers|blocks)\.(\*|-?\d+)\.(.+)", rest)
     if match:
-        _, number, point = match.groups()
-        point = _TRANSFORMER_LENS.get(point, point)
+        _, number, given = match.groups()
+        point = _TRANSFORMER_LENS.get(given, given)
         if point in POINTS:
-            return Site(tower, "*" if number == "*" else int(number), point)
+            layer = "*" if number == "*" else int(number)
+            return Site(tower, layer, point, alias=given if given in SOMETIMES_ANOTHER else "")
     raise SiteError(_unreadable(text, match.group(3) if match else None))
 
 
