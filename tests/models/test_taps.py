@@ -16,7 +16,7 @@ from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import ablate, add, intervene, scaled
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError
-from stratoscope.models import wrap
+from stratoscope.models import LM, wrap
 
 ROWS = [[3, 14, 15, 92, 65, 35], [38, 46, 26]]
 ID = {"input_ids": torch.tensor(ROWS[:1])}
@@ -69,15 +69,16 @@ def test_models_that_share_a_config_do_not_leave_it_changed() -> None:
     config = tiny.CONFIGS["llama"]()[1]
     config._attn_implementation = "sdpa"
     first, second = (wrap(hf.LlamaForCausalLM(config).eval()) for _ in range(2))
-    apart = [capture(lm, ROWS, PATTERN)[PATTERN] for lm in (first, second)]
-    one, two = trace(first, PATTERN, stop=False), trace(second, PATTERN, stop=False)
-    seen, other = one.__enter__(), two.__enter__()
-    first(ROWS)
-    one.__exit__(None, None, None)
-    second(ROWS)
-    two.__exit__(None, None, None)
-    assert torch.equal(seen[PATTERN], apart[0])
-    assert torch.equal(other[PATTERN], apart[1])
+    halves = [intervene(lm, scaled(PATTERN, 0.5)) for lm in (first, second)]
+    apart = []
+    for lm in (first, second):
+        with intervene(lm, scaled(PATTERN, 0.5)):
+            apart.append(logits(lm.model))
+    halves[0].__enter__(), halves[1].__enter__()
+    assert torch.equal(logits(first.model), apart[0])
+    halves[0].__exit__(None, None, None)
+    assert torch.equal(logits(second.model), apart[1])
+    halves[1].__exit__(None, None, None)
     assert config._attn_implementation == "sdpa"
     assert type(config._attn_implementation) is str
 
@@ -181,9 +182,16 @@ def test_compiled_models_are_refused(make: Callable[[Any], Any], name: str) -> N
             pass
 
 
-def test_an_optimized_module_is_refused() -> None:
+def test_an_optimized_module_gives_the_model_inside() -> None:
+    """That one is not compiled, so changes act; an LM around the wrapper itself is refused."""
+    model = tiny.model("llama")
+    compiled = torch.compile(model, backend="eager")
+    lm = wrap(compiled)
+    plain = logits(lm.model)
+    with intervene(lm, ablate("layers.1.mlp.out")):
+        assert not torch.equal(logits(lm.model), plain)
     with pytest.raises(InputError, match="this OptimizedModule is compiled"):
-        wrap(torch.compile(tiny.model("llama"), backend="eager"))
+        LM(compiled, lm.family)
 
 
 def test_the_same_model_inside_and_outside_a_block() -> None:

@@ -19,6 +19,7 @@ from stratoscope.models.prove import prove
 from stratoscope.models.provenance import Revision
 from stratoscope.models.ready import ready, refuse_no_device
 from stratoscope.models.specimen import specimens
+from stratoscope.models.taps import refuse_compiled
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"
@@ -31,9 +32,11 @@ def wrap(model: Any, tokenizer: Any = None, *, processor: Any = None, name: str 
     The family is proved on this very model, with prompts of a few tokens: that of a known architecture after its config
     keys are checked, one that is found in the structure of an unknown one. Whether earlier positions see later ones is
     measured, whatever the architecture does by default. A model inside DataParallel or `torch.compile`'s wrapper is taken
-    out of it. Raises FamilyError when the model cannot be trusted, or its weights are not there.
+    out of it. Raises FamilyError when the model cannot be trusted, or its weights are not there, InputError when a part
+    of it is compiled in place.
     """
     model = ready(model)
+    refuse_compiled(model)
     known = families.find(model.config)
     if known is None:
         candidates = probe(model)
