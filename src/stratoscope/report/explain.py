@@ -203,9 +203,9 @@ def _explanation(
     first, (other, how, why, said) = steps.results["tokens.next_token"], made
     shown = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
     notes = [said, _disagreement(shown.get("layers.direct_logit_attribution"))]
-    patched = shown.get("heads.activation_patching")
-    if patched is not None and float(patched["clean_difference"][0]) <= float(patched["corrupt_difference"][0]):
-        notes.append("The corrupt prompt speaks more for the answer than the prompt does: read effects with care.")
+    # of pairs that run the other way, and of rounding that is as large as an effect
+    patched = (shown[name] for name in ("layers.activation_patching", "heads.activation_patching") if name in shown)
+    notes += [str(found.attrs.get("notes", "")) for found in patched]
     return Explanation(
         prompt=prompt,
         tokens=batch.tokens[0],
@@ -214,7 +214,7 @@ def _explanation(
         foil_how=why,
         corrupt_prompt="".join(other.tokens[0]) if other is not None else None,
         corrupt_how=how,
-        notes=[note for note in notes if note],
+        notes=list(dict.fromkeys(filter(None, notes))),
         missing=dict(steps.missing),
         predictions=[(str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])],
         answer_probability=float(first["answer_probability"][0]),

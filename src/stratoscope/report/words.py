@@ -57,7 +57,7 @@ def strongest_heads(effect: xr.DataArray, null: xr.DataArray) -> str:
         named = listed([f"{head_name(place)} ({number(place['value'])})" for place in found[:3]])
         if len(found) == 1:
             return f"One head exceeds its null: {named}, where {drawn(null)}."
-        which = "" if len(found) <= 3 else ", the strongest"
+        which = ":" if len(found) <= 3 else ", the strongest"
         return f"{len(found)} heads exceed their null{which} {named}, where {drawn(null)}."
     return ""
 
