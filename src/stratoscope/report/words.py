@@ -20,6 +20,13 @@ from stratoscope.plots.text import number, shorten, visible
 from stratoscope.plots.ticks import Ticks
 
 HARDLY = 0.1  # of the larger half of a write: a smaller half is not worth a verb
+ROLES = {
+    "previous_token": "previous-token head",
+    "duplicate_token": "duplicate-token head",
+    "induction": "induction head",
+    "copying": "copying head",
+    "name_mover": "name mover",
+}
 NEGATIVE = "negative name mover"
 
 
@@ -119,10 +126,15 @@ def role(scores: Mapping[str, tuple[float, float, float]], written: float | None
     """
     score, null, reach = scores.get("name_mover", (np.nan, np.nan, np.nan))
     if written is not None and abs(score) > max(abs(null), reach) and score * written > 0:
-        return "name mover" if score > 0 else NEGATIVE
+        return ROLES["name_mover"] if score > 0 else NEGATIVE
     others = {name: s for name, s in scores.items() if name != "name_mover"}
     clear = [(s, name) for name, (s, chance, _) in others.items() if s > max(2 * chance, chance + 0.2)]
-    return max(clear)[1].replace("_", " ") if clear else ""
+    return ROLES.get(max(clear)[1], max(clear)[1]) if clear else ""
+
+
+def are(named: Sequence[tuple[str, str]]) -> str:
+    """Which heads have which role: "L5H1 is an induction head"."""
+    return listed([f"{name} is a{'n' if role[0] in 'aeiou' else ''} {role}" for name, role in named])
 
 
 def token(array: xr.DataArray, position: int) -> str:
