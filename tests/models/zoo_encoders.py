@@ -114,6 +114,15 @@ VISION: dict[str, Maker] = {
     "siglip alone": lambda: (hf.SiglipVisionModel, hf.SiglipVisionConfig(**V)),
     "siglip2 alone": lambda: (hf.Siglip2VisionModel, hf.Siglip2VisionConfig(**PRE)),
     "aimv2 alone": lambda: (hf.Aimv2VisionModel, hf.Aimv2VisionConfig(**V)),
+    "internvl normed": lambda: (
+        hf.InternVLVisionModel,
+        hf.InternVLVisionConfig(
+            **V | {"image_size": [16, 16], "patch_size": [8, 8]},
+            use_qk_norm=True,
+            norm_type="rms_norm",
+            use_mean_pooling=False,
+        ),
+    ),
     "internvl alone": lambda: (
         hf.InternVLVisionModel,
         hf.InternVLVisionConfig(**V | {"image_size": [16, 16], "patch_size": [8, 8]}),

@@ -88,11 +88,11 @@ def after_padding(name: str, tower: Tower, handles: frozenset[str] = _TYPES) -> 
 
 def _electra(config: Any) -> Family:
     head = ("generator_predictions", "generator_lm_head")
-    return Family("electra", {"": BERT}, head=head, handles=_TYPES)
+    return Family("electra", {"": BERT}, head=head, handles=_TYPES | {"summary_last_dropout"})
 
 
 def _rembert(config: Any) -> Family:
-    handles = _TYPES | {"input_embedding_size", "output_embedding_size"}
+    handles = _TYPES | {"input_embedding_size", "output_embedding_size", "classifier_dropout_prob"}
     tower = own_attention(BERT, f"RemBERT {_OWN}")
     return Family("rembert", {"": tower}, head=("cls.predictions",), handles=handles)
 

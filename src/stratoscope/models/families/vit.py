@@ -73,6 +73,12 @@ _SCALED = _BACKBONE | {
     "auxiliary_concat_input", "auxiliary_loss_weight", "semantic_loss_ignore_index", "use_relative_position_bias",
     "use_shared_relative_position_bias",
 }  # fmt: skip
+_INTERNVL = frozenset(
+    {
+        "layer_scale_init_value", "norm_type", "projection_dropout", "use_absolute_position_embeddings", "use_mask_token",
+        "use_mean_pooling", "use_qk_norm",
+    }
+)  # fmt: skip
 _DINO = _BACKBONE | {
     "drop_path_rate", "layerscale_value", "mlp_ratio", "num_register_tokens", "use_mask_token", "use_swiglu_ffn",
     "use_gated_mlp", "pos_embed_jitter", "pos_embed_rescale", "pos_embed_shift", "query_bias", "key_bias", "value_bias",
@@ -121,7 +127,7 @@ FAMILIES = {
     "ijepa": Family("ijepa", {"": VIT}, head=(), vision_only=True),
     "beit": _scaled,
     "data2vec-vision": _scaled,
-    "internvl_vision": Family("internvl_vision", {"": INTERNVL}, head=(), vision_only=True),
+    "internvl_vision": Family("internvl_vision", {"": INTERNVL}, head=(), handles=_INTERNVL, vision_only=True),
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
     "dinov3_vit": _dinov3,
