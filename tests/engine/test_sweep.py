@@ -424,3 +424,28 @@ def test_sweeps_of_a_model_with_modules_left_out() -> None:
             base = naive(lm, given, [[]], metric)[0]
         assert torch.equal(got[2], base)  # what is not computed cannot be changed
         assert tiny.gap(got[0], base) > 1e-2
+
+
+class Rounded(torch.nn.Module):
+    """A linear layer as LLM.int8 and dynamic quantisation have it: how a row is rounded depends on the rows beside it."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x.abs().max().clamp_min(1e-9) / 127
+        return torch.nn.functional.linear((x / step).round() * step, self.weight)
+
+
+def test_rows_that_depend_on_their_neighbours_are_not_packed() -> None:
+    from stratoscope.models import wrap
+
+    model = tiny.model("llama")
+    model.model.layers[1].mlp.down_proj = Rounded(model.model.layers[1].mlp.down_proj)
+    lm, given = wrap(model), [tiny.inputs("llama")[0]]
+    cells = [scaled("layers.0.resid_post", factor, positions=p) for p in (1, 3) for factor in (0.1, 20.0)]
+    got = sweep(lm, given, cells, metric)
+    assert torch.equal(got, naive(lm, given, cells, metric))
+    assert plan(lm, given, cells).naive == 4

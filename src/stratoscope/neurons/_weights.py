@@ -63,12 +63,13 @@ def pre_norm(lm: LM, layer: int) -> nn.Module | None:
     """
     parallel = lm.family.towers[""].residual == "parallel"
     stream, pre = f"layers.{layer}.{'resid_pre' if parallel else 'resid_mid'}", f"layers.{layer}.mlp.pre"
-    seen = capture(lm, [[i % lm.dims.vocab for i in range(4)]], stream, pre)
+    with lm.taps.only():  # of the weights: changes made outside are none of them
+        seen = capture(lm, [[i % lm.dims.vocab for i in range(4)]], stream, pre)
     module, point = lm.layout.locate(lm.layout.resolve_one(pre))
     inside = lm.layout.layers[""][layer].modules()
     sized = [m for m in inside if getattr(getattr(m, "weight", None), "shape", None) == (lm.dims.dim,)]
     for norm in (None, *sized):
-        found = module(seen[stream] if norm is None else norm(seen[stream]))
+        found = module.forward(seen[stream] if norm is None else norm.forward(seen[stream]))
         found = found if point.part is None else found.chunk(point.part[1], dim=-1)[point.part[0]]
         if torch.allclose(found, seen[pre], rtol=1e-3, atol=1e-3 * float(seen[pre].abs().max())):
             return norm
