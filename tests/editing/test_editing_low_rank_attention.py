@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heads.subjects import ROWS, close, lm_of, padded, untouched
+from models import zoo
 from stratoscope.editing import low_rank_attention
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.metric import last_logits
@@ -79,6 +80,24 @@ def test_padding_says_nothing_of_a_head(queries) -> None:
         made = low_rank_attention.edit(lm, [(1, 1)], prompts=replace(batch, ids=padded_ids), queries=queries, rank=2)
         values.append(torch.stack([change.value.T @ change.value for change in made.interventions]))
     close(values[0], values[1])
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_bigcode"])
+def test_queries_wider_than_values_and_one_key_head_for_all(name: str) -> None:
+    """Multi-head latent attention: q and k 12 wide, values 8. Multi-query attention: one key head of four queries."""
+    lm, prompts = zoo.lm(name), [[3, 14, 15, 92, 65], [9, 26, 5, 35, 89]]
+    sites = "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.scores"
+    seen = capture(lm, prompts, *sites)
+    q, k = seen[sites[0]][:, -1, 3], seen[sites[1]][:, :, -1]  # the last head's, or the only one
+    edit = low_rank_attention.edit(lm, [(1, 3)], prompts=prompts, rank=2)
+    with untouched(lm), edit:
+        after = capture(lm, prompts, sites[2])[sites[2]]
+    p_q, p_k = (basis.T @ basis for basis in (torch.linalg.svd(x.reshape(-1, q.shape[-1])).Vh[:2] for x in (q, k)))
+    before = torch.einsum("eh,ekh->ek", q, k)
+    scale = (seen[sites[2]][:, 3, -1] / before).median()
+    close(after[:, 3, -1], scale * torch.einsum("eh,ekh->ek", q @ p_q, k @ p_k), 1e-3)
+    with pytest.raises(InputError, match=f"choose 1 to {q.shape[-1] - 1}"):
+        low_rank_attention.edit(lm, [(1, 3)], prompts=prompts, rank=q.shape[-1])
 
 
 def test_refusals() -> None:

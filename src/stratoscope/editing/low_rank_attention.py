@@ -54,12 +54,12 @@ def edit(
     tokens (default each one's last, and all). null: a seed; random directions in the place of the prompts' own. Raises
     InputError for a head that is not there, a rank outside 1 .. head_dim - 1, and without prompts.
     """
-    size, heads = lm.dims.head_dim, [tuple(head) for head in request]
+    heads = [tuple(head) for head in request]
     wrong = [h for h in heads if len(h) != 2 or not (0 <= h[0] < lm.dims.layers and 0 <= h[1] < lm.dims.heads)]
     if wrong or not heads:
         raise InputError(f"heads are (layer, head), at least one, of {lm.dims.layers} x {lm.dims.heads}; got {heads}.")
-    if prompts is None or not 1 <= rank < size:
-        raise InputError(f"rank={rank}: choose 1 to {size - 1}, and give `prompts=` that show what the heads look for.")
+    if prompts is None:
+        raise InputError("give `prompts=` that show what the heads look for: their queries and keys say what is kept.")
     batch = lm.batch(prompts)
     asks = capture(
         lm,
@@ -72,8 +72,12 @@ def edit(
     dice = None if null is None else torch.Generator().manual_seed(null)
     changes = []
     for layer, head in heads:
-        q = asks[f"layers.{layer}.attn.q"][:, :, head][asking].reshape(-1, size)
-        k = has[f"layers.{layer}.attn.k"][:, :, head * lm.dims.kv_heads // lm.dims.heads][asked].reshape(-1, size)
+        q, k = asks[f"layers.{layer}.attn.q"], has[f"layers.{layer}.attn.k"]
+        size = q.shape[-1]  # not `dims.head_dim`, which is that of values: latent attention's queries are wider
+        if not 1 <= rank < size:
+            raise InputError(f"rank={rank}: choose 1 to {size - 1}, less than the width of a head's queries and keys.")
+        q = q[:, :, head][asking].reshape(-1, size)
+        k = k[:, :, head * k.shape[2] // lm.dims.heads][asked].reshape(-1, size)
         if dice is not None:
             q, k = (torch.randn(rank, size, generator=dice).to(x) for x in (q, k))
         changes += [
