@@ -68,6 +68,22 @@ def test_the_scale_is_one_over_the_root_mean_square(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dim", [2, 3, 7, 25])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, nn.LayerNorm, Gemma2RMSNorm])
+def test_the_weight_is_the_module_s_own_in_even_and_odd_widths(kind: type[nn.Module], dim: int) -> None:
+    """A probe of +1 and -1 has mean zero in even widths only."""
+    norm = kind(dim)
+    for parameter in norm.parameters():
+        parameter.copy_(torch.randn(dim, generator=torch.Generator().manual_seed(dim)))
+    frozen = freeze(norm, torch.randn(4, dim, generator=torch.Generator().manual_seed(0)))
+    expected = norm.weight + 1 if kind is Gemma2RMSNorm else norm.weight
+    assert torch.allclose(frozen.weight, expected, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(
+        frozen.bias, getattr(norm, "bias", None) if kind is nn.LayerNorm else torch.zeros(dim), atol=1e-6
+    )
+
+
+@torch.no_grad()
 def test_no_norm_is_the_identity() -> None:
     x = draw(2)
     frozen = freeze(None, x)
