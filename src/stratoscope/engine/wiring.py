@@ -124,7 +124,7 @@ def wiring(lm: LM) -> Wiring:
     residual = lm.family.towers[""].residual
     if residual == "post-norm":
         raise SiteError(
-            f"{lm.family.name} norms its residual stream after every addition, so it is not a sum of what components "
+            f"{lm.family.name} norms or scales its residual stream after additions, so it is not a sum of what components "
             f"write: edges do not exist for it. Use layers.activation_patching."
         )
     if lm.layout.gated:

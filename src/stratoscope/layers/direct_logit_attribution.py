@@ -130,7 +130,7 @@ def _refuse(lm: LM) -> None:
     lm.layout.resolve("logits")
     if lm.family.towers[""].residual == "post-norm":
         raise SiteError(
-            f"{lm.family.name} norms its residual stream after every addition, so logits are not a sum of writes: "
+            f"{lm.family.name} norms or scales its residual stream after additions, so logits are not a sum of writes: "
             f"direct logit attribution does not exist for it. Use activation patching."
         )
     if len(lm.layout.head) != 1:

@@ -66,7 +66,8 @@ class Tower:
     final_norm: str | None = None
     config: str = ""
     # "sequential": mid = pre + attn, post = mid + mlp. "parallel": post = pre + attn + mlp.
-    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names the two.
+    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names the two. A norm may be
+    # a number of the layer's (Gemma 4's layer_scalar) or "" for none: either way the stream is no sum of writes.
     residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
     norms: tuple[str, str] | None = None
     causal: bool = True

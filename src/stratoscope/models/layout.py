@@ -153,6 +153,12 @@ class Layout:
             for path, own in zip(paths, found)
         ]
 
+    def norms(self, site: Site) -> list[nn.Module]:
+        """What the stream goes through after each of a post-norm layer's additions."""
+        found = [(path, _value(self.layer(site), path)) for path in self.tower(site).norms or ()]
+        plain = {"": nn.Identity()}
+        return [plain.get(path) or (LayerScale(x) if not isinstance(x, nn.Module) else x) for path, x in found]
+
     @property
     def final_norm(self) -> nn.Module | None:
         path = self.family.towers[""].final_norm
@@ -256,7 +262,7 @@ class LayerScale(nn.Module):
 def _value(layer: nn.Module, path: str) -> Any:
     """What an attribute path inside a layer leads to, or None."""
     found: Any = layer
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         found = getattr(found, name, None)
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -33,6 +33,7 @@ _FACTORS = {
     "mlp": ("residual_multiplier", "residual_scale", "{path}.down_multiplier"),
     "experts": ("residual_multiplier", "residual_scale"),
 }
+_STREAM = ("layer_scalar",)
 _LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
@@ -52,6 +53,7 @@ class Measured:
     outs: tuple[Point, ...]
     parallel: bool
     seam: Seam
+    stream: str | None = None  # what multiplies the whole stream at the layer's end
 
 
 class PlainRun:
@@ -173,13 +175,15 @@ def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -
             f"{type(seen.model).__name__}: layer {number} takes {shape}, not one residual stream (example, position, dim) "
             f"(several streams at once, as AltUp and hyper-connections keep): refused."
         )
-    gained = (post - pre).float()
+    stream = next((name for name in _STREAM if hasattr(layer, name)), None)
+    whole = post if stream is None else post / _attribute(layer, stream)
+    gained = (whole - pre).float()
     for some in (found[:n] + found[m:] for n, m in _left_out(len(found))):
         options = [list(_outs(seen, layer, part)) for part in some]
         for outs in product(*options):
             total = sum((_value(seen, layer, out) for out in outs), start=torch.zeros_like(gained))
             if _equal(total, gained, float(post.abs().max())):
-                return _found(seen, layer, some, outs)
+                return replace(_found(seen, layer, some, outs), stream=stream)
     raise FamilyError(_why_no_sum(seen, layer, number, found))
 
 

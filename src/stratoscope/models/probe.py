@@ -113,8 +113,11 @@ def _joined(plain: Tower, layers: list[Measured], half: int) -> Tower:
     parallel = {layer.parallel for layer in layers if len(layer.parts) > 1}
     if len(parallel) > 1:
         raise FamilyError("some layers run attention and MLP in parallel, others one after the other: refused.")
-    changes = _merged(*tables[full])
-    return plain.but(residual="parallel" if True in parallel else "sequential", kinds=kinds, **changes)
+    changes = _merged(*tables[full]) | {"residual": "parallel" if True in parallel else "sequential"}
+    scales = {layer.stream for layer in layers}
+    if scales != {None}:
+        changes |= {"residual": "post-norm", "norms": ("", *scales)}
+    return plain.but(kinds=kinds, **changes)
 
 
 def _marker(layers: list[Measured], tables: list[tuple[Changes, Changes]], number: int, slot: int) -> str:

@@ -163,7 +163,7 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
                 value = module(value)
             yield f"W({start}) == {end}", site(end), value, x[end]
     if tower.residual == "post-norm" and tower.norms is not None:
-        middle, last = (lm.layout.layer(at).get_submodule(path) for path in tower.norms)
+        middle, last = lm.layout.norms(at)
         yield (
             "norm(resid_pre + attn.out) == resid_mid",
             at,

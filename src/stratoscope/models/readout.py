@@ -32,6 +32,9 @@ Step = Callable[[Tensor], Tensor]
 _BETWEEN: tuple[Step, ...] = (torch.relu, torch.tanh, nn.functional.gelu)
 
 
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 @dataclass(frozen=True, eq=False)
 class Alone:
     """A module that takes (example, position, dim) and reads the first position: it is given one, (..., dim)."""
@@ -131,7 +134,7 @@ def find(lm: LM) -> Readout:
     if layout.family_head:
         pooled = lm.family.pooled is not None
         names = _names(model) if pooled else ()
-        cap = getattr(layout.config(), "final_logit_softcapping", None)
+        cap = next((cap for key in _CAPS if (cap := getattr(layout.config(), key, None))), None)
         sizes = shape(layout.family_head[-1])  # of today: embeddings can be resized
         size = len(names) if pooled else sizes[0] if sizes else layout.dims[""].vocab
         kind: Kind = "classes" if pooled else "vocab"

@@ -95,7 +95,7 @@ def _refuse(lm: LM) -> None:
     lm.layout.resolve(["layers.*.mlp.act", "logits"])
     if lm.family.towers[""].residual == "post-norm":
         raise SiteError(
-            f"{lm.family.name} norms its residual stream after every addition, so logits are not a sum of what "
+            f"{lm.family.name} norms or scales its residual stream after additions, so logits are not a sum of what "
             f"neurons write. Clamp neurons (editing.clamp) and compare the outputs instead."
         )
     if len(lm.layout.head) != 1:

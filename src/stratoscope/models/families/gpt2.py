@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, attention_points, into, out_of
+from stratoscope.models.sites import SEAM_POINTS
 
 TOWER = Tower(
     layers="h",
@@ -20,10 +21,21 @@ TOWER = Tower(
     mlp_write=("mlp.c_proj",),
 )
 
+# the first GPT: normed after each addition, and no norm at the end
+FIRST = TOWER.but(
+    embed="tokens_embed",
+    final_norm=None,
+    residual="post-norm",
+    norms=("ln_1", "ln_2"),
+    points={"resid_mid": out_of("ln_1")},
+    lacks=dict.fromkeys(SEAM_POINTS, "it computes attention inside its own module; read attn.z"),
+)
+
 FAMILIES = {
+    "openai-gpt": Family("openai-gpt", {"": FIRST}, handles=frozenset({"afn", "predict_special_tokens"})),
     "gpt2": Family(
         "gpt2",
         {"": TOWER},
         handles=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "n_inner", "n_ctx"}),
-    )
+    ),
 }
