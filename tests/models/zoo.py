@@ -145,7 +145,7 @@ _OWN_NAMES = frozenset({"gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"})
 _DECODER = "the decoder of an encoder-decoder: it needs the encoder's output for its cross attention"
 _BERT = "an encoder run as a decoder; see the encoder of this name"
 _WHOLE = "a model of pictures or sound; its text part has a type of its own"
-_LARGE = "its smallest config that builds does not fit in this zoo"
+_LARGE = "no tiny config of it is made here"
 NOT_BUILT: dict[str, str] = (
     {"gpt-sw3": "GPT-2 under another name"}
     | dict.fromkeys(

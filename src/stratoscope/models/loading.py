@@ -26,27 +26,36 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def wrap(model: Any, tokenizer: Any = None, *, processor: Any = None, name: str | None = None) -> LM:
+def wrap(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    processor: Any = None,
+    name: str | None = None,
+    family: Family | None = None,
+) -> LM:
     """An LM around a Hugging Face model in memory, which is left as it is.
 
     The family is proved on this very model, with prompts of a few tokens: that of a known architecture after its config
-    keys are checked, one that is found in the structure of an unknown one. Whether earlier positions see later ones is
-    measured, whatever the architecture does by default. A model inside DataParallel or `torch.compile`'s wrapper is taken
-    out of it. Raises FamilyError when the model cannot be trusted, or its weights are not there, InputError when a part
-    of it is compiled in place.
+    keys are checked, one that is found in the structure of an unknown one, or `family`, a table of your own
+    (docs/families.md). Whether earlier positions see later ones is measured, whatever the architecture does by default.
+    A model inside DataParallel or `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot
+    be trusted, or its weights are not there, InputError when a part of it is compiled in place.
     """
     model = ready(model)
     refuse_compiled(model)
-    known = families.find(model.config)
+    known = family or families.find(model.config)
     if known is None:
         candidates = probe(model)
+    elif family is not None:
+        candidates = [family]
     else:
         refuse_unhandled(model.config, known)
         candidates = [known, _turned_round(known)]
     failure: FamilyError | None = None
-    for family in candidates:
+    for table in candidates:
         try:
-            lm = LM(model, family, tokenizer=tokenizer, processor=processor, name=name)
+            lm = LM(model, table, tokenizer=tokenizer, processor=processor, name=name)
             for inputs in specimens(lm):
                 prove(lm, inputs)
         except FamilyError as error:
@@ -54,7 +63,7 @@ def wrap(model: Any, tokenizer: Any = None, *, processor: Any = None, name: str 
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StratoscopeError) as error:
             told = f"{type(error).__name__}: {str(error)[:200]}"
             failure = failure or FamilyError(
-                f"{type(model).__name__} does not run as family `{family.name}` has it ({told}); refused."
+                f"{type(model).__name__} does not run as family `{table.name}` has it ({told}); refused."
             )
         else:
             return lm
@@ -77,6 +86,7 @@ def load(
     device: str | torch.device = "cpu",
     tokenizer: bool = True,
     trust_remote_code: bool = False,
+    family: Family | None = None,
 ) -> LM:
     """Load a model: a name of ours ("smollm2", "minilm"), a Hugging Face id, or a local folder.
 
@@ -105,7 +115,7 @@ def load(
             f"`{name}` has no tokenizer files (tokenizer.json, tokenizer_config.json) that Transformers can read. Add "
             f"them, or load with tokenizer=False and pass token ids."
         )
-    lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name))
+    lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name), family=family)
     lm.revision = Revision(lm.model, pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None))
     return lm
 
