@@ -31,10 +31,8 @@ def entries() -> list[Entry]:
     for name, lm in _beside():
         kind = "encoder" if name in (*tiny.ENCODERS, *zoo_encoders.TEXT) else "vision"
         entry = found(name, kind, lm)
-        try:
+        if entry.status != "refused":
             entry = Entry(**vars(entry) | {"type": lm().model.config.model_type})
-        except FamilyError:
-            pass
         if entry.type not in named:
             named.add(entry.type)
             others.append(entry)
@@ -53,4 +51,3 @@ if __name__ == "__main__":
     rows = entries()
     write(rows)
     PAGE.write_text(page(rows), "utf-8")
-    print(len(rows), "types")

@@ -28,11 +28,11 @@ REFUSED = {
     "gemma3n_text": "several streams at once",
     "granitemoeshared": "`block_sparse_moe` and `shared_mlp` write side by side",
     "granitemoehybrid": "`block_sparse_moe` and `shared_mlp` write side by side",
-    "longcat_flash": "write side by side",  # two attentions and three MLPs in a layer
-    "minimax": "a multiplier before the sum",  # the stream that goes on is the normed one
+    "longcat_flash": "`self_attn.0`, `self_attn.1` mix positions side by side",
+    "minimax": "does not go on with the stream that enters it",  # the stream that goes on is the normed one
     "jetmoe": "norms or mixes its residual stream",  # heads are chosen by a router
     "zaya": "by numbers for each dimension, or adds a bias",
-    "inkling_text": "head(norm(resid_last)) == logits",
+    "inkling_text": "mix positions side by side",  # convolutions after attention and MLP
     "rwkv": "norms or mixes its residual stream",  # the first layer norms what enters it
     "cpmant": "under names we know",
 }

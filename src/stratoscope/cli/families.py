@@ -25,18 +25,19 @@ def command(model_type: str | None) -> None:
     found = entries()
     console = Console(highlight=False)
     if model_type is not None:
-        one = next((entry for entry in found if entry.type == model_type), None)
-        if one is None:
+        named = [entry for entry in found if entry.type == model_type]
+        if not named:
             near = get_close_matches(model_type, [entry.type for entry in found], 3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "`stratoscope families` lists them."
             raise FamilyError(f"{model_type!r} is not in the table, so it is probed and proved when wrapped. {hint}")
-        console.print(Text(f"{one.type}: {one.status}, that is, {MEANING[one.status]}."))
-        if one.residual:
-            console.print(Text(f"residual stream: {one.residual}"))
-        for points, where, reason in one.lacks:
-            console.print(Text(f"lacks {points} in {where}: {reason}"))
-        if one.why:
-            console.print(Text(f"why: {one.why}"))
+        for one in named:
+            console.print(Text(f"{one.type} ({one.kind}): {one.status}, that is, {MEANING[one.status]}."))
+            if one.residual:
+                console.print(Text(f"residual stream: {one.residual}"))
+            for points, where, reason in one.lacks:
+                console.print(Text(f"lacks {points} in {where}: {reason}"))
+            if one.why:
+                console.print(Text(f"why: {one.why}"))
         return
     table = Table(box=box.SIMPLE_HEAD, expand=True)
     for column in ("type", "status"):

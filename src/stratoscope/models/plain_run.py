@@ -34,7 +34,7 @@ _FACTORS = {
     "experts": ("residual_multiplier", "residual_scale"),
 }
 _STREAM = ("layer_scalar",)
-_LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+_LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
 
 
 Seam = Literal["open", "gated", "closed"]
@@ -248,7 +248,10 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
         names = ["the stream", *(f"`{out.path}`" for out in outs)]
         weights = torch.linalg.lstsq(columns.flatten(0, 1), target.flatten()[:, None]).solution[:, 0]
         if _equal(columns @ weights, target):
-            gives = " + ".join(f"{weight:.3g} x {name}" for weight, name in zip(weights.tolist(), names))
+            heard = [(w, name) for w, name in zip(weights.tolist(), names) if abs(w) > 1e-5]
+            gives = " + ".join(f"{w:.3g} x {name}" for w, name in heard)
+            if heard[0][1] != names[0]:
+                return f"{told}does not go on with the stream that enters it: it gives {gives}: refused."
             return f"{told}puts a multiplier before the sum: it gives {gives}: refused."
         if len(target) <= 2 * len(terms) or not outs:
             continue

@@ -144,6 +144,9 @@ def _mixing(layer: Measured) -> Changes:
     """The points of what mixes positions in a layer: attention, another mixer, both side by side, or nothing."""
     found = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("attention", "mixer")]
     points, lacks, write = {}, {}, ()
+    if len({part.kind for part, _ in found}) < len(found):
+        every = ", ".join(f"`{part.path}`" for part, _ in found)
+        raise FamilyError(f"{type(layer.layer).__name__}: {every} mix positions side by side: refused.")
     for part, out in found:
         if part.kind == "mixer":
             points["mix.out"] = out
