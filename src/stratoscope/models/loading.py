@@ -91,7 +91,7 @@ def load(
     """Load a model: a name of ours ("smollm2", "minilm"), a Hugging Face id, or a local folder.
 
     dtype: "float32", "bfloat16", "float16", or "auto" for that of the file. device: as torch names it. tokenizer=False
-    allows a folder without one (then pass token ids).
+    allows a folder without one (then pass token ids). family: a table of your own, as for `wrap`.
     Raises LoadError, saying what to do, when the model or its tokenizer cannot be had; FamilyError when it can not be
     trusted.
     """

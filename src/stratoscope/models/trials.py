@@ -150,7 +150,7 @@ class _Rewriting:
             if self.lm.family.towers[self.tower].residual == "post-norm":
                 if norms is None or len(turns) != 2 or self.at(layer, "resid_mid") not in self.now:
                     continue
-                last = self.lm.layout.layer(post).get_submodule(norms[1])
+                last = self.lm.layout.norms(post)[1]
                 expected = last(_turned(self.now[self.at(layer, "resid_mid")]))
             yield "what the parts write is what is added", post, self.now[post], expected
             act = self.at(layer, "mlp.act")
