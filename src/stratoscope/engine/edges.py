@@ -265,7 +265,7 @@ class Layers:
         raise StopForward
 
     def _replace(self, x: Tensor, run: Run) -> Tensor:
-        return self._middle
+        return x if self._middle is None else self._middle
 
     def _keep(self, out: Tensor, run: Run) -> None:
         self._found = out

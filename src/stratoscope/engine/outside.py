@@ -1,8 +1,9 @@
-"""What is at work around a measure: interventions made outside it, and forward hooks that are not stratoscope's.
+"""What is at work around a measure: outer interventions, and forward hooks that are not ours.
 
-A measure inside `with intervene(...)`, `with edit:` or under a user's own hook asks about the changed model. Where it runs
-the model as it is, that is so by itself; where it runs parts of it on rows of its own making (packed cells, a layer
-alone), it has to make the outer changes there too, or to let the whole model run instead.
+A measure inside `with intervene(...)`, `with edit:` or under a user's own hook asks about the
+changed model. Where it runs the model as it is, that is so by itself; where it runs parts of it on
+rows of its own making (packed cells, a layer alone), it has to make the outer changes there too, or
+to let the whole model run instead.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from stratoscope.models.taps import Read, Run
 
 
 def changes(lm: LM) -> list[Intervention] | None:
-    """The outer changes inside the main stack's layers, outermost first; None when something is not an intervention.
+    """The outer changes inside the main stack's layers, outermost first; None when something is
+    not an intervention.
 
-    What acts before the first layer (embeddings, projector, a second tower) is left out: the stream that enters the first
-    layer has it already. What acts after the last is asked for by `reads_out_anew`.
+    What acts before the first layer (embeddings, projector, a second tower) is left out: the stream
+    that enters the first layer has it already. `reads_out_anew` asks for what acts after the last.
     """
     found: list[Intervention] = []
     for edits, _ in lm.taps.listening:
@@ -42,7 +44,7 @@ def changes(lm: LM) -> list[Intervention] | None:
 
 
 def reads_out_anew(lm: LM) -> bool:
-    """Whether an outer change can act after the last layer, so that logits must be the model's own output."""
+    """Whether an outer change can act after the last layer: logits are then the model's output."""
     return any(map(after_the_layers, sites(lm))) or any(foreign_hooks(lm.model))
 
 
@@ -61,15 +63,17 @@ def _inside(site: Site) -> bool:
 
 
 def own_logits(lm: LM, batch: Batch) -> Tensor:
-    """What the model itself gives, all changes made: (example, position, output), or (example, output)."""
+    """What the model itself gives, all changes made: (example, position, output), or (example,
+    output). Raises SiteError for a model that gives no logits."""
     if lm.readout.reason:
         raise SiteError(lm.readout.reason)
     site = Site("", None, "logits")
-    reads: dict[Site, list[Read]] = (
-        {} if lm.layout.lack(site) else {site: [_wait]}
-    )  # no outer trace may end the pass before
+    # no outer trace may end the pass before
+    reads: dict[Site, list[Read]] = {} if lm.layout.lack(site) else {site: [_wait]}
     with lm.taps.using(reads=reads):
         own = own_output(lm, batch)
+    if own is None:
+        raise SiteError(f"{type(lm.model).__name__} gives no logits, so there is nothing to measure.")
     return own[..., None] if own.ndim == 2 and lm.readout.where == "every" else own
 
 
@@ -82,8 +86,8 @@ def answers(lm: LM, batch: Batch) -> Tensor:
 def read_out(
     lm: LM, batch: Batch, resid: Float[Tensor, "example position dim"], *, every: bool = True
 ) -> Float[Tensor, "example *position output"]:
-    """What the model makes of a last residual stream, with the changes that come after it, at every position or as
-    `answers` does."""
+    """What the model makes of a last residual stream, with the changes that come after it, at every
+    position or as `answers` does."""
     if not reads_out_anew(lm):
         return lm.readout(resid) if every else lm.readout.of(resid, batch)
     with unheard(lm), intervene(lm, replaced(f"layers.{lm.dims.layers - 1}.resid_post", resid)):
@@ -96,6 +100,6 @@ def _wait(x: Tensor, run: Run) -> None:
 
 @contextmanager
 def unheard(lm: LM) -> Iterator[None]:
-    """Outer changes act inside the block, outer readers do not hear it: they have seen the run that they asked for."""
+    """Outer changes act inside the block, outer readers do not hear it: they have seen their run."""
     with lm.taps.only(*((edits, {}) for edits, _ in lm.taps.listening if edits)):
         yield

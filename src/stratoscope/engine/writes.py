@@ -1,6 +1,7 @@
-"""What the heads of a layer write into the residual stream, one by one: the one place where attn.out is taken apart.
+"""What the heads of a layer write into the residual stream: where attn.out is taken apart.
 
-With what belongs to it: the norms that writes pass, held at a run's scale, and what outer changes write beside all heads.
+With what belongs to it: the norms that writes pass, held at a run's scale, and what outer changes
+write beside all heads.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from stratoscope.models.taps import Run
 
 
 def post_norms(lm: LM, site: Site, x: Float[Tensor, "*rows width"]) -> list[FrozenNorm]:
-    """What follows the projection that writes `site` (Gemma 2's norm, a layer scale), held at its scale on x, which the
-    projection reads.
+    """What follows the projection that writes `site` (Gemma 2's norm, a layer scale), held at its
+    scale on x, which the projection reads.
 
-    `forward`, here and elsewhere, and not a call: a call would run the hooks of listeners, who take it for a run of the
-    model and make their changes a second time.
+    `forward`, here and elsewhere, and not a call: a call would run the hooks of listeners, who take
+    it for a run of the model and make their changes a second time.
     """
     projection, *post = lm.layout.writers(site)
     x, found = projection.forward(x), []
@@ -38,7 +39,8 @@ def post_norms(lm: LM, site: Site, x: Float[Tensor, "*rows width"]) -> list[Froz
 def final_norm(lm: LM, resid: Float[Tensor, "*rows dim"]) -> FrozenNorm:
     """The norm before the read-out, held at its scale on resid.
 
-    Raises SiteError inside a change that comes after the layers: logits are then not what norm and unembedding make.
+    Raises SiteError inside a change that comes after the layers: logits are then not what norm and
+    unembedding make.
     """
     changed = next(filter(outside.after_the_layers, outside.sites(lm)), None)
     if changed is not None:
@@ -50,9 +52,10 @@ def final_norm(lm: LM, resid: Float[Tensor, "*rows dim"]) -> FrozenNorm:
 
 
 def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
-    """What outer changes of the stream itself add to it at each example's last token; None where there are none.
+    """What outer changes of the stream itself add to it at each example's last token, or None.
 
-    Beside the embedding's, heads' and MLPs' writes as they come out changed; together with those it sums to the stream.
+    Beside the embedding's, heads' and MLPs' writes as they come out changed; together with those it
+    sums to the stream.
     """
     points = ("attn.out", "resid_pre", "resid_mid", "resid_post")
     here = {s for s in outside.sites(lm) if s.tower == "" and s.point in points and s != Site("", 0, "resid_pre")}
@@ -77,9 +80,10 @@ def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
 def head_writes(
     lm: LM, layer: int, z: Float[Tensor, "row head head_dim"]
 ) -> tuple[Float[Tensor, "row head dim"], Float[Tensor, "row dim"]]:
-    """Each query head's own part of attn.out, and what belongs to no head (biases of projection and post-norm).
+    """Each query head's own part of attn.out, and what belongs to no head (biases).
 
-    In double precision; together they sum to attn.out. A post-norm is held at the scale it has on this input.
+    In double precision; together they sum to attn.out. A post-norm is held at the scale it has on
+    this input.
     """
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
     by_head = lm.weight(site).double().unflatten(1, z.shape[1:])
