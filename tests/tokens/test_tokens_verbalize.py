@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -99,8 +102,10 @@ def test_planted_positions_are_said(p: planted.Planted) -> None:
     said = [i for i in found.cited.values[0] if i >= 0]
     assert set(said) == set(p.positions)  # others hold less than one percent
     assert set(found.direction.values[0, : len(said)]) == {"answer"}
-    assert found.agreement.values[0] == len(said)
-    assert "the two agree on most" in texts[0]
+    second = integrated_gradients.measure(lm, prompts, answer=p.answer, foil=p.foil)
+    two = verbalize.measure(lm, prompts, answer=p.answer, foil=p.foil, top=5, second=second)
+    assert two.agreement.values[0] == len(said)
+    assert "the two agree on most" in str(two.text.values[0])
     assert np.isnan(found.share.values[0, len(said) :]).all()
     assert 0.98 < np.nansum(found.share.values[0]) <= 1
     logits = p.model(**p.tokenizer(p.clean, return_tensors="pt")).logits[0, -1].detach()
@@ -119,6 +124,24 @@ def test_disagreement_is_said() -> None:
         found = verbalize.measure(lm, p.clean, saliency=truth, second=second, **words)
         assert int(found.agreement[0]) == agreement
         assert said in str(found.text.values[0])
+
+
+def test_without_a_second_opinion_the_text_says_why() -> None:
+    p = planted.copy_head()
+    lm, words = wrap(p.model, p.tokenizer), {"answer": p.answer, "foil": p.foil}
+    found = verbalize.measure(lm, p.clean, **words)
+    text, map_ = str(found.text.values[0]), occlusion.measure(lm, p.clean, **words).attribution.values[0]
+    assert text.endswith(" none follows Shapley values closely enough (docs/attribution.md).")
+    assert "agree" not in text
+    assert found.agreement.values.tolist() == [-1]
+    assert json.loads(found.attrs["settings"])["second"] == ""
+    assert verbalize.check(text, p.clean.split(), map_) == []
+
+
+def test_the_second_opinion_is_what_the_bench_chose() -> None:
+    bench = Path(__file__).parents[2] / "bench" / "attribution.json"
+    chosen = json.loads(bench.read_text("utf-8"))["second_opinion"]
+    assert (chosen is None) == (verbalize.SECOND is None)
 
 
 def test_padding_does_not_matter_and_every_paragraph_is_faithful() -> None:
