@@ -8,8 +8,10 @@ from typing import Any
 import tiny
 import zoo
 import zoo_encoders
+import zoo_vlms
 
 from stratoscope.errors import FamilyError
+from stratoscope.models import wrap
 from stratoscope.models.families._table import Entry, of, page, write
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -29,7 +31,7 @@ def entries() -> list[Entry]:
     named = {entry.type for entry in rows if entry.status != "not tried"}
     others: list[Entry] = []
     for name, lm in _beside():
-        kind = "encoder" if name in (*tiny.ENCODERS, *zoo_encoders.TEXT) else "vision"
+        kind = "encoder" if name in (*tiny.ENCODERS, *zoo_encoders.TEXT, *zoo_encoders.UNREAD) else "vision"
         entry = found(name, kind, lm)
         if entry.status != "refused":
             entry = Entry(**vars(entry) | {"type": lm().model.config.model_type})
@@ -45,6 +47,10 @@ def _beside() -> Any:
             yield name, lambda name=name: tiny.lm(name)
     for name in zoo_encoders.ALL:
         yield name, lambda name=name: zoo_encoders.lm(name)
+    for name in zoo_vlms.ALL:
+        yield name, lambda name=name: zoo_vlms.lm(name)
+    for name, (maker, _) in zoo_encoders.REFUSED.items():
+        yield name, lambda maker=maker: wrap(zoo_encoders.build(maker))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from stratoscope.engine.intervene import ablate, intervene, replaced
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import FamilyError, InputError
-from stratoscope.models import families
+from stratoscope.models import families, wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 
@@ -153,6 +153,19 @@ def test_a_prefix_is_read_in_both_directions_whatever_the_batch() -> None:
     with torch.no_grad():
         expected = model(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
     assert tiny.gap(lm(vlms.PROMPTS)["logits"][:1, : ids.shape[1]], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("maker", "residual"),
+    [
+        (zoo.TEXT["eurobert"], "sequential"),
+        (vlms.ALL["cohere2_vision"], "parallel"),
+        (vlms.ALL["lfm2_vl"], "sequential"),
+    ],
+)
+def test_what_is_probed_is_found_in_half_precision_too(maker: Any, residual: str) -> None:
+    """Rounding of the stream is not a multiplier."""
+    assert wrap(zoo.build(maker).bfloat16()).family.towers[""].residual == residual
 
 
 # --- what must not hold -----------------------------------------------------------------------------

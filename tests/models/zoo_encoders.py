@@ -174,6 +174,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     ),
 }
 ALL = TEXT | VISION | PAIRS
+UNREAD = ("albert", "deberta-v2 convolved", "fnet", "longformer", "squeezebert", "xlnet")  # text
 
 
 def build(maker: Maker) -> Any:

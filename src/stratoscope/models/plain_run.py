@@ -182,7 +182,7 @@ def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -
         options = [list(_outs(seen, layer, part)) for part in some]
         for outs in product(*options):
             total = sum((_value(seen, layer, out) for out in outs), start=torch.zeros_like(gained))
-            if _equal(total, gained, float(post.abs().max())):
+            if _equal(total, gained, float(post.abs().max()), post.dtype):
                 return replace(_found(seen, layer, some, outs), stream=stream)
     raise FamilyError(_why_no_sum(seen, layer, number, found))
 
@@ -197,7 +197,7 @@ def _found(seen: PlainRun, layer: nn.Module, some: list[Part], outs: tuple[Point
     mixed = [_value(seen, layer, o) for o, p in zip(outs, some) if p.kind in ("attention", "mixer")]
     middle = seen.input[layer] + sum(mixed)
     inputs = [seen.input[m] for m in layer.modules() if m in seen.input and m is not layer]
-    parallel = bool(mixed) and len(mixed) < len(some) and not any(_equal(x, middle) for x in inputs)
+    parallel = bool(mixed) and len(mixed) < len(some) and not any(_equal(x, middle, None, x.dtype) for x in inputs)
     seams = {seen.seams.get(layer.get_submodule(p.path), "closed") for p in some if p.kind == "attention"}
     return Measured(layer, tuple(some), outs, parallel, seams.pop() if len(seams) == 1 else "closed")
 
@@ -268,10 +268,16 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
     return f"{told}norms or mixes its residual stream: no sum of the stream and what {named} write gives its output: refused."
 
 
-def _equal(got: Any, expected: Tensor, scale: float | None = None) -> bool:
-    """Equal up to rounding, of the largest value (or of `scale`, where a difference of large numbers is asked)."""
+def _equal(got: Any, expected: Tensor, scale: float | None = None, dtype: torch.dtype | None = None) -> bool:
+    """Equal up to rounding, of the largest value (or of `scale`, where a difference of large numbers is asked).
+
+    dtype: that of the model, where what is compared was made in float32 from values that it had rounded.
+    """
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return False
     allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
     size = max(float(expected.abs().max()), 1e-2 * (scale or 0.0), 1e-30)
-    return float((got - expected).abs().max()) <= allowed * size
+    rounded = 0.0
+    if dtype in (torch.bfloat16, torch.float16):  # two additions, each rounded by half a step of the largest value
+        rounded = torch.finfo(dtype).eps * max(float(expected.abs().max()), scale or 0.0)
+    return float((got - expected).abs().max()) <= allowed * size + rounded

@@ -17,7 +17,7 @@ REASONS = {
     "a change of one layer's weights is a change of all",
     "longformer": "it pads every input to a multiple of its attention window and scores window by window, so that its "
     "positions are not the batch's and no one pattern exists",
-    "squeezebert": "its stream is laid out (example, dim, position), and its layers are called past PyTorch's hooks",
+    "squeezebert": "its layers are called past PyTorch's hooks, on a stream laid out (example, dim, position)",
     "xlnet": "its stream is laid out (position, example, dim), two streams pass through one layer, and its projections "
     "are parameters, which no hook can see",
     "fnet": "it mixes positions by a Fourier transform: it has no attention and no heads",
