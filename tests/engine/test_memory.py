@@ -64,12 +64,15 @@ def test_a_capture_of_attention_takes_what_was_predicted(lm, sites: list[str], m
 def test_patterns_are_held_once_beside_their_result(lm, monkeypatch) -> None:
     """Stacked, masked and copied they stood four times in memory, and were predicted once."""
     told: list[int] = []
+    traces: list[trace.Trace] = []
     monkeypatch.setattr(attention_pattern, "refuse_above", lambda needed, *_: told.append(needed))
+    monkeypatch.setattr(attention_pattern, "capture", lambda *asked: traces.append(trace.capture(*asked)) or traces[0])
     with Live() as live:
         found = attention_pattern.measure(lm, PROMPTS)
     whole = found.values.nbytes
     assert live.peak + whole <= 1.2 * told[0] + whole  # numpy's copy is not torch's
     assert live.peak < 2.3 * whole
+    assert not any(traces[0].reached(site) for site in traces[0].sites)  # let go of, layer by layer
     assert told[0] == pytest.approx(whole * (2 + 1 / 6))
 
 
