@@ -15,6 +15,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.errors import SiteError
 from stratoscope.maths.norm import FrozenNorm, freeze
+from stratoscope.models import weights
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -88,7 +89,7 @@ def head_writes(
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
     by_head = lm.weight(site).double().unflatten(1, z.shape[1:])
     heads = torch.einsum("rhk,dhk->rhd", z.double(), by_head)
-    bias = getattr(lm.layout.writers(site)[0], "bias", None)
+    bias = weights.bias(lm.layout.writers(site)[0])
     rest = torch.zeros_like(heads[:, 0]) if bias is None else bias.double().expand_as(heads[:, 0])
     for norm in post_norms(lm, site, z.flatten(1)):
         rest = norm.linear(rest) + norm.bias

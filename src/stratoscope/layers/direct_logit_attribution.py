@@ -35,6 +35,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.engine.writes import added_outside, final_norm, head_writes
 from stratoscope.errors import SiteError
 from stratoscope.maths.norm import FrozenNorm
+from stratoscope.models import weights
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -119,7 +120,7 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
 
 def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Float[Tensor, "part=2 example"]:
     """The read-out's own bias towards the answer and against the foil, each from its mean over the vocabulary."""
-    bias = getattr(lm.layout.head[-1], "bias", None)
+    bias = weights.bias(lm.layout.head[-1])
     if bias is None:
         return torch.zeros(2, len(answer), dtype=torch.double)
     bias = bias.double() - bias.double().mean()

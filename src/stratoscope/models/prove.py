@@ -40,7 +40,8 @@ def checks(lm: LM, inputs: object) -> list[Check]:
         if batch.mask is not None and got.shape[:2] == batch.mask.shape:
             got, expected = got[batch.mask], expected[batch.mask]
         found.append(gap(name, site, got, expected, tolerance))
-    alone = [gap(*pair, tolerance) for pair in trials.padding(lm, batch, seen)]
+    rounding = max(tolerance, weights.ROUNDING) if weights.quantised(lm.model) else tolerance
+    alone = [gap(*pair, rounding) for pair in trials.padding(lm, batch, seen)]
     found += facts + alone + trials.causality(lm, batch, seen, tolerance)
     return found + trials.mixing(lm, batch, tolerance) + list(_matrices(lm, tolerance))
 

@@ -53,6 +53,7 @@ def state(model: nn.Module) -> tuple[Any, ...]:
     with torch.no_grad():
         for x in tensors:
             if x.device.type != "meta":
+                x = x.dequantize() if hasattr(x, "__tensor_flatten__") else x  # such cannot be taken in steps
                 every = tuple(slice(None, None, max(1, size // _SAMPLES)) for size in x.shape)
                 sums.setdefault(x.device, []).append(x.detach()[every].float().sum())
     return places, *(torch.stack(some).cpu().numpy().tobytes() for some in sums.values())
@@ -81,8 +82,24 @@ def weight_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for part in _raw(value):
+            digest.update(part)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _raw(value: Any) -> Iterator[bytes]:
+    """The bytes of a weight; of a quantised one those of its parts, codes and scales."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _raw(part)
+    elif not isinstance(value, Tensor):
+        yield repr(value).encode()
+    elif hasattr(value, "__tensor_flatten__"):
+        yield from _raw([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+    elif value.is_quantized:
+        yield from _raw([value.int_repr(), str(value.qscheme()), value.dequantize().detach()])
+    else:
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def changes(taps: Taps) -> list[dict[str, Any]]:

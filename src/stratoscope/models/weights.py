@@ -100,6 +100,16 @@ def bias(module: nn.Module) -> Tensor | None:
         return _answer(module, torch.zeros(1, sizes[1], device=device, dtype=dtype))[0]
 
 
+def quantised(model: nn.Module) -> bool:
+    """Whether some linear layer holds no floating-point matrix: what it gives is rounded, by kernels that may differ
+    with the number of rows."""
+    odd = (m for m in model.modules() if not is_plain(m) and shape(m))
+    plain = (
+        any(type(p) is nn.Parameter and p.is_floating_point() and p.ndim == 2 for p in m.parameters()) for m in odd
+    )
+    return not all(plain)
+
+
 @torch.no_grad()
 def tried(module: nn.Module) -> tuple[Tensor, Tensor]:
     """W x + bias by `matrix` and `bias`, and module(x), on three rows x: (row, out) each."""
