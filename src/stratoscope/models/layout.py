@@ -230,11 +230,7 @@ class Layout:
 
     @staticmethod
     def _has(start: nn.Module, path: str) -> bool:
-        for name in path.split(".") if path else ():
-            start = getattr(start, name, None)
-            if start is None:  # some modules name a part that their config leaves out
-                return False
-        return True
+        return _value(start, path) is not None  # some modules name a part that their config leaves out
 
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
