@@ -52,7 +52,7 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         """For a sentence: what is said of both the answer and its rival."""
         if self.signs != "letters":
-            return {"digits": "number", "blank": "white space", "marks": "punctuation mark"}[self.signs]
+            return {"digits": "number", "blank": "piece of white space", "marks": "punctuation mark"}[self.signs]
         word = "function word" if self.function else "word"
         case = {"Capital": "capitalised ", "UPPER": "upper-case ", "lower": ""}.get(self.case, "")
         script = "" if self.script == "LATIN" else f"{self.script.capitalize()} "

@@ -80,7 +80,7 @@ def heatmap(
         trace.update(customdata=only(hover, y, x).values, hovertemplate="%{hovertext}<br>%{customdata}<extra></extra>")
     if text is not None:
         cells = _cells(only(text, y, x).values)
-        trace.update(text=cells, texttemplate="%{text}", textfont={"family": theme.MONO})
+        trace.update(text=cells, texttemplate="%{text}", textfont={"family": theme.MONO, "size": 9})
     return go.Figure(trace, _layout(across, along, row=row, column=column, upward=upward))
 
 
