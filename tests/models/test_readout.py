@@ -14,6 +14,7 @@ from stratoscope.engine.intervene import ablate, add, intervene
 from stratoscope.engine.metric import last_logits, target
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.errors import InputError, SiteError
+from stratoscope.layers import direct_logit_attribution
 from stratoscope.models import wrap
 from stratoscope.tokens import next_token
 
@@ -174,3 +175,12 @@ def test_dropout_of_a_head_is_still() -> None:
     lm = wrap(model)
     assert torch.equal(last_logits(lm, ROWS), last_logits(lm, ROWS))
     assert all(m.training for m in model.modules())
+
+
+def test_attribution_of_a_picture_s_class_is_read_at_its_class_token() -> None:
+    lm, given = tiny.lm("vit"), tiny.inputs("vit")
+    found = direct_logit_attribution.measure(lm, given, answer=1, foil=2)
+    with torch.no_grad():
+        logits = lm.model(**given).logits[0]
+    assert float(found["logit_difference"][0]) == pytest.approx(float(logits[1] - logits[2]), abs=1e-4)
+    assert abs(float(found["residual_error"][0])) < 1e-4

@@ -58,7 +58,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         "layers.0.resid_pre",
         f"layers.{lm.dims.layers - 1}.resid_post",
     ]
-    seen = capture(lm, batch, *sites, positions=-1)
+    seen = capture(lm, batch, *sites, positions=lm.readout.position)
     final = seen[sites[-1]]
     norm = final_norm(lm, final)
     unembed = lm.weight("logits").double()
@@ -134,5 +134,7 @@ def _refuse(lm: LM) -> None:
             f"{lm.family.name} norms or scales its residual stream after additions, so logits are not a sum of writes: "
             f"direct logit attribution does not exist for it. Use activation patching."
         )
+    if not lm.readout.single:
+        raise SiteError(f"{type(lm.model).__name__} reads a mean over positions ({lm.readout.where}), not one of them.")
     if len(lm.layout.head) != 1:
         raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")
