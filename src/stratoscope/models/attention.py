@@ -63,7 +63,7 @@ def softmax_visible(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     sinks (broadcasts against scores, last axis 1): scores of a key that holds nothing, as GPT-OSS has one for each head:
     rows then sum to less than one.
     """
-    seen = torch.isfinite(scores).any(dim=-1, keepdim=True)  # a score that is no number is seen: its row is none either
+    seen = (scores != -torch.inf).any(dim=-1, keepdim=True)  # a score that is no number is seen: its row is none either
     scores, kind = torch.where(seen, scores, 0.0), scores.dtype
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(kind).expand(*scores.shape[:-1], 1)], dim=-1)
