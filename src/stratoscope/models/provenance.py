@@ -80,11 +80,20 @@ def _place(x: Tensor) -> int:
 def weight_hash(model: nn.Module) -> str:
     """sha256 over parameter names and bytes: the revision of weights that come from no hub."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(_state(model).items()):
         digest.update(name.encode())
         for part in _raw(value):
             digest.update(part)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """What is saved with the model. Asking bitsandbytes' 4-bit layers for it changes their weights (0.50, on a CPU), so
+    that a model with such parameters is read as it lies in memory."""
+    held = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p is not None]
+    if not any(hasattr(p, "quant_state") for _, p in held):
+        return model.state_dict()
+    return dict(held) | dict(model.named_buffers())
 
 
 def _raw(value: Any) -> Iterator[bytes]:
