@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import tiny
 import torch
@@ -23,6 +24,7 @@ from stratoscope.engine.intervene import (
 )
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models.sites import parse
 
 PROMPTS = tiny.inputs("llama")
 LAST = [8, 4]
@@ -414,3 +416,12 @@ def test_no_padding_in_a_resampled_value() -> None:
     patterns = capture(lm, PROMPTS, "layers.1.attn.pattern")["layers.1.attn.pattern"]
     with pytest.raises(InputError, match="one length"):
         ablate("layers.1.attn.pattern", "resample", reference=patterns)
+
+
+def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, whose types nobody checks
+    with pytest.raises(InputError) as refused:
+        Intervention(parse("layers.1.mlp.out"), "multiply", torch.tensor(2.0))  # type: ignore[arg-type]
+    assert str(refused.value) == (
+        "operation 'multiply' at `layers.1.mlp.out`: choose one of replace, add, scale, clamp, project_out."
+    )

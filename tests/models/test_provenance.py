@@ -176,3 +176,26 @@ def test_weights_made_in_inference_mode() -> None:
     with torch.inference_mode():
         made: Any = tiny.model("llama")
     assert wrap(made).provenance["weights"] == weight_hash(made)
+
+
+class _Touchy(torch.nn.Linear):
+    """As bitsandbytes' 4-bit layer on a CPU: to be asked for its state changes its weights."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.weight.data.mul_(2)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def test_naming_the_weights_of_a_layer_that_its_state_changes_leaves_them_alone() -> None:
+    lm = fresh()
+    old = lm.model.model.layers[1].mlp.down_proj
+    touchy = _Touchy(old.in_features, old.out_features, bias=False)
+    touchy.weight.data.copy_(old.weight)
+    touchy.weight.quant_state = "codes"  # by which such parameters are known
+    lm.model.model.layers[1].mlp.down_proj = touchy
+    named = lm.provenance["weights"]
+    assert torch.equal(touchy.weight, old.weight)
+    assert lm.provenance["weights"] == named == weight_hash(lm.model)
+    _through_data(lm)
+    assert lm.provenance["weights"] == weight_hash(lm.model) != named
+    assert torch.equal(touchy.weight, old.weight)

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.metric import Words, target

@@ -1,0 +1,20 @@
+"""The attention seam's arithmetic against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stratoscope.models.attention import looks_ahead
+
+LEAST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+@pytest.mark.parametrize("distance", [1, 2, 3])
+def test_a_mask_that_shows_a_single_later_key_looks_ahead(distance: int, kind: torch.dtype) -> None:
+    shown = torch.ones(4, 4, dtype=torch.bool).tril()
+    ahead = shown | torch.eye(4, dtype=torch.bool).roll(distance, dims=1).triu(1)
+    for seen, expected in ((shown, False), (ahead, True)):
+        mask = seen if kind == torch.bool else torch.where(seen, 0.0, LEAST)
+        assert looks_ahead(mask[None, None]) == expected
