@@ -95,6 +95,7 @@ def test_a_library_older_than_what_is_asked_for(verdict: Verdict, folder: Path) 
     assert reasons(old, folder) == [f"transformers was 5.1.0, and {code.floors()['transformers']} is needed now"]
     new = dataclasses.replace(verdict, versions={"torch": "2.99.1+cpu", "transformers": "6.0"})
     assert reasons(new, folder) == []
+    assert reasons(dataclasses.replace(verdict, versions=code.floors()), folder) == []  # the oldest that is asked for
 
 
 def test_a_verdict_from_before_is_stale(verdict: Verdict, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_the_budget_is_kept_and_the_rest_goes_on_next_time(folder: Path) -> None
         ("attention_goes_first", 1),
         ("attention_goes_first", 3),
     ]
+
+
+def test_what_was_never_timed_waits_too_once_the_budget_is_used(folder: Path) -> None:
+    pieces = due.due(atlas(folder), [0, 1, 2], stale=False, keys=["llm-drop"])[:3]
+    assert all(math.isnan(piece.seconds) for piece in pieces)
+    clock = iter([0.0, 0.0, 60.0, 120.0])  # at the start, and before each piece
+    became = [word for _, word in due.work(pieces, 100.0, lambda piece: 0, lambda: next(clock))]
+    assert became == ["measured", "measured", "left"]
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,16 @@ def test_resized_embeddings_are_known_at_once() -> None:
 def logits_of(lm: object, rows: list[list[int]]) -> torch.Tensor:
     with torch.no_grad():
         return lm(rows)["logits"]
+
+
+def test_an_edit_gives_back_the_weights_of_today() -> None:
+    """Those that stood there when the last edit was closed may have been replaced meanwhile."""
+    lm = wrap(tiny.model("llama"))
+    weight = lm.model.get_parameter(NAME)
+    with Edit(lm, deltas={NAME: delta()}):
+        pass
+    trained = weight.detach() + delta(1)
+    weight.data = trained.clone()
+    with Edit(lm, deltas={NAME: delta()}):
+        assert torch.equal(weight, trained + delta())
+    assert torch.equal(weight, trained)

@@ -51,6 +51,7 @@ def scored(logits: dict[str, float]) -> torch.Tensor:
         ({"2": 9, "the": 8, "3": 0}, "2", "3"),
         ({"كتاب": 9, "cat": 8, "باب": 0}, "كتاب", "باب"),
         ({"Paris": 9, "Parisian": 8, "London": 0}, "Paris", "London"),  # not the same word once more
+        ({"Parisian": 9, "Paris": 8, "London": 0}, "Parisian", "London"),  # nor cut short
     ],
 )
 def test_the_rival_is_of_the_answer_s_kind(lm: LM, logits: dict[str, float], answer: str, foil: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,3 +104,12 @@ def test_a_pair_s_defaults() -> None:
 def test_pairs_that_do_not_pair_are_refused(corrupt: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         pair(tiny.lm("llama"), ROWS, corrupt)
+
+
+def test_rounding_is_told_by_the_pair_that_it_moves_most() -> None:
+    """A step of 0.1 is a fifth of a gap of 0.5, and a twentieth of a gap of 2."""
+    both = pair(tiny.lm("llama"), ROWS, [[*row[:-1], 77] for row in ROWS], [5, 6], [7, 8])
+    gaps = {"clean_difference": torch.tensor([2.0, 0.5]), "corrupt_difference": torch.zeros(2)}
+    both = replace(both, **gaps, rounding=torch.tensor([0.1, 0.1]))
+    assert "effect of up to 0.2, the largest of the null 0.39" in both.notes(torch.tensor([0.1, -0.39, torch.nan]))
+    assert both.notes(torch.tensor([0.1, -0.41, torch.nan])) == ""

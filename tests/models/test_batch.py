@@ -177,9 +177,3 @@ def test_roberta_s_context_leaves_room_for_its_position_offset() -> None:
     assert lm([[3] * longest])["logits"].shape[1] == longest
     with pytest.raises(InputError, match=f"context is {longest}"):
         lm.batch([[3] * (longest + 1)])
-
-
-def test_padding_is_no_image_token_where_one_id_serves_both() -> None:
-    batch = make([[5, 90, 90], [5]], None, limit=None, pad=90, image=90)
-    assert batch.ids.tolist() == [[5, 90, 90], [5, 90, 90]]
-    assert batch.image.tolist() == [[False, True, True], [False, False, False]]

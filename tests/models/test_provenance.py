@@ -35,6 +35,12 @@ def _scale(lm: LM) -> None:
     lm.model.get_parameter(NAME).mul_(0.5)
 
 
+@torch.no_grad()
+def _one_number(lm: LM) -> None:
+    """Not one of those that `state` looks at."""
+    lm.model.get_parameter(NAME)[1, 1] += 1
+
+
 def _through_data(lm: LM) -> None:
     lm.model.lm_head.weight.data.mul_(2)
 
@@ -62,7 +68,7 @@ def _new(lm: LM) -> None:
 
 
 @pytest.mark.parametrize("recorded", [None, "of the card"])
-@pytest.mark.parametrize("change", [_scale, _through_data, _half, _bfloat16, _step, _load, _new])
+@pytest.mark.parametrize("change", [_scale, _one_number, _through_data, _half, _bfloat16, _step, _load, _new])
 def test_weights_that_changed_in_place_have_another_name(change: Callable[[LM], None], recorded: str | None) -> None:
     lm = fresh(recorded)
     before = lm.provenance["weights"]

@@ -102,6 +102,23 @@ def test_words_of_their_kind_stand_for_absent_tokens() -> None:
     assert np.isnan(found.standard_error.values).all()  # one pair has no spread
 
 
+def test_the_standard_error_is_of_the_mean_over_pairs() -> None:
+    """Two pairs of orders, walked by plain Hugging Face: half of what they differ by."""
+    lm, row = lm_of("llama"), ROWS[1]
+    n, blank = len(row), torch.zeros(len(row), 32)
+    generator, pairs = torch.Generator().manual_seed(3), []
+    for _ in range(2):
+        order, added = torch.randperm(n, generator=generator).tolist(), torch.zeros(n)
+        for one in (order, order[::-1]):
+            value = [difference(lm, row, blank, one[k:]) for k in range(n + 1)]
+            for k, i in enumerate(one):
+                added[i] += (value[k + 1] - value[k]) / 2
+        pairs.append(added)
+    found = shapley.measure(lm, row, absent="zero", permutations=4, seed=3, **WORDS)
+    close(found.attribution.values[0], ((pairs[0] + pairs[1]) / 2).numpy(), 1e-3)
+    close(found.standard_error.values[0], ((pairs[0] - pairs[1]).abs() / 2).numpy(), 1e-3)
+
+
 @pytest.mark.parametrize("absent", ["kind", "mean"])
 def test_they_sum_to_the_difference_in_any_batch(absent: str) -> None:
     lm = lm_of("gpt2")

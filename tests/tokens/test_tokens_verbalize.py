@@ -124,6 +124,7 @@ def test_disagreement_is_said() -> None:
         found = verbalize.measure(lm, p.clean, saliency=truth, second=second, **words)
         assert int(found.agreement[0]) == agreement
         assert said in str(found.text.values[0])
+    assert "disagree" in verbalize._opinion("tokens.occlusion", 1, 2)  # half is not most
 
 
 def test_without_a_second_opinion_the_text_says_why() -> None:
