@@ -1,7 +1,7 @@
 """Which attribution of tokens can be believed: every method against Shapley values and against
 exchange by words.
 
-    python bench/attribution.py run         appends to bench/attribution.jsonl, goes on where it stopped; about 30 CPU-min
+    python bench/attribution.py run         appends to bench/attribution/FAMILY.jsonl, resumes; about 30 CPU-min
     python bench/attribution.py table       writes bench/attribution.json and docs/attribution.md from what is there
 
 References. (1) Shapley values by sampling, absent tokens being other words of their kind: it
@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from stratoscope.models import LM
 from stratoscope.tokens import exchange, gradient_times_input, integrated_gradients, occlusion, shapley
 
 HERE = Path(__file__).parent
-FOUND = HERE / "attribution.jsonl"
+FOUND = HERE / "attribution"  # a file for each family: a prompt's question once, then a line for each method
+QUESTION = ("answer", "foil", "tokens", "ids", "special")
 # name -> what `stratoscope.load` is given; the third is `$QWEN`, a GGUF whose sha256 begins with 1d9614638d18024d
 FAMILIES = ("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b")
 PROMPTS = {
@@ -127,8 +128,7 @@ def methods(lm: LM) -> dict[str, Method]:
 
 
 def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
-    """One method's attribution of one prompt: what it missed of its sum (a share), or its standard
-    error; CPU seconds."""
+    """One method's attribution of one prompt, what it missed of its sum (a share), and CPU seconds."""
     began = time.process_time()
     found = method(prompt, **dict(zip(("answer", "foil"), PROMPTS[prompt])))
     seconds = round(time.process_time() - began, 3)
@@ -136,7 +136,6 @@ def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
     line: dict[str, object] = {
         "answer": str(found.answer.values[0]),
         "foil": str(found.foil.values[0]),
-        "difference": round(float(found.logit_difference[0]), 4),
         "tokens": found.text.values[0].tolist(),
         "ids": ids,
         "special": [i in lm.tokenizer.all_special_ids for i in ids],
@@ -146,8 +145,6 @@ def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
     if "completeness_error" in found:
         rise = abs(float(found.logit_difference[0] - found.baseline_difference[0]))
         line["missed"] = round(abs(float(found.completeness_error[0])) / max(rise, 1e-9), 4)
-    if "standard_error" in found:
-        line["standard_error"] = [round(float(v), 5) for v in found.standard_error.values[0]]
     return line
 
 
@@ -161,8 +158,8 @@ def main() -> None:
 def run(qwen: str | None) -> None:
     """Measure, prompt by prompt; what the file holds already is not measured again."""
     torch.set_num_threads(1)
-    lines = FOUND.read_text("utf-8").splitlines() if FOUND.exists() else []
-    done = {(line["family"], line["prompt"], line["method"]) for line in map(json.loads, lines)}
+    done = {(line["family"], line["prompt"], line["method"]) for line in lines()}
+    asked = {(family, prompt) for family, prompt, _ in done}
     where = {name: name for name in FAMILIES[:2]} | ({FAMILIES[2]: qwen} if qwen else {})
     lms: dict[str, LM] = {}
     for stage, families, most in STAGES:
@@ -171,11 +168,25 @@ def run(qwen: str | None) -> None:
                 for name in [name for name in stage if (family, prompt, name) not in done]:
                     done.add((family, prompt, name))
                     lm = lms[family] = lms.get(family) or stratoscope.load(where[family])
-                    line = {"family": family, "prompt": prompt, "method": name}
-                    line |= measured(lm, prompt, methods(lm)[name])
-                    with FOUND.open("a", encoding="utf-8") as out:
-                        out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    line = measured(lm, prompt, methods(lm)[name])
+                    question = {key: line.pop(key) for key in QUESTION}
+                    new = [] if (family, prompt) in asked else [{"prompt": prompt} | question]
+                    asked.add((family, prompt))
+                    with (FOUND / f"{family}.jsonl").open("a", encoding="utf-8") as out:
+                        for one in (*new, {"prompt": prompt, "method": name} | line):
+                            out.write(json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n")
                     click.echo(f"{line['seconds']:6.1f} CPU s  {family:20} {name:28} {prompt}")
+
+
+def lines() -> Iterator[dict[str, Any]]:
+    """What was measured, each line with its family and its prompt's question."""
+    for file in sorted(FOUND.glob("*.jsonl"), key=lambda path: FAMILIES.index(path.stem)):
+        questions: dict[str, dict[str, Any]] = {}
+        for line in map(json.loads, file.read_text("utf-8").splitlines()):
+            if "method" in line:
+                yield {"family": file.stem} | questions[line["prompt"]] | line
+            else:
+                questions[line["prompt"]] = line
 
 
 # --- what is made of it --------------------------------------------------------------------------
@@ -224,7 +235,7 @@ def read() -> dict[tuple[str, str], tuple[Maps, dict[str, float]]]:
     """(family, prompt) -> every method's map over words, with nulls; and by what share sums were
     missed."""
     found: dict[tuple[str, str], tuple[Maps, dict[str, float]]] = defaultdict(lambda: ({}, {}))
-    for line in map(json.loads, FOUND.read_text("utf-8").splitlines()):
+    for line in lines():
         words = ~np.array(line["special"])
         maps, missed = found[line["family"], line["prompt"]]
         maps[line["method"]] = np.array(line["map"])[words]

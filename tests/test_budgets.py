@@ -10,7 +10,8 @@ import pytest
 from stratoscope import catalogue
 
 SOURCE = Path(__file__).parents[1] / "src" / "stratoscope"
-METHOD_LINES, LM_LINES, LM_NAMES, FUNCTION_LINES = 200, 300, 12, 60
+# LM shows what the house asks it, so that methods need not reach through `lm.layout`: 14 names today
+METHOD_LINES, LM_LINES, LM_NAMES, FUNCTION_LINES = 200, 300, 16, 60
 
 
 def count_lines(text: str) -> int:

@@ -84,7 +84,7 @@ def test_without_a_specification_the_level_says_the_room() -> None:
 
 def test_every_paper_of_the_ledger_begins_as_readable_python(tmp_path: Path) -> None:
     for row in ledger.rows().values():
-        made = skeleton.files(skeleton.plan(row.key, method="layers.planted_name"))
+        made = skeleton.files(skeleton.Plan(row, "layers", "planted_name", ""))
         for path, text in made.items():
             if path.suffix == ".py":
                 ast.parse(text)

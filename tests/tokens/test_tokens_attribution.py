@@ -251,5 +251,5 @@ def test_refusals() -> None:
     for module in lm.model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 0.0
-    with pytest.raises(InputError, match="singular"):
+    with pytest.raises(InputError, match="the metric whose gradient is asked is nan"):
         integrated_gradients.measure(lm, ROWS, baseline="zero")

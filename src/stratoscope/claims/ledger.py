@@ -123,9 +123,7 @@ class Atlas:
 
     def find(self, key: str) -> Entry:
         """The entry of `key`. Raises ClaimError with the nearest keys when the ledger has none."""
-        if key not in self.entries:
-            raise ClaimError(f"There is no paper {key!r} among {len(self.entries)}. {_nearest(key)}")
-        return self.entries[key]
+        return self.entries[row(key).key]
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many papers by (level, status)."""
@@ -140,6 +138,13 @@ def rows(table: Path = TABLE) -> dict[str, Row]:
         numbers = ("id", "year")
         read = (Row(**{k: int(v) if k in numbers else v for k, v in line.items()}) for line in lines)
         return {row.key: row for row in read}
+
+
+def row(key: str) -> Row:
+    """One row. Raises ClaimError with the nearest keys when the ledger has none of that key."""
+    if key not in rows():
+        raise ClaimError(f"There is no paper {key!r} among {len(rows())}. {_nearest(key)}")
+    return rows()[key]
 
 
 def levels() -> list[str]:

@@ -83,7 +83,7 @@ def expected(text: str) -> str:
 def plan(key: str, spec: str = "", method: str = "") -> Plan:
     """Where a paper's files go. spec: the specification's text. Raises ClaimError when the ledger has no such key, or when
     neither the level nor the specification says where the method belongs."""
-    row = ledger.atlas(folders=[]).find(key).row
+    row = ledger.row(key)
     found = entry(spec, key) if spec else ""
     if method:
         room, _, name = method.replace(".", "/").rpartition("/")

@@ -39,8 +39,8 @@ def announce(lm: LM, batch: Batch, passes: int | float, what: str, instead: str)
     layers = sum(p.numel() for n, p in lm.model.named_parameters() if "embed" not in n)
     if 2.0 * layers * tokens * passes < _WORK:
         return 0.0
-    ids = batch.ids[:1, :_SAMPLE]
-    sample = Batch(ids, batch.mask[:1, :_SAMPLE], {}, (batch.tokens[0][:_SAMPLE],))
+    ids, mask = batch.text
+    sample = Batch(ids[:1, :_SAMPLE], mask[:1, :_SAMPLE], {}, (batch.tokens[0][:_SAMPLE],))
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     began = time.perf_counter()
     float(capture(lm, sample if not batch.extra else batch, last, positions=-1)[last].sum())

@@ -25,7 +25,7 @@ def before(lm: LM) -> list[int]:
 def pieces(lm: LM, inputs: Any) -> list[list[int]]:
     """Each text's own ids; ids, tensors and chats are taken as they are given. Raises InputError as `LM.batch` does."""
     ids, mask = lm.batch(inputs).text
-    given = texts(inputs) if lm.tokenizer is not None else None
-    if given:
-        return [list(row) for row in lm.tokenizer(list(given), add_special_tokens=False)["input_ids"]]
+    tokenizer, given = lm.tokenizer, texts(inputs)
+    if tokenizer is not None and given:
+        return [list(row) for row in tokenizer(list(given), add_special_tokens=False)["input_ids"]]
     return [row[real].tolist() for row, real in zip(ids, mask)]

@@ -14,8 +14,7 @@ own Q and O, and the K and V that it shares. What MLPs in between make of a writ
 null: in random directions a score, or one component's, is about 1 / sqrt(dim); the best of many is higher.
 used[layer, head, rank]: of what the head writes on the prompts, the share along u_r, as squared length.
 
-Reads as: which heads can talk to which, and over which channel. Does not show that they do: weights know no prompt.
-Scale the channel (`edit`), or patch it (circuits.path_patching).
+Reads as: which heads can talk to which, over which channel. Does not show that they do: weights know no prompt (`edit`).
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
 
-SILENT = 0.01  # a component this weak beside its head's strongest is rounding
-LOUD = 100.0  # mean square 1e4 of a probe: epsilon of a norm vanishes
+SILENT, LOUD = 0.01, 100.0  # a component that weak is rounding; at a probe's mean square 1e4 a norm's epsilon vanishes
 
 
 def svd_of_product(
@@ -88,9 +86,8 @@ def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
         senders = [wires.head(earlier) + head for earlier in range(layer) for head in range(wires.heads)]
         for head in range(wires.heads):
             a, b, c, d = (x[layer, head] for x in (q, k, v, o))
-            each = torch.stack(
-                [composition(*pair, before) for pair in ((b.T, a), (a.T, b), (d, c))]
-            )  # (side, sender, rank)
+            sides = ((b.T, a), (a.T, b), (d, c))
+            each = torch.stack([composition(*side, before) for side in sides])  # (side, sender, rank)
             best = each.masked_fill(weak, 0)[..., :top].max(dim=-1)
             columns.append(((each * loud).norm(dim=-1), best.values, best.indices))
             first = layer * (3 * wires.heads + 1) + 3 * head

@@ -23,6 +23,7 @@ another scores zero here, and a large score may be cancelled by a neighbour.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.metric import Words, target
-from stratoscope.engine.trace import capture
+from stratoscope.engine.trace import Trace, capture
 from stratoscope.engine.writes import added_outside, final_norm, head_writes
 from stratoscope.errors import SiteError
 from stratoscope.maths.norm import FrozenNorm
@@ -54,11 +55,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     _refuse(lm)
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
-    points = ("attn.z", "attn.out", "mlp.out")
-    sites = [f"layers.*.{p}" for p in points] + [
-        "layers.0.resid_pre",
-        f"layers.{lm.dims.layers - 1}.resid_post",
-    ]
+    ends = ("layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post")
+    sites = [*(f"layers.*.{point}" for point in ("attn.z", "attn.out", "mlp.out")), *ends]
     seen = capture(lm, batch, *sites, positions=lm.readout.position)
     final = seen[sites[-1]]
     norm = final_norm(lm, final)
@@ -71,15 +69,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         frozen = norm if write.ndim == 2 else _wider(norm)
         return torch.einsum("e...d,ped->pe...", frozen.linear(write.double()), sides)
 
-    columns, names = [score(seen["layers.0.resid_pre"])], [("embed", -1, -1, "embed")]
-    bias = sides @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil).to(sides)
-    for layer in range(lm.dims.layers):
-        at = f"layers.{layer}"
-        heads, rest = head_writes(lm, layer, seen[f"{at}.attn.z"])
-        columns += [*score(heads).unbind(2), score(seen[f"{at}.mlp.out"])]
-        names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
-        names += [(f"L{layer} mlp", layer, -1, "mlp")]
-        bias = bias + score(rest)
+    columns, names, rest = _scores(lm, seen, score)
+    bias = rest + sides @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil).to(sides)
     beside = added_outside(lm, batch)
     if beside is not None:
         columns.append(score(beside))
@@ -119,7 +110,23 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
     return replace(norm, scale=norm.scale[:, None])
 
 
-def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Float[Tensor, "part=2 example"]:
+def _scores(
+    lm: LM, seen: Trace, score: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[tuple[str, int, int, str]], Tensor]:
+    """Of embedding, heads and MLPs: scores (part, example) and names; and the score of attention's biases."""
+    columns, names = [score(seen["layers.0.resid_pre"])], [("embed", -1, -1, "embed")]
+    bias = torch.zeros_like(columns[0])
+    for layer in range(lm.dims.layers):
+        at = f"layers.{layer}"
+        heads, rest = head_writes(lm, layer, seen[f"{at}.attn.z"])
+        columns += [*score(heads).unbind(2), score(seen[f"{at}.mlp.out"])]
+        names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
+        names += [(f"L{layer} mlp", layer, -1, "mlp")]
+        bias = bias + score(rest)
+    return columns, names, bias
+
+
+def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Float[Tensor, "part ex"]:
     """The read-out's own bias towards the answer and against the foil, each from its mean over the vocabulary."""
     bias = weights.bias(lm.layout.head[-1])
     if bias is None:

@@ -167,8 +167,10 @@ def search(lm: LM) -> Readout:
     normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
     places: list[tuple[Where, Tensor]] = [("every", own)]
     if own.ndim == 2:
-        places = [(where, own) for where in ("last", "first", "mean", "patches")]
-        places += [("every", own[..., None])] if own.shape == normed.shape[:2] else []  # one value for each token
+        alone: tuple[Where, ...] = ("last", "first", "mean", "patches")
+        places = [(where, own) for where in alone]
+        if own.shape == normed.shape[:2]:  # one value for each token
+            places.append(("every", own[..., None]))
     for where, output in places:
         for steps in _chains(lm):
             found = _try(lm, where, steps, normed, batch)

@@ -52,11 +52,12 @@ def shape(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, Scaled):
         return shape(module.projection)
     if is_plain(module):
-        return tuple(matrix(module).shape)
-    for out, into in (("out_features", "in_features"), ("nf", "nx"), ("num_embeddings", "embedding_dim")):
-        sizes = getattr(module, out, None), getattr(module, into, None)
-        if all(isinstance(size, int) for size in sizes):
-            return sizes
+        out, into = matrix(module).shape
+        return out, into
+    for wide, deep in (("out_features", "in_features"), ("nf", "nx"), ("num_embeddings", "embedding_dim")):
+        out, into = getattr(module, wide, None), getattr(module, deep, None)
+        if isinstance(out, int) and isinstance(into, int):
+            return out, into
     return None
 
 
@@ -127,13 +128,17 @@ def row_independent(model: nn.Module) -> bool:
     for a whole tensor): there, packing rows of several inputs into one matrix is not exact. One layer of each kind
     is tried, beside a row a hundred times as large.
     """
-    kinds = {type(m): m for m in model.modules() if not is_plain(m) and shape(m) and not hasattr(m, "num_embeddings")}
-    return all(_rows_alone(module) for module in kinds.values())
+    kinds = {
+        type(module): (module, sizes[1])
+        for module in model.modules()
+        if not is_plain(module) and (sizes := shape(module)) and not hasattr(module, "num_embeddings")
+    }
+    return all(_rows_alone(module, width) for module, width in kinds.values())
 
 
-def _rows_alone(module: nn.Module) -> bool:
+def _rows_alone(module: nn.Module, width: int) -> bool:
     device, dtype = _place(module)
-    row = _wave(2, shape(module)[1], device, dtype)
+    row = _wave(2, width, device, dtype)
     try:
         with asked(module):
             alone, beside = _answer(module, row[:1]), _answer(module, row * row.new_tensor([[1], [100]]))[:1]

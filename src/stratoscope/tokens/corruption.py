@@ -21,15 +21,13 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stratoscope.engine.kinds import Kind, rivals
 from stratoscope.engine.kinds import kind as kind_of
+from stratoscope.engine.kinds import rivals
 from stratoscope.engine.metric import Words, last_logits, target
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
@@ -37,18 +35,9 @@ from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import occlusion
+from stratoscope.tokens._exchangeable import kinds_of, pool
 
 RIVALS = 24  # foils that are tried together with the corrupt prompt, where none is given
-
-
-def kind(
-    embedding: Float[Tensor, "vocab dim"], token: int, allowed: Bool[Tensor, " vocab"], size: int
-) -> Int[Tensor, " near"]:
-    """The `size` allowed tokens whose embeddings point most nearly where the token's does, itself left out."""
-    others = allowed.clone()
-    others[token] = False
-    near = torch.cosine_similarity(embedding.float(), embedding[token][None].float(), dim=1)
-    return near.masked_fill(~others, -torch.inf).topk(min(size, int(others.sum()))).indices
 
 
 @torch.no_grad()
@@ -77,9 +66,8 @@ def measure(
     if importance is None:
         words = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
         importance = occlusion.measure(lm, batch, **words)["attribution"]
-    original = batch.text[0].cpu()
+    logits, original = last_logits(lm, batch), batch.text[0].cpu()
     rows, lows, foils, whys = torch.full_like(original, -1), [], [], []
-    logits = last_logits(lm, batch)
     for example in range(len(batch)):
         n = int(batch.lengths[example])
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
@@ -87,15 +75,14 @@ def measure(
         word = int(asked.answer[example])
         free = rivals(lm, logits[example], word, RIVALS) if foil is None else []
         against = torch.tensor(free or [int(asked.foil[example])])
-        ids, low, chosen = _corrupt(lm, original[example, :n], weight, word, against, most, draws, near, generator)
-        rows[example, :n] = ids
+        found = _corrupt(lm, original[example, :n], weight, word, against, most, draws, near, generator)
+        rows[example, :n], low, chosen = found
         lows.append(low)
         foils.append(chosen)
         whys.append(_why(lm, asked.answer_text[example], chosen, len(free)) if free else "")
     asked = target(lm, batch, asked.answer.tolist(), foils)
     changed = (rows != original) & (rows >= 0)
-    told = [_how(lm, batch, rows, changed, e, draws, seed) for e in range(len(batch))]
-    told = [t if low < 0 else f"{t} The answer still leads there, by {low:.2f} logits." for t, low in zip(told, lows)]
+    told = [_how(lm, batch, rows, changed, e, draws, seed, lows[e]) for e in range(len(batch))]
     corrupt = Batch(rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows)))
     return dataset(
         {
@@ -134,7 +121,7 @@ def _corrupt(
     for position in sorted(by_weight, key=lambda p: bool((k := kinds[int(ids[p])]) and k.function)):
         if pools and (k := kinds[int(ids[position])]) and k.function:
             break
-        if len(pools) < most and len(found := _pool(lm, ids, position, never, near)):
+        if len(pools) < most and len(found := pool(lm, ids, position, never, near)):
             pools[position] = found
     if not pools:
         raise InputError(
@@ -175,59 +162,11 @@ def _why(lm: LM, answer: str, foil: int, among: int) -> str:
     )
 
 
-def _pool(lm: LM, ids: Tensor, position: int, never: list[int], near: int) -> Tensor:
-    """The ids that may be put at a position: of its token's kind; none where nothing may be exchanged."""
-    kinds, word = kinds_of(lm), int(ids[position])
-    none = torch.empty(0, dtype=torch.long)
-    if position == len(ids) - 1 or kinds[word] is None or position in _template(lm, ids.tolist()):
-        return none
-    embedding = lm.weight("embed").detach()
-    allowed = torch.tensor([kind == kinds[word] for kind in kinds])
-    allowed[never] = False
-    return kind(embedding, word, allowed.to(embedding.device), near).cpu()
-
-
-def kinds_of(lm: LM) -> list[Kind | None]:
-    """The kind of every token id; None for what is no word and no number, and for special tokens."""
-    if lm.tokenizer is None:
-        return [None] * lm.dims.vocab
-    if lm.tokenizer not in _KINDS:
-        special = {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
-        every = [None if i in special else kind_of(token_text(lm.tokenizer, i)) for i in range(lm.dims.vocab)]
-        _KINDS[lm.tokenizer] = [k if k and k.signs in ("letters", "digits") else None for k in every]
-    return _KINDS[lm.tokenizer]
-
-
-_KINDS: WeakKeyDictionary[Any, list[Kind | None]] = WeakKeyDictionary()
-
-
-def _template(lm: LM, ids: list[int]) -> set[int]:
-    """The positions that a chat template wrote: what every conversation opens and ends with, and names of roles."""
-    tokenizer = lm.tokenizer
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        return set()
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    marks = [n for n, i in enumerate(ids) if i in special and i != tokenizer.bos_token_id]
-    if not marks:
-        return set()
-    said = [{"role": "user", "content": "x"}]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    usual = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = next((n for n, (a, b) in enumerate(zip(ids, usual)) if a != b), len(ids))
-    end = next((n for n, (a, b) in enumerate(zip(ids[::-1], usual[::-1])) if a != b), len(ids))
-    found = {*range(start), *range(len(ids) - end, len(ids))}
-    for mark in marks:  # a role stands between a special token and the end of its line
-        rest = range(mark + 1, len(ids))
-        stop = next((n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])), len(ids))
-        found |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
-    return found
-
-
 def _texts(lm: LM, rows: Tensor) -> list[list[str]]:
     return [[token_text(lm.tokenizer, i) for i in row if i >= 0] for row in rows.tolist()]
 
 
-def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draws: int, seed: int) -> str:
+def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draws: int, seed: int, low: float) -> str:
     places = changed[example].nonzero()[:, 0].tolist()
     swaps = [
         f"{batch.tokens[example][p].strip()!r} for {token_text(lm.tokenizer, int(rows[example, p])).strip()!r}"
@@ -235,7 +174,8 @@ def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draw
     ]
     many = len(places) > 1
     most = f"the {len(places)} tokens that matter most" if many else "one of the tokens that matter most"
+    still = "" if low < 0 else f" The answer still leads there, by {low:.2f} logits."
     return (
         f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} of the same kind "
-        f"and similar embedding ({', '.join(swaps)}), the best of {draws} random draws each (seed {seed})."
+        f"and similar embedding ({', '.join(swaps)}), the best of {draws} random draws each (seed {seed}).{still}"
     )

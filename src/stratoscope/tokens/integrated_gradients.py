@@ -67,6 +67,9 @@ def integrate(
         value, rate = (torch.cat(pair)[order] for pair in zip((value, rate), way(new)))
 
 
+_NARROW = "Give fewer or shorter prompts; `gradient_times_input` takes two passes."
+
+
 def measure(
     lm: LM,
     inputs: Any,
@@ -91,10 +94,8 @@ def measure(
     InputError for inputs without tokens, a bad option, or a baseline where the gradient is not finite.
     """
     if steps < FIRST or batch_size < 1 or draws < 1:
-        raise InputError(
-            f"steps={steps}, draws={draws}, batch_size={batch_size}: give at least {FIRST} steps, a draw and a batch "
-            "size of 1."
-        )
+        told = f"steps={steps}, draws={draws}, batch_size={batch_size}"
+        raise InputError(f"{told}: give at least {FIRST} steps, a draw and a batch size of 1.")
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "mean" if baseline == "kind" else baseline)
     asked = target(lm, batch, answer, foil)
@@ -102,31 +103,17 @@ def measure(
     if baseline == "kind":
         blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, asked))
     # a point is a pass forward and, of twice its cost, one back
-    announce(
-        lm,
-        batch,
-        3 * steps * len(blanks),
-        "integrated gradients",
-        "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
-    )
+    announce(lm, batch, 3 * steps * len(blanks), "integrated gradients", _NARROW)
     attribution = torch.full(batch.mask.shape, torch.nan)
     ends = torch.zeros(3, len(batch))
     for e in range(len(batch)):  # each example needs its own points
         one = batch.example(e)
         n = one.ids.shape[1]
-        ways = []
-        for blank in blanks[:, e : e + 1, :n]:
-            way = _way(lm, one, asked, e, x[e : e + 1, :n], blank, batch_size)
-            total, points, value = integrate(way, steps, tolerance)
-            ways.append((total, torch.stack([value[-1], value[0], torch.tensor(float(len(points)))])))
-        totals, found = (torch.stack(column) for column in zip(*ways))
-        attribution[e, :n] = totals.mean(dim=0)
-        ends[:, e] = torch.cat([found[:, :2].mean(dim=0), found[:, 2:].sum(dim=0)])
+        from_each = (_way(lm, one, asked, e, x[e : e + 1, :n], b, batch_size) for b in blanks[:, e : e + 1, :n])
+        attribution[e, :n], ends[:, e] = _mean([integrate(way, steps, tolerance) for way in from_each])
     attribution[~evidence(batch).cpu()] = torch.nan
     rise = ends[0] - ends[1]
     error = attribution.nansum(dim=1) - rise
-    missed = [f"Example {e}: the attributions miss their sum, {rise[e]:.2f}, by {error[e]:.2f}; take more steps."
-              for e in (error.abs() > 0.1 * rise.abs()).nonzero()[:, 0].tolist()]  # fmt: skip
     return dataset(
         {
             "attribution": (("example", "position"), attribution),
@@ -141,8 +128,22 @@ def measure(
         | ({"draws": draws} if baseline == "kind" else {}),
         seed=seed,
         coords=batch.coords() | asked.coords,
-        notes=" ".join([*asked.notes, *missed]),
+        notes=" ".join([*asked.notes, *_missed(rise, error)]),
     )
+
+
+def _mean(ways: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Over ways: the mean attribution, and of the metric at both ends, with the number of points in all."""
+    ends = torch.stack([torch.stack([value[-1], value[0]]) for _, _, value in ways]).mean(dim=0)
+    points = sum(len(points) for _, points, _ in ways)
+    return torch.stack([total for total, _, _ in ways]).mean(dim=0), torch.cat([ends, ends.new_tensor([points])])
+
+
+def _missed(rise: Tensor, error: Tensor) -> list[str]:
+    """A note for each example whose attributions miss their sum by more than a tenth."""
+    far = (error.abs() > 0.1 * rise.abs()).nonzero()[:, 0].tolist()
+    told = "the attributions miss their sum"
+    return [f"Example {e}: {told}, {rise[e]:.2f}, by {error[e]:.2f}; take more steps." for e in far]
 
 
 def _way(lm: LM, one: Batch, asked: Target, example: int, x: Tensor, blank: Tensor, at_once: int) -> Way:

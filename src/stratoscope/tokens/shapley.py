@@ -57,6 +57,9 @@ def exact(value: Float[Tensor, " subset"]) -> Float[Tensor, " token"]:
     return torch.stack([(weight[size[s]] * (value[s + (1 << i)] - value[s])).sum() for i, s in enumerate(without)])
 
 
+_NARROW = "Give fewer or shorter prompts; `gradient_times_input` takes two passes."
+
+
 @torch.no_grad()
 def measure(
     lm: LM,
@@ -80,34 +83,20 @@ def measure(
     Raises SiteError for a model without token embeddings or read-out, InputError for inputs without
     tokens, a bad option, or too many tokens for "all".
     """
-    if permutations != "all" and (permutations < 2 or permutations % 2):
-        raise InputError(f"permutations={permutations}: orders come in pairs, give an even number or 'all'.")
-    if permutations == "all" and absent == "kind":
-        raise InputError("permutations='all' asks one game: say which, with absent='mean', 'zero' or a token.")
+    _refuse(permutations, absent)
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "mean" if absent == "kind" else absent)
     asked = target(lm, batch, answer, foil)
     who = [row.nonzero()[:, 0].tolist() for row in _kinds.players(lm, batch)]
     pairs = 0 if permutations == "all" else permutations // 2
+    blanks = blank[None].expand(max(pairs, 1), *blank.shape)
     if absent == "kind":
         blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, pairs, seed, asked))
-    else:
-        blanks = blank[None].expand(max(pairs, 1), *blank.shape)
     orders = [_orders(len(places), pairs, seed) for places in who]
     games = [_game(places, order, absent == "kind") for places, order in zip(who, orders)]
     most = max(map(len, games))
-    announce(
-        lm,
-        batch,
-        most,
-        f"Shapley values of {batch.ids.shape[1]} tokens",
-        "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
-    )
-    cells = [
-        [_change(x, blanks, e, *game[number]) for e, game in enumerate(games) if number < len(game)]
-        for number in range(most)
-    ]
-    found = sweep(lm, batch, cells, asked.difference, progress=progress).double().cpu()
+    announce(lm, batch, most, f"Shapley values of {batch.ids.shape[1]} tokens", _NARROW)
+    found = sweep(lm, batch, _cells(x, blanks, games), asked.difference, progress=progress).double().cpu()
     attribution, error = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
     ends = torch.zeros(2, len(batch), dtype=torch.float64)
     for e, (places, order, game) in enumerate(zip(who, orders, games)):
@@ -130,6 +119,21 @@ def measure(
         coords=batch.coords() | asked.coords,
         notes=" ".join(asked.notes),
     )
+
+
+def _refuse(permutations: int | Literal["all"], absent: str | int) -> None:
+    if permutations != "all" and (permutations < 2 or permutations % 2):
+        raise InputError(f"permutations={permutations}: orders come in pairs, give an even number or 'all'.")
+    if permutations == "all" and absent == "kind":
+        raise InputError("permutations='all' asks one game: say which, with absent='mean', 'zero' or a token.")
+
+
+def _cells(x: Tensor, blanks: Tensor, games: list[list[Any]]) -> list[list[Intervention]]:
+    """The n-th subset of every example's game, made together."""
+    return [
+        [_change(x, blanks, e, *game[number]) for e, game in enumerate(games) if number < len(game)]
+        for number in range(max(map(len, games)))
+    ]
 
 
 def _orders(n: int, pairs: int, seed: int) -> Int[Tensor, "order token"]:

@@ -31,6 +31,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import occlusion
+from stratoscope.tokens._spoken import chance, opinion, percent, quoted, side, spoken
 
 Map = Float[np.ndarray, " position"]
 Saliency = xr.DataArray | xr.Dataset
@@ -65,8 +66,8 @@ def describe(tokens: Sequence[str], attribution: Map, top: int) -> str:
     cited, share = strongest(attribution, top), shares(attribution)
     if not cited:
         return "no token holds one percent of the attribution."
-    where = [f"position {p}, {_percent(share[p])}, towards the {_side(attribution[p])}" for p in cited]
-    *others, last = [f"{_quoted(tokens[p])} ({at})" for p, at in zip(cited, where)]
+    where = [f"position {p}, {percent(share[p])}, towards the {side(attribution[p])}" for p in cited]
+    *others, last = [f"{quoted(tokens[p])} ({at})" for p, at in zip(cited, where)]
     listed = f"{', '.join(others)} and {last}" if others else last
     return f"the attribution is largest at {listed}, in parts of its absolute total. {_together(attribution, cited)}"
 
@@ -82,13 +83,13 @@ def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
     share, found = shares(attribution), _CITATION.findall(text)
     best = strongest(attribution, len(found))
     cited = sorted({int(position) for _, position, _, _ in found if int(position) < len(tokens)})
-    for quote, p, percent, side in ((quote, int(position), *rest) for quote, position, *rest in found):
+    for quote, p, part, towards in ((quote, int(position), *rest) for quote, position, *rest in found):
         if p not in cited or json.loads(quote) != tokens[p]:
             wrong.append(f"{quote} does not stand at position {p}.")
         elif p not in best:
             wrong.append(f"{quote} at position {p} is not among the {len(found)} strongest, {best}.")
-        elif (f"{percent}%", side) != (_percent(share[p]), _side(attribution[p])):
-            wrong.append(f"{quote} at position {p}: {_percent(share[p])}, towards the {_side(attribution[p])}.")
+        elif (f"{part}%", towards) != (percent(share[p]), side(attribution[p])):
+            wrong.append(f"{quote} at position {p}: {percent(share[p])}, towards the {side(attribution[p])}.")
     if len(cited) < len(found) or bool(found) != bool(strongest(attribution, 1)):
         wrong.append("it cites a token twice, or one that is not there, or none although some have attribution.")
     together = _together(attribution, cited) if cited else ""
@@ -131,16 +132,16 @@ def measure(
     said = _prediction(lm, batch, asked)
     texts, agreement, ranks = [], [], []
     for e, (tokens, row, start) in enumerate(zip(batch.tokens, maps, said.pop("text"))):
-        cited, opinion = strongest(row, top), f" {NO_SECOND}"
+        cited, second_says = strongest(row, top), f" {NO_SECOND}"
         if others is None:
             agreement.append(-1)
         else:
             same = [p for p in cited if p in strongest(others[e], top) and row[p] * others[e][p] > 0]
             agreement.append(len(same))
-            opinion = _opinion(against, len(same), len(cited))
-        about = f"By {_spoken(method)}, {describe(tokens, row[: len(tokens)], top)}"
-        texts.append(f"{start} {about}{opinion}")
-        ranked = [(p, shares(row)[p], _side(row[p])) for p in cited]
+            second_says = opinion(against, len(same), len(cited))
+        about = f"By {spoken(method)}, {describe(tokens, row[: len(tokens)], top)}"
+        texts.append(f"{start} {about}{second_says}")
+        ranked = [(p, shares(row)[p], side(row[p])) for p in cited]
         ranks.append(ranked + [(-1, np.nan, "")] * (min(top, maps.shape[1]) - len(cited)))
     by_rank = {n: [[cell[i] for cell in row] for row in ranks] for i, n in enumerate(("cited", "share", "direction"))}
     coords = {"prediction": (("example",), said.pop("token")), "example_text": batch.coords()["example_text"]}
@@ -175,8 +176,8 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
     found["logit_difference"] = asked.difference(logits).tolist()
     place = "next token" if lm.family.towers[""].causal else "token at the last position"
     text = [
-        f"The most likely {place} is {_quoted(token)} (probability {_chance(probability)}). The logit of the answer "
-        f"{_quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil {_quoted(foil)}."
+        f"The most likely {place} is {quoted(token)} (probability {chance(probability)}). The logit of the answer "
+        f"{quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil {quoted(foil)}."
         for token, probability, d, answer, foil in zip(*found.values(), asked.answer_text, asked.foil_text)
     ]
     return found | {"text": text}
@@ -187,32 +188,5 @@ def _together(attribution: Map, cited: Sequence[int]) -> str:
     count, n = len(cited), int(np.isfinite(attribution).sum())
     held, even = shares(attribution)[list(cited)].sum(), count / n
     subject = "Together they hold" if count > 1 else "Alone it holds"
-    counted = f"{subject} {_percent(held)}; {count} of {n} would hold {_percent(even)} if all tokens counted alike."
+    counted = f"{subject} {percent(held)}; {count} of {n} would hold {percent(even)} if all tokens counted alike."
     return f"{counted} {DIFFUSE}" if count < n and held < even + (1 - even) / 3 else counted
-
-
-def _opinion(method: str, agreeing: int, cited: int) -> str:
-    verdict = "the two agree on most" if 2 * agreeing > cited else "the two disagree, so trust this ranking less"
-    shared = f"{agreeing} of these {cited} among its own, with the same sign"
-    return f" {_spoken(method).capitalize()} has {shared}: {verdict}." if cited else ""
-
-
-def _quoted(token: str) -> str:
-    return json.dumps(token, ensure_ascii=False)
-
-
-def _percent(share: float | np.floating) -> str:
-    return f"{100 * float(share):.0f}%"
-
-
-def _chance(probability: float) -> str:
-    """Two decimals, or the first digit that is not 0: 0.62, 0.00002."""
-    return f"{probability:.2f}" if probability >= 0.01 else np.format_float_positional(probability, 1, fractional=False)
-
-
-def _side(attribution: float | np.floating) -> str:
-    return "answer" if attribution > 0 else "foil"
-
-
-def _spoken(method: str) -> str:
-    return method.removeprefix("tokens.").replace("_", " ") or "the given saliency"

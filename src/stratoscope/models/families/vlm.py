@@ -67,7 +67,7 @@ _HANDLED = frozenset(
     }
 )  # fmt: skip
 
-_CALLS = "the vision tower attends part by part, in one call for each; read attn.z"
+_CALLS = "the vision tower attends window by window or picture by picture, in one call for each; read attn.z"
 # Qwen's vision blocks call attention once for each window or picture, so one q, k, v or pattern does not exist.
 QWEN_VISION = Tower(
     layers="blocks",
