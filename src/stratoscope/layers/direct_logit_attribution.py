@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 import xarray as xr
-from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine.metric import Words, target
@@ -126,8 +125,8 @@ def _scores(
     return columns, names, bias
 
 
-def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Float[Tensor, "part ex"]:
-    """The read-out's own bias towards the answer and against the foil, each from its mean over the vocabulary."""
+def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
+    """(part, example): the read-out's own bias for the answer and against the foil, from its mean over the vocabulary."""
     bias = weights.bias(lm.layout.head[-1])
     if bias is None:
         return torch.zeros(2, len(answer), dtype=torch.double)
