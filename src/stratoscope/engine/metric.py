@@ -16,7 +16,15 @@ from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 
-Word = str | int
+
+@dataclass(frozen=True)
+class Whole:
+    """An answer or a foil counted with all of its tokens: its text, or its token ids."""
+
+    words: str | Sequence[int]
+
+
+Word = str | int | Whole
 Words = Word | Sequence[Word] | None
 
 
@@ -24,7 +32,9 @@ Words = Word | Sequence[Word] | None
 class Target:
     """Answer and foil of every example: ids (example,) and texts; `notes` says what was assumed.
 
-    rivals: how each foil was chosen, where none was given.
+    rivals: how each foil was chosen, where none was given. tokens: of each example all tokens of
+    its answer and all of its foil, where they are scored as wholes (`engine.sequence`); answer and
+    foil are then the first ones.
     """
 
     answer: Tensor
@@ -33,6 +43,13 @@ class Target:
     foil_text: tuple[str, ...]
     notes: tuple[str, ...] = ()
     rivals: tuple[Rival, ...] = ()
+    tokens: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @property
+    def runs(self) -> float:
+        """Prompts that are run for each given one: of whole texts, one for every token, less one."""
+        whole = [len(answer) + len(foil) - 1 for answer, foil in self.tokens]
+        return sum(whole) / len(whole) if whole else 1.0
 
     @property
     def coords(self) -> dict[str, tuple[tuple[str, ...], list[str]]]:
@@ -118,17 +135,28 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     return Target(answers, foils, *texts, tuple(dict.fromkeys(notes)), tuple(rivals))
 
 
+def listed(words: Word | Sequence[Word], n: int, what: str) -> list[Word]:
+    """One word for each of n examples. Raises InputError when there are not as many."""
+    given = [words] * n if isinstance(words, (str, int, Whole)) else list(words)
+    if len(given) != n:
+        raise InputError(f"{len(given)} {what}s for {n} examples: give one, or one for each.")
+    return given
+
+
 def _ids(lm: LM, words: Words, n: int, what: str, notes: list[str]) -> Tensor | None:
     if words is None:
         return None
-    listed = [words] * n if isinstance(words, (str, int)) else list(words)
-    if len(listed) != n:
-        raise InputError(f"{len(listed)} {what}s for {n} examples: give one, or one for each.")
-    return torch.tensor([_id(lm, word, what, notes) for word in listed])
+    return torch.tensor([_id(lm, word, what, notes) for word in listed(words, n, what)])
 
 
 def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
     readout = lm.readout
+    if isinstance(word, Whole):
+        raise InputError(
+            f"{what} {word!r}: this measure asks about one next token. A whole text is scored by "
+            f"tokens.next_token, tokens.occlusion and the activation patching of layers and heads; "
+            f"here give a word, whose first token is used, or a token id."
+        )
     if isinstance(word, int):
         if not 0 <= word < readout.size:
             among = "vocabulary" if readout.kind == "vocab" else "read-out"
@@ -139,12 +167,18 @@ def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
         if word not in readout.names:
             raise InputError(f"{what} {word!r} is no class of this model; it has {', '.join(readout.names):.400}.")
         return readout.names.index(word)
-    if lm.tokenizer is None:
-        raise InputError(f"{what} {word!r}: this model was wrapped without a tokenizer; give a token id.")
-    ids = lm.tokenizer(word, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise InputError(f"{what} {word!r} has no token.")
+    ids = tokens_of(lm, word, what)
     if len(ids) > 1:
         first = token_text(lm.tokenizer, ids[0])
         notes.append(f"The {what} {word!r} is {len(ids)} tokens; its first, {first!r}, is used.")
-    return int(ids[0])
+    return ids[0]
+
+
+def tokens_of(lm: LM, text: str, what: str) -> list[int]:
+    """The token ids of a text alone, without special ones. Raises InputError where it has none."""
+    if lm.tokenizer is None:
+        raise InputError(f"{what} {text!r}: this model was wrapped without a tokenizer; give a token id.")
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(f"{what} {text!r} has no token.")
+    return list(map(int, ids))

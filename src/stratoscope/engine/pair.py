@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stratoscope.engine import sequence
 from stratoscope.engine.metric import Target, Words, last_logits, target
 from stratoscope.engine.precision import spacing
 from stratoscope.errors import InputError
@@ -90,10 +91,13 @@ def pair(
     answer: Words = None,
     foil: Words = None,
     direction: Literal["denoise", "noise"] = "denoise",
+    *,
+    whole: bool = False,
 ) -> Pair:
     """Align two prompts (or two equally long lists) and measure both.
 
     Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is not the answer.
+    whole: whether answer and foil may be `Whole`, because cells are run by `sequence.swept`.
     Raises InputError when the prompts differ in number or token length, or when their logit differences are too close
     (1e-3) for an effect to be a share of anything.
     """
@@ -114,12 +118,13 @@ def pair(
                 f"{list(b)}."
             )
     logits = last_logits(lm, first), last_logits(lm, second)
+    ask = sequence.target if whole else target
     if foil is None:
-        answers = target(lm, first, answer).answer
+        answers = ask(lm, first, answer).answer
         best = logits[1].topk(2, dim=-1).indices.cpu()
         foil = torch.where(best[:, 0] == answers, best[:, 1], best[:, 0]).tolist()
-    asked = target(lm, first, answer, foil)
-    differences = [asked.difference(x).float().cpu() for x in logits]
+    asked = ask(lm, first, answer, foil)
+    differences = [sequence.unchanged(lm, side, asked, x).float().cpu() for side, x in zip((first, second), logits)]
     close = (differences[0] - differences[1]).abs() < 1e-3
     if close.any():
         n = int(close.nonzero()[0])
@@ -128,7 +133,7 @@ def pair(
             f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. "
             f"Change the corrupt prompt, the answer or the foil."
         )
-    every = torch.arange(len(first))
+    every = torch.arange(len(first))  # of whole texts, the first tokens: the sum is no better known
     chosen = [x.cpu()[every, ids].float() for x in logits for ids in (asked.answer, asked.foil)]
     rounding = spacing(torch.stack(chosen).abs().amax(dim=0), lm.model.dtype)
     return Pair(first, second, asked, differences[0], differences[1], direction, rounding)

@@ -25,7 +25,8 @@ import xarray as xr
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair, random_like
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.sequence import swept
+from stratoscope.engine.sweep import Progress
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -49,11 +50,12 @@ def measure(
     """Effect and null of every query head: (example, layer, head).
 
     inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the
-    clean run's top token, and the corrupt run's. seed: of the null. save: a file that keeps
-    what is finished, so that an interrupted sweep goes on. Raises InputError when prompts differ in
-    length, or when both runs give the same logit difference.
+    clean run's top token, and the corrupt run's; `metric.Whole` texts are scored with all their
+    tokens. seed: of the null. save: a file that keeps what is finished, so that an interrupted sweep
+    goes on. Raises InputError when prompts differ in length, or when both runs give the same logit
+    difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     site = "layers.*.attn.z"
     base, source = (capture(lm, batch, site).stack(site) for batch in (both.base, both.source))
     shape = (lm.dims.layers, lm.dims.heads)
@@ -64,7 +66,7 @@ def measure(
         for layer in range(shape[0])
         for head in range(shape[1])
     ]
-    difference = sweep(lm, both.base, cells, both.target.difference, save=save, progress=progress)
+    difference = swept(lm, both.base, cells, both.target, save=save, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "head")
     return dataset(

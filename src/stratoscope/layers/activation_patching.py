@@ -23,7 +23,8 @@ import xarray as xr
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair, random_like
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.sequence import swept
+from stratoscope.engine.sweep import Progress
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -48,11 +49,12 @@ def measure(
     """Effect and null at every layer and position: (example, layer, position), NaN at padding.
 
     inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the clean
-    run's top token, and the corrupt run's. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the
-    null. save: a file that keeps what is finished, so that an interrupted sweep goes on. Raises InputError
-    when prompts differ in length, or when both runs give the same logit difference.
+    run's top token, and the corrupt run's; `metric.Whole` texts are scored with all their tokens.
+    site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the null. save: a file that
+    keeps what is finished, so that an interrupted sweep goes on. Raises InputError when prompts
+    differ in length, or when both runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     name = f"layers.*.{site}"
     base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
     noise = random_like(base, source, seed)
@@ -64,7 +66,7 @@ def measure(
         for layer in range(shape[0])
         for p in range(shape[1])
     ]
-    difference = sweep(lm, both.base, cells, both.target.difference, save=save, progress=progress)
+    difference = swept(lm, both.base, cells, both.target, save=save, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "position")
     gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None].to(effect.device)

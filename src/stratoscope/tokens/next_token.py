@@ -4,8 +4,8 @@ Paper: textbook (the softmax of the model's own logits)
 
     probability[rank] = softmax(logits[last position])[rank-th token]
 
-Reads as: what the model predicts. Does not show how sure it would be of another wording of the same answer: only the
-first token of a text is counted.
+Reads as: what the model predicts. Does not show how sure it would be of another wording of the same
+answer. Of a text the first token is counted; of `metric.Whole(text)` all, each given those before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stratoscope.engine.metric import Words, last_logits, target, word
+from stratoscope.engine.metric import Words, last_logits, word
+from stratoscope.engine.sequence import probabilities, target, unchanged
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -37,6 +38,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, to
 
     answer, foil: default the top token and a likely one of its kind. Of a classifier `token` is the class, and all
     classes are given where there are fewer than `top`. Raises InputError for a bad `top` or answer == foil.
+    Of whole texts answer_id and foil_id are the first tokens', and logit_difference is that of log probabilities.
     The attribute `foil_why` has one sentence for each example whose foil was chosen here; notes say where none of the
     answer's kind was likely.
     """
@@ -48,7 +50,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, to
         raise InputError(f"top={top}: choose 1 to {logits.shape[1]}.")
     asked = target(lm, batch, answer, foil)
     values, ids = best(logits, top)
-    chances = logits.float().softmax(dim=-1).cpu()
+    chances = probabilities(lm, batch, asked, logits)
     one = ("example",)
     return dataset(
         {
@@ -59,9 +61,9 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, to
             ),
             "answer_id": (one, asked.answer),
             "foil_id": (one, asked.foil),
-            "answer_probability": (one, chances.gather(1, asked.answer[:, None])[:, 0]),
-            "foil_probability": (one, chances.gather(1, asked.foil[:, None])[:, 0]),
-            "logit_difference": (one, asked.difference(logits).float()),
+            "answer_probability": (one, chances[:, 0]),
+            "foil_probability": (one, chances[:, 1]),
+            "logit_difference": (one, unchanged(lm, batch, asked, logits).float()),
         },
         method="tokens.next_token",
         provenance=lm.provenance,

@@ -24,8 +24,9 @@ from torch import Tensor
 from stratoscope.engine.entry import ENTRY, entry, evidence
 from stratoscope.engine.estimate import announce
 from stratoscope.engine.intervene import replaced
-from stratoscope.engine.metric import Words, target
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.metric import Words
+from stratoscope.engine.sequence import swept, target
+from stratoscope.engine.sweep import Progress
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -55,7 +56,8 @@ def measure(
 ) -> xr.Dataset:
     """attribution, null (example, position) and logit_difference (example), in logits, positive towards the answer.
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). replacement:
+    answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
+    texts are scored with all their tokens. replacement:
     "mean" (the mean embedding of the vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at
     padding and at image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
     InputError for inputs without tokens or a replacement that is not one token.
@@ -68,7 +70,7 @@ def measure(
     announce(
         lm,
         batch,
-        width,
+        width * asked.runs,
         f"occlusion of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
@@ -79,7 +81,7 @@ def measure(
         for p in range(width)
     ]
     # the first cells change nothing: the difference of the whole prompt, computed as the others are
-    whole, *moved = sweep(lm, batch, cells, asked.difference, progress=progress).unflatten(0, (3, width))
+    whole, *moved = swept(lm, batch, cells, asked, progress=progress).unflatten(0, (3, width))
     attribution, null = ((whole - difference).T.float() for difference in moved)
     gap = torch.where(evidence(batch), 0.0, torch.nan)
     axes = ("example", "position")
