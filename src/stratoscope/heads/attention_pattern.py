@@ -50,8 +50,9 @@ def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.D
     sites = lm.layout.resolve(names)
     batch = lm.batch(inputs)
     narrow = "ask for fewer layers, or for fewer or shorter prompts at once"
+    wide = torch.promote_types(lm.model.dtype, torch.float32)
     bits = torch.finfo(lm.model.dtype).bits
-    size = max(bits, 32) * predicted(lm, sites, batch) // bits  # of the result, which copies once
+    size = torch.finfo(wide).bits * predicted(lm, sites, batch) // bits  # of the result, which copies once
     refuse_above(2 * size + size // len(sites), available(torch.device("cpu")), "these patterns", narrow)
     seen = capture(lm, batch, *sites)
     shape = seen[sites[0]].shape
