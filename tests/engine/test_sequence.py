@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from stratoscope.circuits import edge_attribution
-from stratoscope.engine.intervene import add, intervene, scaled
+from stratoscope.engine.intervene import add, intervene, replaced, scaled
 from stratoscope.engine.metric import Whole
 from stratoscope.engine.sequence import continued, swept, target
-from stratoscope.engine.trace import trace
+from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import activation_patching as heads
 from stratoscope.lab import planted
@@ -221,6 +221,23 @@ def test_the_last_position_is_the_prompt_s() -> None:
                                  lambda s, e=e, n=n: s[1 : n - 1 : n - 3].add_(e * vector)]  # fmt: skip
         expected = [under(stack[1], change, lm.model, row) for change in changes]
         np.testing.assert_allclose(found[:, e].numpy(), expected, atol=1e-3)
+
+
+def test_what_equals_the_prompt_s_own_value_is_left_out() -> None:
+    """As in a sweep: such a position starts nothing, and a cell with none left is the base run."""
+    lm, site = tiny.lm("llama"), "layers.1.resid_pre"
+    batch, asked = lm.batch(ROWS), target(lm, lm.batch(ROWS), **WHOLE)
+    longer, base = continued(lm, batch, asked), capture(lm, batch, site)[site]
+    assert longer.moved(replaced(site, base), base) == []
+    other = base.clone()
+    other[0, 4] += 1
+    [change] = longer.moved(replaced(site, other), base)
+    assert change.examples == [row for row, e in enumerate(longer.example.tolist()) if e == 0]
+    assert set(torch.as_tensor(change.positions)[change.examples].flatten().tolist()) == {4}
+    found = swept(lm, batch, [replaced(site, other), replaced(site, base)], asked)
+    expected = under(blocks(lm)[0][1], lambda s: s[4].add_(1), lm.model, ROWS[0])
+    assert float(found[0, 0]) == pytest.approx(expected, abs=1e-3)
+    assert float(found[0, 1]) == float(found[1, 1])
 
 
 def test_a_change_outside_is_part_of_it_unless_it_names_places() -> None:

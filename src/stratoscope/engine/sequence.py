@@ -27,6 +27,7 @@ from stratoscope.engine.intervene import Intervention
 from stratoscope.engine.metric import Target, Whole, Word, Words, last_logits, listed, tokens_of
 from stratoscope.engine.select import position_index
 from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -85,8 +86,10 @@ def swept(
     if not asked.tokens:
         return sweep(lm, batch, cells, asked.difference, save=save, progress=progress)
     longer = continued(lm, batch, asked)
-    moved = [longer.moved(cell) for cell in cells]
     with outside.unheard(lm):  # who listens outside hears of the prompts, not of rows made here
+        base = capture(lm, batch, *dict.fromkeys(cell.site for cell in cells))
+        known = {site: base[site] for site in base.sites if base.reached(site)}
+        moved = [longer.moved(cell, known.get(cell.site)) for cell in cells]
         found = sweep(lm, longer.batch, moved, longer.metric, save=save, progress=progress)
     return longer.summed(found)
 
@@ -140,34 +143,43 @@ class Continued:
         found = rows.new_zeros(*rows.shape[:-1], len(self.prompts))
         return found.index_add(-1, self.example.to(rows.device), rows)
 
-    def moved(self, cell: Intervention) -> Intervention:
+    def moved(self, cell: Intervention, base: Tensor | None) -> list[Intervention]:
         """A change of the prompts, made on every row of its examples, at the prompt's positions.
 
-        Raises SiteError for a site that has no position axis.
+        base: the site's values in the prompts; a replacement by the very same is left out, as in
+        `sweep`. [] when nothing is left. Raises SiteError for a site that has no position axis.
         """
         if cell.site.axes[:2] != ("example", "position") or cell.keys is not None:
             raise SiteError(
                 f"`{cell.site}` cannot be changed under a whole answer: its axes are not (example, "
                 f"position, ...), so the prompt's part is not known."
             )
-        of, lengths = self.example.tolist(), self.prompts.lengths.cpu()
-        named = list(range(len(lengths))) if cell.examples is None else list(cell.examples)
-        rows = [row for row, example in enumerate(of) if example in set(named)]
-        which = torch.tensor([named.index(of[row]) for row in rows])  # in the value
-        width = int(lengths.max())
-        at = position_index(cell.positions, Run(self.prompts), len(lengths), width, named)
-        if cell.positions is None:  # padding would be the answer's tokens: the last one again
-            at = at.minimum(lengths[:, None] - 1)
+        lengths = self.prompts.lengths.cpu()
+        count, width = len(lengths), int(lengths.max())
+        named = list(range(count)) if cell.examples is None else list(cell.examples)
+        at = position_index(cell.positions, Run(self.prompts), count, width, named)
+        real = at < lengths[:, None]  # padding would be the answer's tokens
+        if base is not None and cell.operation == "replace":
+            differs = (cell.apply(base, Run(self.prompts)) != base).flatten(2).any(dim=2).cpu()
+            real = real & differs.gather(1, at.clamp(0, width - 1))
+        # what is left out takes the place and the value of something that is not
+        pick = torch.where(real, torch.arange(at.shape[1]), real.int().argmax(dim=1)[:, None])
+        concerned = {example for example in named if real[example].any()}
+        rows = [row for row, example in enumerate(self.example.tolist()) if example in concerned]
+        if not rows:
+            return []
+        of = self.example[rows]
         value = cell.value
         if cell.operation in ("replace", "add", "scale"):
             value = value[(None,) * (len(cell.site.axes) - value.ndim)]
             if value.shape[0] > 1:
-                value = value[which.to(value.device)]
-            if value.shape[1] > 1 and cell.positions is None:
+                value = value[[named.index(example) for example in of.tolist()]]
+            if value.shape[1] > 1:
                 value = value.expand(len(rows), *value.shape[1:])
-                index = at[self.example[rows]].to(value.device)
+                index = pick[of].to(value.device)
                 value = value[torch.arange(len(rows), device=value.device)[:, None], index]
-        return replace(cell, value=value, positions=at[self.example], examples=rows)
+        at = at.gather(1, pick)[self.example]
+        return [replace(cell, value=value, positions=at, examples=rows)]
 
 
 def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
