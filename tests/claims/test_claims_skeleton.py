@@ -114,3 +114,10 @@ def test_a_mistake_is_one_sentence() -> None:
     result = CliRunner().invoke(skeleton.main, ["metaformr"])
     assert result.exit_code == 1
     assert "There is no paper 'metaformr' among 243" in result.stderr
+
+
+def test_a_long_text_is_python_for_itself() -> None:
+    text = "each word of it stands apart from the next, " * 8
+    written = skeleton._literal(text)
+    assert ast.literal_eval(written) == text
+    assert max(map(len, written.splitlines())) <= 100

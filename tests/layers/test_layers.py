@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
 from models import tiny
-from stratoscope.engine.intervene import intervene, replaced
+from stratoscope.engine.intervene import add, intervene, replaced
 from stratoscope.errors import MemoryRefusal
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
@@ -127,6 +128,29 @@ def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabu
     assert found["lowers_foil"].values == pytest.approx(mean, abs=1e-5)
     both = found["raises_answer"] + found["lowers_foil"]
     assert both.values == pytest.approx(found["contribution"].values, abs=1e-6)
+
+
+def test_both_halves_of_a_read_out_with_a_bias() -> None:
+    """Summed over components they are the logits of plain Hugging Face, counted from the mean of all logits."""
+    torch.manual_seed(0)
+    model = hf.PhiForCausalLM(hf.PhiConfig(**tiny.SMALL)).eval()
+    model.lm_head.bias.data = torch.linspace(0, 3, 96)
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPT])).logits[0, -1].double()
+    found = direct_logit_attribution.measure(wrap(model), [PROMPT], answer=7, foil=8).isel(example=0)
+    assert float(found["raises_answer"].sum()) == pytest.approx(float(logits[7] - logits.mean()), abs=1e-4)
+    assert float(found["lowers_foil"].sum()) == pytest.approx(float(logits.mean() - logits[8]), abs=1e-4)
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "resid_mid", "resid_post", "attn.out"])
+def test_what_is_added_to_the_stream_outside_is_a_component(point: str) -> None:
+    """Its sum with all others is the difference that the changed model gives."""
+    lm, vector = wrap(tiny.model("llama")), torch.linspace(-1.5, 2.0, 32)
+    with intervene(lm, add(f"layers.1.{point}", vector)), torch.no_grad():
+        logits = lm([PROMPT])["logits"][0, -1]
+        found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8).isel(example=0)
+    assert "outer change" in found["component"].values
+    assert float(found["total"]) == pytest.approx(float(logits[7] - logits[8]), abs=1e-4)
 
 
 def test_a_head_that_only_suppresses_the_foil_is_not_said_to_write_the_answer() -> None:

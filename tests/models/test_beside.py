@@ -173,6 +173,9 @@ def test_longrope_prompts_do_not_change_their_neighbours() -> None:
     short, long = [3, 14, 15, 9, 26], [5, 8, 9, 7, 9, 3, 2, 38]
     with pytest.raises(InputError, match="5 to 8 tokens in one batch"):
         lm.batch([short, long])
+    with pytest.raises(InputError, match="6 to 8 tokens in one batch"):
+        lm.batch([long[:6], long])
+    lm.batch([short, long[:6]])  # six are the last that need no other angles
     for row in (short, long):  # apart, both are what they are
         with torch.no_grad():
             assert tiny.gap(lm([row, row])["logits"][1], alone(lm.model, row)) < 1e-5

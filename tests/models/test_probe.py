@@ -11,7 +11,7 @@ import transformers as hf
 
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import FamilyError
-from stratoscope.models import families, wrap
+from stratoscope.models import families, plain_run, wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks
 
@@ -138,3 +138,19 @@ def test_the_refusal_names_what_the_layer_does() -> None:
 def _halved(self: Any, hidden_states: torch.Tensor, **rest: Any) -> torch.Tensor:
     hidden_states = hidden_states + self.half * self.self_attn(self.input_layernorm(hidden_states), **rest)[0]
     return hidden_states + self.half * self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+@pytest.mark.parametrize(
+    ("read", "seam"),
+    [
+        (lambda z: z, "open"),
+        (lambda z: z * torch.tensor([0.5, 2.0, -1.0])[:, None], "gated"),  # head by head
+        (lambda z: z / z.norm(dim=(-1, -2), keepdim=True), "closed"),  # heads are joined
+        (lambda z: torch.ones_like(z), "closed"),  # what the interface gives is not read at all
+    ],
+)
+def test_how_attention_is_reached(read: Any, seam: str) -> None:
+    """Values (example, position, head, head_dim) given with and without the first head, and what the projection takes."""
+    whole = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    given = torch.cat([0 * whole[:, :, :1], whole[:, :, 1:]], dim=2)
+    assert plain_run._seam(given, read(whole).flatten(2), read(given).flatten(2)) == seam

@@ -205,8 +205,11 @@ def test_the_same_model_inside_and_outside_a_block() -> None:
         runs = [lm(ROWS)["logits"] for _ in range(2)]
     with trace(lm, "layers.0.resid_pre", stop=False):
         runs.append(lm(ROWS)["logits"])
-    assert torch.equal(runs[0], runs[1])
-    assert torch.equal(runs[0], runs[2])
+        model.train()  # a user's own loop, inside the block
+        runs.append(lm(ROWS)["logits"])
+    assert all(torch.equal(runs[0], run) for run in runs[1:])
+    assert all(module.training for module in model.modules())
+    model.transformer.h[0].eval()
     new = [generate(lm, ROWS, tokens=4, eos_token_id=None)[0].tolist() for _ in range(3)]
     assert new[0] == new[1] == new[2]
 

@@ -98,7 +98,7 @@ def linear(seed: int = 0) -> nn.Linear:
     return nn.Linear(12, 6).requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [lambda x: x, *KINDS])
+@pytest.mark.parametrize("kind", [lambda x: x, lambda x: weights.Scaled(x, 0.25), *KINDS])
 def test_w_x_is_the_module_s_answer(kind: Any) -> None:
     module = kind(linear())
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))

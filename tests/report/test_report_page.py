@@ -16,6 +16,7 @@ import xarray as xr
 
 from stratoscope.errors import ResultError
 from stratoscope.report import page
+from stratoscope.report.sections import section_of
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -305,3 +306,15 @@ def test_what_does_not_exceed_its_null_is_grey_in_tables_and_figures(make):
     clamp = made.results["clamp"]
     change = np.abs((clamp["difference_after"] - clamp["difference_before"]).values)
     assert neurons.count("off quiet") == int((change <= np.abs(clamp["null_change"].values).max()).sum()) > 0
+
+
+def test_a_neuron_of_negative_activation_promotes_what_its_direction_suppresses(make):
+    made = make()
+    vocabulary, active = (made.one(f"neurons.{name}") for name in ("vocabulary", "contribution"))
+    signs = set()
+    for n, row in enumerate(section_of(made, "neurons").more["rows"]):
+        value = float(active["activation"].values[row["layer"], row["neuron"]])
+        parts = [vocabulary[part].values[n, :6].tolist() for part in ("promoted", "suppressed")]
+        assert [row["promoted"], row["suppressed"]] == (parts if value >= 0 else parts[::-1])
+        signs.add(value >= 0)
+    assert signs == {True, False}
