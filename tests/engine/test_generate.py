@@ -317,3 +317,23 @@ def test_a_cache_that_is_not_seen_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Taps, "_count", lambda *_: None)
     with trace(tiny.lm("llama"), "logits", stop=False), pytest.raises(FamilyError, match="without a cache"):
         generate(tiny.lm("llama"), PROMPTS[:1], tokens=3, **ENDLESS)
+
+
+def test_a_mean_over_beams_is_over_each_prompt_s_own_tokens() -> None:
+    lm, site = tiny.lm("llama"), "layers.1.mlp.out"
+    with trace(lm, site, stop=False) as seen:
+        generate(lm, PROMPTS, tokens=1, num_beams=2, **ENDLESS)
+    with trace(lm, site) as once:
+        lm(PROMPTS)
+    assert tiny.gap(seen.mean(site), once.mean(site)) < 1e-5
+
+
+def test_an_example_is_all_its_sampled_sequences() -> None:
+    """Two of each prompt without beams: a change of the second reaches its rows, and no other."""
+    lm, site = tiny.lm("llama"), "layers.1.mlp.out"
+    with (
+        intervene(lm, replaced(site, 7.0, positions=-1, examples=[1])),
+        trace(lm, site, positions=-1, stop=False) as seen,
+    ):
+        generate(lm, PROMPTS, tokens=1, do_sample=True, num_return_sequences=2, **ENDLESS)
+    assert (seen[site] == 7).all(dim=1).tolist() == [False, False, True, True]

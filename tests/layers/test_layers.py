@@ -11,6 +11,8 @@ import transformers as hf
 
 from models import tiny
 from stratoscope.engine.intervene import add, intervene, replaced
+from stratoscope.engine.trace import capture
+from stratoscope.engine.writes import head_writes
 from stratoscope.errors import MemoryRefusal
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
@@ -223,3 +225,15 @@ def test_patching_follows_the_planted_path(make: Any, direction: str) -> None:
     assert last[-1] == pytest.approx(1, abs=1e-3)  # after the last layer only the last token is read
     assert abs(last[:-1]).max() < 1e-3
     assert abs(found["null"]).max() < 0.5
+
+
+def test_heads_and_rest_sum_to_attention_through_a_norm_with_a_bias() -> None:
+    model = tiny.model("gemma2")
+    for layer in model.model.layers:
+        layer.post_attention_layernorm = torch.nn.LayerNorm(32)
+        torch.nn.init.uniform_(layer.post_attention_layernorm.bias, 1, 2)
+    lm = wrap(model)
+    with torch.no_grad():
+        seen = capture(lm, [PROMPT], "layers.1.attn.z", "layers.1.attn.out", positions=-1)
+        heads, rest = head_writes(lm, 1, seen["layers.1.attn.z"])
+    assert tiny.gap((heads.sum(dim=1) + rest).float(), seen["layers.1.attn.out"]) < 1e-5

@@ -318,3 +318,19 @@ def test_a_neuron_of_negative_activation_promotes_what_its_direction_suppresses(
         assert [row["promoted"], row["suppressed"]] == (parts if value >= 0 else parts[::-1])
         signs.add(value >= 0)
     assert signs == {True, False}
+
+
+def test_a_circuit_is_held_against_the_best_random_one(make):
+    made = make()
+    found = made.results["circuits.discover"]
+    null = found["null_faithfulness"].copy(data=np.tile([0.11, 0.53], (4, 1)))
+    made.results["circuits.discover"] = found.assign(null_faithfulness=null)
+    assert "random circuits of that size keep at most +0.53." in section_of(made, "circuit").finding
+
+
+def test_a_head_within_its_null_is_given_no_role_in_the_finding(make):
+    made = make()
+    assert "By their role scores" in section_of(made, "heads").finding
+    found = made.results["heads.activation_patching"]
+    made.results["heads.activation_patching"] = found.assign(null=found["null"] * 0 + 9)
+    assert "By their role scores" not in section_of(made, "heads").finding
