@@ -201,3 +201,14 @@ def test_a_layer_that_does_not_run_is_an_answer() -> None:
 
     with pytest.raises(FamilyError, match=r"Odd does not run as family `llama` has it \(IndexError"):
         wrap(spread(Odd(hf.LlamaConfig(**G))))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
+def test_a_model_whose_first_mlp_was_pruned_is_still_believed(name: str) -> None:
+    """An MLP that computes the same for every token tells nothing about its order."""
+    model = built(name)
+    weights = {"gpt2": "h.0.mlp.c_fc", "llama": "layers.0.mlp.gate_proj", "gpt_neox": "layers.0.mlp.dense_h_to_4h"}
+    with torch.no_grad():
+        model.base_model.get_submodule(weights[name]).weight.zero_()
+    lm = wrap(model)
+    assert torch.equal(lm([ROW[0]])["logits"], model(torch.tensor(ROW)).logits)

@@ -86,6 +86,7 @@ class _Rewriting:
         self.lm, self.tower, self.layers, self.seen, self.tolerance = lm, tower, layers, seen, tolerance
         self.now: dict[Site, Tensor] = {}  # what this pass showed
         self.order: tuple[Site, Tensor] | None = None  # the first MLP beside attention, and what it computed here
+        self.deaf = False  # that MLP computes the same for every token (it was pruned): it tells no order
 
     def at(self, layer: int, point: str) -> Site:
         return Site(self.tower, layer, point)
@@ -115,8 +116,10 @@ class _Rewriting:
         return torch.full_like(x, -100)
 
     def _first(self, site: Site, x: Tensor) -> None:
-        if self.order is None and _writes(self.seen, site):
-            self.order = site, x.clone()
+        if self.order is None and not self.deaf and _writes(self.seen, site):
+            before = self.seen[site]
+            self.deaf = bool((before - before[:1, :1]).norm() <= self.tolerance * before.norm())
+            self.order = None if self.deaf else (site, x.clone())
 
     def hears(self) -> bool:
         """Whether the first MLP computed something else, as it must where it comes after attention."""
