@@ -12,7 +12,7 @@ from heads.subjects import ROWS, lm_of, padded, untouched
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
-from stratoscope.tokens import integrated_gradients, occlusion, verbalize
+from stratoscope.tokens import _spoken, integrated_gradients, occlusion, verbalize
 
 TOKENS = ["The", " keys", " to", ' "', " cabinet", " 50%", "\n", " to"]
 SHARP = np.array([0.1, 6.0, -2.0, 0.1, -0.1, 1.5, 0.1, 0.1])
@@ -124,7 +124,7 @@ def test_disagreement_is_said() -> None:
         found = verbalize.measure(lm, p.clean, saliency=truth, second=second, **words)
         assert int(found.agreement[0]) == agreement
         assert said in str(found.text.values[0])
-    assert "disagree" in verbalize._opinion("tokens.occlusion", 1, 2)  # half is not most
+    assert "disagree" in _spoken.opinion("tokens.occlusion", 1, 2)  # half is not most
 
 
 def test_without_a_second_opinion_the_text_says_why() -> None:

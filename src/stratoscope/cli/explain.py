@@ -11,16 +11,19 @@ import resource
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError, ResultError
 
 if TYPE_CHECKING:
     from stratoscope.report.page import Explanation
 
+_BETWEEN = 6.0  # seconds between two drawings of an unfinished page
 NAMES = {
     "load": "loading the model",
     "tokens.next_token": "what it predicts",
@@ -72,30 +75,41 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
         raise ResultError(f"{out} cannot be written: its folder does not exist, or it is a folder itself.")
     began = time.perf_counter()
     kept: list[Explanation] = []
+    written = began
 
     def keep(found: Explanation) -> None:
-        """The file is a whole page after every step."""
+        """The file is a whole page from the first step on, and never far behind: a page takes a second to draw."""
+        nonlocal written
+        first, kept[:] = not kept, [found]
+        if first or time.perf_counter() - written > _BETWEEN:
+            write_page()
+            written = time.perf_counter()
+
+    def write_page() -> None:
         from stratoscope.report.page import write
 
-        found.provenance.update(
+        kept[0].provenance.update(
             seconds=round(time.perf_counter() - began, 1),
             peak_memory_mb=_peak_megabytes(),
             command=shlex.join(["stratoscope", *sys.argv[1:]]),
         )
-        write(found, out)
-        kept[:] = [found]
+        write(kept[0], out)
 
     try:
         with _progress(question["circuit"]) as report:
             report("load", 0, 0)
+            use_free_cores()
             import stratoscope
 
             lm = stratoscope.load(model, dtype=dtype, device=device)
             from stratoscope.report.explain import explain
 
-            keep(explain(lm, report=report, keep=keep, **question))
+            kept[:] = [explain(lm, report=report, keep=keep, **question)]
+            write_page()
     except BaseException:
         if kept:
+            with suppress(ResultError):  # a full disk has been told already
+                write_page()
             done = len(kept[0].results)
             click.echo(f"What was finished ({done} results) is in {out.absolute().as_uri()}", err=True)
         raise

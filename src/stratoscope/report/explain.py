@@ -212,7 +212,7 @@ def _explanation(
         answer=str(first["answer"].values[0]),
         foil=str(first["foil"].values[0]),
         foil_how=why,
-        corrupt_prompt="".join(other.tokens[0]) if other is not None else None,
+        corrupt_prompt=other.texts[0] if other is not None else None,
         corrupt_how=how,
         notes=list(dict.fromkeys(filter(None, notes))),
         missing=dict(steps.missing),
