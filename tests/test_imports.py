@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +112,14 @@ def test_annotations_are_checked_in_this_test_run() -> None:
 
     with pytest.raises(jaxtyping.TypeCheckError, match="address"):
         catalogue.find(3)
+
+
+def test_every_file_beside_the_code_is_in_the_wheel() -> None:
+    root = Path(__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    packed = settings["package-data"]["stratoscope"]
+    source = root / "src" / "stratoscope"
+    files = [p.relative_to(source) for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    beside = [p for p in files if p.suffix not in (".py", ".pyc")]
+    assert len(beside) > 10
+    assert [str(p) for p in beside if not any(p.match(pattern) for pattern in packed)] == []
