@@ -1,8 +1,10 @@
 """Which attribution of tokens can be believed: every method against Shapley values and against
 exchange by words.
 
-    python bench/attribution.py run         appends to bench/attribution/FAMILY.jsonl, resumes; about 30 CPU-min
-    python bench/attribution.py table       writes bench/attribution.json and docs/attribution.md from what is there
+    python bench/attribution.py run         appends to bench/attribution/FAMILY.jsonl, resumes;
+                                            about 30 CPU-min
+    python bench/attribution.py table       writes bench/attribution.json and docs/attribution.md
+                                            from what is there
 
 References. (1) Shapley values by sampling, absent tokens being other words of their kind: it
 changes many tokens at once, as the way of integrated gradients does, and each one alone, as
@@ -37,12 +39,21 @@ from scipy.stats import spearmanr
 import stratoscope
 from stratoscope.maths.resample import Interval, interval
 from stratoscope.models import LM
-from stratoscope.tokens import exchange, gradient_times_input, integrated_gradients, occlusion, shapley
+from stratoscope.tokens import (
+    exchange,
+    gradient_times_input,
+    integrated_gradients,
+    occlusion,
+    shapley,
+)
 
 HERE = Path(__file__).parent
-FOUND = HERE / "attribution"  # a file for each family: a prompt's question once, then a line for each method
+FOUND = (
+    HERE / "attribution"
+)  # a file for each family: a prompt's question once, then a line for each method
 QUESTION = ("answer", "foil", "tokens", "ids", "special")
-# name -> what `stratoscope.load` is given; the third is `$QWEN`, a GGUF whose sha256 begins with 1d9614638d18024d
+# name -> what `stratoscope.load` is given; the third is `$QWEN`, a GGUF whose sha256 begins with
+# 1d9614638d18024d
 FAMILIES = ("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b")
 PROMPTS = {
     "The capital of France is": (" Paris", " Berlin"),
@@ -123,12 +134,15 @@ def methods(lm: LM) -> dict[str, Method]:
         "occlusion pad": of(occlusion, replacement=pad),
         "gradient times input": of(gradient_times_input),
         "integrated gradients mean": of(integrated_gradients, steps=33, tolerance=0.02),
-        "expected gradients kind": of(integrated_gradients, baseline="kind", draws=4, steps=9, seed=30, tolerance=0.02),
+        "expected gradients kind": of(
+            integrated_gradients, baseline="kind", draws=4, steps=9, seed=30, tolerance=0.02
+        ),
     }
 
 
 def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
-    """One method's attribution of one prompt, what it missed of its sum (a share), and CPU seconds."""
+    """One method's attribution of one prompt, what it missed of its sum (a share), and CPU
+    seconds."""
     began = time.process_time()
     found = method(prompt, **dict(zip(("answer", "foil"), PROMPTS[prompt])))
     seconds = round(time.process_time() - began, 3)
@@ -154,7 +168,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--qwen", type=click.Path(exists=True), help="The GGUF of Qwen2.5-Coder-0.5B-Instruct, Q4_K_M.")
+@click.option(
+    "--qwen", type=click.Path(exists=True), help="The GGUF of Qwen2.5-Coder-0.5B-Instruct, Q4_K_M."
+)
 def run(qwen: str | None) -> None:
     """Measure, prompt by prompt; what the file holds already is not measured again."""
     torch.set_num_threads(1)
@@ -174,7 +190,9 @@ def run(qwen: str | None) -> None:
                     asked.add((family, prompt))
                     with (FOUND / f"{family}.jsonl").open("a", encoding="utf-8") as out:
                         for one in (*new, {"prompt": prompt, "method": name} | line):
-                            out.write(json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n")
+                            out.write(
+                                json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n"
+                            )
                     click.echo(f"{line['seconds']:6.1f} CPU s  {family:20} {name:28} {prompt}")
 
 
@@ -195,7 +213,10 @@ BAR = 0.7
 FIRST_OPINION = "occlusion mean"
 NULLS = ("random", "later position", "token id")
 # the reference's parts: independent samples, and of how many orders each is
-ORDERS = {f"shapley kind, {part}": n for part, n in {"half 1": 8, "half 2": 8, "more 1": 32, "more 2": 32}.items()}
+ORDERS = {
+    f"shapley kind, {part}": n
+    for part, n in {"half 1": 8, "half 2": 8, "more 1": 32, "more 2": 32}.items()
+}
 HALVES = {f"exchange, half {n}": 5 for n in (1, 2)}
 # what is judged: a name of its own for some of these parts
 PARTS = {
@@ -242,9 +263,17 @@ def read() -> dict[tuple[str, str], tuple[Maps, dict[str, float]]]:
         if "missed" in line:
             missed[line["method"]] = line["missed"]
         ids = np.array(line["ids"])[words]
-        dice = np.random.default_rng(sum(line["ids"]))
-        maps |= {"random": dice.random(len(ids)), "later position": np.arange(len(ids)), "token id": ids}
-    return {key: value for key, value in found.items() if all(half in value[0] for half in PARTS["16 orders"])}
+        generator = np.random.default_rng(sum(line["ids"]))
+        maps |= {
+            "random": generator.random(len(ids)),
+            "later position": np.arange(len(ids)),
+            "token id": ids,
+        }
+    return {
+        key: value
+        for key, value in found.items()
+        if all(half in value[0] for half in PARTS["16 orders"])
+    }
 
 
 def mean(maps: Maps, parts: dict[str, int], without: tuple[str, ...] = ()) -> np.ndarray | None:
@@ -286,7 +315,9 @@ def summary() -> dict[str, Any]:
     for name in NAMES:
         source = "integrated gradients mean" if name == "converged" else name
         part = {
-            key: maps for key, (maps, missed) in data.items() if name != "converged" or missed.get(source, 1) <= 0.1
+            key: maps
+            for key, (maps, missed) in data.items()
+            if name != "converged" or missed.get(source, 1) <= 0.1
         }
         told: dict[str, Any] = {}
         for label, reference, signed in (
@@ -294,14 +325,21 @@ def summary() -> dict[str, Any]:
             ("shapley_signed", ORDERS, True),
             ("exchange", HALVES, False),
         ):
-            values = {key: against(maps, source, reference, signed=signed) for key, maps in part.items()}
+            values = {
+                key: against(maps, source, reference, signed=signed) for key, maps in part.items()
+            }
             told[label] = _rounded(over(values))
             if label == "shapley":
                 told["families"] = {
-                    f: _rounded(over({key: v for key, v in values.items() if key[0] == f})) for f in FAMILIES
+                    f: _rounded(over({key: v for key, v in values.items() if key[0] == f}))
+                    for f in FAMILIES
                 }
         rows[name] = told
-    low = {name: rows[name]["shapley"]["low"] for name in NAMES if name not in (*NULLS, FIRST_OPINION, "converged")}
+    low = {
+        name: rows[name]["shapley"]["low"]
+        for name in NAMES
+        if name not in (*NULLS, FIRST_OPINION, "converged")
+    }
     good = {name: value for name, value in low.items() if value is not None and value >= BAR}
     eight = ORDERS | dict.fromkeys(("shapley kind, more 1", "shapley kind, more 2"), 0)
     half = over(
@@ -316,7 +354,10 @@ def summary() -> dict[str, Any]:
     return {
         "prompts": len({prompt for _, prompt in data}),
         "families": {f: sum(key[0] == f for key in data) for f in FAMILIES},
-        "orders": {f: round(float(np.mean([n for n, key in zip(orders, data) if key[0] == f])), 1) for f in FAMILIES},
+        "orders": {
+            f: round(float(np.mean([n for n, key in zip(orders, data) if key[0] == f])), 1)
+            for f in FAMILIES
+        },
         "two_times_8_orders": round(half, 3),
         "reliability": round(float(np.mean(whole)), 3),
         "ceiling": round(float(np.mean(np.sqrt(whole))), 3),
@@ -328,7 +369,12 @@ def summary() -> dict[str, Any]:
 
 def _rounded(found: Interval) -> dict[str, float | int | None]:
     number = lambda x: None if not np.isfinite(x) else round(float(x), 3)  # noqa: E731
-    return {"value": number(found.value), "low": number(found.low), "high": number(found.high), "n": found.n}
+    return {
+        "value": number(found.value),
+        "low": number(found.low),
+        "high": number(found.high),
+        "n": found.n,
+    }
 
 
 def page(found: dict[str, Any]) -> str:
@@ -374,7 +420,10 @@ whose interval has its lower end at {found["bar"]} or above. {verdict}
         families = " | ".join(cell(told["families"][f], ends=False) for f in FAMILIES)
         shapley_cell, signed = cell(told["shapley"]), cell(told["shapley_signed"], ends=False)
         n = told["shapley"]["n"]
-        lines.append(f"| {NAMES[name]} | {shapley_cell} | {signed} | {cell(told['exchange'])} | {families} | {n} |")
+        lines.append(
+            f"| {NAMES[name]} | {shapley_cell} | {signed} | {cell(told['exchange'])} | {families} "
+            f"| {n} |"
+        )
     said = {name: cell(told["shapley"]) for name, told in found["methods"].items()}
     by = found["methods"]["integrated gradients mean"]["families"]
     split = "; ".join(f"{family} {cell(told)}, {told['n']} prompts" for family, told in by.items())
@@ -382,7 +431,8 @@ whose interval has its lower end at {found["bar"]} or above. {verdict}
 **What it says.** Integrated gradients from the mean embedding, once the report's second opinion,
 ranks the words of these prompts no better than chance ({said["integrated gradients mean"]}), also
 where it has converged ({said["converged"]}). By family: {split}. Gradient x input does not either
-({said["gradient times input"]}). Expected gradients do ({said["expected gradients kind"]}). Occlusion
+({said["gradient times input"]}). Expected gradients do ({said["expected gradients kind"]}).
+Occlusion
 ({said["occlusion mean"]}) and exchange ({said["5 words"]}) follow the reference half way: they see
 what one word does while all others are there. Nearest are Shapley values of fewer orders
 ({said["32 orders"]} for 32), which are the same quantity, sampled less.

@@ -60,7 +60,16 @@ def explain() -> float:
     """Seconds of one explanation, loading included."""
     with tempfile.TemporaryDirectory() as folder:
         start = "from stratoscope.cli import main; main()"
-        words = ["explain", PROMPT, "--answer", " Mary", "--foil", " John", "--out", f"{folder}/r.html"]
+        words = [
+            "explain",
+            PROMPT,
+            "--answer",
+            " Mary",
+            "--foil",
+            " John",
+            "--out",
+            f"{folder}/r.html",
+        ]
         began = time.perf_counter()
         command = [sys.executable, "-W", "ignore", "-c", start, *words]
         subprocess.run(command, check=True, capture_output=True)
@@ -76,7 +85,10 @@ def main() -> None:
             times = [explain() for _ in range(TIMES)]
         found[name] = round(statistics.median(times), 1)
         ratio = found[name] / found["idle"]
-        sys.stdout.write(f"{name:42} {found[name]:6.1f} s   {ratio:.2f} x idle   {found[name] / forward:5.0f} passes\n")
+        sys.stdout.write(
+            f"{name:42} {found[name]:6.1f} s   {ratio:.2f} x idle   {found[name] / forward:5.0f} "
+            "passes\n"
+        )
     file = Path(__file__).with_suffix(".json")
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -2,9 +2,10 @@
 
     python bench/edges.py               about three minutes; writes bench/edges.json
 
-Two samples of 300 edges for each prompt, because they answer different questions: edges drawn at random (nearly all of
-them do nothing, so correlation there is mostly about the noise floor and a few strong edges), and EAP-IG's own strongest
-(are those it names as strong really strong?). Effects are shares of the clean minus corrupt logit difference.
+Two samples of 300 edges for each prompt, because they answer different questions: edges drawn at
+random (nearly all of them do nothing, so correlation there is mostly about the noise floor and a
+few strong edges), and EAP-IG's own strongest (are those it names as strong really strong?). Effects
+are shares of the clean minus corrupt logit difference.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ def agreement(estimate: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     }
 
 
-def compare(lm: LM, name: str, prompts: int, count: int, steps: int, seed: int) -> dict[str, object]:
-    """Agreement on `count` random edges and on EAP-IG's strongest `count`, of prompts the model gets right."""
+def compare(
+    lm: LM, name: str, prompts: int, count: int, steps: int, seed: int
+) -> dict[str, object]:
+    """Agreement on `count` random edges and on EAP-IG's strongest `count`, of prompts the model
+    gets right."""
     task = tasks.task(name)(lm.tokenizer, 20 * prompts, seed=seed)
     right = tasks.accuracy(lm, task).correct.values.nonzero()[0][:prompts].tolist()
     wires = wiring(lm)
@@ -50,17 +54,29 @@ def compare(lm: LM, name: str, prompts: int, count: int, steps: int, seed: int) 
     found: dict[str, list[dict[str, float]]] = {"random": [], "strongest": []}
     for i in right:
         given = {"corrupt": task.corrupt[i], "answer": task.answer_ids[i], "foil": task.foil_ids[i]}
-        estimate = edge_attribution_ig.measure(lm, task.clean[i], **given, steps=steps).effect.values[0]
+        estimate = edge_attribution_ig.measure(
+            lm, task.clean[i], **given, steps=steps
+        ).effect.values[0]
         samples = {
             "random": random.Random(seed).sample(range(len(every)), count),
             "strongest": np.argsort(-abs(estimate))[:count].tolist(),
         }
         for kind, which in samples.items():
-            paths = [(wires.senders[s[0]], wires.receivers[r[0]]) for s, r in (every[j] for j in which)]
+            paths = [
+                (wires.senders[s[0]], wires.receivers[r[0]]) for s, r in (every[j] for j in which)
+            ]
             exact = path_patching.measure(lm, task.clean[i], **given, paths=paths).effect.values[0]
             found[kind].append(agreement(estimate[which], exact))
-    middle = {kind: {key: float(np.median([f[key] for f in rows])) for key in rows[0]} for kind, rows in found.items()}
-    return {"prompts": [task.clean[i] for i in right], "edges": len(every), "median": middle, "each": found}
+    middle = {
+        kind: {key: float(np.median([f[key] for f in rows])) for key in rows[0]}
+        for kind, rows in found.items()
+    }
+    return {
+        "prompts": [task.clean[i] for i in right],
+        "edges": len(every),
+        "median": middle,
+        "each": found,
+    }
 
 
 @click.command()

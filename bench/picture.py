@@ -22,7 +22,12 @@ SWEEPS = {
     "heads": "heads\nno shared prefix",
     "heads_prefix": "heads\nshared prefix",
 }
-COLOURS = {"planner": "#1b6ca8", "naive": "#8a8f98", "nnsight": "#d08c2f", "TransformerLens": "#b3464f"}
+COLOURS = {
+    "planner": "#1b6ca8",
+    "naive": "#8a8f98",
+    "nnsight": "#d08c2f",
+    "TransformerLens": "#b3464f",
+}
 NAMES = {
     "planner": "stratoscope",
     "naive": "naive loop, plain hooks",
@@ -40,13 +45,16 @@ STYLE = {
 
 
 def seconds(axes: plt.Axes, sweeps: dict) -> None:
-    """Seconds for a whole sweep by each tool, on a logarithmic axis, with the ratio above each bar."""
+    """Seconds for a whole sweep by each tool, on a logarithmic axis, with the ratio above each
+    bar."""
     width = 0.2
     for number, arm in enumerate(COLOURS):
         for place, name in enumerate(SWEEPS):
             spent = statistics.median(sweeps[name]["seconds"][arm])
             at = place + (number - 1.5) * width
-            axes.bar(at, spent, width * 0.92, color=COLOURS[arm], label=NAMES[arm] if not place else None)
+            axes.bar(
+                at, spent, width * 0.92, color=COLOURS[arm], label=NAMES[arm] if not place else None
+            )
             told = f"{spent:.1f} s" if arm == "planner" else f"{sweeps[name]['ratio'][arm]:.0f}x"
             axes.annotate(told, (at, spent), ha="center", va="bottom", fontsize=8)
     axes.set_yscale("log")
@@ -59,7 +67,9 @@ def seconds(axes: plt.Axes, sweeps: dict) -> None:
 
 def growth(axes: plt.Axes, rows: list[dict], along: str, keep: dict[str, int], label: str) -> None:
     """Milliseconds a result, naive and planner, against length or depth."""
-    rows = sorted((r for r in rows if all(r[k] == v for k, v in keep.items())), key=lambda r: r[along])
+    rows = sorted(
+        (r for r in rows if all(r[k] == v for k, v in keep.items())), key=lambda r: r[along]
+    )
     for arm in ("naive", "planner"):
         points = [(r[along], r["ms_a_result"][arm]) for r in rows]
         axes.plot(*zip(*points), "o-", color=COLOURS[arm], label=NAMES[arm])
@@ -86,7 +96,9 @@ def main() -> None:
         figure = plt.figure(figsize=(10.5, 3.9), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=(2.2, 1, 1))
         seconds(left, record["sweeps"])
-        growth(middle, record["growth"], "tokens", {"pairs": 1, "layers": 30}, "tokens in the prompt")
+        growth(
+            middle, record["growth"], "tokens", {"pairs": 1, "layers": 30}, "tokens in the prompt"
+        )
         middle.set_ylabel("milliseconds a patched result")
         growth(right, record["growth"], "layers", {"pairs": 1, "tokens": 18}, "layers of the model")
         OUT.parent.mkdir(exist_ok=True)

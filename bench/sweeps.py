@@ -1,11 +1,15 @@
-"""How fast an exact sweep is: the planner against the naive loop, and against the peers in the same process.
+"""How fast an exact sweep is: the planner against the naive loop, and against the peers in the same
+process.
 
-    python bench/sweeps.py --quick      planner and naive only, some layers, every timed cell compared; under a minute
-    make bench                          all layers, TransformerLens and nnsight beside them, medians of 5; minutes
+    python bench/sweeps.py --quick      planner and naive only, some layers, every timed cell
+                                        compared; under a minute
+    make bench                          all layers, TransformerLens and nnsight beside them,
+                                        medians of 5; minutes
 
-Each repetition runs every arm once, in random order. The naive loop and the peers pay the same for every cell, so they
-are timed on a random sample of cells (all of them compared with the planner's numbers) and scaled to the whole sweep;
-the planner always runs the whole sweep. Ratios are medians over repetitions of (arm / planner in the same repetition).
+Each repetition runs every arm once, in random order. The naive loop and the peers pay the same for
+every cell, so they are timed on a random sample of cells (all of them compared with the planner's
+numbers) and scaled to the whole sweep; the planner always runs the whole sweep. Ratios are medians
+over repetitions of (arm / planner in the same repetition).
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ HERE = Path(__file__).parent
 
 @dataclass
 class Arm:
-    """One way of computing cells: run(cells) -> metric of each, and whether it runs all cells or only the sample."""
+    """One way of computing cells: run(cells) -> metric of each, and whether it runs all cells or
+    only the sample."""
 
     name: str
     run: Callable[[list[int]], Tensor]
@@ -64,7 +69,8 @@ class Sweep:
 
 
 def build(lm: LM, kind: str, clean: str, corrupt: str, stride: int, device: str) -> Sweep:
-    """All layers (every stride-th) by all positions, or by all heads at all positions, clean into corrupt."""
+    """All layers (every stride-th) by all positions, or by all heads at all positions, clean into
+    corrupt."""
     batches = lm.batch(clean), lm.batch(corrupt)
     site = "resid_pre" if kind == "resid" else "attn.z"
     source = capture(lm, batches[0], f"layers.*.{site}").stack(f"layers.*.{site}")
@@ -80,8 +86,11 @@ def build(lm: LM, kind: str, clean: str, corrupt: str, stride: int, device: str)
     return Sweep(kind, kind, batches[0].ids, batches[1].ids, places, cells)
 
 
-def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int, seed: int) -> dict[str, object]:
-    """Seconds for the whole sweep by each arm, per repetition, and the largest difference from the planner."""
+def measure(
+    lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int, seed: int
+) -> dict[str, object]:
+    """Seconds for the whole sweep by each arm, per repetition, and the largest difference from the
+    planner."""
     rng = random.Random(seed)
     everything = list(range(len(work.cells)))
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
@@ -92,7 +101,9 @@ def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int,
         arm.run(everything[:2])
     for _ in range(repetitions):
         for arm in rng.sample(arms, len(arms)):
-            chosen = everything if arm.whole else rng.sample(everything, min(sample, len(everything)))
+            chosen = (
+                everything if arm.whole else rng.sample(everything, min(sample, len(everything)))
+            )
             start = time.perf_counter()
             values = arm.run(chosen)
             spent = time.perf_counter() - start
@@ -106,7 +117,8 @@ def measure(lm: LM, work: Sweep, arms: list[Arm], repetitions: int, sample: int,
         "seconds": seconds,
         "max_abs": worst,
         "ratio": {
-            name: statistics.median(a / b for a, b in zip(seconds[name], seconds[planner.name])) for name in seconds
+            name: statistics.median(a / b for a, b in zip(seconds[name], seconds[planner.name]))
+            for name in seconds
         },
         "metric_range": float(reference.max() - reference.min()),
     }
@@ -126,7 +138,8 @@ def ours(lm: LM, work: Sweep, ids: tuple[int, int]) -> list[Arm]:
 
 
 def transformer_lens(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
-    """transformer_lens.patching on the same Hugging Face model, one forward pass a patch, as its users run it."""
+    """transformer_lens.patching on the same Hugging Face model, one forward pass a patch, as its
+    users run it."""
     with suppress(ImportError):
         import pandas as pd
         from transformer_lens import patching
@@ -176,7 +189,9 @@ def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
                         model.model.layers[layer].input[:, other] = value[:, 0]
                     else:
                         span = slice(other * heads, (other + 1) * heads)
-                        model.model.layers[layer].self_attn.o_proj.input[:, :, span] = value[:, :, 0]
+                        model.model.layers[layer].self_attn.o_proj.input[:, :, span] = value[
+                            :, :, 0
+                        ]
                     logits = model.lm_head.output[:, -1].save()
                 found.append((logits[:, ids[0]] - logits[:, ids[1]]).mean())
             return torch.stack(found)
@@ -192,7 +207,9 @@ def by_hand(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm:
     )  # layer, position, 1, 1, dim
     source = source.flatten(2, 3).transpose(1, 2)
     return Arm(
-        "hand-written", lambda which: residual_sweep(lm.model, work.corrupt, source, ids).flatten()[which], whole=True
+        "hand-written",
+        lambda which: residual_sweep(lm.model, work.corrupt, source, ids).flatten()[which],
+        whole=True,
     )
 
 
@@ -227,30 +244,49 @@ def settings() -> dict[str, tuple[str, str]]:
 
 
 def growth(lm: LM, ids: tuple[int, int], repetitions: int) -> list[dict[str, object]]:
-    """How cost grows with length, pairs and depth: residual sweeps of random tokens without a shared prefix.
+    """How cost grows with length, pairs and depth: residual sweeps of random tokens without a
+    shared prefix.
 
-    Long sweeps are thinned to every n-th layer and position, evenly, so that a result costs on average what it costs in
-    the whole sweep. Depth is that of the same model cut after its first layers.
+    Long sweeps are thinned to every n-th layer and position, evenly, so that a result costs on
+    average what it costs in the whole sweep. Depth is that of the same model cut after its first
+    layers.
     """
     rows = []
     generator = torch.Generator().manual_seed(0)
     whole = lm.dims.layers
-    shapes = [(8, 1, whole), (18, 1, whole), (64, 1, whole), (256, 1, whole), (8, 8, whole), (18, 8, whole)]
+    shapes = [
+        (8, 1, whole),
+        (18, 1, whole),
+        (64, 1, whole),
+        (256, 1, whole),
+        (8, 8, whole),
+        (18, 8, whole),
+    ]
     for tokens, pairs, depth in [*shapes, (18, 1, 8), (18, 1, 15), (18, 1, 23)]:
         cut = lm if depth == whole else shallower(lm, depth)
-        clean, corrupt = (torch.randint(100, 40000, (pairs, tokens), generator=generator) for _ in range(2))
+        clean, corrupt = (
+            torch.randint(100, 40000, (pairs, tokens), generator=generator) for _ in range(2)
+        )
         source = capture(cut, clean, "layers.*.resid_pre").stack("layers.*.resid_pre")
         layers = range(0, depth, 1 if tokens * pairs <= 18 else 5)
         positions = range(0, tokens, max(1, tokens // 32))
         places = [(a, b) for a in layers for b in positions]
-        cells = [replaced(f"layers.{a}.resid_pre", source[a][:, [b]], positions=b) for a, b in places]
+        cells = [
+            replaced(f"layers.{a}.resid_pre", source[a][:, [b]], positions=b) for a, b in places
+        ]
         work = Sweep("growth", "resid", clean, corrupt, places, cells)
         found = measure(cut, work, ours(cut, work, ids), repetitions, 4, 0)
-        each = {arm: 1000 * statistics.median(s) / len(cells) / pairs for arm, s in found["seconds"].items()}
-        rows.append({"tokens": tokens, "pairs": pairs, "layers": depth, "ms_a_result": each} | found)
+        each = {
+            arm: 1000 * statistics.median(s) / len(cells) / pairs
+            for arm, s in found["seconds"].items()
+        }
+        rows.append(
+            {"tokens": tokens, "pairs": pairs, "layers": depth, "ms_a_result": each} | found
+        )
         told = ", ".join(f"{arm} {ms:.2f} ms" for arm, ms in each.items())
         click.echo(
-            f"  {tokens} tokens, {pairs} pairs, {depth} layers: {told} a result; naive / planner {found['ratio']['naive']:.1f}"
+            f"  {tokens} tokens, {pairs} pairs, {depth} layers: {told} a result; naive / planner "
+            f"{found['ratio']['naive']:.1f}"
         )
     return rows
 
@@ -264,25 +300,41 @@ def shallower(lm: LM, depth: int) -> LM:
 
 
 def memory(lm: LM, work: Sweep, ids: tuple[int, int], budget: int) -> dict[str, int]:
-    """What the process really grows by when rows in flight may take `budget` bytes; the base run's share is its own."""
+    """What the process really grows by when rows in flight may take `budget` bytes; the base run's
+    share is its own."""
     metric = lambda logits, example: logits[:, ids[0]] - logits[:, ids[1]]  # noqa: E731
     base = peak_memory(lambda: sweep(lm, work.corrupt, work.cells[:1], metric))
     grown = peak_memory(lambda: sweep(lm, work.corrupt, work.cells, metric, budget=budget))
     click.echo(
-        f"  budget {budget >> 20} MiB: grew by {grown >> 20} MiB at most; a sweep of one cell by {base >> 20} MiB"
+        f"  budget {budget >> 20} MiB: grew by {grown >> 20} MiB at most; a sweep of one cell by "
+        f"{base >> 20} MiB"
     )
     return {"budget": budget, "grown": grown, "one_cell": base}
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Planner and naive only, every fifth layer; under a minute.")
-@click.option("--no-growth", is_flag=True, help="Leave out how cost grows with length and pairs; it takes longest.")
+@click.option(
+    "--quick", is_flag=True, help="Planner and naive only, every fifth layer; under a minute."
+)
+@click.option(
+    "--no-growth",
+    is_flag=True,
+    help="Leave out how cost grows with length and pairs; it takes longest.",
+)
 @click.option("--model", default="smollm2")
 @click.option("--dtype", default="float32")
 @click.option("--device", default="cpu")
 @click.option("--repetitions", default=None, type=int)
 @click.option("--out", default=str(HERE / "sweeps.json"), help="Where the full run's numbers go.")
-def main(quick: bool, no_growth: bool, model: str, dtype: str, device: str, repetitions: int | None, out: str) -> None:
+def main(
+    quick: bool,
+    no_growth: bool,
+    model: str,
+    dtype: str,
+    device: str,
+    repetitions: int | None,
+    out: str,
+) -> None:
     repetitions = repetitions or (1 if quick else 5)
     lm = stratoscope.load(model, dtype=dtype, device=device)
     ids = tuple(lm.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (ANSWER, FOIL))
@@ -297,12 +349,20 @@ def main(quick: bool, no_growth: bool, model: str, dtype: str, device: str, repe
         if name == "full" and not quick:
             found["memory"] = [memory(lm, work, ids, megabytes << 20) for megabytes in (64, 256)]
         table[name] = found
-        times = ", ".join(f"{arm} {statistics.median(s):.2f} s" for arm, s in found["seconds"].items())
+        times = ", ".join(
+            f"{arm} {statistics.median(s):.2f} s" for arm, s in found["seconds"].items()
+        )
         click.echo(f"{name}: {found['cells']} cells of {found['tokens']} tokens: {times}")
         click.echo(f"  {plan(lm, work.corrupt, work.cells).explain()}")
     worst = max(gap for found in table.values() for gap in found["max_abs"].values())
     if not quick:
-        record = {"model": model, "dtype": dtype, "device": device, "provenance": lm.provenance, "sweeps": table}
+        record = {
+            "model": model,
+            "dtype": dtype,
+            "device": device,
+            "provenance": lm.provenance,
+            "sweeps": table,
+        }
         record["growth"] = [] if no_growth else growth(lm, ids, min(3, repetitions))
         Path(out).write_text(json.dumps(record, indent=1))
     ratios = " ".join(f"{name}={found['ratio']['naive']:.1f}" for name, found in table.items())

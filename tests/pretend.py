@@ -1,7 +1,9 @@
-"""A device that is pretended: tensors whose `device` is cuda:0, kept on the CPU, that refuse to meet tensors which are not.
+"""A device that is pretended: tensors whose `device` is cuda:0, kept on the CPU, that refuse to
+meet tensors which are not.
 
-It fails where a GPU would: when tensors of two devices meet in one operation, when numpy is asked for a tensor that is not
-on the CPU, when a CPU generator draws on the device. What a GPU allows is allowed: scalars, and CPU indices, copies.
+It fails where a GPU would: when tensors of two devices meet in one operation, when numpy is asked
+for a tensor that is not on the CPU, when a CPU generator draws on the device. What a GPU allows is
+allowed: scalars, and CPU ingenerators, copies.
 """
 
 from __future__ import annotations
@@ -19,9 +21,18 @@ DEVICE = torch.device("cuda:0")
 _LIKE = ("zeros", "ones", "full", "empty", "rand", "randn")
 _MADE = (*_LIKE, "arange", "eye", "tensor", "as_tensor", "linspace", "randint", "randperm")
 FACTORIES = {getattr(torch, name) for name in (*_MADE, *(f"{name}_like" for name in _LIKE))}
-NEW = {getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")}
+NEW = {
+    getattr(Tensor, name)
+    for name in ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+}
 MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type, Tensor.copy_}
-INDEXED = {Tensor.__getitem__, Tensor.__setitem__, torch.index_put, Tensor.index_put, Tensor.index_put_}
+INDEXED = {
+    Tensor.__getitem__,
+    Tensor.__setitem__,
+    torch.index_put,
+    Tensor.index_put,
+    Tensor.index_put_,
+}
 READ = {Tensor.numpy, Tensor.__array__}
 
 
@@ -29,7 +40,9 @@ class OnDevice(Tensor):
     """A tensor that says it lies on the device."""
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 
@@ -47,20 +60,28 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     if func is Tensor.__deepcopy__:
         data = args[0].detach().clone()
-        return nn.Parameter(data, args[0].requires_grad) if isinstance(args[0], nn.Parameter) else data
+        return (
+            nn.Parameter(data, args[0].requires_grad) if isinstance(args[0], nn.Parameter) else data
+        )
     with torch._C.DisableTorchFunctionSubclass():
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return DEVICE
         if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return True
         if func in READ:
-            raise TypeError("can't convert cuda:0 device type tensor to numpy: use Tensor.cpu() first")
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy: use Tensor.cpu() first"
+            )
         if func in MOVES or func in FACTORIES | NEW:
             return moved(func, args, kwargs, asked)
         refuse_mixed(func, args, kwargs, tensors)
         found = func(*args, **kwargs)
         mutated = func in (Tensor.requires_grad_, Tensor.__setitem__)
-        return found if mutated else tree_map(lambda t: there(t) if isinstance(t, Tensor) else t, found)
+        return (
+            found
+            if mutated
+            else tree_map(lambda t: there(t) if isinstance(t, Tensor) else t, found)
+        )
 
 
 def moved(func: Any, args: tuple, kwargs: dict[str, Any], asked: Any) -> Any:
@@ -76,7 +97,11 @@ def moved(func: Any, args: tuple, kwargs: dict[str, Any], asked: Any) -> Any:
             args[place] = torch.device("cpu")
     if "device" in kwargs:
         kwargs["device"] = None if func in FACTORIES | NEW else torch.device("cpu")
-    on = isinstance(args[0], OnDevice) and func not in (torch.tensor, torch.arange) if args else False
+    on = (
+        isinstance(args[0], OnDevice) and func not in (torch.tensor, torch.arange)
+        if args
+        else False
+    )
     if func is Tensor.cpu:
         on = False
     if places:
@@ -100,16 +125,25 @@ def refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[T
         if not home and any(isinstance(t, OnDevice) for t in index):
             raise RuntimeError(f"{name}: indices are on cuda:0 and the indexed tensor is not")
         value = args[2] if len(args) > 2 else None
-        if isinstance(value, Tensor) and value.ndim and isinstance(value, OnDevice) != home and index:
+        if (
+            isinstance(value, Tensor)
+            and value.ndim
+            and isinstance(value, OnDevice) != home
+            and index
+        ):
             raise RuntimeError(f"{name}: a value on another device than the indexed tensor")
         return
-    raise RuntimeError(f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu")
+    raise RuntimeError(
+        f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu"
+    )
 
 
 class _Factories(TorchFunctionMode):
     """`device=cuda:0` makes a tensor of the device, also where no tensor takes part."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         asked = kwargs.get("device")
         to_there = func is Tensor.to and any(isinstance(a, OnDevice) for a in args[1:])
@@ -121,8 +155,11 @@ class _Factories(TorchFunctionMode):
 
 @contextmanager
 def device(*models: nn.Module) -> Iterator[None]:
-    """Inside the block the models' weights lie on the device; afterwards they are what they were."""
-    before = [(m, dict(m._parameters), dict(m._buffers)) for model in models for m in model.modules()]
+    """Inside the block the models' weights lie on the device; afterwards they are what they
+    were."""
+    before = [
+        (m, dict(m._parameters), dict(m._buffers)) for model in models for m in model.modules()
+    ]
     shared: dict[int, Any] = {}
 
     def move(x: Tensor | None) -> Any:
@@ -130,7 +167,9 @@ def device(*models: nn.Module) -> Iterator[None]:
             return None
         if id(x) not in shared:
             data = there(x.detach())
-            shared[id(x)] = nn.Parameter(data, x.requires_grad) if isinstance(x, nn.Parameter) else data
+            shared[id(x)] = (
+                nn.Parameter(data, x.requires_grad) if isinstance(x, nn.Parameter) else data
+            )
         return shared[id(x)]
 
     free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *_: (2**34, 2**34)

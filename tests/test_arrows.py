@@ -43,12 +43,14 @@ def method_rooms() -> set[str]:
 
 
 def imports(text: str, package: tuple[str, ...]) -> Iterator[tuple[str, int, bool]]:
-    """Yield (dotted name, line, only for types) of each stratoscope import in a file of `package`."""
+    """Yield (dotted name, line, only for types) of each stratoscope import in a file of
+    `package`."""
     tree = ast.parse(text)
     types = {
         inner
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
         for statement in node.body
         for inner in ast.walk(statement)
     }
@@ -57,10 +59,16 @@ def imports(text: str, package: tuple[str, ...]) -> Iterator[tuple[str, int, boo
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            names = [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
+            names = [
+                ".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names
+            ]
         else:
             continue
-        yield from ((name, node.lineno, node in types) for name in names if name.split(".")[0] == "stratoscope")
+        yield from (
+            (name, node.lineno, node in types)
+            for name in names
+            if name.split(".")[0] == "stratoscope"
+        )
 
 
 def violations(text: str, package: tuple[str, ...], room: str, methods: set[str]) -> list[str]:
@@ -101,7 +109,8 @@ def test_arrows(file: tuple[Path, tuple[str, ...], str]) -> None:
 
 
 def test_every_room_is_known() -> None:
-    """A method room has a method or is named in the design; a new kind of room needs its own arrows above."""
+    """A method room has a method or is named in the design; a new kind of room needs its own arrows
+    above."""
     designed = {"tokens", "embeddings", "neurons", "features", "heads", "layers", "circuits"}
     designed |= {"editing", "retrieval", "vision", "architectures", "training"}
     assert method_rooms() <= designed
@@ -136,7 +145,9 @@ def test_every_room_is_known() -> None:
     ],
 )
 def test_a_planted_violation_is_caught(room: str, text: str) -> None:
-    assert violations(text, ("stratoscope", room) if room else ("stratoscope",), room, {"layers", "heads"})
+    assert violations(
+        text, ("stratoscope", room) if room else ("stratoscope",), room, {"layers", "heads"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,17 +155,30 @@ def test_a_planted_violation_is_caught(room: str, text: str) -> None:
     [
         (
             "models",
-            "from stratoscope.models.sites import Site\nfrom stratoscope._lazy import lazy\nimport torch",
+            "from stratoscope.models.sites import Site\nfrom stratoscope._lazy import lazy\nimport "
+            "torch",
         ),
         ("models", "from .sites import Site"),
-        ("layers", "from stratoscope.engine import trace\nfrom stratoscope.layers import logit_lens"),
+        (
+            "layers",
+            "from stratoscope.engine import trace\nfrom stratoscope.layers import logit_lens",
+        ),
         ("layers", "from stratoscope.results import label"),
         (
             "plots",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stratoscope.models import LM",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stratoscope.models "
+            "import LM",
         ),
-        ("cli", "import stratoscope\nfrom stratoscope import catalogue\nfrom stratoscope.report import page"),
-        ("papers", "from stratoscope.layers import logit_lens\nfrom stratoscope.claims import Measured, claim"),
+        (
+            "cli",
+            "import stratoscope\nfrom stratoscope import catalogue\nfrom stratoscope.report import "
+            "page",
+        ),
+        (
+            "papers",
+            "from stratoscope.layers import logit_lens\nfrom stratoscope.claims import Measured, "
+            "claim",
+        ),
         ("claims", "from stratoscope import catalogue\nfrom stratoscope.plots import bars"),
         ("report", "from stratoscope.claims import ledger"),
     ],

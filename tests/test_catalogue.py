@@ -62,7 +62,8 @@ def test_scan_of_a_folder(tmp_path: Path) -> None:
         {
             "layers/lens.py": METHOD,
             "layers/_private.py": METHOD,
-            "layers/helpers.py": '"""No verb."""\ndef measured(): ...\nclass A:\n    def fit(self): ...\n',
+            "layers/helpers.py": '"""No verb."""\ndef measured(): ...\nclass A:\n    def '
+            "fit(self): ...\n",
             "editing/two.py": TWO,
             "editing/bare.py": "def build(config): ...\n",
             "engine/sweep.py": METHOD,
@@ -73,8 +74,12 @@ def test_scan_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "notes" / "n.py").write_text(METHOD)  # no package
     assert catalogue.methods(root) == [
         catalogue.Entry("editing", "bare", ("build",), "", "", root / "editing/bare.py"),
-        catalogue.Entry("editing", "two", ("fit", "edit"), "Two verbs.", "rome", root / "editing/two.py"),
-        catalogue.Entry("layers", "lens", ("measure",), "The lens.", "logit-lens", root / "layers/lens.py"),
+        catalogue.Entry(
+            "editing", "two", ("fit", "edit"), "Two verbs.", "rome", root / "editing/two.py"
+        ),
+        catalogue.Entry(
+            "layers", "lens", ("measure",), "The lens.", "logit-lens", root / "layers/lens.py"
+        ),
     ]
     assert catalogue.find("layers.lens", root).address == "layers.lens"
 
@@ -104,18 +109,25 @@ def test_this_package_is_read_as_python_reads_it() -> None:
             assert path not in found
         else:
             assert set(found[path].verbs if path in found else ()) == verbs
-        assert catalogue.docstring(path.read_text("utf-8")) == (ast.get_docstring(tree, clean=False) or "").strip()
+        assert (
+            catalogue.docstring(path.read_text("utf-8"))
+            == (ast.get_docstring(tree, clean=False) or "").strip()
+        )
 
 
 def test_every_method_imports_and_has_its_verbs() -> None:
     for entry in catalogue.methods():
         module = catalogue.module(entry.address)
         assert all(callable(getattr(module, verb)) for verb in entry.verbs)
-        assert entry.summary.endswith("."), f"{entry.address}: the first docstring line is one sentence"
+        assert entry.summary.endswith("."), (
+            f"{entry.address}: the first docstring line is one sentence"
+        )
 
 
 def test_two_hundred_files_take_less_than_150_ms(tmp_path: Path) -> None:
-    body = "\n\n".join(f"def helper_{i}(x):\n    return x + {i}" for i in range(35))  # about 150 lines
+    body = "\n\n".join(
+        f"def helper_{i}(x):\n    return x + {i}" for i in range(35)
+    )  # about 150 lines
     make(tmp_path, {f"layers/m{i}.py": f"{METHOD}\n{body}" for i in range(200)})
     times = []
     for _ in range(3):

@@ -1,4 +1,5 @@
-"""The command line: quick help, one-paragraph errors, and `methods` and `measure` on a planted room."""
+"""The command line: quick help, one-paragraph errors, and `methods` and `measure` on a planted
+room."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from stratoscope.cli.measure import read_inputs
 from stratoscope.errors import InputError
 from stratoscope.results import load
 
-METHOD = '''"""Counts the words of each prompt, [not markup] and says so in words longer than a line.
+METHOD = '''"""Counts the words of each prompt, [not markup] and says so in words longer than a
+    line.
 
 Paper: counting-words
 """
@@ -28,7 +30,8 @@ from stratoscope.results import label
 
 
 def measure(
-    lm, inputs: list[str], *, answer: str | None = None, scale: float = 1.0, ranks: list[int] | None = None
+    lm, inputs: list[str], *, answer: str | None = None, scale: float = 1.0, ranks: list[int] |
+        None = None
 ):
     if answer == "refuse":
         raise InputError("The answer was refused.\\nGive another one, " + "please " * 20)
@@ -39,7 +42,8 @@ def measure(
     counts = [scale * len(text.split()) for text in inputs]
     settings = {"answer": answer, "ranks": ranks}
     origin = {"model": lm, "versions": {"torch": "2.13"}}
-    return label(counts, "example", name="words", method="count", settings=settings, provenance=origin)
+    return label(counts, "example", name="words", method="count", settings=settings,
+    provenance=origin)
 '''
 EDIT = '"""Edits."""\ndef edit(lm, request, *, strength): ...\n'
 NEEDS = '"""Needs two options."""\ndef measure(lm, inputs, *, answer, foil, rank=1): ...\n'
@@ -63,7 +67,13 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A room of four methods, seen by the catalogue and importable as stratoscope.planted_room."""
     room = tmp_path / "source" / "planted_room"
     room.mkdir(parents=True)
-    for name, text in {"__init__": "", "count": METHOD, "change": EDIT, "needs": NEEDS, "sweep": SWEEP}.items():
+    for name, text in {
+        "__init__": "",
+        "count": METHOD,
+        "change": EDIT,
+        "needs": NEEDS,
+        "sweep": SWEEP,
+    }.items():
         (room / f"{name}.py").write_text(text)
     monkeypatch.setattr(catalogue, "ROOT", room.parent)
     monkeypatch.setattr(stratoscope, "__path__", [*stratoscope.__path__, str(room.parent)])
@@ -80,7 +90,9 @@ def run(*arguments: str) -> Result:
 
 
 def measure(*more: str, method: str = "planted_room.count") -> Result:
-    return run("measure", method, "--model", "tiny", "--prompt", "one two three", "--prompt", "four", *more)
+    return run(
+        "measure", method, "--model", "tiny", "--prompt", "one two three", "--prompt", "four", *more
+    )
 
 
 def test_help_imports_no_command_and_nothing_heavy() -> None:
@@ -88,7 +100,8 @@ def test_help_imports_no_command_and_nothing_heavy() -> None:
         "import sys; sys.argv = ['stratoscope', '--help']\n"
         "from stratoscope.cli import main\n"
         "try: main()\n"
-        "finally: print(*[n for n in sys.modules if n.startswith(('stratoscope.cli.', 'torch', 'numpy', 'rich'))])"
+        "finally: print(*[n for n in sys.modules if n.startswith(('stratoscope.cli.', 'torch', "
+        "'numpy', 'rich'))])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
@@ -123,7 +136,9 @@ def test_methods_fits_80_columns() -> None:
 
 
 def test_measure_shows_and_saves(tmp_path: Path) -> None:
-    result = measure("--set", "scale=2", "--set", "ranks=[1, 2]", "--set", "answer= 42", "--out", "words.nc")
+    result = measure(
+        "--set", "scale=2", "--set", "ranks=[1, 2]", "--set", "answer= 42", "--out", "words.nc"
+    )
     assert result.exit_code == 0, result.stderr
     assert "array([6., 2.])" in result.output
     assert "model: loaded tiny" in result.output
@@ -137,7 +152,10 @@ def test_measure_shows_and_saves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "scal=2"], "has no option 'scal'. Did you mean scale? Its options: answer, scale, ranks."),
+        (
+            ["--set", "scal=2"],
+            "has no option 'scal'. Did you mean scale? Its options: answer, scale, ranks.",
+        ),
         (["--set", "scale=big"], "Option scale takes float, and got 'big'."),
         (["--set", "scale"], "--set takes KEY=VALUE, and got 'scale'."),
         (["--out", "none/words.nc"], "The folder of none/words.nc does not exist."),
@@ -162,7 +180,9 @@ def test_measure_refuses_in_one_paragraph(arguments: list[str], message: str) ->
         ("planted_room.needs", "needs answer, foil. Add --set answer=... --set foil=..."),
     ],
 )
-def test_measure_refuses_before_it_loads(method: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_refuses_before_it_loads(
+    method: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_load(name: str) -> None:
         raise AssertionError("loaded")
 
@@ -191,14 +211,24 @@ def test_an_interrupted_sweep_goes_on_from_its_file() -> None:
 
 
 def test_debug_shows_where() -> None:
-    arguments = ["measure", "planted_room.count", "--model", "m", "--prompt", "p", "--set", "answer=refuse"]
+    arguments = [
+        "measure",
+        "planted_room.count",
+        "--model",
+        "m",
+        "--prompt",
+        "p",
+        "--set",
+        "answer=refuse",
+    ]
     result = run("--debug", *arguments)
     assert type(result.exception).__name__ == "InputError"
     assert type(run(*arguments).exception) is SystemExit
 
 
 def test_the_installed_command_itself() -> None:
-    """Through the real entry point and the real package: exit codes and streams as a shell sees them."""
+    """Through the real entry point and the real package: exit codes and streams as a shell sees
+    them."""
     program = "from stratoscope.cli import main; main()"
     command = [sys.executable, "-c", program, "measure", "no.such", "--model", "m", "--prompt", "p"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -224,7 +254,9 @@ def test_the_installed_command_itself() -> None:
         ("2", "<class 'inspect._empty'>", 2),
     ],
 )
-def test_values_are_read_as_the_option_takes_them(text: str, annotation: str, value: object) -> None:
+def test_values_are_read_as_the_option_takes_them(
+    text: str, annotation: str, value: object
+) -> None:
     from stratoscope.cli.measure import read_value
 
     assert repr(read_value("option", text, annotation)) == repr(value)

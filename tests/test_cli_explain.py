@@ -1,4 +1,5 @@
-"""`stratoscope explain` on a planted model: what it finds, and what it says when it is given something wrong."""
+"""`stratoscope explain` on a planted model: what it finds, and what it says when it is given
+something wrong."""
 
 from __future__ import annotations
 
@@ -44,16 +45,31 @@ def refusal(result: Result, *words: str) -> None:
         assert word in text
 
 
-def test_it_finds_the_planted_neuron_and_head(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+def test_it_finds_the_planted_neuron_and_head(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "report.html"
-    found = run(subject.clean, "--corrupt", subject.corrupt, "--answer", subject.answer, "--foil", subject.foil,
-                "--model", folder, "--out", out)  # fmt: skip
+    found = run(
+        subject.clean,
+        "--corrupt",
+        subject.corrupt,
+        "--answer",
+        subject.answer,
+        "--foil",
+        subject.foil,
+        "--model",
+        folder,
+        "--out",
+        out,
+    )
     assert found.exit_code == 0, found.output
     page = out.read_text()
     [(layer, head)] = subject.heads
     [(at, neuron)] = subject.neurons
     assert f"caused by       L{layer}H{head} +" in found.output
-    assert f"Neuron {neuron} of layer {at}" not in page or at == 1  # a moved fact is written by the head, not directly
+    assert (
+        f"Neuron {neuron} of layer {at}" not in page or at == 1
+    )  # a moved fact is written by the head, not directly
     assert f"L{layer}H{head}" in page
     assert list(tmp_path.iterdir()) == [out]
 
@@ -67,7 +83,9 @@ def test_same_seed_same_report(subject: planted.Planted, folder: Path, tmp_path:
     assert cut[0] == cut[1]
 
 
-def test_a_script_in_a_prompt_stays_text(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+def test_a_script_in_a_prompt_stays_text(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
     tokenizer = subject.tokenizer
     word = next(iter(tokenizer.get_vocab()))
     out = tmp_path / "r.html"
@@ -82,7 +100,9 @@ def test_empty_prompt(prompt: str, folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_prompt_longer_than_the_context(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+def test_prompt_longer_than_the_context(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
     result = run(" ".join([subject.clean] * 20), "--model", folder, "--out", tmp_path / "r.html")
     refusal(result, "context is 32", "shorten")
 
@@ -92,7 +112,15 @@ def test_answer_of_several_tokens_uses_the_first_and_says_so(
 ) -> None:
     both = f"{subject.answer} {subject.foil}"
     result = run(
-        subject.clean, "--answer", both, "--foil", subject.foil, "--model", folder, "--out", tmp_path / "r.html"
+        subject.clean,
+        "--answer",
+        both,
+        "--foil",
+        subject.foil,
+        "--model",
+        folder,
+        "--out",
+        tmp_path / "r.html",
     )
     assert result.exit_code == 0, result.output
     assert "2 tokens; its first" in " ".join(result.output.split())
@@ -101,12 +129,20 @@ def test_answer_of_several_tokens_uses_the_first_and_says_so(
 
 def test_foil_equal_to_answer(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
     words = ("--answer", subject.answer, "--foil", subject.answer)
-    refusal(run(subject.clean, *words, "--model", folder, "--out", tmp_path / "r.html"), "same token", "another foil")
+    refusal(
+        run(subject.clean, *words, "--model", folder, "--out", tmp_path / "r.html"),
+        "same token",
+        "another foil",
+    )
 
 
-def test_corrupt_prompt_of_another_length(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+def test_corrupt_prompt_of_another_length(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
     longer = f"{subject.corrupt} {subject.foil}"
-    result = run(subject.clean, "--corrupt", longer, "--model", folder, "--out", tmp_path / "r.html")
+    result = run(
+        subject.clean, "--corrupt", longer, "--model", folder, "--out", tmp_path / "r.html"
+    )
     refusal(result, "same number", "tokens")
 
 
@@ -118,24 +154,38 @@ def test_folder_without_tokenizer(subject: planted.Planted, tmp_path: Path) -> N
 
 def test_corrupted_gguf(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
-    refusal(run("hello", "--model", tmp_path / "broken.gguf", "--out", tmp_path / "r.html"), "broken.gguf")
+    refusal(
+        run("hello", "--model", tmp_path / "broken.gguf", "--out", tmp_path / "r.html"),
+        "broken.gguf",
+    )
 
 
 def test_model_that_is_nowhere(tmp_path: Path) -> None:
-    refusal(run("hello", "--model", "nobody/smolm2", "--out", tmp_path / "r.html"), "nobody/smolm2", "folder")
+    refusal(
+        run("hello", "--model", "nobody/smolm2", "--out", tmp_path / "r.html"),
+        "nobody/smolm2",
+        "folder",
+    )
 
 
 def test_out_in_a_folder_that_is_not_there(folder: Path, tmp_path: Path) -> None:
-    refusal(run("hello", "--model", folder, "--out", tmp_path / "no" / "r.html"), "folder does not exist")
+    refusal(
+        run("hello", "--model", folder, "--out", tmp_path / "no" / "r.html"),
+        "folder does not exist",
+    )
 
 
-def test_full_disk_leaves_no_half_report(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_no_half_report(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
     ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
     command = [sys.executable, "-c", limit + ignore + "from stratoscope.cli import main; main()"]
     out = tmp_path / "r.html"
     arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "r.html" in done.stderr
@@ -147,7 +197,9 @@ def test_interrupt_exits_with_130_and_keeps_what_was_finished(
 ) -> None:
     out = tmp_path / "r.html"
     arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
-    with subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(
+        [*CLI, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:  # two steps have ended, and left a page
             if "which tokens matter: occlusion" in line:
@@ -168,11 +220,23 @@ def test_interrupt_exits_with_130_and_keeps_what_was_finished(
 @pytest.mark.parametrize("name", ["answer", "foil", "corrupt"])
 def test_an_empty_word_is_refused_before_the_model_is_loaded(name: str, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "r.html")
-    refusal(run("hello", f"--{name}", "", "--model", tmp_path / "nowhere", *out), f"--{name} is empty")
+    refusal(
+        run("hello", f"--{name}", "", "--model", tmp_path / "nowhere", *out), f"--{name} is empty"
+    )
 
 
-def test_the_prompt_itself_is_no_corrupt_prompt(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
-    result = run(subject.clean, "--corrupt", f"{subject.clean} ", "--model", folder, "--out", tmp_path / "r.html")
+def test_the_prompt_itself_is_no_corrupt_prompt(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    result = run(
+        subject.clean,
+        "--corrupt",
+        f"{subject.clean} ",
+        "--model",
+        folder,
+        "--out",
+        tmp_path / "r.html",
+    )
     refusal(result, "is the prompt itself")
     assert "which tokens" not in result.stderr
 
@@ -189,8 +253,15 @@ def test_a_step_that_refuses_leaves_its_reason_and_the_others_go_on(
     assert "no token of the prompt before the last is a word" in page
     assert "Logit lens: the top token after each layer" in page
     assert "left out (--skip)" in page
-    assert "Without patching heads, and the null: there is no corrupt prompt" in " ".join(result.output.split())
+    assert "Without patching heads, and the null: there is no corrupt prompt" in " ".join(
+        result.output.split()
+    )
 
 
-def test_a_step_that_is_not_there_cannot_be_skipped(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:
-    refusal(run(subject.clean, "--skip", "roles", "--model", folder, "--out", tmp_path / "r.html"), "heads.roles")
+def test_a_step_that_is_not_there_cannot_be_skipped(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    refusal(
+        run(subject.clean, "--skip", "roles", "--model", folder, "--out", tmp_path / "r.html"),
+        "heads.roles",
+    )

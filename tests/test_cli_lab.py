@@ -32,14 +32,18 @@ def keep(kind: str, name: str, origin: str, files: dict[str, str], **card: objec
     for file, text in files.items():
         (folder / file).write_text(text)
     sizes = {file: len(text) for file, text in files.items()}
-    (folder / "card.json").write_text(json.dumps({**card, "origin_sha256": origin, "format": 1, "bytes": sizes}))
+    (folder / "card.json").write_text(
+        json.dumps({**card, "origin_sha256": origin, "format": 1, "bytes": sizes})
+    )
     return folder
 
 
 def test_the_list_shows_everything_in_80_columns():
     done = lab("list")
     assert done.exit_code == 0, done.output
-    assert max(map(len, done.output.splitlines())) <= 80 or str(cache_root()) in max(done.output.splitlines(), key=len)
+    assert max(map(len, done.output.splitlines())) <= 80 or str(cache_root()) in max(
+        done.output.splitlines(), key=len
+    )
     words = set(done.output.split())
     names = {*datasets.names(), *pretrained.NAMED, *nets.names(), *miniatures.names()}
     assert names <= words
@@ -80,7 +84,9 @@ def test_card_of_what_is_not_here_yet(name):
     done = lab("card", name)
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
-    assert {"licence", "packages", "sha256"} <= {line.split("  ")[0] for line in done.output.splitlines()}
+    assert {"licence", "packages", "sha256"} <= {
+        line.split("  ")[0] for line in done.output.splitlines()
+    }
     whole = json.loads(lab("card", name, "--json").output)
     assert (whole["name"], bool(whole["folder"])) == (name, False)
 

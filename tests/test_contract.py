@@ -1,7 +1,9 @@
-"""One suite for every method that the catalogue finds: what its verb promises holds on models of several families.
+"""One suite for every method that the catalogue finds: what its verb promises holds on models of
+several families.
 
-A method is called with what `ARGUMENTS` gives for its parameters' names, so a new method needs no line here unless it
-asks for a new kind of thing. Whether a method supports a family is its own say: it may refuse, with a reason.
+A method is called with what `ARGUMENTS` gives for its parameters' names, so a new method needs no
+line here unless it asks for a new kind of thing. Whether a method supports a family is its own say:
+it may refuse, with a reason.
 """
 
 from __future__ import annotations
@@ -35,13 +37,26 @@ from stratoscope.results import load, save
 
 # rooms whose methods run hundreds of passes are tried on fewer families
 FEWER = {"circuits": ("gpt2", "bert")}
-SUBJECTS = ("planted", "llama", "gemma2", "gpt2", "gpt_neox", "phi3", "opt", "bert", "bloom", "mixtral")
+SUBJECTS = (
+    "planted",
+    "llama",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "opt",
+    "bert",
+    "bloom",
+    "mixtral",
+)
 MEASURES = [entry.address for entry in catalogue.methods() if "measure" in entry.verbs]
 EDITS = [entry.address for entry in catalogue.methods() if "edit" in entry.verbs]
 TOKEN_AXES = ("position", "query", "key")
 REFUSALS = (SiteError, InputError, FamilyError)
 TOLERANCE = 1e-4
-SMALL = 0.05  # below this, values are compared as if they were so large: an error of rounding has no relative error
+# below this, values are compared as if they were so large: an error of rounding has no relative
+# error
+SMALL = 0.05
 UNITS = [(0, 3), (1, 7), (1, 0)]
 SUPPORT: dict[str, dict[str, str]] = {}
 
@@ -65,18 +80,24 @@ def rows(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def changed(name: str) -> list[list[int]]:
-    """The same tokens in another order: far enough from the prompts that an effect is not a ratio of roundings."""
+    """The same tokens in another order: far enough from the prompts that an effect is not a ratio
+    of roundings."""
     return [[*row[1:], row[0]] for row in rows(name)]
 
 
-# parameter -> its value for a list of examples of a subject; what a method does not need stays at its default
+# parameter -> its value for a list of examples of a subject; what a method does not need stays at
+# its default
 ARGUMENTS: dict[str, Callable[[str, list[int]], Any]] = {
     "corrupt": lambda name, examples: [changed(name)[e] for e in examples],
     "answer": lambda name, examples: [[7, 8][e] for e in examples],
     "foil": lambda name, examples: [[9, 10][e] for e in examples],
     "anchors": lambda name, examples: changed(name),  # of all examples, whichever are measured
     "other": lambda name, examples: subject(name),
-    "function": lambda name, examples: [3, 15, 38],  # token ids, of all examples, whichever are measured
+    "function": lambda name, examples: [
+        3,
+        15,
+        38,
+    ],  # token ids, of all examples, whichever are measured
 }
 
 
@@ -84,14 +105,24 @@ def call(address: str, lm: LM, name: str, inputs: Any, examples: list[int]) -> x
     """The method's result, always as a Dataset."""
     measure = catalogue.module(address).measure
     parameters = inspect.signature(measure).parameters
-    if "Sequence[Sequence[int]]" in str(parameters["inputs"].annotation):  # a list of neurons, not prompts
+    if "Sequence[Sequence[int]]" in str(
+        parameters["inputs"].annotation
+    ):  # a list of neurons, not prompts
         inputs = UNITS
     options = {key: make(name, examples) for key, make in ARGUMENTS.items() if key in parameters}
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in ("lm", "inputs", *options)]
+    missing = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.name not in ("lm", "inputs", *options)
+    ]
     assert not missing, f"{address} needs {missing}: say in ARGUMENTS how to give it"
     result = measure(lm, inputs, **options)
     assert isinstance(result, (xr.Dataset, xr.DataArray))
-    return result if isinstance(result, xr.Dataset) else result.to_dataset(name=result.name, promote_attrs=True)
+    return (
+        result
+        if isinstance(result, xr.Dataset)
+        else result.to_dataset(name=result.name, promote_attrs=True)
+    )
 
 
 def padded(name: str, side: str) -> dict[str, torch.Tensor]:
@@ -107,7 +138,8 @@ def padded(name: str, side: str) -> dict[str, torch.Tensor]:
 
 @cache
 def measured(address: str, name: str) -> xr.Dataset | None:
-    """The result on both prompts, padded on the right; None where the method refuses this family, with a reason."""
+    """The result on both prompts, padded on the right; None where the method refuses this family,
+    with a reason."""
     if name not in FEWER.get(address.partition(".")[0], SUBJECTS):
         SUPPORT.setdefault(address, {})[name] = "not tried here: too slow"
         return None
@@ -126,7 +158,9 @@ def measured(address: str, name: str) -> xr.Dataset | None:
 
 def runs_on(address: str) -> str | None:
     """A decoder that the method supports."""
-    return next((name for name in ("llama", "planted", "gpt2") if measured(address, name) is not None), None)
+    return next(
+        (name for name in ("llama", "planted", "gpt2") if measured(address, name) is not None), None
+    )
 
 
 def supported(address: str, name: str) -> xr.Dataset:
@@ -138,8 +172,9 @@ def supported(address: str, name: str) -> xr.Dataset:
 
 @pytest.fixture(scope="module", autouse=True)
 def _fast() -> Iterator[None]:
-    """Each method's own tests run under beartype; here it would make every method ten times slower. And on tensors this
-    small a second thread only waits: on a busy machine that is ten times slower again."""
+    """Each method's own tests run under beartype; here it would make every method ten times slower.
+    And on tensors this small a second thread only waits: on a busy machine that is ten times slower
+    again."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -156,11 +191,12 @@ def _say_what_is_supported(request: pytest.FixtureRequest) -> Iterator[None]:
         writer.write_line("")
         for address, by_name in sorted(SUPPORT.items()):
             writer.write_line(
-                f"{address:34}" + " ".join(n if said == "yes" else f"({n})" for n, said in by_name.items())
+                f"{address:34}"
+                + " ".join(n if said == "yes" else f"({n})" for n, said in by_name.items())
             )
 
 
-# --- comparing results --------------------------------------------------------------------------------------
+# --- comparing results ----------------------------------------------------------------------------
 
 
 def same(one: np.ndarray, two: np.ndarray, tolerance: float = TOLERANCE) -> str:
@@ -193,12 +229,18 @@ def cut(array: xr.DataArray, example: int, length: int) -> xr.DataArray:
 def differences(one: xr.Dataset, two: xr.Dataset, tolerance: float = TOLERANCE) -> list[str]:
     left, right = everything(one), everything(two)
     found = [f"only one has {key}" for key in left.keys() ^ right.keys()]
-    pairs = [(key, same(left[key].values, right[key].values, tolerance)) for key in left.keys() & right.keys()]
+    pairs = [
+        (key, same(left[key].values, right[key].values, tolerance))
+        for key in left.keys() & right.keys()
+    ]
     return found + [f"{key}: {said}" for key, said in pairs if said]
 
 
-def alone_differences(together: xr.Dataset, single: xr.Dataset, example: int, length: int) -> list[str]:
-    """What differs between an example's part of a batch and the same example alone. Nulls are drawn for a whole batch."""
+def alone_differences(
+    together: xr.Dataset, single: xr.Dataset, example: int, length: int
+) -> list[str]:
+    """What differs between an example's part of a batch and the same example alone. Nulls are drawn
+    for a whole batch."""
     found = []
     for key, array in everything(together).items():
         if "example" not in array.dims or key.startswith("null"):
@@ -231,7 +273,10 @@ def fingerprint(lm: LM) -> dict[str, Any]:
         "weights": {k: v.clone() for k, v in lm.model.state_dict().items()},
         "flags": {k: (p.requires_grad, p.grad is None) for k, p in lm.model.named_parameters()},
         "training": {k: m.training for k, m in modules},
-        "hooks": {k: (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks)) for k, m in modules},
+        "hooks": {
+            k: (list(m._forward_hooks), list(m._forward_pre_hooks), list(m._backward_hooks))
+            for k, m in modules
+        },
         "configs": [(c.to_dict(), c._attn_implementation_internal) for c in configs_of(lm.model)],
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
@@ -250,7 +295,7 @@ def touched(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [key for key in before if not equal(before[key], after[key])]
 
 
-# --- measure ------------------------------------------------------------------------------------------------
+# --- measure --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -274,7 +319,8 @@ def test_a_result_is_whole_labelled_and_kept(address: str, name: str, tmp_path: 
     xr.testing.assert_identical(load(tmp_path / "result.nc"), result)
 
 
-# what is known to break a law, and why; each entry must fail, so that it goes when the method is put right
+# what is known to break a law, and why; each entry must fail, so that it goes when the method is
+# put right
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("address", MEASURES)
 def test_batched_equals_single_and_left_equals_right(address: str, name: str) -> None:
@@ -326,16 +372,20 @@ def test_a_method_that_breaks_half_way_leaves_the_model_as_it_was(
         except KeyboardInterrupt:
             pass
         else:
-            assert address in ("neurons.vocabulary", "neurons.parametric_trace"), f"{address} never ran the model"
+            assert address in ("neurons.vocabulary", "neurons.parametric_trace"), (
+                f"{address} never ran the model"
+            )
     assert touched(before, fingerprint(lm)) == []
 
 
-# --- edit ---------------------------------------------------------------------------------------------------
+# --- edit -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("address", EDITS)
-def test_an_edit_changes_outputs_inside_and_not_a_bit_afterwards(address: str, name: str, tmp_path: Path) -> None:
+def test_an_edit_changes_outputs_inside_and_not_a_bit_afterwards(
+    address: str, name: str, tmp_path: Path
+) -> None:
     lm = subject(name)
     logits = lambda: lm(padded(name, "right"))["logits"].detach().clone()  # noqa: E731
     before, plain = fingerprint(lm), logits()
@@ -360,7 +410,7 @@ def test_an_edit_changes_outputs_inside_and_not_a_bit_afterwards(address: str, n
             assert torch.equal(logits(), inside)
 
 
-# --- what a file says ---------------------------------------------------------------------------------------
+# --- what a file says -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entry", catalogue.methods(), ids=lambda e: e.address)
@@ -381,9 +431,12 @@ def test_options_are_named_few_and_have_defaults_or_are_known(entry: catalogue.E
     for verb in entry.verbs:
         function = getattr(catalogue.module(entry.address), verb)
         parameters = list(inspect.signature(function).parameters.values())
-        fixed = {"measure": ["lm", "inputs"], "fit": ["lm", "inputs"], "edit": ["lm", "request"], "build": ["config"]}[
-            verb
-        ]
+        fixed = {
+            "measure": ["lm", "inputs"],
+            "fit": ["lm", "inputs"],
+            "edit": ["lm", "request"],
+            "build": ["config"],
+        }[verb]
         assert [p.name for p in parameters[: len(fixed)]] == fixed
         options = parameters[len(fixed) :]
         assert all(p.kind is p.KEYWORD_ONLY for p in options)
@@ -391,18 +444,29 @@ def test_options_are_named_few_and_have_defaults_or_are_known(entry: catalogue.E
         assert inspect.getdoc(function)
 
 
-# --- the suite itself can fail ------------------------------------------------------------------------------
+# --- the suite itself can fail --------------------------------------------------------------------
 
 
 def test_planted_faults_are_seen() -> None:
     values = np.arange(12.0).reshape(2, 6)
     right = xr.Dataset(
-        {"x": (("example", "position"), np.where([[True] * 6, [True] * 4 + [False] * 2], values, np.nan))}
+        {
+            "x": (
+                ("example", "position"),
+                np.where([[True] * 6, [True] * 4 + [False] * 2], values, np.nan),
+            )
+        }
     )
     assert unpadded(right, [6, 4]) == []
-    assert unpadded(xr.Dataset({"x": (("example", "position"), values)}), [6, 4]) == ["x along position"]
-    assert unpadded(xr.Dataset({"x": (("example", "position"), values.astype(int))}), [6, 4]) == ["x along position"]
-    text = xr.Dataset({"t": (("example", "position"), np.array([["a"] * 6, ["b"] * 6], dtype=object))})
+    assert unpadded(xr.Dataset({"x": (("example", "position"), values)}), [6, 4]) == [
+        "x along position"
+    ]
+    assert unpadded(xr.Dataset({"x": (("example", "position"), values.astype(int))}), [6, 4]) == [
+        "x along position"
+    ]
+    text = xr.Dataset(
+        {"t": (("example", "position"), np.array([["a"] * 6, ["b"] * 6], dtype=object))}
+    )
     assert unpadded(text, [6, 4]) == ["t along position"]
     assert differences(right, right) == []
     assert differences(right, right * 1.001) == ["x: difference 1.0e-03"]

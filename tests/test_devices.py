@@ -1,4 +1,5 @@
-"""Every method gives on an accelerator what it gives on the CPU, and mixes no devices on the way: on a pretended one."""
+"""Every method gives on an accelerator what it gives on the CPU, and mixes no devices on the way:
+on a pretended one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import pretend
 import test_contract as suite
 from circuits.subjects import CLEAN, CORRUPT
 from stratoscope.engine.generate import generate
-from stratoscope.engine.intervene import ablate, add, clamped, intervene, knock_out, project_out, replaced
+from stratoscope.engine.intervene import (
+    ablate,
+    add,
+    clamped,
+    intervene,
+    knock_out,
+    project_out,
+    replaced,
+)
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import trace
 from stratoscope.models import LM, wrap
@@ -30,7 +39,9 @@ def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str, mon
     name = suite.runs_on(address)
     here = suite.supported(address, name)
     lm = subject(name)
-    monkeypatch.setattr(suite, "subject", subject)  # another model, where a method compares two, moves as well
+    monkeypatch.setattr(
+        suite, "subject", subject
+    )  # another model, where a method compares two, moves as well
     with pretend.device(lm.model):
         there = suite.call(address, lm, name, suite.padded(name, "right"), [0, 1])
     assert suite.differences(here, there) == []
@@ -41,7 +52,11 @@ CIRCUITS = {
     "path_patching": {"paths": [("L0H1", "L1H2.k"), (["embed", "L0 mlp"], ["L1 mlp", "logits"])]},
     "edge_attribution": {},
     "edge_attribution_ig": {"steps": 1},
-    "faithfulness": {"circuit": [("L0H1", "L1H2.k"), ("L1H2", "logits")], "ablation": "mean", "draws": 1},
+    "faithfulness": {
+        "circuit": [("L0H1", "L1H2.k"), ("L1H2", "logits")],
+        "ablation": "mean",
+        "draws": 1,
+    },
     "output_nodes": {"nodes": 2, "draws": 1},
 }
 
@@ -91,7 +106,9 @@ CHANGES = {
     "clamped": clamped("layers.1.mlp.act", 0.0, 0.1, units=[1, 2]),
     "projected": project_out("layers.1.resid_mid", torch.eye(32)[:2]),
     "knocked out": knock_out(1, -1, 0, heads=[1]),
-    "resampled": ablate("layers.1.attn.z", "resample", reference=torch.ones(2, 6, 1, 8), lengths=[6, 3], units=[0]),
+    "resampled": ablate(
+        "layers.1.attn.z", "resample", reference=torch.ones(2, 6, 1, 8), lengths=[6, 3], units=[0]
+    ),
 }
 
 
@@ -103,7 +120,10 @@ def test_changes_made_singly_packed_and_while_generating_mix_no_devices(kind: st
         metric = lambda logits, example: logits[:, 5] - logits[:, 9]  # noqa: E731
         found = [run(lm, prompts, [change], metric) for run in (sweep, naive)]
         if kind != "resampled":
-            with trace(lm, "layers.1.attn.pattern", "layers.1.resid_post", stop=False) as seen, intervene(lm, change):
+            with (
+                trace(lm, "layers.1.attn.pattern", "layers.1.resid_post", stop=False) as seen,
+                intervene(lm, change),
+            ):
                 found += generate(lm, prompts, tokens=2)
             found += [*seen.steps("layers.1.attn.pattern"), *seen.steps("layers.1.resid_post")]
         return found
@@ -130,6 +150,17 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses() -> None:
     with pytest.raises(TypeError, match="numpy"):
         x.numpy()
     with pretend.device():
-        made = (x[torch.tensor([0])], here.to(x), torch.zeros_like(x), torch.arange(3, device=x.device), x * 2, -x)
-        assert {t.device.type for t in (*made, x.new_ones(2), x * torch.tensor(2.0), x.double())} == {"cuda"}
-        assert {t.device.type for t in (x.cpu(), x.to("cpu"), here, torch.arange(3), x.to(here))} == {"cpu"}
+        made = (
+            x[torch.tensor([0])],
+            here.to(x),
+            torch.zeros_like(x),
+            torch.arange(3, device=x.device),
+            x * 2,
+            -x,
+        )
+        assert {
+            t.device.type for t in (*made, x.new_ones(2), x * torch.tensor(2.0), x.double())
+        } == {"cuda"}
+        assert {
+            t.device.type for t in (x.cpu(), x.to("cpu"), here, torch.arange(3), x.to(here))
+        } == {"cpu"}

@@ -1,4 +1,5 @@
-"""Docs cannot lie: every error has its page, every site and axis its row, and the README's Python runs."""
+"""Docs cannot lie: every error has its page, every site and axis its row, and the README's Python
+runs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from stratoscope.models import sites
 from stratoscope.results import axes
 
 ROOT = Path(__file__).parent.parent
-CLASSES = [name for name, kind in inspect.getmembers(errors, inspect.isclass) if name != "StratoscopeError"]
+CLASSES = [
+    name for name, kind in inspect.getmembers(errors, inspect.isclass) if name != "StratoscopeError"
+]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -27,7 +30,11 @@ def test_no_page_without_an_error() -> None:
 
 
 def test_every_site_is_documented_with_its_axes() -> None:
-    rows = [line for line in (ROOT / "docs" / "sites.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "sites.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
     for point, words in {**sites.POINTS, **sites.GLOBAL_POINTS}.items():
         row = next((r for r in rows if re.search(rf"`(layers\.N)?\.?{re.escape(point)}`", r)), "")
         assert row, f"docs/sites.md has no row for {point}"

@@ -1,4 +1,5 @@
-"""In half precision every measure gives what float32 gives on the same weights, but for rounding; notes say where it counts."""
+"""In half precision every measure gives what float32 gives on the same weights, but for rounding;
+notes say where it counts."""
 
 from __future__ import annotations
 
@@ -21,19 +22,37 @@ from test_contract import _fast  # noqa: F401  (a fixture: methods run without b
 
 BF16, FP16 = torch.bfloat16, torch.float16
 CASES = [("llama", BF16), ("gpt2", FP16), ("gemma2", BF16), ("gemma2", FP16)]
-ONLY = {("llama", BF16): "heads.", ("gemma2", FP16): "circuits."}  # the rest is tried on the other two
-# relative, of the whole array: a few roundings (2^-8, 2^-11), made larger where effects are differences of logits
+ONLY = {
+    ("llama", BF16): "heads.",
+    ("gemma2", FP16): "circuits.",
+}  # the rest is tried on the other two
+# relative, of the whole array: a few roundings (2^-8, 2^-11), made larger where effects are
+# differences of logits
 LIMIT = {BF16: 0.15, FP16: 0.02}
 CLEAN, CORRUPT = [[38, 46, 26, 43]], [[46, 43, 38, 26]]
 CIRCUITS = {
-    "circuits.path_patching": {"paths": [("L0H1", "L1H2.k"), ("embed", "L1 mlp"), ("L1 mlp", "logits")]},
+    "circuits.path_patching": {
+        "paths": [("L0H1", "L1H2.k"), ("embed", "L1 mlp"), ("L1 mlp", "logits")]
+    },
     "circuits.edge_attribution": {},
     "circuits.edge_attribution_ig": {"steps": 1},
-    "circuits.faithfulness": {"circuit": [("L0H1", "L1H2.k"), ("L1H2", "logits"), ("embed", "logits")], "draws": 1},
+    "circuits.faithfulness": {
+        "circuit": [("L0H1", "L1H2.k"), ("L1H2", "logits"), ("embed", "logits")],
+        "draws": 1,
+    },
     "circuits.output_nodes": {"nodes": 2, "draws": 1},
 }
-# what is no number that rounding moves a little: counts of what is above a limit, sampled bounds, errors that are rounding
-NOT_SMOOTH = ("null", "low", "high", "residual_error", "completeness_error", "firing", "answer_rank")
+# what is no number that rounding moves a little: counts of what is above a limit, sampled bounds,
+# errors that are rounding
+NOT_SMOOTH = (
+    "null",
+    "low",
+    "high",
+    "residual_error",
+    "completeness_error",
+    "firing",
+    "answer_rank",
+)
 
 
 @cache
@@ -57,7 +76,9 @@ def measured(address: str, name: str, lm: LM, monkeypatch):
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda x: str(x).removeprefix("torch."))
 @pytest.mark.parametrize("address", [a for a in suite.MEASURES if a != "circuits.discover"])
-def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(address, name, dtype, monkeypatch):
+def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(
+    address, name, dtype, monkeypatch
+):
     if not address.startswith(ONLY.get((name, dtype), "")):
         pytest.skip("tried on gpt2 in float16 and on gemma2 in bfloat16")
     try:
@@ -66,7 +87,9 @@ def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(addr
         pytest.skip(f"refused in float32 as well: {refusal}")
     found = measured(address, name, low(name, dtype), monkeypatch)
     if address == "heads.roles":  # copying counts words that are among the first five
-        expected, found = (x.sel(role=["previous_token", "induction", "name_mover"]) for x in (expected, found))
+        expected, found = (
+            x.sel(role=["previous_token", "induction", "name_mover"]) for x in (expected, found)
+        )
     compared = 0
     for key, values in expected.data_vars.items():
         if values.dtype.kind != "f" or str(key).startswith(NOT_SMOOTH):
@@ -90,7 +113,10 @@ def test_the_float32_copy_has_the_same_weights_and_is_another_model():
     assert torch.equal(exact.weight("layers.0.mlp.out"), lm.weight("layers.0.mlp.out").float())
     plain = deepcopy(lm.model).float()(torch.tensor([[3, 4, 5]])).logits
     assert torch.equal(exact([[3, 4, 5]])["logits"], plain)
-    with intervene(lm, ablate("layers.0.mlp.out")), pytest.raises(InputError, match="another model"):
+    with (
+        intervene(lm, ablate("layers.0.mlp.out")),
+        pytest.raises(InputError, match="another model"),
+    ):
         in_float32(lm)
 
 
@@ -98,7 +124,9 @@ def test_the_float32_copy_has_the_same_weights_and_is_another_model():
 def test_spacing_is_the_distance_to_the_next_number(dtype):
     values = torch.tensor([0.7, 1.0, -1.9, 3.3, 20.0, 100.0]).to(dtype)
     up = torch.nextafter(values.abs(), torch.tensor(torch.inf, dtype=dtype))
-    assert torch.allclose(spacing(values.float(), dtype), (up.double() - values.abs().double()).float())
+    assert torch.allclose(
+        spacing(values.float(), dtype), (up.double() - values.abs().double()).float()
+    )
 
 
 def test_a_note_says_where_an_effect_is_as_small_as_a_step_of_rounding():
@@ -108,7 +136,9 @@ def test_a_note_says_where_an_effect_is_as_small_as_a_step_of_rounding():
     step = float(both.rounding / (both.clean_difference - both.corrupt_difference).abs())
     assert "rounding" not in both.notes()
     assert "rounding" not in both.notes(torch.tensor([2.1 * step, -0.1]))
-    assert f"effect of up to {step:.2g}" in both.notes(torch.tensor([0.1 * step, 1.9 * step, torch.nan]))
+    assert f"effect of up to {step:.2g}" in both.notes(
+        torch.tensor([0.1 * step, 1.9 * step, torch.nan])
+    )
     narrow = heads.activation_patching.measure(lm, clean, corrupt=corrupt, **words)
     assert "in_float32" in narrow.attrs["notes"] or float(abs(narrow.null).max()) > 2 * step
     wide = heads.activation_patching.measure(in_float32(lm), clean, corrupt=corrupt, **words)
@@ -120,5 +150,8 @@ def test_a_note_names_the_pairs_that_run_the_other_way():
     gap = pair(lm, clean, corrupt, 5, 9)
     words = (5, 9) if gap.clean_difference > gap.corrupt_difference else (9, 5)
     both = pair(lm, clean + corrupt, corrupt + clean, *words)
-    assert "1 of 2 pairs say the answer more on the corrupt prompt than on the clean one (1)" in both.notes()
+    assert (
+        "1 of 2 pairs say the answer more on the corrupt prompt than on the clean one (1)"
+        in both.notes()
+    )
     assert pair(lm, clean, corrupt, *words).notes() == ""

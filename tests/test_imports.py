@@ -1,4 +1,5 @@
-"""`import stratoscope` is quick, loads no heavy package, and opens its rooms when they are named."""
+"""`import stratoscope` is quick, loads no heavy package, and opens its rooms when they are
+named."""
 
 from __future__ import annotations
 
@@ -33,15 +34,20 @@ def run(program: str) -> str:
 
 
 def test_import_loads_the_standard_library_and_itself_alone() -> None:
-    """What makes an import slow is what it loads; milliseconds would measure the machine's other work."""
-    loaded = run("import sys; before = set(sys.modules)\nimport stratoscope\nprint(*set(sys.modules) - before)").split()
+    """What makes an import slow is what it loads; milliseconds would measure the machine's other
+    work."""
+    loaded = run(
+        "import sys; before = set(sys.modules)\nimport stratoscope\nprint(*set(sys.modules) - "
+        "before)"
+    ).split()
     foreign = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
     assert foreign == {"stratoscope"}
     assert len(loaded) < 40  # `typing` and what it needs
 
 
 @pytest.mark.parametrize(
-    "statement", ["import stratoscope", "import stratoscope, stratoscope.catalogue as c; c.methods()"]
+    "statement",
+    ["import stratoscope", "import stratoscope, stratoscope.catalogue as c; c.methods()"],
 )
 def test_import_loads_nothing_heavy(statement: str) -> None:
     loaded = run(f"{statement}\nimport sys; print(*sys.modules)").split()
@@ -62,14 +68,18 @@ def test_rooms_open_when_named() -> None:
 
 
 def test_rooms_are_listed() -> None:
-    assert {"models", "results", "layers", "heads", "load", "wrap", "catalogue"} <= set(dir(stratoscope))
+    assert {"models", "results", "layers", "heads", "load", "wrap", "catalogue"} <= set(
+        dir(stratoscope)
+    )
     assert "_lazy" not in dir(stratoscope)
 
 
 def test_a_misspelled_room_gets_the_nearest() -> None:
     with pytest.raises(AttributeError, match=r"stratoscope has no 'layer'; nearest: layers"):
         stratoscope.layer  # noqa: B018
-    with pytest.raises(AttributeError, match=r"stratoscope.layers has no 'nothing_like_it'; nearest:"):
+    with pytest.raises(
+        AttributeError, match=r"stratoscope.layers has no 'nothing_like_it'; nearest:"
+    ):
         stratoscope.layers.nothing_like_it  # noqa: B018
     assert not hasattr(stratoscope, "__wrapped__")
 
@@ -83,7 +93,10 @@ def test_version_is_the_installed_one() -> None:
 def test_lazy_reads_the_folder_each_time(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "planted_package"
     package.mkdir()
-    source = "from stratoscope._lazy import lazy\n__getattr__, __dir__ = lazy(__name__, __path__, sqrt='math')\n"
+    source = (
+        "from stratoscope._lazy import lazy\n__getattr__, __dir__ = lazy(__name__, __path__, "
+        "sqrt='math')\n"
+    )
     (package / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     import planted_package
@@ -119,7 +132,11 @@ def test_every_file_beside_the_code_is_in_the_wheel() -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     packed = settings["package-data"]["stratoscope"]
     source = root / "src" / "stratoscope"
-    files = [p.relative_to(source) for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    files = [
+        p.relative_to(source)
+        for p in source.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    ]
     beside = [p for p in files if p.suffix not in (".py", ".pyc")]
     assert len(beside) > 10
     assert [str(p) for p in beside if not any(p.match(pattern) for pattern in packed)] == []

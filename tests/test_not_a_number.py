@@ -1,4 +1,5 @@
-"""A model or a value that is not a number is refused by name in every method; none makes a rank, a share or a null of it."""
+"""A model or a value that is not a number is refused by name in every method; none makes a rank, a
+share or a null of it."""
 
 from __future__ import annotations
 
@@ -24,8 +25,11 @@ CLEAN, CORRUPT = [[38, 46, 26, 43]], [[46, 43, 38, 26]]
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("address", [a for a in suite.MEASURES if not a.startswith("circuits.")])
-def test_a_broken_weight_is_refused_by_name_or_takes_no_part(address: str, fault: str, monkeypatch) -> None:
-    """One NaN. What does not read the weight gives what the whole model gives; everything else says what it met."""
+def test_a_broken_weight_is_refused_by_name_or_takes_no_part(
+    address: str, fault: str, monkeypatch
+) -> None:
+    """One NaN. What does not read the weight gives what the whole model gives; everything else says
+    what it met."""
     healthy = suite.supported(address, "llama")
     lm = suite.subject("llama")
     weight = lm.model.get_parameter(fault if fault.startswith("lm_head") else f"model.{fault}")
@@ -45,7 +49,15 @@ def test_a_broken_weight_is_refused_by_name_or_takes_no_part(address: str, fault
 
 
 @pytest.mark.parametrize(
-    "method", ["edge_attribution", "edge_attribution_ig", "path_patching", "faithfulness", "discover", "output_nodes"]
+    "method",
+    [
+        "edge_attribution",
+        "edge_attribution_ig",
+        "path_patching",
+        "faithfulness",
+        "discover",
+        "output_nodes",
+    ],
 )
 @pytest.mark.parametrize("fault", FAULTS)
 def test_circuits_of_a_broken_model_are_refused(method: str, fault: str) -> None:
@@ -53,7 +65,9 @@ def test_circuits_of_a_broken_model_are_refused(method: str, fault: str) -> None
     model = deepcopy(tiny.model("llama"))
     lm = wrap(model)
     with torch.no_grad():
-        model.get_parameter(fault if fault.startswith("lm_head") else f"model.{fault}").view(-1)[3] = torch.nan
+        model.get_parameter(fault if fault.startswith("lm_head") else f"model.{fault}").view(-1)[
+            3
+        ] = torch.nan
     with pytest.raises(InputError, match="not a number"):
         getattr(circuits, method).measure(lm, CLEAN, corrupt=CORRUPT, answer=5, foil=9)
 
@@ -66,7 +80,10 @@ def test_a_value_put_there_is_refused_and_named_and_a_trace_still_shows_it() -> 
         with trace(lm, "layers.1.mlp.out") as seen:
             lm([[3, 4, 5], [6, 7, 8]])
     assert seen["layers.1.mlp.out"][1, 2].isnan().all()
-    with intervene(lm, replaced("layers.2.resid_post", torch.inf)), pytest.raises(InputError, match="not a number"):
+    with (
+        intervene(lm, replaced("layers.2.resid_post", torch.inf)),
+        pytest.raises(InputError, match="not a number"),
+    ):
         last_logits(lm, [[3, 4, 5]])
 
 

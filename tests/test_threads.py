@@ -26,7 +26,8 @@ def test_threads_wait_asleep_once_stratoscope_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "5"), ("KMP_BLOCKTIME", "1")]
+    ("name", "value"),
+    [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "5"), ("KMP_BLOCKTIME", "1")],
 )
 def test_the_user_s_own_setting_wins(name: str, value: str) -> None:
     kept = value if name == "OMP_WAIT_POLICY" else None
@@ -34,14 +35,18 @@ def test_the_user_s_own_setting_wins(name: str, value: str) -> None:
 
 
 def test_a_torch_that_is_loaded_is_left_alone() -> None:
-    program = "import sys, types; sys.modules['torch'] = types.ModuleType('torch')\nimport stratoscope"
+    program = (
+        "import sys, types; sys.modules['torch'] = types.ModuleType('torch')\nimport stratoscope"
+    )
     assert told(program) == "None None"
 
 
 @pytest.mark.parametrize(
     ("shares", "threads"), [([0, 0], 2), ([1, 0], 1), ([0.6, 0.6], 1), ([1, 1], 1), ([0.2, 0.1], 2)]
 )
-def test_as_many_threads_as_cores_are_free(shares: list[float], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_threads_as_cores_are_free(
+    shares: list[float], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = 0.15 * os.sysconf("SC_CLK_TCK")
     watched = iter([[100, 900], [100 + shares[0] * whole, 900 + shares[1] * whole]])
     monkeypatch.setattr(_threads, "_busy", lambda: next(watched))
@@ -58,7 +63,9 @@ def test_the_user_s_number_of_threads_wins() -> None:
     assert 1 <= int(told(program).split()[1]) <= len(os.sched_getaffinity(0))
 
 
-def test_a_machine_without_proc_stat_keeps_torch_s_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_proc_stat_keeps_torch_s_own_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_threads, "_busy", list)
     monkeypatch.setattr(_threads, "_chosen", lambda *endings: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

@@ -1,4 +1,5 @@
-"""See, measure and change what a transformer represents, on the Hugging Face model you already have.
+"""See, measure and change what a transformer represents, on the Hugging Face model you already
+have.
 
     import stratoscope as st
 
@@ -7,8 +8,8 @@
     print(lens["token"].isel(example=0, position=-1, rank=0))
     st.results.save(lens, "lens.nc")
 
-The rooms (`models`, `results`, `layers`, `heads`, ...) are opened when they are first named: importing this
-package loads neither torch nor xarray.
+The rooms (`models`, `results`, `layers`, `heads`, ...) are opened when they are first named:
+importing this package loads neither torch nor xarray.
 """
 
 from __future__ import annotations

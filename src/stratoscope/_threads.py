@@ -1,9 +1,9 @@
 """How torch's threads share a machine that does other work as well.
 
-OpenMP's threads spin while they wait for each other. On a machine whose cores are taken they spin in
-the place of the thread they wait for, and everything becomes many times slower. So, before torch is
-first imported, threads are told to sleep while they wait, and the command line takes as many as there
-are free cores. What the user has set (any of `OMP_*`, `GOMP_*`, `KMP_*`) is left as it is.
+OpenMP's threads spin while they wait for each other. On a machine whose cores are taken they spin
+in the place of the thread they wait for, and everything becomes many times slower. So, before torch
+is first imported, threads are told to sleep while they wait, and the command line takes as many as
+there are free cores. What the user has set (any of `OMP_*`, `GOMP_*`, `KMP_*`) is left as it is.
 """
 
 from __future__ import annotations

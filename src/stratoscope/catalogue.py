@@ -1,7 +1,7 @@
 """What methods there are: found by reading the text of the rooms, so listing them imports nothing.
 
-A method is a module of a method room that defines `measure`, `fit`, `edit` or `build` at its top level.
-Adding a file adds a method; there is no list to edit.
+A method is a module of a method room that defines `measure`, `fit`, `edit` or `build` at its top
+level. Adding a file adds a method; there is no list to edit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROOT = Path(__file__).parent
-OTHER_ROOMS = {"models", "engine", "results", "maths", "lab", "claims", "papers", "plots", "report", "cli", "workbench"}
+OTHER_ROOMS = {
+    "models",
+    "engine",
+    "results",
+    "maths",
+    "lab",
+    "claims",
+    "papers",
+    "plots",
+    "report",
+    "cli",
+    "workbench",
+}
 
 _QUOTED = re.compile(r'''[rR]?("""|\'{3})(?:\\.|[^\\])*?\1''', re.DOTALL)
 _BEFORE_IT = re.compile(r"(?:\s|#[^\n]*\n)*")  # a docstring comes first, but for comments
@@ -32,7 +44,8 @@ _PAPER = re.compile(r"^\s*Paper:\s*([\w-]+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Entry:
-    """One method, as its file describes it; `paper` is the key in the docstring's `Paper:` line, or ""."""
+    """One method, as its file describes it; `paper` is the key in the docstring's `Paper:` line, or
+    ""."""
 
     room: str
     name: str
@@ -53,12 +66,15 @@ def methods(root: Path | None = None) -> list[Entry]:
 
 
 def find(address: str, root: Path | None = None) -> Entry:
-    """Return the method `ROOM.METHOD`. Raises MethodError, with the nearest names, if there is none."""
+    """Return the method `ROOM.METHOD`. Raises MethodError, with the nearest names, if there is
+    none."""
     known = {entry.address: entry for entry in methods(root)}
     if address in known:
         return known[address]
     bare = address.rpartition(".")[2]
-    near = [name for name in known if name.endswith(f".{bare}")] or get_close_matches(address, known, 3)
+    near = [name for name in known if name.endswith(f".{bare}")] or get_close_matches(
+        address, known, 3
+    )
     hint = f"Nearest: {', '.join(near)}." if near else "`stratoscope methods` lists them all."
     raise MethodError(f"There is no method {address!r} among {len(known)}. {hint}")
 
@@ -69,7 +85,8 @@ def module(address: str) -> ModuleType:
 
 
 def docstring(text: str) -> str:
-    """Return the module docstring of Python source `text` without running it, or "" if there is none."""
+    """Return the module docstring of Python source `text` without running it, or "" if there is
+    none."""
     start = _BEFORE_IT.match(text)
     found = _QUOTED.match(text, start.end() if start else 0)
     return ast.literal_eval(found[0]).strip() if found else ""
@@ -86,7 +103,8 @@ def _scan(root: Path) -> Iterator[Entry]:
         if room in OTHER_ROOMS or not (path.parent / "__init__.py").is_file():
             continue
         text = path.read_text(encoding="utf-8")
-        # Quoted text goes first, so that a docstring which shows `def measure(` at a margin is not one.
+        # Quoted text goes first, so that a docstring which shows `def measure(` at a margin is not
+        # one.
         defined = set(_VERB.findall(_QUOTED.sub("", text)))
         if defined:
             verbs = tuple(verb for verb in ("measure", "fit", "edit", "build") if verb in defined)
@@ -94,7 +112,8 @@ def _scan(root: Path) -> Iterator[Entry]:
             yield Entry(room, path.stem, verbs, summary(text), paper[1] if paper else "", path)
 
 
-# What a module with each verb looks like to a type checker; a module satisfies as many as it has verbs.
+# What a module with each verb looks like to a type checker; a module satisfies as many as it has
+# verbs.
 
 
 class Measure(Protocol):
@@ -112,7 +131,8 @@ class Fit(Protocol):
 
 
 class EditMethod(Protocol):
-    """`edit(lm, request, *, ...)` gives an edit: outputs change inside `with`, and not a bit afterwards."""
+    """`edit(lm, request, *, ...)` gives an edit: outputs change inside `with`, and not a bit
+    afterwards."""
 
     @property
     def edit(self) -> Callable[..., Any]: ...

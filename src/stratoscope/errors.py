@@ -1,6 +1,7 @@
 """The errors a user can meet: each says what was asked, what was found and what to do.
 
-Every class has a page under `docs/errors/`. The command line prints the message as one paragraph and exits with 2.
+Every class has a page under `docs/errors/`. The command line prints the message as one paragraph
+and exits with 2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ class SiteError(StratoscopeError):
 
 
 class FamilyError(StratoscopeError):
-    """An architecture or config key that no family handles, or a family whose invariants fail on this model."""
+    """An architecture or config key that no family handles, or a family whose invariants fail on
+    this model."""
 
 
 class LoadError(StratoscopeError):
@@ -39,4 +41,5 @@ class MethodError(StratoscopeError):
 
 
 class ClaimError(StratoscopeError):
-    """An unknown paper or claim, a claim that cannot be judged, or a verdict file that cannot be read or written."""
+    """An unknown paper or claim, a claim that cannot be judged, or a verdict file that cannot be
+    read or written."""

@@ -1,7 +1,8 @@
 """Edges by plain PyTorch hooks on plain Hugging Face models: slow, and independent of the package.
 
-A grouped-query model is first widened: its key and value weights are repeated until every query head has its own. That
-is the same function, and in it "the keys as query head 2 reads them" is simply a slice of what k_proj gives.
+A grouped-query model is first widened: its key and value weights are repeated until every query
+head has its own. That is the same function, and in it "the keys as query head 2 reads them" is
+simply a slice of what k_proj gives.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from models import tiny
 
 
 class Parts(NamedTuple):
-    """Where Hugging Face keeps what is hooked. projection(side), start(head, side): whose output holds q, k or v of a
-    head, and from where on."""
+    """Where Hugging Face keeps what is hooked. projection(side), start(head, side): whose output
+    holds q, k or v of a head, and from where on."""
 
     layers: nn.ModuleList
     final: nn.Module
@@ -42,15 +43,25 @@ def parts(name: str, model: Any) -> Parts:
     table: dict[str, Any] = {"post_attention": None, "mlp": "mlp", "heads": heads, "head_dim": size}
     if name == "gpt2":
         base = model.transformer
-        table |= {"before_attention": "ln_1", "before_mlp": "ln_2", "out": "attn.c_proj", "final": base.ln_f}
-        table |= {"projection": lambda s: "attn.c_attn", "start": lambda h, s: ("qkv".index(s) * heads + h) * size}
+        table |= {
+            "before_attention": "ln_1",
+            "before_mlp": "ln_2",
+            "out": "attn.c_proj",
+            "final": base.ln_f,
+        }
+        table |= {
+            "projection": lambda s: "attn.c_attn",
+            "start": lambda h, s: ("qkv".index(s) * heads + h) * size,
+        }
         return Parts(layers=base.h, **table)
     if name == "gpt_neox":
         base = model.gpt_neox
         table |= {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
         table |= {"out": "attention.dense", "final": base.final_layer_norm}
         table |= {"projection": lambda s: "attention.query_key_value"}
-        return Parts(layers=base.layers, start=lambda h, s: (3 * h + "qkv".index(s)) * size, **table)
+        return Parts(
+            layers=base.layers, start=lambda h, s: (3 * h + "qkv".index(s)) * size, **table
+        )
     table |= {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
     table |= {"out": "self_attn.o_proj", "final": model.model.norm}
     table |= {"projection": lambda s: f"self_attn.{s}_proj", "start": lambda h, s: h * size}
@@ -65,15 +76,22 @@ def parts(name: str, model: Any) -> Parts:
 
 @torch.no_grad()
 def widened(name: str) -> Any:
-    """tiny.model(name) in which every query head has its own key and value weights, on the eager kernel."""
+    """tiny.model(name) in which every query head has its own key and value weights, on the eager
+    kernel."""
     model = tiny.model(name)
     config = copy.deepcopy(model.config)
-    heads, few = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads, few = (
+        config.num_attention_heads,
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+    )
     if few != heads:
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         config.num_key_value_heads = heads
         weights = model.state_dict()
-        repeat = lambda w: w.unflatten(0, (few, size)).repeat_interleave(heads // few, 0).flatten(0, 1)  # noqa: E731
+
+        def repeat(w: Tensor) -> Tensor:
+            return w.unflatten(0, (few, size)).repeat_interleave(heads // few, 0).flatten(0, 1)
+
         for key, w in weights.items():
             if key.endswith((".k_proj.weight", ".v_proj.weight")):
                 weights[key] = repeat(w)
@@ -90,7 +108,9 @@ def widened(name: str) -> Any:
 @contextmanager
 def hooked(*pairs: tuple[nn.Module, Callable, bool]) -> Iterator[None]:
     """Hooks (module, function, whether before it) for the length of a block."""
-    handles = [m.register_forward_pre_hook(f) if pre else m.register_forward_hook(f) for m, f, pre in pairs]
+    handles = [
+        m.register_forward_pre_hook(f) if pre else m.register_forward_hook(f) for m, f, pre in pairs
+    ]
     try:
         yield
     finally:
@@ -100,7 +120,8 @@ def hooked(*pairs: tuple[nn.Module, Callable, bool]) -> Iterator[None]:
 
 @torch.no_grad()
 def sent(p: Parts, model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What each sender adds to the stream, (1, position, dim), less biases that both prompts share."""
+    """What each sender adds to the stream, (1, position, dim), less biases that both prompts
+    share."""
     found: dict[str, Tensor] = {}
 
     def heads(layer: int) -> Callable:
@@ -109,7 +130,9 @@ def sent(p: Parts, model: Any, ids: Tensor) -> dict[str, Tensor]:
             scale: Any = 1.0
             if p.post_attention:  # Gemma's norm, its scale held: weight is stored less one
                 norm = p.layers[layer].get_submodule(p.post_attention)
-                scale = (1 + norm.weight) * torch.rsqrt(output.pow(2).mean(-1, keepdim=True) + norm.eps)
+                scale = (1 + norm.weight) * torch.rsqrt(
+                    output.pow(2).mean(-1, keepdim=True) + norm.eps
+                )
             for head in range(p.heads):
                 only = torch.zeros_like(args[0])
                 here = slice(head * p.head_dim, (head + 1) * p.head_dim)
@@ -123,7 +146,13 @@ def sent(p: Parts, model: Any, ids: Tensor) -> dict[str, Tensor]:
     ]
     for n, layer in enumerate(p.layers):
         pairs.append((layer.get_submodule(p.out), heads(n), False))
-        pairs.append((layer.get_submodule(p.mlp), lambda m, args, out, n=n: found.update({f"L{n} mlp": out}), False))
+        pairs.append(
+            (
+                layer.get_submodule(p.mlp),
+                lambda m, args, out, n=n: found.update({f"L{n} mlp": out}),
+                False,
+            )
+        )
     with hooked(*pairs):
         model(ids)
     return found
@@ -141,7 +170,10 @@ def receiving(p: Parts, receiver: str, change: Tensor) -> list[tuple[nn.Module, 
     if receiver.endswith("mlp"):
         return [(layer.get_submodule(p.before_mlp), add, True)]
     head, side = int(receiver[3]), receiver[-1]
-    norm, projection = layer.get_submodule(p.before_attention), layer.get_submodule(p.projection(side))
+    norm, projection = (
+        layer.get_submodule(p.before_attention),
+        layer.get_submodule(p.projection(side)),
+    )
     begin = p.start(head, side)
     here, stream = slice(begin, begin + p.head_dim), {}
 
@@ -151,7 +183,10 @@ def receiving(p: Parts, receiver: str, change: Tensor) -> list[tuple[nn.Module, 
         output[..., here] = type(module).forward(module, changed)[..., here]
         return output
 
-    return [(norm, lambda m, args: stream.update({"in": args[0]}), True), (projection, replace, False)]
+    return [
+        (norm, lambda m, args: stream.update({"in": args[0]}), True),
+        (projection, replace, False),
+    ]
 
 
 @torch.no_grad()

@@ -13,7 +13,9 @@ from stratoscope.engine import edges
 from stratoscope.errors import InputError
 
 
-@pytest.mark.parametrize("name", ["induction", "fact_lookup_moved", "suppression", "indirect_object"])
+@pytest.mark.parametrize(
+    "name", ["induction", "fact_lookup_moved", "suppression", "indirect_object"]
+)
 def test_the_planted_circuit_is_found(name):
     one, lm = subjects.everything()[name], subjects.lm_of(name)
     found = discover.measure(lm, one.clean, **subjects.options(one))
@@ -43,7 +45,9 @@ def test_rules_and_limits(keep):
     given = edge_attribution.measure(lm, one.clean, **subjects.options(one))
     effect = np.abs(given.effect.values[0])
     limit = float(np.sort(effect)[-9]) if keep == "threshold" else 9
-    found = discover.measure(lm, one.clean, keep=keep, limit=limit, attribution=given, **subjects.options(one))
+    found = discover.measure(
+        lm, one.clean, keep=keep, limit=limit, attribution=given, **subjects.options(one)
+    )
     assert found.sizes["edge"] <= 9  # pruned
     assert graph.prune(subjects.pairs(found)) == subjects.pairs(found)
     assert (np.diff(np.abs(found.effect.values)) <= 0).all()
@@ -54,7 +58,9 @@ def test_rules_and_limits(keep):
 
 def test_growth_takes_every_edge_once_each_into_what_reaches_the_logits():
     wires = edges.wiring(tiny.lm("llama"))
-    order = graph.growth(wires, torch.rand(wires.mask.shape, generator=torch.Generator().manual_seed(0)))
+    order = graph.growth(
+        wires, torch.rand(wires.mask.shape, generator=torch.Generator().manual_seed(0))
+    )
     assert graph.first(wires, order, len(order)).equal(wires.mask)
     assert len(order) == len(wires.edges)
     reaching = {"logits"}
@@ -68,7 +74,10 @@ def test_bad_questions_are_refused():
     for wrong, said in (
         ({"keep": "threshold"}, "threshold"),
         ({"limit": 0}, "above 0"),
-        ({"attribution": discover.measure(lm, one.clean, **subjects.options(one))}, "all 110 edges"),
+        (
+            {"attribution": discover.measure(lm, one.clean, **subjects.options(one))},
+            "all 110 edges",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             discover.measure(lm, one.clean, **wrong, **subjects.options(one))

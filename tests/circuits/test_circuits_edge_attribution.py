@@ -22,7 +22,8 @@ FLOOR = 0.95  # of EAP-IG's AUROC on every planted model; written before seeds 1
 
 @pytest.mark.parametrize("name", WITH_EDGES)
 def test_attribution_is_the_finite_difference_of_the_exact_effect(name):
-    """A central difference of size 0.01 on every fourth edge, in double precision (which fused experts do not take)."""
+    """A central difference of size 0.01 on every fourth edge, in double precision (which fused
+    experts do not take)."""
     lm = wrap(tiny.model(name).to(torch.float32 if name == "mixtral" else torch.float64))
     one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
     wires, size = wiring(lm), 1e-2
@@ -45,7 +46,9 @@ def test_planted_edges_come_first(name, seed, record_property):
     for method in (edge_attribution, edge_attribution_ig):
         found = method.measure(subjects.lm_of(name, seed), one.clean, **subjects.options(one))
         true = [edge in subjects.truth(one) for edge in subjects.pairs(found)]
-        area[method.__name__.rpartition(".")[2]] = float(roc_auc_score(true, np.abs(found.effect.values[0])))
+        area[method.__name__.rpartition(".")[2]] = float(
+            roc_auc_score(true, np.abs(found.effect.values[0]))
+        )
         assert float(np.abs(found.null).max()) < float(np.abs(found.effect).max())
     for key, value in area.items():
         record_property(f"auroc {key} {name} seed {seed}", value)
@@ -53,13 +56,20 @@ def test_planted_edges_come_first(name, seed, record_property):
 
 
 def test_integrated_gradients_stand_where_saturated_gradients_fall():
-    """In the planted four-layer circuit attention is saturated at the clean prompt: EAP there ranks worse."""
+    """In the planted four-layer circuit attention is saturated at the clean prompt: EAP there ranks
+    worse."""
     one, lm = subjects.everything()["indirect_object"], subjects.lm_of("indirect_object")
-    runs = [m.measure(lm, one.clean, **subjects.options(one)) for m in (edge_attribution, edge_attribution_ig)]
+    runs = [
+        m.measure(lm, one.clean, **subjects.options(one))
+        for m in (edge_attribution, edge_attribution_ig)
+    ]
     true = np.array([edge in one.edges for edge in subjects.pairs(runs[0])])
-    weakest, strongest_other = zip(*(
-        (np.abs(run.effect.values[0])[true].min(), np.abs(run.effect.values[0])[~true].max()) for run in runs
-    ))  # fmt: skip
+    weakest, strongest_other = zip(
+        *(
+            (np.abs(run.effect.values[0])[true].min(), np.abs(run.effect.values[0])[~true].max())
+            for run in runs
+        )
+    )
     assert weakest[0] < strongest_other[0]
     assert weakest[1] > strongest_other[1]
 
@@ -73,12 +83,15 @@ def test_one_step_is_the_gradient_half_way_and_no_step_is_refused():
     assert tiny.gap(found, expected) < 1e-6
     assert tiny.gap(found, edge_attribution.slopes(one, one.delta[None])) > 1e-3
     with pytest.raises(InputError, match="steps=0"):
-        edge_attribution_ig.measure(lm, subjects.CLEAN, corrupt=subjects.CORRUPT, steps=0, **subjects.ASKED)
+        edge_attribution_ig.measure(
+            lm, subjects.CLEAN, corrupt=subjects.CORRUPT, steps=0, **subjects.ASKED
+        )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_edges_into_the_read_out_sum_to_its_own_slope(name):
-    """All senders together are the whole change of what the read-out reads, so their slopes add up to one number."""
+    """All senders together are the whole change of what the read-out reads, so their slopes add up
+    to one number."""
     lm = tiny.lm(name)
     one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
     x = one.base.final[-1:].clone().requires_grad_(True)

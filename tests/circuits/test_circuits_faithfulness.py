@@ -1,4 +1,5 @@
-"""A circuit run alone: every edge is the clean run, none the corrupt one, and all but one is that edge patched."""
+"""A circuit run alone: every edge is the clean run, none the corrupt one, and all but one is that
+edge patched."""
 
 from __future__ import annotations
 
@@ -30,14 +31,20 @@ def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_
 
     def run(keep):
         with one.layers:
-            return lm.readout(faithfulness.run_circuit(one.layers, one.base.writes[0], one.source.writes, keep)[-1:])
+            return lm.readout(
+                faithfulness.run_circuit(one.layers, one.base.writes[0], one.source.writes, keep)[
+                    -1:
+                ]
+            )
 
     clean, corrupt = (last_logits(lm, [rows[0]]) for rows in (subjects.CLEAN, subjects.CORRUPT))
     assert float((run(wires.mask) - clean).abs().max()) < 1e-4
     assert float((run(torch.zeros_like(wires.mask)) - corrupt).abs().max()) < 1e-4
     assert float((clean - corrupt).abs().max()) > 1e-2
     asked = random.Random(name).sample(wires.edges, 24)
-    for ((sender,), (receiver,)), expected in zip(asked, edges.exact(one, one.delta, asked).tolist()):
+    for ((sender,), (receiver,)), expected in zip(
+        asked, edges.exact(one, one.delta, asked).tolist()
+    ):
         keep = wires.mask.clone()
         keep[receiver, sender] = False
         assert float(one.metric(run(keep))) == pytest.approx(expected, abs=1e-4)
@@ -47,13 +54,18 @@ def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_
 def test_the_planted_circuit_is_enough_and_is_all(name):
     one = subjects.everything()[name]
     found = faithfulness.measure(
-        subjects.lm_of(name), one.clean, circuit=sorted(subjects.truth(one)), **subjects.options(one)
+        subjects.lm_of(name),
+        one.clean,
+        circuit=sorted(subjects.truth(one)),
+        **subjects.options(one),
     )
     assert float(found.faithfulness[0]) == pytest.approx(1, abs=0.05)
     assert float(found.completeness[0]) == pytest.approx(0, abs=0.05)
     assert float(abs(found.null).max()) < 0.1
     assert found.attrs["edges"] == len(subjects.truth(one))
-    part = faithfulness.measure(subjects.lm_of(name), one.clean, circuit=sorted(one.edges)[1:], **subjects.options(one))
+    part = faithfulness.measure(
+        subjects.lm_of(name), one.clean, circuit=sorted(one.edges)[1:], **subjects.options(one)
+    )
     assert float(part.faithfulness[0]) < 0.5  # one edge of the chain is missing
 
 
@@ -73,27 +85,46 @@ def test_the_mean_is_taken_position_by_position_over_the_prompts_that_reach_it()
 
 def test_mean_ablation_is_resampling_where_all_corrupt_prompts_are_one():
     one, lm = subjects.everything()["induction"], subjects.lm_of("induction")
-    asked = {"corrupt": [one.corrupt] * 2, "answer": one.answer, "foil": one.foil, "circuit": sorted(one.edges)[:2]}
-    runs = [faithfulness.measure(lm, [one.clean] * 2, ablation=kind, **asked) for kind in ("mean", "resample")]
+    asked = {
+        "corrupt": [one.corrupt] * 2,
+        "answer": one.answer,
+        "foil": one.foil,
+        "circuit": sorted(one.edges)[:2],
+    }
+    runs = [
+        faithfulness.measure(lm, [one.clean] * 2, ablation=kind, **asked)
+        for kind in ("mean", "resample")
+    ]
     np.testing.assert_allclose(runs[0].faithfulness, runs[1].faithfulness, atol=1e-4)
     variants = one.variants(4)
     means = faithfulness.measure(
-        lm, [v.clean for v in variants], corrupt=[v.corrupt for v in variants], ablation="mean",
-        answer=[v.answer for v in variants], foil=[v.foil for v in variants], circuit=sorted(one.edges),
-    )  # fmt: skip
+        lm,
+        [v.clean for v in variants],
+        corrupt=[v.corrupt for v in variants],
+        ablation="mean",
+        answer=[v.answer for v in variants],
+        foil=[v.foil for v in variants],
+        circuit=sorted(one.edges),
+    )
     assert np.isfinite(means.faithfulness).all()
 
 
 def test_the_interval_is_the_house_s_and_too_few_examples_have_none():
-    """Two prompts have no 95 % interval: a percentile bootstrap of them holds the truth in 52 of 100 cases."""
+    """Two prompts have no 95 % interval: a percentile bootstrap of them holds the truth in 52 of
+    100 cases."""
     one, lm = subjects.everything()["induction"], subjects.lm_of("induction")
 
     def measured(count):
         some = one.variants(count)
         return faithfulness.measure(
-            lm, [v.clean for v in some], corrupt=[v.corrupt for v in some], answer=[v.answer for v in some],
-            foil=[v.foil for v in some], circuit=sorted(one.edges)[:2], draws=1,
-        )  # fmt: skip
+            lm,
+            [v.clean for v in some],
+            corrupt=[v.corrupt for v in some],
+            answer=[v.answer for v in some],
+            foil=[v.foil for v in some],
+            circuit=sorted(one.edges)[:2],
+            draws=1,
+        )
 
     few, many = measured(2), measured(8)
     assert np.isnan([few.low, few.high]).all()

@@ -1,4 +1,5 @@
-"""A circuit as networkx, as circuit-tracer's JSON and as a picture: the same edges with the same numbers."""
+"""A circuit as networkx, as circuit-tracer's JSON and as a picture: the same edges with the same
+numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from stratoscope.results import load, save
 @pytest.fixture(scope="module")
 def found() -> xr.Dataset:
     one = subjects.everything()["indirect_object"]
-    return path_patching.measure(subjects.lm_of("indirect_object"), one.clean, **subjects.options(one))
+    return path_patching.measure(
+        subjects.lm_of("indirect_object"), one.clean, **subjects.options(one)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,12 @@ def test_networkx_has_the_edges_and_their_effects(circuit):
     assert made.edges["L1H0", "L2H3", "q"]["effect"] == pytest.approx(
         float(circuit.effect.sel(edge="L1H0 -> L2H3.q")[0])
     )
-    assert graph.to_networkx([("embed", "L0H1.k"), ("embed", "L0H1.v")]).number_of_edges("embed", "L0H1") == 2
+    assert (
+        graph.to_networkx([("embed", "L0H1.k"), ("embed", "L0H1.v")]).number_of_edges(
+            "embed", "L0H1"
+        )
+        == 2
+    )
 
 
 def test_pruning_keeps_what_lies_on_a_way_from_the_embedding_to_the_logits():
@@ -50,24 +58,40 @@ def test_the_result_saves_and_loads(circuit, tmp_path):
 
 
 def test_circuit_tracer_reads_it(circuit, tmp_path):
-    """The fields of circuit-tracer's own models (frontend/graph_models.py), and links that join nodes."""
+    """The fields of circuit-tracer's own models (frontend/graph_models.py), and links that join
+    nodes."""
     made = graph.to_circuit_tracer(circuit, tmp_path / "g.json", slug="ioi")
     assert json.loads((tmp_path / "g.json").read_text("utf-8")) == made
     assert set(made) == {"metadata", "qParams", "nodes", "links"}
-    needed = {"node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str, "jsNodeId": str}
+    needed = {
+        "node_id": str,
+        "feature": int,
+        "layer": str,
+        "ctx_idx": int,
+        "feature_type": str,
+        "jsNodeId": str,
+    }
     needed |= {"clerp": str, "is_target_logit": bool, "token_prob": float}
     for node in made["nodes"]:
         assert {key: type(node[key]) for key in needed} == needed
         assert 0 <= node["ctx_idx"] < len(made["metadata"]["prompt_tokens"])
     ids = {node["node_id"]: node for node in made["nodes"]}
     assert len(ids) == len(made["nodes"]) == 5
-    assert {link["source"] for link in made["links"]} | {link["target"] for link in made["links"]} == set(ids)
+    assert {link["source"] for link in made["links"]} | {
+        link["target"] for link in made["links"]
+    } == set(ids)
     [last] = [node for node in made["nodes"] if node["is_target_logit"]]
     assert (last["layer"], last["feature_type"]) == ("5", "logit")
     assert "Ben" in last["clerp"]
     weights = {ids[link["source"]]["clerp"]: link["weight"] for link in made["links"]}
     assert weights["L2H3"] == pytest.approx(float(circuit.effect.sel(edge="L2H3 -> logits")[0]))
-    types = {"slug": str, "scan": str, "transcoder_list": list, "prompt_tokens": list, "prompt": str}
+    types = {
+        "slug": str,
+        "scan": str,
+        "transcoder_list": list,
+        "prompt_tokens": list,
+        "prompt": str,
+    }
     assert {key: type(made["metadata"][key]) for key in types} == types
 
 
@@ -88,7 +112,13 @@ def test_the_picture_has_one_line_for_each_edge_as_wide_as_its_effect(circuit):
     [boxes] = [trace for trace in drawn.data if trace.mode == "markers+text"]
     height = dict(zip(boxes.text, boxes.y))
     assert height["embed"] < height["L0H2"] < height["L1H0"] < height["L2H3"] < height["logits"]
-    assert list(drawn.layout.yaxis.ticktext) == ["embedding", "layer 0", "layer 1", "layer 2", "read-out"]
+    assert list(drawn.layout.yaxis.ticktext) == [
+        "embedding",
+        "layer 0",
+        "layer 1",
+        "layer 2",
+        "read-out",
+    ]
 
 
 def test_the_picture_takes_the_strongest_and_says_so(found):
@@ -96,7 +126,11 @@ def test_the_picture_takes_the_strongest_and_says_so(found):
     lines = [trace for trace in drawn.data if trace.mode == "lines"]
     assert len(lines) == 7
     assert drawn.layout.annotations[0].text == "the 7 strongest of 479 edges"
-    signs = {trace.line.color for trace in picture.graph(found.effect[0], limit=60).data if trace.mode == "lines"}
+    signs = {
+        trace.line.color
+        for trace in picture.graph(found.effect[0], limit=60).data
+        if trace.mode == "lines"
+    }
     assert len(signs) == 2  # towards and against
 
 
@@ -108,7 +142,9 @@ def test_the_picture_refuses_other_shapes_and_empty_circuits(circuit):
 
 
 def test_markup_in_names_is_text():
-    array = xr.DataArray([1.0], dims="edge", coords={"sender": ("edge", ["<b>x"]), "receiver": ("edge", ["logits"])})
+    array = xr.DataArray(
+        [1.0], dims="edge", coords={"sender": ("edge", ["<b>x"]), "receiver": ("edge", ["logits"])}
+    )
     drawn = picture.graph(array)
     told = " ".join(str(trace.hovertext) + str(trace.text) for trace in drawn.data)
     assert "<b>x" not in told.replace("<b>&lt;b&gt;x</b>", "")

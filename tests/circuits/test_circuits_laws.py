@@ -11,7 +11,13 @@ import pytest
 from circuits import subjects
 from heads.subjects import padded, untouched
 from models import tiny
-from stratoscope.circuits import discover, edge_attribution, edge_attribution_ig, faithfulness, path_patching
+from stratoscope.circuits import (
+    discover,
+    edge_attribution,
+    edge_attribution_ig,
+    faithfulness,
+    path_patching,
+)
 from stratoscope.models import LM
 from stratoscope.results import load, save
 
@@ -20,12 +26,17 @@ METHODS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "path_patching": (path_patching.measure, {"paths": PATHS}),
     "edge_attribution": (edge_attribution.measure, {}),
     "edge_attribution_ig": (edge_attribution_ig.measure, {"steps": 2}),
-    "faithfulness": (faithfulness.measure, {"circuit": [("embed", "L0 mlp"), ("L0 mlp", "logits")]}),
+    "faithfulness": (
+        faithfulness.measure,
+        {"circuit": [("embed", "L0 mlp"), ("L0 mlp", "logits")]},
+    ),
 }
 every = pytest.mark.parametrize("method", METHODS)
 
 
-def run(method: str, lm: LM, clean: Any = subjects.CLEAN, corrupt: Any = subjects.CORRUPT, **more: Any) -> Any:
+def run(
+    method: str, lm: LM, clean: Any = subjects.CLEAN, corrupt: Any = subjects.CORRUPT, **more: Any
+) -> Any:
     verb, options = METHODS[method]
     return verb(lm, clean, corrupt=corrupt, **subjects.ASKED, **options, **more)
 
@@ -43,12 +54,17 @@ def test_the_model_is_untouched_and_the_same_seed_gives_the_same(method, name):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_batched_equals_single_under_any_padding(method, name):
     lm = tiny.lm(name)
-    singles = [run(method, lm, [clean], [corrupt]) for clean, corrupt in zip(subjects.CLEAN, subjects.CORRUPT)]
+    singles = [
+        run(method, lm, [clean], [corrupt])
+        for clean, corrupt in zip(subjects.CLEAN, subjects.CORRUPT)
+    ]
     for side in ("left", "right"):
         whole = run(method, lm, padded(subjects.CLEAN, side), padded(subjects.CORRUPT, side))
         for number, single in enumerate(singles):
             for key, values in single.data_vars.items():
-                if "example" in values.dims:  # effects are shares of a small difference: rounding is relative to them
+                if (
+                    "example" in values.dims
+                ):  # effects are shares of a small difference: rounding is relative to them
                     np.testing.assert_allclose(
                         whole[key][number], values[0], atol=1e-4, rtol=1e-4, err_msg=f"{key} {side}"
                     )

@@ -1,4 +1,5 @@
-"""Output nodes: shares by hand, sums that must be exact, and the planted head that writes the answer."""
+"""Output nodes: shares by hand, sums that must be exact, and the planted head that writes the
+answer."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import wrap
 
-WRITES = {"copy_head": "L1H3", "induction": "L1H2", "indirect_object": "L2H3", "fact_lookup": "L1 mlp"}
+WRITES = {
+    "copy_head": "L1H3",
+    "induction": "L1H2",
+    "indirect_object": "L2H3",
+    "fact_lookup": "L1 mlp",
+}
 
 
 def test_share_by_hand() -> None:
@@ -38,14 +44,18 @@ def test_the_planted_writer_is_the_first_node(name: str) -> None:
 def test_direct_shares_are_the_final_norms_of_writes() -> None:
     """On a model without biases they and the embedding's share make up the whole difference."""
     lm = wrap(tiny.model("llama"))
-    clean = [[*row[:-1], 11 + n] for n, row in enumerate(CLEAN)]  # the last tokens differ, so that the embedding shares
+    clean = [
+        [*row[:-1], 11 + n] for n, row in enumerate(CLEAN)
+    ]  # the last tokens differ, so that the embedding shares
     found = output_nodes.measure(lm, clean, corrupt=CORRUPT, **ASKED)
     towards = lm.weight("logits")[5] - lm.weight("logits")[9]
     part = []
     for rows in (clean, CORRUPT):
         final = capture(lm, rows, "layers.0.resid_pre", "layers.2.resid_post", positions=-1)
         norm = lm.layout.final_norm
-        scale = torch.rsqrt(final["layers.2.resid_post"].pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+        scale = torch.rsqrt(
+            final["layers.2.resid_post"].pow(2).mean(-1, keepdim=True) + norm.variance_epsilon
+        )
         part.append((final["layers.0.resid_pre"] * scale * norm.weight) @ towards)
     gap = found.clean_difference - found.corrupt_difference
     embed = (part[0] - part[1]).detach().numpy() / gap
@@ -59,7 +69,9 @@ def test_recovered_is_the_joint_patch() -> None:
     seen = capture(lm, CLEAN, "layers.2.attn.z", "layers.1.mlp.out", positions=-1)
     with intervene(
         lm,
-        replaced("layers.2.attn.z", seen["layers.2.attn.z"][:, None, [1, 3]], units=[1, 3], positions=-1),
+        replaced(
+            "layers.2.attn.z", seen["layers.2.attn.z"][:, None, [1, 3]], units=[1, 3], positions=-1
+        ),
         replaced("layers.1.mlp.out", seen["layers.1.mlp.out"][:, None], positions=-1),
     ):
         logits = last_logits(lm, CORRUPT)
@@ -67,12 +79,19 @@ def test_recovered_is_the_joint_patch() -> None:
     expected = moved.sum() / (found.clean_difference - found.corrupt_difference).sum()
     assert found.recovered[-1].item() == pytest.approx(float(expected), abs=1e-4)
     every = output_nodes.measure(lm, CLEAN, corrupt=CORRUPT, **ASKED, nodes=15, draws=1)
-    assert every.recovered[-1] == pytest.approx(every.null[0, -1].item(), abs=1e-4)  # all of them, in another order
+    assert every.recovered[-1] == pytest.approx(
+        every.null[0, -1].item(), abs=1e-4
+    )  # all of them, in another order
 
 
 def test_refusals() -> None:
     lm = wrap(tiny.model("gpt2"))
-    for nodes, said in ((0, "1 to 15"), (16, "1 to 15"), (["L3H0"], r"L3H0.*run L0H0"), ([], "nodes")):
+    for nodes, said in (
+        (0, "1 to 15"),
+        (16, "1 to 15"),
+        (["L3H0"], r"L3H0.*run L0H0"),
+        ([], "nodes"),
+    ):
         with pytest.raises(InputError, match=said):
             output_nodes.measure(lm, CLEAN, corrupt=CORRUPT, **ASKED, nodes=nodes)
     with pytest.raises(SiteError, match="not a sum"):
@@ -80,9 +99,14 @@ def test_refusals() -> None:
 
 
 def test_share_of_ways_that_point_both_ways_does_not_cancel() -> None:
-    start, end = torch.tensor([0.0, 3.0]), torch.tensor([4.0, 0.0])  # summed with signs, 1 would be all there is to go
+    start, end = (
+        torch.tensor([0.0, 3.0]),
+        torch.tensor([4.0, 0.0]),
+    )  # summed with signs, 1 would be all there is to go
     patched = torch.stack([end, start, torch.tensor([4.0, 3.0]), torch.tensor([0.0, 0.0])])
-    assert output_nodes.share(patched, start, end).tolist() == pytest.approx([1.0, 0.0, 4 / 7, 3 / 7])
+    assert output_nodes.share(patched, start, end).tolist() == pytest.approx(
+        [1.0, 0.0, 4 / 7, 3 / 7]
+    )
 
 
 @pytest.mark.parametrize("name", WRITES)

@@ -1,4 +1,5 @@
-"""Path patching finds the planted edges and no other, and equals plain hooks for sets of senders and receivers."""
+"""Path patching finds the planted edges and no other, and equals plain hooks for sets of senders
+and receivers."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from models import tiny
 from stratoscope.circuits import path_patching
 from stratoscope.errors import InputError, SiteError
 
-# Of the difference between the two runs, which is about twice `Planted`'s; one for all models. By its definition true
-# edges are above 0.4, opposing ones below -0.125, and all others within 0.025.
+# Of the difference between the two runs, which is about twice `Planted`'s; one for all models. By
+# its definition true edges are above 0.4, opposing ones below -0.125, and all others within 0.025.
 THRESHOLD = 0.1
 
 
@@ -31,7 +32,9 @@ def test_the_true_edges_are_found_with_precision_and_recall_one(name, seed):
 def test_restoring_finds_what_breaking_finds_where_nothing_is_redundant(name):
     """The edge into the read-out carries everything back; random directions carry little."""
     one = subjects.everything()[name]
-    found = path_patching.measure(subjects.lm_of(name), one.clean, direction="denoise", **subjects.options(one))
+    found = path_patching.measure(
+        subjects.lm_of(name), one.clean, direction="denoise", **subjects.options(one)
+    )
     effect = dict(zip(subjects.pairs(found), found.effect.values[0]))
     [last] = [edge for edge in one.edges if edge[1] == "logits"]
     assert effect[last] == pytest.approx(1, abs=0.05)
@@ -39,14 +42,24 @@ def test_restoring_finds_what_breaking_finds_where_nothing_is_redundant(name):
 
 
 def test_several_senders_to_several_receivers_equal_plain_hooks():
-    """Each receiver is first run alone on its own new input; what it then sends is put into one last run."""
-    name, senders, receivers = "llama", ["embed", "L0H1", "L1 mlp"], ["L1H2.q", "L1H2.k", "L0 mlp", "L2H0.v", "logits"]
+    """Each receiver is first run alone on its own new input; what it then sends is put into one
+    last run."""
+    name, senders, receivers = (
+        "llama",
+        ["embed", "L0H1", "L1 mlp"],
+        ["L1H2.q", "L1H2.k", "L0 mlp", "L2H0.v", "logits"],
+    )
     model = byhand.widened(name)
     p, lm = byhand.parts(name, model), tiny.lm(name)
     clean, corrupt = (torch.tensor(rows[:1]) for rows in (subjects.CLEAN, subjects.CORRUPT))
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
     delta = {name: source[name] - base[name] for name in senders}
-    before = {"L1H2": ["embed", "L0H1"], "L0 mlp": ["embed", "L0H1"], "L2H0": senders, "logits": senders}
+    before = {
+        "L1H2": ["embed", "L0H1"],
+        "L0 mlp": ["embed", "L0H1"],
+        "L2H0": senders,
+        "logits": senders,
+    }
     change = {to: sum(delta[u] for u in heard) for to, heard in before.items()}
     kept: dict[str, torch.Tensor] = {}
 
@@ -56,7 +69,12 @@ def test_several_senders_to_several_receivers_equal_plain_hooks():
         def keep(module, args, output=None):
             kept[key] = (args[0] if pre else output).clone()
 
-        with byhand.hooked(*(h for f in feeds for h in byhand.receiving(p, *f)), (module, keep, pre)), torch.no_grad():
+        with (
+            byhand.hooked(
+                *(h for f in feeds for h in byhand.receiving(p, *f)), (module, keep, pre)
+            ),
+            torch.no_grad(),
+        ):
             model(clean)
 
     out = [layer.get_submodule(p.out) for layer in p.layers]
@@ -82,9 +100,15 @@ def test_several_senders_to_several_receivers_equal_plain_hooks():
         ends = [model(ids).logits[0, -1] for ids in (clean, corrupt)]
     expected, first, second = (float(x[5] - x[9]) for x in (logits, *ends))
     found = path_patching.measure(
-        lm, subjects.CLEAN[:1], corrupt=subjects.CORRUPT[:1], paths=[(senders, receivers)], **subjects.ASKED
+        lm,
+        subjects.CLEAN[:1],
+        corrupt=subjects.CORRUPT[:1],
+        paths=[(senders, receivers)],
+        **subjects.ASKED,
     )
-    assert float(found.effect[0, 0]) == pytest.approx((expected - first) / (second - first), rel=1e-4)
+    assert float(found.effect[0, 0]) == pytest.approx(
+        (expected - first) / (second - first), rel=1e-4
+    )
     assert abs(expected - first) > 0.05
 
 
@@ -92,11 +116,16 @@ def test_progress_counts_every_cell_and_the_same_seed_gives_the_same_null():
     lm, paths, told = tiny.lm("gpt2"), [("embed", "L0H1.v"), ("L0 mlp", "logits")], []
     runs = [
         path_patching.measure(
-            lm, subjects.CLEAN, corrupt=subjects.CORRUPT, paths=paths, seed=seed, progress=lambda *n: told.append(n),
+            lm,
+            subjects.CLEAN,
+            corrupt=subjects.CORRUPT,
+            paths=paths,
+            seed=seed,
+            progress=lambda *n: told.append(n),
             **subjects.ASKED,
         )
         for seed in (0, 0, 1)
-    ]  # fmt: skip
+    ]
     assert told[3] == (8, 8)  # two paths, two examples, effect and null
     assert runs[0].identical(runs[1])
     np.testing.assert_array_equal(runs[0].effect, runs[2].effect)
@@ -106,6 +135,8 @@ def test_progress_counts_every_cell_and_the_same_seed_gives_the_same_null():
 def test_bad_questions_are_refused():
     lm = tiny.lm("llama")
     with pytest.raises(InputError, match="L7H0"):
-        path_patching.measure(lm, [subjects.CLEAN[0]], corrupt=[subjects.CORRUPT[0]], paths=[("L7H0", "logits")])
+        path_patching.measure(
+            lm, [subjects.CLEAN[0]], corrupt=[subjects.CORRUPT[0]], paths=[("L7H0", "logits")]
+        )
     with pytest.raises(SiteError, match="ALiBi"):
         path_patching.measure(tiny.lm("bloom"), [subjects.CLEAN[0]], corrupt=[subjects.CORRUPT[0]])

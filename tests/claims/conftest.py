@@ -75,7 +75,8 @@ Methods: layers.logit_lens
 from stratoscope.claims import Measured, claim
 
 
-@claim(says="It is so", where="abstract", tier="small", subject="smollm2", expect="a > b", null="b, shuffled")
+@claim(says="It is so", where="abstract", tier="small", subject="smollm2", expect="a > b", null="b,
+shuffled")
 def it_is_so(seed: int) -> Measured:
     raise AssertionError("a listing must not run this")
 '''
@@ -83,7 +84,8 @@ def it_is_so(seed: int) -> Measured:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for `papers/`: one paper to run, one that was never run; the cache lies elsewhere."""
+    """A folder that stands for `papers/`: one paper to run, one that was never run; the cache lies
+    elsewhere."""
     made = tmp_path / "papers"
     made.mkdir()
     (made / "llm_drop.py").write_text(DROP)

@@ -42,10 +42,14 @@ def test_papers_by_level_and_status() -> None:
     assert "What Matters in Transformers? Not All Attention is Needed" in layers
     assert "9 of 243 papers: 1 built, not run, 8 not built." in layers
     assert (
-        "1 of 243 papers: 1 built, not run." in run("papers", "--level", "layer", "--status", "built, not run").output
+        "1 of 243 papers: 1 built, not run."
+        in run("papers", "--level", "layer", "--status", "built, not run").output
     )
     assert "0 of 243 papers." in run("papers", "--status", "reproduced").output
-    for option, wrong, near in (("--level", "layers", "layer"), ("--status", "reproducd", "reproduced")):
+    for option, wrong, near in (
+        ("--level", "layers", "layer"),
+        ("--status", "reproducd", "reproduced"),
+    ):
         result = run("papers", option, wrong)
         assert (result.exit_code, f"Nearest: {near}" in result.stderr) == (2, True)
 
@@ -79,17 +83,29 @@ def test_claim_says_what_is_expected_before_it_measures(folder: Path) -> None:
     assert places == sorted(places)
     [kept], problems = verdicts.read([folder / "verdicts"])
     assert problems == []
-    assert (kept.key, kept.claim, kept.seed, kept.tier) == ("llm-drop", "attention_goes_first", 3, "small")
-    assert json.loads((folder / "verdicts" / "llm-drop.jsonl").read_text())["figure"]["dims"] == ["component"]
+    assert (kept.key, kept.claim, kept.seed, kept.tier) == (
+        "llm-drop",
+        "attention_goes_first",
+        3,
+        "small",
+    )
+    assert json.loads((folder / "verdicts" / "llm-drop.jsonl").read_text())["figure"]["dims"] == [
+        "component"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("seed", "code", "said"), [("9", 130, "Interrupted"), ("8", 1, "Unexpected RuntimeError: half-way")]
+    ("seed", "code", "said"),
+    [("9", 130, "Interrupted"), ("8", 1, "Unexpected RuntimeError: half-way")],
 )
-def test_claim_that_stops_half_way_keeps_nothing(folder: Path, seed: str, code: int, said: str) -> None:
+def test_claim_that_stops_half_way_keeps_nothing(
+    folder: Path, seed: str, code: int, said: str
+) -> None:
     result = run("claim", "llm-drop", "--seed", seed)
     assert result.exit_code == code
-    assert "attention_goes_first was not measured to its end: nothing is kept of it." in flat(result.stderr)
+    assert "attention_goes_first was not measured to its end: nothing is kept of it." in flat(
+        result.stderr
+    )
     assert said in flat(result.stderr)
     assert not (folder / "verdicts").exists()
 
@@ -98,7 +114,10 @@ def test_claim_by_name_and_tier() -> None:
     assert "Nothing dropped costs nothing" in run("claim", "llm-drop", "--tier", "identity").output
     result = run("claim", "llm-drop", "--claim", "nothing_costs_nothing")
     assert result.exit_code == 2
-    assert "no small claim named 'nothing_costs_nothing'; it has attention_goes_first (small)" in flat(result.stderr)
+    assert (
+        "no small claim named 'nothing_costs_nothing'; it has attention_goes_first (small)"
+        in flat(result.stderr)
+    )
     assert "has no paper claim" in flat(run("claim", "llm-drop", "--tier", "paper").stderr)
 
 
@@ -107,8 +126,9 @@ def test_an_unknown_key_gets_the_nearest(command: str) -> None:
     result = run(command, "llm-dorp")
     assert result.exit_code == 2
     assert "There is no paper 'llm-dorp' among 243. Nearest: llm-drop" in flat(result.stderr)
-    assert "is not built: there is nothing to run. src/stratoscope/papers/retrieval_heads.py" in flat(
-        run("claim", "retrieval-heads").stderr
+    assert (
+        "is not built: there is nothing to run. src/stratoscope/papers/retrieval_heads.py"
+        in flat(run("claim", "retrieval-heads").stderr)
     )
 
 
@@ -126,7 +146,9 @@ def test_a_folder_that_cannot_be_written_to_is_said(
     said = flat(run("claim", "llm-drop", width=120).output)
     assert "(the package's own folder cannot be written to)" in said
     assert (tmp_path / "cache" / "verdicts" / "llm-drop.jsonl").is_file()
-    assert "verdict reproduced" in flat(run("paper", "llm-drop").output)  # and it is read from there
+    assert "verdict reproduced" in flat(
+        run("paper", "llm-drop").output
+    )  # and it is read from there
 
 
 def test_paper_before_and_after() -> None:
@@ -176,7 +198,9 @@ def test_paper_as_a_page(tmp_path: Path) -> None:
     assert "attention &lt;= 0.5 * mlp and attention &lt; random" in html
     assert "Tried on &lt;made-up&gt; numbers" in html
     assert html.count('<script type="application/json">') == 1
-    assert "could not be written" in flat(run("paper", "llm-drop", "--out", str(tmp_path / "no" / "x.html")).stderr)
+    assert "could not be written" in flat(
+        run("paper", "llm-drop", "--out", str(tmp_path / "no" / "x.html")).stderr
+    )
     other = tmp_path / "other.html"
     assert run("paper", "retrieval-heads", "--out", str(other)).exit_code == 0
     assert "not built" in other.read_text()

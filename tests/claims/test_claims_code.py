@@ -1,4 +1,5 @@
-"""A verdict is stale when what it was measured with computes something else now, and for no other reason."""
+"""A verdict is stale when what it was measured with computes something else now, and for no other
+reason."""
 
 from __future__ import annotations
 
@@ -57,13 +58,17 @@ def reasons(verdict: Verdict, folder: Path) -> list[str]:
         ("return math.floor(x / 2)", "return math.floor(\n        x\n        / 2\n    )"),
     ],
 )
-def test_words_and_layout_change_nothing(verdict: Verdict, folder: Path, package: Path, old: str, new: str) -> None:
+def test_words_and_layout_change_nothing(
+    verdict: Verdict, folder: Path, package: Path, old: str, new: str
+) -> None:
     assert old in MODULE
     (package / "layers" / "score.py").write_text(MODULE.replace(old, new))
     assert reasons(verdict, folder) == []
 
 
-def test_a_change_of_what_is_computed_is_told(verdict: Verdict, folder: Path, package: Path) -> None:
+def test_a_change_of_what_is_computed_is_told(
+    verdict: Verdict, folder: Path, package: Path
+) -> None:
     (package / "layers" / "score.py").write_text(MODULE.replace("x / 2", "x / 3"))
     assert reasons(verdict, folder) == ["layers.score changed"]
     (package / "layers" / "score.py").unlink()
@@ -75,8 +80,16 @@ def test_a_change_of_what_is_computed_is_told(verdict: Verdict, folder: Path, pa
     [
         ("0.41, 0.11]", "0.42, 0.11]", True),  # the claim's own body
         ('values={"cost": 0.0}', 'values={"cost": 0.1}', False),  # another claim's
-        ('says="Dropping attention', 'says="Leaving out attention', False),  # words that are judged apart
-        ("import Measured, claim\n", "import Measured, claim\n\nSCALE = 2\n", True),  # what it may call
+        (
+            'says="Dropping attention',
+            'says="Leaving out attention',
+            False,
+        ),  # words that are judged apart
+        (
+            "import Measured, claim\n",
+            "import Measured, claim\n\nSCALE = 2\n",
+            True,
+        ),  # what it may call
         ("More words, of any kind.", "Other words.", False),
     ],
 )
@@ -92,14 +105,20 @@ def test_of_its_paper_file_a_verdict_keeps_its_own_claim(
 def test_a_library_older_than_what_is_asked_for(verdict: Verdict, folder: Path) -> None:
     assert set(code.floors()) == {"torch", "transformers"}
     old = dataclasses.replace(verdict, versions={**verdict.versions, "transformers": "5.1.0"})
-    assert reasons(old, folder) == [f"transformers was 5.1.0, and {code.floors()['transformers']} is needed now"]
+    assert reasons(old, folder) == [
+        f"transformers was 5.1.0, and {code.floors()['transformers']} is needed now"
+    ]
     new = dataclasses.replace(verdict, versions={"torch": "2.99.1+cpu", "transformers": "6.0"})
     assert reasons(new, folder) == []
-    assert reasons(dataclasses.replace(verdict, versions=code.floors()), folder) == []  # the oldest that is asked for
+    assert (
+        reasons(dataclasses.replace(verdict, versions=code.floors()), folder) == []
+    )  # the oldest that is asked for
 
 
 def test_a_verdict_from_before_is_stale(verdict: Verdict, folder: Path) -> None:
-    assert reasons(dataclasses.replace(verdict, code={}), folder) == ["it was kept before verdicts recorded their code"]
+    assert reasons(dataclasses.replace(verdict, code={}), folder) == [
+        "it was kept before verdicts recorded their code"
+    ]
 
 
 def test_a_run_records_the_modules_that_compute() -> None:
@@ -107,11 +126,15 @@ def test_a_run_records_the_modules_that_compute() -> None:
 
     found = code.loaded()
     assert {"engine.sweep", "engine.packed", "models.lm"} <= found.keys()
-    assert not [name for name in found if name.split(".")[0] in ("claims", "cli", "plots", "papers")]
+    assert not [
+        name for name in found if name.split(".")[0] in ("claims", "cli", "plots", "papers")
+    ]
     assert all(len(digest) == 8 for digest in found.values())
 
 
-def test_a_broken_method_makes_its_pages_stale(verdict: Verdict, folder: Path, package: Path, tmp_path: Path) -> None:
+def test_a_broken_method_makes_its_pages_stale(
+    verdict: Verdict, folder: Path, package: Path, tmp_path: Path
+) -> None:
     """The word stays, and the mark beside it appears."""
     root = tmp_path / "checkout"
     (root / "docs").mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""The figure of a claim: what kind of picture its shape asks for, and that every picture holds its numbers."""
+"""The figure of a claim: what kind of picture its shape asks for, and that every picture holds its
+numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ FIGURES = {
     "a number": (label(0.5, (), name="one", method="test"), "bars", 1, 1),
     "series of numbers": (shape(("component", "layer"), 3, 30, component=WORDS), "lines", 3, 30),
     "the other way round": (shape(("layer", "component"), 30, 3, component=WORDS), "lines", 3, 30),
-    "words by words": (shape(("component", "role"), 3, 2, component=WORDS, role=["a", "b"]), "bars", 2, 3),
+    "words by words": (
+        shape(("component", "role"), 3, 2, component=WORDS, role=["a", "b"]),
+        "bars",
+        2,
+        3,
+    ),
     "a grid": (shape(("layer", "head"), 30, 9), "cells", 9, 30),
     "three axes": (shape(("draw", "layer", "head"), 2, 12, 4), "cells", 8, 12),
 }
@@ -48,7 +54,11 @@ def test_every_shape_is_drawn_three_times(name: str) -> None:
         assert text.startswith(drawn.title)
     picture = draw.svg(drawn)
     assert picture == draw.svg(drawn)
-    for word in (drawn.unit, *(drawn.series if series > 1 and kind != "cells" else ()), drawn.places[0]):
+    for word in (
+        drawn.unit,
+        *(drawn.series if series > 1 and kind != "cells" else ()),
+        drawn.places[0],
+    ):
         assert not word or f">{word}</text>" in picture, word
     assert "<dc:date>" not in picture
     assert draw.plotly(drawn).to_plotly_json()["data"]
@@ -70,12 +80,20 @@ def test_what_says_that_it_is_a_null_is_grey_too() -> None:
 
 
 def test_bars_of_numbered_places_say_what_is_numbered() -> None:
-    assert figure.drawing(shape(("component", "layer"), 3, 2, component=WORDS)).places == ("layer 0", "layer 1")
-    assert figure.drawing(shape(("component", "layer"), 3, 9, component=WORDS)).places[:2] == ("0", "1")
+    assert figure.drawing(shape(("component", "layer"), 3, 2, component=WORDS)).places == (
+        "layer 0",
+        "layer 1",
+    )
+    assert figure.drawing(shape(("component", "layer"), 3, 9, component=WORDS)).places[:2] == (
+        "0",
+        "1",
+    )
 
 
 def test_a_bar_is_as_long_as_its_number_says() -> None:
-    drawn = figure.drawing(label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS))
+    drawn = figure.drawing(
+        label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS)
+    )
     minus, plus, gap = str(draw.terminal(drawn, 60)).splitlines()[1:]
     assert minus.count("█") * 2 == pytest.approx(plus.count("█"), abs=1)
     assert (gap.count("█"), gap.split()[-1]) == (0, "–")
@@ -84,18 +102,30 @@ def test_a_bar_is_as_long_as_its_number_says() -> None:
 
 def test_a_column_is_as_high_as_its_number_says() -> None:
     drawn = figure.drawing(label([0.0, 1.0, np.nan, 0.5], "layer", name="x", method="t"))
-    rows = [line.partition("┤")[2].ljust(16) for line in str(draw.terminal(drawn, 60)).splitlines() if "┤" in line]
+    rows = [
+        line.partition("┤")[2].ljust(16)
+        for line in str(draw.terminal(drawn, 60)).splitlines()
+        if "┤" in line
+    ]
     height = [sum(" ▁▂▃▄▅▆▇█".index(row[4 * i]) for row in rows) for i in range(4)]
     assert height == [1, 40, 0, 20]  # zero leaves a mark, what is missing does not
 
 
 def test_equal_labels_stay_apart() -> None:
-    twice = label(np.eye(2, 9), ("component", "layer"), name="x", method="t", coords={"component": ["same", "same"]})
+    twice = label(
+        np.eye(2, 9),
+        ("component", "layer"),
+        name="x",
+        method="t",
+        coords={"component": ["same", "same"]},
+    )
     assert len(figure.drawing(twice).series) == 2
 
 
 def test_words_of_a_figure_are_not_obeyed() -> None:
-    evil = label([1.0, 2.0], "component", name="x", method="t", coords={"component": ["<b>x</b>", "$y$ & z"]})
+    evil = label(
+        [1.0, 2.0], "component", name="x", method="t", coords={"component": ["<b>x</b>", "$y$ & z"]}
+    )
     drawn = figure.drawing(evil)
     assert re.search(r"&lt;b&gt;x&lt;/b&gt;", draw.svg(drawn))
     assert "<b>" not in draw.plotly(drawn).to_json().replace("<b>x</b> <b>", "")
@@ -137,15 +167,21 @@ def test_a_picture_is_small_and_follows_the_page_s_light() -> None:
         (-2e-7, 1e-7, [-2e-7, -1e-7, 0, 1e-7]),
     ],
 )
-def test_marks_of_an_axis_are_round_and_span_the_values(low: float, high: float, marks: list[float]) -> None:
+def test_marks_of_an_axis_are_round_and_span_the_values(
+    low: float, high: float, marks: list[float]
+) -> None:
     found = svg.ticks(float(low), float(high))
     assert found[0] <= low <= high <= found[-1]
     assert found == pytest.approx(marks)
 
 
 def test_an_svg_bar_is_as_long_as_its_number_says() -> None:
-    drawn = figure.drawing(label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS))
-    bars = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="18.0" fill', draw.svg(drawn))
+    drawn = figure.drawing(
+        label([-1.0, 2.0, np.nan], "component", name="x", method="t", coords=PARTS)
+    )
+    bars = re.findall(
+        r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="18.0" fill', draw.svg(drawn)
+    )
     (left, short), (zero, long) = ([float(x) for x in bar] for bar in bars)
     assert (left + short, 2 * short) == pytest.approx((zero, long), abs=0.2)
 

@@ -1,4 +1,5 @@
-"""What is due, in what order, and how a budget is spent; a second run goes on where the first stopped."""
+"""What is due, in what order, and how a budget is spent; a second run goes on where the first
+stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def names(pieces: list[Due]) -> list[tuple[str, int]]:
 
 def test_what_never_ran_is_due_on_every_seed(folder: Path) -> None:
     found = due.due(atlas(folder), [0, 1], stale=False)
-    assert sorted(names(found)) == [(n, s) for n in ("attention_goes_first", "it_is_so") for s in (0, 1)]
+    assert sorted(names(found)) == [
+        (n, s) for n in ("attention_goes_first", "it_is_so") for s in (0, 1)
+    ]
     assert {piece.why for piece in found} == {"not run"}
 
 
@@ -105,7 +108,8 @@ def test_budgets() -> None:
 
 
 def test_on_the_command_line(folder: Path) -> None:
-    """The claims run in processes of their own, which see this package's papers: here only the list is tried."""
+    """The claims run in processes of their own, which see this package's papers: here only the list
+    is tried."""
     listed = CliRunner().invoke(cli.main, ["claim", "--all", "--seeds", "0-1", "--dry-run"])
     assert listed.exit_code == 0, listed.stderr
     assert "4 measurements are due" in listed.output

@@ -13,9 +13,12 @@ from stratoscope.errors import ClaimError
 VALUES = {"a": 1.0, "b": 3.0, "zero": 0.0, "nan": math.nan, "inf": math.inf}
 
 
-REFUSED = """a |a + |a < b < |1 < 2 |not a < b |a != b |a < 'x' |a < True |a ** 2 < b |a is b |a in b |a.real < b |a[0] < 1
-|__import__('os').system('x') < 1 |(lambda: a)() < 1 |abs(a, b) < 1 |max(a) < 1 |sum(a, b) < 1 |a < b; b < a
-|a < b if a < b else b < a |max(a, b, key=abs) < 1 |(a < b) < b |(a < b) + 1 > 0 |a and b |(c := a) < b |abs(*a) < 1"""
+REFUSED = """a |a + |a < b < |1 < 2 |not a < b |a != b |a < 'x' |a < True |a ** 2 < b |a is b |a in
+    b |a.real < b |a[0] < 1
+|__import__('os').system('x') < 1 |(lambda: a)() < 1 |abs(a, b) < 1 |max(a) < 1 |sum(a, b) < 1 |a <
+    b; b < a
+|a < b if a < b else b < a |max(a, b, key=abs) < 1 |(a < b) < b |(a < b) + 1 > 0 |a and b |(c := a)
+    < b |abs(*a) < 1"""
 
 
 @pytest.mark.parametrize(
@@ -80,28 +83,46 @@ def test_and_needs_both_and_or_needs_one(left: str, right: str) -> None:
 
 
 def test_random_expressions_mean_what_they_mean_in_python() -> None:
-    """Python itself is the judge: numbers of every operator, at and beside equality, chained, joined and bracketed."""
-    dice = random.Random(0)
+    """Python itself is the judge: numbers of every operator, at and beside equality, chained,
+    joined and bracketed."""
+    generator = random.Random(0)
 
     def number(depth: int) -> str:
         if depth == 0:
-            return dice.choice(["a", "b", "1", "2.5", "-a", "abs(a - b)", "min(a, b)", "max(a, b, 2)"])
-        return f"({number(depth - 1)} {dice.choice(['+', '-', '*'])} {number(0)} / {dice.choice(['2', 'b'])})"
+            return generator.choice(
+                ["a", "b", "1", "2.5", "-a", "abs(a - b)", "min(a, b)", "max(a, b, 2)"]
+            )
+        return (
+            f"({number(depth - 1)} {generator.choice(['+', '-', '*'])} {number(0)} / "
+            f"{generator.choice(['2', 'b'])})"
+        )
 
     def comparison() -> str:
-        sides = [number(dice.randrange(2)) for _ in range(dice.choice([2, 2, 3]))]
-        return "".join(f"{side} {dice.choice(['<', '<=', '>', '>=', '=='])} " for side in sides[:-1]) + sides[-1]
+        sides = [number(generator.randrange(2)) for _ in range(generator.choice([2, 2, 3]))]
+        return (
+            "".join(
+                f"{side} {generator.choice(['<', '<=', '>', '>=', '=='])} " for side in sides[:-1]
+            )
+            + sides[-1]
+        )
 
     def whole(depth: int) -> str:
         if depth == 0:
             return comparison()
-        joined = f" {dice.choice(['and', 'or'])} ".join(whole(depth - 1) for _ in range(dice.choice([2, 3])))
-        return f"({joined})" if dice.random() < 0.5 else joined
+        joined = f" {generator.choice(['and', 'or'])} ".join(
+            whole(depth - 1) for _ in range(generator.choice([2, 3]))
+        )
+        return f"({joined})" if generator.random() < 0.5 else joined
 
     seen = []
     for _ in range(600):
-        text, values = f"a >= 0.5 and ({whole(dice.randrange(3))})", {"a": 1.0, "b": dice.choice([0.5, 1.0, 3.0])}
-        expected = bool(eval(text, {"__builtins__": {}, "abs": abs, "min": min, "max": max}, values))
+        text, values = (
+            f"a >= 0.5 and ({whole(generator.randrange(3))})",
+            {"a": 1.0, "b": generator.choice([0.5, 1.0, 3.0])},
+        )
+        expected = bool(
+            eval(text, {"__builtins__": {}, "abs": abs, "min": min, "max": max}, values)
+        )
         assert holds(text, values) is expected, (text, values)
         seen.append(expected)
     assert 100 < sum(seen) < 500

@@ -1,4 +1,5 @@
-"""The generated pages: the real ones are not stale; they show failures, and changes after the measurement."""
+"""The generated pages: the real ones are not stale; they show failures, and changes after the
+measurement."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ def test_pages_are_written_once(folder: Path, root: Path) -> None:
     assert "| layer | 1 |  |  |  | 8 |" in readme
     assert "| **all** | **1** |  |  | **1** | **241** |" in readme
     assert (
-        "[What Matters in Transformers? Not All Attention is Needed](llm-drop.md) | layer | reproduced | 1 of 1 |"
-        in (root / "docs/papers/README.md").read_text()
+        "[What Matters in Transformers? Not All Attention is Needed](llm-drop.md) | layer | "
+        "reproduced | 1 of 1 |" in (root / "docs/papers/README.md").read_text()
     )
 
 
@@ -78,7 +79,9 @@ def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, r
     stale = pages.stale(atlas(folder), root)
     assert "docs/papers/llm-drop.md is not up to date" in stale
     assert "docs/papers/README.md is not up to date" in stale
-    assert "README.md is not up to date" not in stale  # counts are made where branches come together
+    assert (
+        "README.md is not up to date" not in stale
+    )  # counts are made where branches come together
     assert f"docs/papers/figures/{old.name} is left over" in stale
     pages.write(atlas(folder), root)
     [new] = (root / "docs/papers/figures").iterdir()
@@ -97,7 +100,10 @@ def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
     page = (root / "docs/papers/llm-drop.md").read_text()
     assert "**built, not run**" in page
     assert "## Verdicts that do not count" in page
-    assert "not reproduced; **the expectation changed after the measurement**. It was `attention <= 0.5 * mlp" in page
+    assert (
+        "not reproduced; **the expectation changed after the measurement**. It was `attention <= "
+        "0.5 * mlp" in page
+    )
 
 
 def test_only_a_checkout_has_pages(tmp_path: Path, folder: Path) -> None:
@@ -106,7 +112,8 @@ def test_only_a_checkout_has_pages(tmp_path: Path, folder: Path) -> None:
 
 
 def test_two_branches_that_each_add_a_paper_merge(folder: Path, root: Path) -> None:
-    """Each adds its file, its verdict and its page and brings the index up to date; git joins them, and nothing is lost."""
+    """Each adds its file, its verdict and its page and brings the index up to date; git joins them,
+    and nothing is lost."""
     git = lambda *words: subprocess.run(  # noqa: E731
         ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words],
         cwd=root, check=True, capture_output=True, text=True,

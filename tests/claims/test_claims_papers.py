@@ -1,4 +1,5 @@
-"""Paper files are read by their text; the real ones keep the form, point at what exists, and their identities hold."""
+"""Paper files are read by their text; the real ones keep the form, point at what exists, and their
+identities hold."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from stratoscope.claims.run import functions, run
 from stratoscope.errors import ClaimError
 
 BUILT, BROKEN = shelf()
-IDENTITIES = [(paper, claim) for paper in BUILT.values() for claim in paper.claims if claim.tier == "identity"]
+IDENTITIES = [
+    (paper, claim) for paper in BUILT.values() for claim in paper.claims if claim.tier == "identity"
+]
 METHODS = {entry.address: entry for entry in catalogue.methods()}
 
 
@@ -31,9 +34,14 @@ def test_a_file_is_read_without_being_run(folder: Path) -> None:
     assert (paper.authors, paper.year, paper.arxiv) == ("He, Sun, Shen and Li", 2024, "2406.15786")
     assert paper.claim == "half of the attention layers can go at little cost, unlike MLPs."
     assert paper.methods == ("layers.logit_lens", "heads.roles")
-    assert [claim.name for claim in paper.claims] == ["attention_goes_first", "nothing_costs_nothing"]
+    assert [claim.name for claim in paper.claims] == [
+        "attention_goes_first",
+        "nothing_costs_nothing",
+    ]
     assert paper.claims[0].expect == "attention <= 0.5 * mlp and attention < random"
-    assert {name: f.claim for name, f in functions(paper).items()} == {claim.name: claim for claim in paper.claims}
+    assert {name: f.claim for name, f in functions(paper).items()} == {
+        claim.name: claim for claim in paper.claims
+    }
     assert found["lazy-neuron"].arxiv == ""
 
 
@@ -53,7 +61,9 @@ def test_a_file_is_read_without_being_run(folder: Path) -> None:
         (("Another", "\0"), "cannot be read as a paper"),
     ],
 )
-def test_a_broken_file_is_named_and_hides_no_other(folder: Path, change: tuple[str, str], reason: str) -> None:
+def test_a_broken_file_is_named_and_hides_no_other(
+    folder: Path, change: tuple[str, str], reason: str
+) -> None:
     file = folder / "lazy_neuron.py"
     text = file.read_text()
     assert change[0] in text
@@ -64,12 +74,17 @@ def test_a_broken_file_is_named_and_hides_no_other(folder: Path, change: tuple[s
     assert reason in broken["lazy_neuron.py"]
     atlas = ledger.atlas(folder, [])
     assert atlas.problems == [broken["lazy_neuron.py"]]
-    assert (atlas.find("lazy-neuron").status, atlas.find("llm-drop").status) == ("not built", "built, not run")
+    assert (atlas.find("lazy-neuron").status, atlas.find("llm-drop").status) == (
+        "not built",
+        "built, not run",
+    )
 
 
 def test_a_file_that_runs_otherwise_than_it_reads(folder: Path) -> None:
     file = folder / "llm_drop.py"
-    file.write_text(file.read_text() + "\n\nattention_goes_first.claim = nothing_costs_nothing.claim\n")
+    file.write_text(
+        file.read_text() + "\n\nattention_goes_first.claim = nothing_costs_nothing.claim\n"
+    )
     with pytest.raises(ClaimError, match="says one thing"):
         run(read(file), read(file).claims[0])
 
@@ -84,11 +99,16 @@ def test_a_claim_that_gives_something_else(folder: Path) -> None:
 def test_the_ledger() -> None:
     rows = ledger.rows()
     assert len(rows) == 243
-    assert all(re.fullmatch(r"[a-z0-9-]+", key) and row.title and 1980 < row.year < 2030 for key, row in rows.items())
+    assert all(
+        re.fullmatch(r"[a-z0-9-]+", key) and row.title and 1980 < row.year < 2030
+        for key, row in rows.items()
+    )
     atlas = ledger.atlas(folders=[])
     assert sum(atlas.counts().values()) == 243
     for asked, near in (("llm-dorp", "llm-drop"), ("Lazy Neuron", "lazy-neuron")):
-        with pytest.raises(ClaimError, match=f"There is no paper '{asked}' among 243. Nearest: .*{near}"):
+        with pytest.raises(
+            ClaimError, match=f"There is no paper '{asked}' among 243. Nearest: .*{near}"
+        ):
             atlas.find(asked)
     with pytest.raises(ClaimError, match="lists them all"):
         atlas.find("#%!")
@@ -99,7 +119,8 @@ def test_reading_loads_no_torch_and_no_paper() -> None:
 
     program = (
         "from stratoscope.claims import ledger\nledger.atlas()\nimport sys\n"
-        "print(*[n for n in sys.modules if n.startswith(('torch', 'stratoscope.papers.', 'xarray', 'plotly'))])"
+        "print(*[n for n in sys.modules if n.startswith(('torch', 'stratoscope.papers.', 'xarray', "
+        "'plotly'))])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
@@ -126,14 +147,20 @@ def test_a_paper_points_at_what_exists_and_can_fail(key: str) -> None:
     assert _letters(paper.title) == _letters(row.title)
     assert [address for address in paper.methods if address not in METHODS] == []
     assert {"identity", "small"} <= {claim.tier for claim in paper.claims}
-    for claim in paper.claims:  # says, where, null and an expectation of something measured are checked by Claim
+    for claim in (
+        paper.claims
+    ):  # says, where, null and an expectation of something measured are checked by Claim
         assert claim.about, f"{key}: {claim.name} does not say how it is measured"
 
 
-@pytest.mark.parametrize(("paper", "claim"), IDENTITIES, ids=lambda x: getattr(x, "key", getattr(x, "name", "")))
+@pytest.mark.parametrize(
+    ("paper", "claim"), IDENTITIES, ids=lambda x: getattr(x, "key", getattr(x, "name", ""))
+)
 def test_an_identity_holds(paper: papers.Paper, claim: ledger.Claim) -> None:
     verdict = run(paper, claim)
-    assert verdict.status == "reproduced", f"{claim.expect} does not hold of {verdict.values} and {verdict.null}"
+    assert verdict.status == "reproduced", (
+        f"{claim.expect} does not hold of {verdict.values} and {verdict.null}"
+    )
     assert verdicts.from_line(verdicts.to_line(verdict)) == verdict
 
 

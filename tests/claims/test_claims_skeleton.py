@@ -1,4 +1,5 @@
-"""A new paper's files: begun from the ledger and a specification, readable, and failing until they are written."""
+"""A new paper's files: begun from the ledger and a specification, readable, and failing until they
+are written."""
 
 from __future__ import annotations
 
@@ -101,7 +102,10 @@ def test_the_files_pass_the_linter_and_fail_their_test(key: str, tmp_path: Path)
     config = ["--config", str(skeleton.ROOT / "pyproject.toml"), "--no-cache"]
     for command in (["check"], ["format", "--check"]):
         linted = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *config, "."], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *command, *config, "."],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert linted.returncode == 0, linted.stdout
     [test] = [path for path in made if path.parts[0] == "tests"]

@@ -15,7 +15,13 @@ from stratoscope.claims.paper import read
 from stratoscope.claims.run import run
 from stratoscope.errors import ClaimError
 
-WORDS = {"says": "It is so", "where": "abstract", "tier": "small", "subject": "none", "null": "chance"}
+WORDS = {
+    "says": "It is so",
+    "where": "abstract",
+    "tier": "small",
+    "subject": "none",
+    "null": "chance",
+}
 CLAIM = Claim(name="it", expect="a > 2 * b", direction="a > b", **WORDS)
 
 
@@ -39,7 +45,14 @@ def test_a_direction_that_was_not_measured_is_an_error_even_when_the_expectation
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"expect": ""}, {"expect": "a"}, {"direction": "a !"}, {"tier": "large"}, {"null": " "}, {"says": ""}],
+    [
+        {"expect": ""},
+        {"expect": "a"},
+        {"direction": "a !"},
+        {"tier": "large"},
+        {"null": " "},
+        {"says": ""},
+    ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused_when_it_is_written(wrong: dict[str, str]) -> None:
     with pytest.raises(ClaimError):
@@ -58,7 +71,12 @@ def test_a_marked_function_stays_a_function() -> None:
 
 
 def test_what_is_measured_becomes_plain() -> None:
-    found = Measured(values={"a": np.float32(0.5)}, null={"b": np.int64(2)}, n=1, interval={"a": (np.float64(0), 1)})
+    found = Measured(
+        values={"a": np.float32(0.5)},
+        null={"b": np.int64(2)},
+        n=1,
+        interval={"a": (np.float64(0), 1)},
+    )
     assert [type(value) for value in found.numbers.values()] == [float, float]
     assert found.interval == {"a": (0.0, 1.0)}
 
@@ -84,7 +102,7 @@ def test_a_large_figure_is_refused() -> None:
         Measured(values={"a": 1}, n=1, figure=xr.DataArray(np.zeros(401)))
 
 
-# a paper's word ------------------------------------------------------------------------------------
+# a paper's word -----------------------------------------------------------------------------------
 
 
 def entry(folder: Path, *verdicts: Verdict) -> ledger.Entry:
@@ -101,15 +119,21 @@ def test_the_worst_seed_counts_and_the_newest_of_a_seed(folder: Path, good: Verd
     bad = dataclasses.replace(good, status="not reproduced", seed=1)
     assert entry(folder).status == "built, not run"
     assert (entry(folder, good).status, entry(folder, good).tally) == ("reproduced", "1 of 1")
-    assert (entry(folder, good, bad).status, entry(folder, bad, good).status) == ("not reproduced",) * 2
+    assert (entry(folder, good, bad).status, entry(folder, bad, good).status) == (
+        "not reproduced",
+    ) * 2
     assert entry(folder, good, bad).tally == "0 of 1"
-    assert entry(folder, bad, good, dataclasses.replace(good, seed=1)).status == "reproduced"  # seed 1 was run again
+    assert (
+        entry(folder, bad, good, dataclasses.replace(good, seed=1)).status == "reproduced"
+    )  # seed 1 was run again
 
 
 @pytest.mark.parametrize(
     "change", [{"expect": "attention < 9"}, {"direction": ""}, {"subject": "x"}, {"claim": "gone"}]
 )
-def test_a_verdict_about_other_words_does_not_count(folder: Path, good: Verdict, change: dict[str, str]) -> None:
+def test_a_verdict_about_other_words_does_not_count(
+    folder: Path, good: Verdict, change: dict[str, str]
+) -> None:
     other = dataclasses.replace(good, **change)
     assert entry(folder, other).status == "built, not run"
     assert entry(folder, other).outdated() == [other]
@@ -122,29 +146,38 @@ def test_an_identity_verdict_is_not_a_papers_word(folder: Path) -> None:
 
 
 def test_one_claim_without_a_verdict_and_one_failed(folder: Path, good: Verdict) -> None:
-    """A failure is not hidden by what was not run, and what was not run is not hidden by a success."""
+    """A failure is not hidden by what was not run, and what was not run is not hidden by a
+    success."""
     one = entry(folder, good)
     second = dataclasses.replace(one.paper.claims[0], name="second", says="Another statement")
-    two = dataclasses.replace(one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, second)))
+    two = dataclasses.replace(
+        one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, second))
+    )
     assert two.status == "built, not run"
     assert two.tally == "1 of 2"
     failed = dataclasses.replace(good, status="not reproduced")
     assert dataclasses.replace(two, verdicts=(failed,)).status == "not reproduced"
     assert (
-        dataclasses.replace(two, verdicts=(dataclasses.replace(good, claim="second"), failed)).status
+        dataclasses.replace(
+            two, verdicts=(dataclasses.replace(good, claim="second"), failed)
+        ).status
         == "not reproduced"
     )
 
 
-def test_a_statement_is_judged_on_its_best_subject_once_all_have_run(folder: Path, good: Verdict) -> None:
+def test_a_statement_is_judged_on_its_best_subject_once_all_have_run(
+    folder: Path, good: Verdict
+) -> None:
     one = entry(folder, good)
     other = dataclasses.replace(one.paper.claims[0], name="second", subject="a miniature")
-    two = dataclasses.replace(one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, other)))
+    two = dataclasses.replace(
+        one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, other))
+    )
     failed = dataclasses.replace(good, status="not reproduced")
     there = dataclasses.replace(good, claim="second", subject="a miniature")
     assert two.status == "built, not run"
     assert dataclasses.replace(two, verdicts=(failed, there)).status == "reproduced"
     assert dataclasses.replace(two, verdicts=(failed, there)).tally == "1 of 2"
-    assert dataclasses.replace(two, verdicts=(failed, dataclasses.replace(there, status="direction only"))).status == (
-        "direction only"
-    )
+    assert dataclasses.replace(
+        two, verdicts=(failed, dataclasses.replace(there, status="direction only"))
+    ).status == ("direction only")

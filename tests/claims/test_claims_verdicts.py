@@ -1,4 +1,5 @@
-"""The verdict file: whole lines whoever writes, a torn one is reported, nothing of an interrupted claim is kept."""
+"""The verdict file: whole lines whoever writes, a torn one is reported, nothing of an interrupted
+claim is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def verdict(folder: Path) -> Verdict:
 
 def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
     odd = dataclasses.replace(
-        verdict, values={"a": math.nan, "b": math.inf}, interval={"a": (-math.inf, 1.0)}, note='ü "\n', seed=4
+        verdict,
+        values={"a": math.nan, "b": math.inf},
+        interval={"a": (-math.inf, 1.0)},
+        note='ü "\n',
+        seed=4,
     )
     file = tmp_path / "llm-drop.jsonl"
     assert verdicts.append(verdict, [tmp_path]) == file
@@ -57,11 +62,16 @@ def test_two_processes_at_once(tmp_path: Path, verdict: Verdict) -> None:
     file, line = tmp_path / "kept", tmp_path / "one"
     verdicts.append(dataclasses.replace(verdict, note="long " * 20_000), [line])
     program = (
-        "import dataclasses, sys\nfrom pathlib import Path\nfrom stratoscope.claims import verdicts\n"
+        "import dataclasses, sys\nfrom pathlib import Path\nfrom stratoscope.claims import "
+        "verdicts\n"
         "[one], _ = verdicts.read([Path(sys.argv[1])])\n"
-        "for seed in range(40): verdicts.append(dataclasses.replace(one, seed=seed, claim=sys.argv[3]), [Path(sys.argv[2])])"
+        "for seed in range(40): verdicts.append(dataclasses.replace(one, seed=seed, "
+        "claim=sys.argv[3]), [Path(sys.argv[2])])"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", program, line, file, name]) for name in ("left", "right")]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, line, file, name])
+        for name in ("left", "right")
+    ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
     found, problems = verdicts.read([file])
     assert problems == []
@@ -83,7 +93,9 @@ def test_a_torn_last_line_is_reported_and_stays_alone(tmp_path: Path, verdict: V
     assert problems[0].startswith(f"Line 2 of {file} is no verdict")
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "3", "null", '{"key": "x"}', "\x00\xff", '{"status": "fine"}'])
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "3", "null", '{"key": "x"}', "\x00\xff", '{"status": "fine"}']
+)
 def test_any_other_line_is_reported(tmp_path: Path, verdict: Verdict, line: str) -> None:
     (tmp_path / "llm-drop.jsonl").write_text(line + "\n")
     verdicts.append(verdict, [tmp_path])
@@ -97,7 +109,9 @@ def test_a_status_that_is_no_word_is_reported(tmp_path: Path, verdict: Verdict) 
     assert "'splendid' is no status" in verdicts.read([tmp_path])[1][0]
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     home, cache = tmp_path / "home", tmp_path / "cache"
@@ -111,17 +125,23 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, verdict: Verdict, mo
     monkeypatch.setattr(os, "open", refuse)
     assert verdicts.append(verdict, [home, cache]) == cache / "llm-drop.jsonl"
     assert verdicts.read([home, cache]) == ([verdict], [])
-    with pytest.raises(ClaimError, match=r"could not be kept .*Permission denied.*It was: reproduced"):
+    with pytest.raises(
+        ClaimError, match=r"could not be kept .*Permission denied.*It was: reproduced"
+    ):
         verdicts.append(verdict, [home])
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_line(
+    tmp_path: Path, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     file, real = verdicts.append(verdict, [tmp_path]), os.write
     before = file.read_bytes()
     monkeypatch.setattr(
-        os, "write", lambda handle, data: real(handle, data[:50]) if len(data) > 50 else real(handle, data)
+        os,
+        "write",
+        lambda handle, data: real(handle, data[:50]) if len(data) > 50 else real(handle, data),
     )
     with pytest.raises(ClaimError, match="disk is full"):
         verdicts.append(verdict, [tmp_path])
@@ -140,7 +160,9 @@ def test_a_figure_comes_back() -> None:
     values = np.array([[0.123456789, np.nan], [1e-12, -3.0], [5.0, 6.0]])
     words = np.array(["one", "two words"], dtype=object)
     coords = {"layer": [0, 4, 8], "component": words, "depth": ("layer", [0.0, 0.5, np.inf])}
-    array = xr.DataArray(values, coords, ("layer", "component"), name="x", attrs={"unit": "logits", "method": "m"})
+    array = xr.DataArray(
+        values, coords, ("layer", "component"), name="x", attrs={"unit": "logits", "method": "m"}
+    )
     data = json.loads(json.dumps(figure.encode(array), allow_nan=False))
     back = figure.decode(data)
     np.testing.assert_allclose(back.values, values, rtol=1e-5)
@@ -151,7 +173,16 @@ def test_a_figure_comes_back() -> None:
         "coords": data["coords"] | {"depth": {"dims": ["layer"], "values": [0, 0.5, None]}}
     }
     assert figure.digest(data) == figure.digest(json.loads(json.dumps(data)))
-    assert len({figure.digest(data), figure.digest(data | {"unit": "nats"}), figure.digest(data, ["one"])}) == 3
+    assert (
+        len(
+            {
+                figure.digest(data),
+                figure.digest(data | {"unit": "nats"}),
+                figure.digest(data, ["one"]),
+            }
+        )
+        == 3
+    )
     with pytest.raises(ClaimError, match="holds numbers"):
         figure.encode(array["component"])
     with pytest.raises(ClaimError, match="cannot be read"):

@@ -1,4 +1,5 @@
-"""A clamp destroys the planted fact, equals writing into activations by a plain hook, and leaves nothing behind."""
+"""A clamp destroys the planted fact, equals writing into activations by a plain hook, and leaves
+nothing behind."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from stratoscope.models import wrap
 
 
 @pytest.mark.parametrize(
-    "p", [planted.fact_lookup(), planted.fact_lookup_moved(), planted.two_hop()], ids=lambda p: p.name
+    "p",
+    [planted.fact_lookup(), planted.fact_lookup_moved(), planted.two_hop()],
+    ids=lambda p: p.name,
 )
 def test_planted_answer_is_destroyed(p: planted.Planted) -> None:
     lm = wrap(p.model, p.tokenizer)
@@ -29,7 +32,9 @@ def test_planted_answer_is_destroyed(p: planted.Planted) -> None:
         for neuron in p.neurons:
             with clamp.edit(lm, [neuron]):
                 assert difference() < -9  # the foil, "unknown", is what is left
-            others = [(layer, n) for layer in range(2) for n in range(32) if (layer, n) not in p.neurons]
+            others = [
+                (layer, n) for layer in range(2) for n in range(32) if (layer, n) not in p.neurons
+            ]
             with clamp.edit(lm, others):  # the control: all the other neurons
                 assert difference() == pytest.approx(before, abs=0.5)
     with clamp.edit(lm, sorted(p.neurons), value=8.0):  # and held on, they say it of a stranger
@@ -60,14 +65,20 @@ def test_equals_plain_hook(name: str, positions: int | list[int] | None) -> None
 
 def test_bit_identical_after_an_error() -> None:
     lm = lm_of("llama")
-    with untouched(lm), pytest.raises(InputError, match="empty"), clamp.edit(lm, [(1, 5)], value=3.0):
+    with (
+        untouched(lm),
+        pytest.raises(InputError, match="empty"),
+        clamp.edit(lm, [(1, 5)], value=3.0),
+    ):
         lm([[3, 4], []])
 
 
 @pytest.mark.parametrize("positions", [None, -1, [0, 2]])
 def test_save_and_load(tmp_path: Path, positions: int | list[int] | None) -> None:
     lm = lm_of("gpt2")
-    edit = clamp.edit(lm, [(2, 1), (0, 9), (0, 5), (0, 9), (-1, 1)], value=-1.5, positions=positions)
+    edit = clamp.edit(
+        lm, [(2, 1), (0, 9), (0, 5), (0, 9), (-1, 1)], value=-1.5, positions=positions
+    )
     edit.save(tmp_path / "edit.safetensors")
     loaded = Edit.load(lm, tmp_path / "edit.safetensors")
     assert loaded.note == edit.note == "L2N1, L0N5, L0N9 held at -1.5"

@@ -1,4 +1,5 @@
-"""Dropping equals writing zeros on every architecture, computes nothing there, generates rightly, and leaves no trace."""
+"""Dropping equals writing zeros on every architecture, computes nothing there, generates rightly,
+and leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,7 +21,19 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import LM, wrap
 
-DECODERS = ("llama", "gpt2", "gemma2", "gemma3", "gpt_neox", "phi3", "opt", "olmo2", "qwen3", "mistral", "mixtral")
+DECODERS = (
+    "llama",
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "gpt_neox",
+    "phi3",
+    "opt",
+    "olmo2",
+    "qwen3",
+    "mistral",
+    "mixtral",
+)
 OTHERS = ("bert", "roberta", "distilbert", "modernbert", "vit", "llava", "qwen2_5_vl", "bloom")
 
 
@@ -31,7 +44,8 @@ def output(lm: LM, name: str) -> Tensor:
 
 
 def attributes(lm: LM) -> list[dict[str, Any]]:
-    """What every module holds itself, weights left out: the numbering in the cache, and any `forward` of its own."""
+    """What every module holds itself, weights left out: the numbering in the cache, and any
+    `forward` of its own."""
     return [{k: v for k, v in vars(module).items() if k[0] != "_"} for module in lm.model.modules()]
 
 
@@ -67,7 +81,9 @@ def test_nothing_is_computed(name: str) -> None:
     ]
     inside = [m for module in broken for m in module.modules() if not list(m.children())]
     calls: list[int] = []
-    hooks = [m.register_forward_pre_hook(lambda *_: calls.append(1)) for m in inside if m not in broken]
+    hooks = [
+        m.register_forward_pre_hook(lambda *_: calls.append(1)) for m in inside if m not in broken
+    ]
     with drop_modules.edit(lm, ["layers.1.attn.out", "layers.1.mlp.out"]):
         lm(ROWS)
     assert not calls
@@ -90,13 +106,16 @@ def test_without_both_modules_a_layer_is_gone() -> None:
 @pytest.mark.parametrize("drop", [[0], [1], [0, 1], [2], [0, 2]])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gpt_neox", "opt"])
 def test_generating_with_a_cache(name: str, drop: list[int]) -> None:
-    """Token by token as without a cache; and the cache holds the attention that is left, no more."""
+    """Token by token as without a cache; and the cache holds the attention that is left, no
+    more."""
     lm = lm_of(name)
     sites = [f"layers.{layer}.attn.out" for layer in drop]
     with drop_modules.edit(lm, sites):
         found = generate(lm, ROWS, tokens=6, eos_token_id=-1)
         cache = lm.model(torch.tensor([ROWS[0]]), use_cache=True).cache
-        assert sum(layer.keys is not None and layer.keys.numel() > 0 for layer in cache.layers) == 3 - len(drop)
+        assert sum(
+            layer.keys is not None and layer.keys.numel() > 0 for layer in cache.layers
+        ) == 3 - len(drop)
         assert cache.get_seq_length() == len(ROWS[0])
         for row, new in zip(ROWS, found):
             said = list(row)
@@ -118,7 +137,11 @@ def test_nested_and_after_an_error() -> None:
             assert torch.equal(last_logits(lm, ROWS), expected)
     with untouched(lm), pytest.raises(KeyboardInterrupt), one:
         raise KeyboardInterrupt
-    with pytest.raises(InputError, match="keep one"), one, drop_modules.edit(lm, ["layers.*.attn.out"]):
+    with (
+        pytest.raises(InputError, match="keep one"),
+        one,
+        drop_modules.edit(lm, ["layers.*.attn.out"]),
+    ):
         pass
     assert attributes(lm) == before
 

@@ -1,4 +1,5 @@
-"""One step equals Adam's, loss goes down (and up), the model itself is never trained, and only decoders are."""
+"""One step equals Adam's, loss goes down (and up), the model itself is never trained, and only
+decoders are."""
 
 from __future__ import annotations
 
@@ -15,8 +16,11 @@ from stratoscope.models import LM
 
 
 def test_loss_is_cross_entropy_of_real_tokens() -> None:
-    dice = torch.Generator().manual_seed(0)
-    logits, ids = torch.randn(2, 4, 7, generator=dice), torch.randint(0, 7, (2, 4), generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    logits, ids = (
+        torch.randn(2, 4, 7, generator=generator),
+        torch.randint(0, 7, (2, 4), generator=generator),
+    )
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     real = [(0, 0), (0, 1), (0, 2), (1, 0)]
     expected = torch.stack([cross_entropy(logits[e, p], ids[e, p + 1]) for e, p in real]).mean()

@@ -1,4 +1,5 @@
-"""Low-rank attention: projections by hand, the score they leave, and a planted head that needs few directions."""
+"""Low-rank attention: projections by hand, the score they leave, and a planted head that needs few
+directions."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def test_complement_by_hand() -> None:
 def test_the_score_is_that_of_both_projections_and_other_heads_keep_theirs(name: str) -> None:
     lm, rank = lm_of(name), 3
     prompts = [[3, 14, 15, 92, 65], [9, 26, 5, 35, 89], [46, 26, 43, 38, 3]]
-    edit = low_rank_attention.edit(lm, [(1, 2)], prompts=prompts, keys=[1, 3], queries=-1, rank=rank)
+    edit = low_rank_attention.edit(
+        lm, [(1, 2)], prompts=prompts, keys=[1, 3], queries=-1, rank=rank
+    )
     sites = "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.scores"
     seen = capture(lm, prompts, *sites)
     with untouched(lm), edit:
@@ -59,7 +62,10 @@ def test_the_planted_head_needs_one_direction() -> None:
 def test_an_edit_can_be_kept(tmp_path) -> None:
     lm = lm_of("llama")
     inputs = padded(ROWS, "left")
-    with torch.no_grad(), low_rank_attention.edit(lm, [(0, 1), (2, 3)], prompts=ROWS, rank=2) as made:
+    with (
+        torch.no_grad(),
+        low_rank_attention.edit(lm, [(0, 1), (2, 3)], prompts=ROWS, rank=2) as made,
+    ):
         inside = lm(inputs)["logits"].clone()
         made.save(tmp_path / "edit.safetensors")
     assert not torch.allclose(lm(inputs)["logits"], inside)
@@ -69,7 +75,8 @@ def test_an_edit_can_be_kept(tmp_path) -> None:
 
 @pytest.mark.parametrize("queries", [None, -1, [0, -1]])
 def test_padding_says_nothing_of_a_head(queries) -> None:
-    """Prompts of unequal length name the directions that each alone would add, whatever stands at padding."""
+    """Prompts of unequal length name the directions that each alone would add, whatever stands at
+    padding."""
     from dataclasses import replace
 
     lm = lm_of("llama")
@@ -77,14 +84,17 @@ def test_padding_says_nothing_of_a_head(queries) -> None:
     values = []
     for pad in (0, 7):
         padded_ids = torch.where(batch.mask, batch.ids, pad)
-        made = low_rank_attention.edit(lm, [(1, 1)], prompts=replace(batch, ids=padded_ids), queries=queries, rank=2)
+        made = low_rank_attention.edit(
+            lm, [(1, 1)], prompts=replace(batch, ids=padded_ids), queries=queries, rank=2
+        )
         values.append(torch.stack([change.value.T @ change.value for change in made.interventions]))
     close(values[0], values[1])
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_bigcode"])
 def test_queries_wider_than_values_and_one_key_head_for_all(name: str) -> None:
-    """Multi-head latent attention: q and k 12 wide, values 8. Multi-query attention: one key head of four queries."""
+    """Multi-head latent attention: q and k 12 wide, values 8. Multi-query attention: one key head
+    of four queries."""
     lm, prompts = zoo.lm(name), [[3, 14, 15, 92, 65], [9, 26, 5, 35, 89]]
     sites = "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.scores"
     seen = capture(lm, prompts, *sites)
@@ -92,7 +102,10 @@ def test_queries_wider_than_values_and_one_key_head_for_all(name: str) -> None:
     edit = low_rank_attention.edit(lm, [(1, 3)], prompts=prompts, rank=2)
     with untouched(lm), edit:
         after = capture(lm, prompts, sites[2])[sites[2]]
-    p_q, p_k = (basis.T @ basis for basis in (torch.linalg.svd(x.reshape(-1, q.shape[-1])).Vh[:2] for x in (q, k)))
+    p_q, p_k = (
+        basis.T @ basis
+        for basis in (torch.linalg.svd(x.reshape(-1, q.shape[-1])).Vh[:2] for x in (q, k))
+    )
     before = torch.einsum("eh,ekh->ek", q, k)
     scale = (seen[sites[2]][:, 3, -1] / before).median()
     close(after[:, 3, -1], scale * torch.einsum("eh,ekh->ek", q @ p_q, k @ p_k), 1e-3)

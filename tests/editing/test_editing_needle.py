@@ -1,4 +1,5 @@
-"""The needle spoils one value vector by the noise that it says, destroys a planted fact, and nothing else."""
+"""The needle spoils one value vector by the noise that it says, destroys a planted fact, and
+nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from stratoscope.models import wrap
 
 def test_closed_form() -> None:
     """Noise s leaves a cosine of 1 / sqrt(1 + s^2) in a long vector, whatever its length."""
-    dice = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for scale in (1e-3, 10.0):
-        vector = scale * torch.randn(200_000, generator=dice)
+        vector = scale * torch.randn(200_000, generator=generator)
         for noise in (0.5, 5.0):
-            added = needle.needle(vector, noise, dice)
+            added = needle.needle(vector, noise, generator)
             assert float(added.norm() / vector.norm()) == pytest.approx(noise, rel=0.02)
             left = torch.cosine_similarity(vector, vector + added, dim=0)
             assert float(left) == pytest.approx((1 + noise**2) ** -0.5, abs=0.02)
@@ -32,7 +33,9 @@ def test_a_planted_fact_is_lost_and_the_others_stay() -> None:
     difference = lambda: float(asked.difference(last_logits(lm, p.clean)))  # noqa: E731
     before = difference()
     spoilt, kept = [], []
-    for seed in range(20):  # noise can by chance point to the answer: over many draws the vector keeps nothing
+    for seed in range(
+        20
+    ):  # noise can by chance point to the answer: over many draws the vector keeps nothing
         with needle.edit(lm, sorted(p.neurons), seed=seed):
             spoilt.append(difference())
         with needle.edit(lm, [(1, 17)], seed=seed):  # another country's
@@ -51,7 +54,11 @@ def test_only_the_named_columns_move(name: str) -> None:
         new = parts(lm, 1)[1].weight
         moved = (new != old).any(dim=1 if name == "gpt2" else 0).nonzero()[:, 0].tolist()
         assert moved == [5, 9]
-        changed = [key for key, value in lm.model.state_dict().items() if not torch.equal(value, weights[key])]
+        changed = [
+            key
+            for key, value in lm.model.state_dict().items()
+            if not torch.equal(value, weights[key])
+        ]
         assert len(changed) == 1
         edited = last_logits(lm, ROWS)
         both = new.clone()

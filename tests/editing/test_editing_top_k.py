@@ -1,4 +1,5 @@
-"""Top-k keeps the k largest and nothing else, equals a plain hook, lets gradients through, and leaves nothing behind."""
+"""Top-k keeps the k largest and nothing else, equals a plain hook, lets gradients through, and
+leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Complexity and distortion against closed forms, clusters against planted kinds, and the model's embeddings by hand."""
+"""Complexity and distortion against closed forms, clusters against planted kinds, and the model's
+embeddings by hand."""
 
 from __future__ import annotations
 
@@ -13,16 +14,20 @@ from stratoscope.errors import InputError
 
 def heaps(count: int = 5, each: int = 30, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Kinds far from each other, and which is which."""
-    dice = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     labels = np.arange(count).repeat(each)
-    return 10 * dice.normal(size=(count, dim))[labels] + dice.normal(size=(count * each, dim)), labels
+    return 10 * generator.normal(size=(count, dim))[labels] + generator.normal(
+        size=(count * each, dim)
+    ), labels
 
 
 def test_complexity_by_hand() -> None:
     one, each = np.zeros(8, dtype=int), np.arange(8)
     assert hc.complexity(one) == pytest.approx(0)
     assert hc.complexity(each) == pytest.approx(3)
-    assert hc.complexity(np.array([0, 0, 0, 0, 1, 1, 2, 2])) == pytest.approx(1.5)  # the entropy of 1/2, 1/4, 1/4
+    assert hc.complexity(np.array([0, 0, 0, 0, 1, 1, 2, 2])) == pytest.approx(
+        1.5
+    )  # the entropy of 1/2, 1/4, 1/4
     p = np.array([1, 3]) / 4
     assert hc.complexity(np.array([7, 3, 3, 3])) == pytest.approx(-(p * np.log2(p)).sum())
 
@@ -36,7 +41,9 @@ def test_distortion_by_hand() -> None:
     close(s.mean(axis=0) + 1, np.ones(8), 1e-9)
     assert hc.distortion(s, np.zeros(150, dtype=int)) == pytest.approx(1)
     between = ((np.stack([s[labels == k].mean(axis=0) for k in range(5)])) ** 2).sum(axis=1).mean()
-    assert hc.distortion(s, labels) == pytest.approx(1 - between)  # within and between add up to the total
+    assert hc.distortion(s, labels) == pytest.approx(
+        1 - between
+    )  # within and between add up to the total
     assert hc.objective(s, labels, beta=7.0) == pytest.approx(np.log2(5) + 7 * (1 - between))
     assert np.array_equal(hc.scaled(np.ones((3, 2))), np.zeros((3, 2)))
 
@@ -58,7 +65,9 @@ def test_noise_has_no_kinds() -> None:
     x = np.random.default_rng(1).normal(size=(200, 10))
     found = hc.compare(x, np.arange(200) % 8)
     assert np.abs(found["ami"]).max() < 0.05
-    assert (found["distortion"] < found["human_distortion"]).all()  # k-means wins this half by construction
+    assert (
+        found["distortion"] < found["human_distortion"]
+    ).all()  # k-means wins this half by construction
 
 
 def test_typicality_by_hand() -> None:
@@ -73,7 +82,9 @@ def test_it_reads_the_embedding_table() -> None:
     lm = lm_of("llama")
     rows = [*ROWS, [5, 6], [80, 2, 9]]
     with untouched(lm):
-        found = hc.measure(lm, padded(rows, "left"), categories=["a", "b", "a", "b"], site="layers.0.resid_pre")
+        found = hc.measure(
+            lm, padded(rows, "left"), categories=["a", "b", "a", "b"], site="layers.0.resid_pre"
+        )
     table = lm.model.get_input_embeddings().weight.detach()
     e = torch.stack([table[row].mean(dim=0) for row in rows]).numpy()
     expected = hc.compare(e, np.array([0, 1, 0, 1]))

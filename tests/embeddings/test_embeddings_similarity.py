@@ -1,4 +1,5 @@
-"""CKA and RSA: closed forms, what they must not see, and what they must; a model against itself and against noise."""
+"""CKA and RSA: closed forms, what they must not see, and what they must; a model against itself and
+against noise."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def rotation(dim: int) -> np.ndarray:
 
 
 def test_hsic_is_the_sum_over_four_different_samples() -> None:
-    """The debiased HSIC is the mean, over all ordered quadruples of different samples, of this U-statistic's core."""
+    """The debiased HSIC is the mean, over all ordered quadruples of different samples, of this
+    U-statistic's core."""
     from itertools import permutations
 
     k, m = s.linear(normal(6, 2)), s.rbf(normal(6, 3, 1))
@@ -53,7 +55,10 @@ def test_what_they_must_not_see() -> None:
 
 def test_unrelated_samples_are_at_zero_where_the_biased_estimate_is_not() -> None:
     """With ten times as many features as samples, plain CKA of noise is near 1."""
-    draws = [s.cka(s.linear(normal(30, 300, 2 * i)), s.linear(normal(30, 300, 2 * i + 1))) for i in range(20)]
+    draws = [
+        s.cka(s.linear(normal(30, 300, 2 * i)), s.linear(normal(30, 300, 2 * i + 1)))
+        for i in range(20)
+    ]
     assert abs(np.mean(draws)) < 0.03
     k, m = s.linear(normal(30, 300)), s.linear(normal(30, 300, 1))
     assert (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()) > 0.8
@@ -73,11 +78,20 @@ def test_equals_plain_hugging_face(samples: str) -> None:
     lm, rows = lm_of("llama"), [*ROWS, [5, 6, 7], [80, 2, 9, 31], [44, 45]]
     other = [[*row[1:], row[0]] for row in rows]
     with untouched(lm):
-        found = s.measure(lm, padded(rows, "left"), corrupt=padded(other, "right"), samples=samples, draws=3)
+        found = s.measure(
+            lm, padded(rows, "left"), corrupt=padded(other, "right"), samples=samples, draws=3
+        )
     views = []
     for view in (rows, other):
-        hidden = [lm.model(torch.tensor([row]), output_hidden_states=True).hidden_states[1][0].detach() for row in view]
-        views.append(torch.cat(hidden) if samples == "tokens" else torch.stack([h.mean(dim=0) for h in hidden]))
+        hidden = [
+            lm.model(torch.tensor([row]), output_hidden_states=True).hidden_states[1][0].detach()
+            for row in view
+        ]
+        views.append(
+            torch.cat(hidden)
+            if samples == "tokens"
+            else torch.stack([h.mean(dim=0) for h in hidden])
+        )
     expected = s.compare(*(view.numpy() for view in views), draws=3)
     for name in ("linear", "rbf", "rsa", "null_linear"):
         close(found[name][:1], [expected[name]], 1e-4)

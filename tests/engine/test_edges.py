@@ -1,4 +1,5 @@
-"""Edges are what they are said to be: writes that sum to the stream, and changes that plain hooks make alike."""
+"""Edges are what they are said to be: writes that sum to the stream, and changes that plain hooks
+make alike."""
 
 from __future__ import annotations
 
@@ -28,24 +29,33 @@ def test_the_writes_sum_to_what_every_receiver_reads(name):
     assert len(found.writes) == len(wires.senders) == 1 + 3 * 5
     for receiver, label in enumerate(wires.receivers):
         layer, total = wires.place(receiver)[0], found.writes[: wires.before(receiver)].sum(dim=0)
-        read = found.final if label == "logits" else (found.mid if "mlp" in label else found.pre)[layer]
+        read = (
+            found.final
+            if label == "logits"
+            else (found.mid if "mlp" in label else found.pre)[layer]
+        )
         assert tiny.gap(total, read) < 1e-4, label
 
 
 @pytest.mark.parametrize("name", WITH_EDGES)
 def test_a_layer_alone_computes_what_it_computes_in_the_model(name):
-    """q, k, v give the model's z, and the MLP its output, for several inputs at once; another input gives another."""
+    """q, k, v give the model's z, and the MLP its output, for several inputs at once; another input
+    gives another."""
     lm = tiny.lm(name)
     batch = lm.batch([CLEAN])
     seen, found = capture(lm, batch, "layers.*.attn.z", "layers.*.mlp.out"), edges.sent(lm, batch)
     layers = edges.Layers(lm, batch)
     with torch.no_grad():
         for layer in range(lm.dims.layers):
-            heads = layers.attention(layer, torch.stack([found.pre[layer], found.pre[layer].roll(1, dims=-1)]))
+            heads = layers.attention(
+                layer, torch.stack([found.pre[layer], found.pre[layer].roll(1, dims=-1)])
+            )
             z = heads.z(heads.q, heads.k, heads.v).transpose(1, 2)
             assert tiny.gap(z[0], seen[f"layers.{layer}.attn.z"][0]) < 1e-4
             assert tiny.gap(z[1], seen[f"layers.{layer}.attn.z"][0]) > 1e-2
-            out = layers.mlp(layer, torch.stack([found.mid[layer], found.mid[layer].roll(1, dims=-1)]))
+            out = layers.mlp(
+                layer, torch.stack([found.mid[layer], found.mid[layer].roll(1, dims=-1)])
+            )
             assert tiny.gap(out[0], seen[f"layers.{layer}.mlp.out"][0]) < 1e-4
             assert tiny.gap(out[1], seen[f"layers.{layer}.mlp.out"][0]) > 1e-2
 
@@ -61,10 +71,12 @@ def test_exact_edges_equal_plain_hooks_on_a_model_with_a_key_head_for_every_quer
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
     one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     wires = wiring(lm)
-    dice = random.Random(name)
+    generator = random.Random(name)
     asked = []
     for kind in (".q", ".k", ".v", "mlp", "logits"):
-        asked += dice.sample([e for e in wires.edges if wires.receivers[e[1][0]].endswith(kind)], 8)
+        asked += generator.sample(
+            [e for e in wires.edges if wires.receivers[e[1][0]].endswith(kind)], 8
+        )
     found = edges.exact(one, one.delta, asked)
     start = float(plain[0, -1, 5] - plain[0, -1, 9])
     moved = 0
@@ -78,11 +90,14 @@ def test_exact_edges_equal_plain_hooks_on_a_model_with_a_key_head_for_every_quer
 
 
 def test_siblings_of_a_shared_key_head_keep_theirs():
-    """All query heads of a group fed at once is the shared key head changed; one of them alone is not."""
+    """All query heads of a group fed at once is the shared key head changed; one of them alone is
+    not."""
     lm = tiny.lm("llama")
     one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     wires = wiring(lm)
-    both, first, second = wires.paths([("embed", ["L1H2.k", "L1H3.k"]), ("embed", "L1H2.k"), ("embed", "L1H3.k")])
+    both, first, second = wires.paths(
+        [("embed", ["L1H2.k", "L1H3.k"]), ("embed", "L1H2.k"), ("embed", "L1H3.k")]
+    )
     together, alone, other = edges.exact(one, one.delta, [both, first, second]).tolist()
     seen: dict[str, torch.Tensor] = {}
     layer = lm.model.model.layers[1]
@@ -107,7 +122,8 @@ def test_siblings_of_a_shared_key_head_keep_theirs():
 
 
 def test_a_receiver_hears_those_before_it_and_no_one_else():
-    """Several senders at once: the sum of their changes, by hand, and never what the receiver's own component sends."""
+    """Several senders at once: the sum of their changes, by hand, and never what the receiver's own
+    component sends."""
     model, lm = byhand.widened("llama"), tiny.lm("llama")
     p, clean, corrupt = byhand.parts("llama", model), torch.tensor([CLEAN]), torch.tensor([CORRUPT])
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
@@ -119,7 +135,9 @@ def test_a_receiver_hears_those_before_it_and_no_one_else():
     ):
         asked = wiring(lm).paths([(senders, receiver), (senders + later, receiver)])
         found = edges.exact(one, one.delta, asked).tolist()
-        logits = byhand.with_edges(p, model, clean, [(receiver, sum(source[s] - base[s] for s in senders))])
+        logits = byhand.with_edges(
+            p, model, clean, [(receiver, sum(source[s] - base[s] for s in senders))]
+        )
         assert found[0] == pytest.approx(float(logits[5] - logits[9]), abs=1e-4)
         assert found[1] == pytest.approx(found[0], abs=1e-6), receiver
 
@@ -137,7 +155,9 @@ def test_wiring_says_who_hears_whom():
     assert len(wires.edges) == sum(map(len, heard.values())) == int(wires.mask.sum())
     for number, label in enumerate(wires.senders):
         fed = [wires.receivers[r] for r in wires.inputs(number)]
-        assert fed == ([f"{label}.{s}" for s in "qkv"] if "H" in label else [] if label == "embed" else [label])
+        assert fed == (
+            [f"{label}.{s}" for s in "qkv"] if "H" in label else [] if label == "embed" else [label]
+        )
 
 
 def test_names_are_read_and_refused():
@@ -148,7 +168,11 @@ def test_names_are_read_and_refused():
     assert coords["sender"][1] == ["embed + L0H1"]
     assert (coords["sender_layer"][1], coords["receiver_layer"][1]) == ([-1], [3])
     backwards = ("L1 mlp", "L0H1.q")
-    for wrong, said in ((("L9H0", "logits"), "sender"), (("embed", "L0H1.z"), "receiver"), (backwards, "no path")):
+    for wrong, said in (
+        (("L9H0", "logits"), "sender"),
+        (("embed", "L0H1.z"), "receiver"),
+        (backwards, "no path"),
+    ):
         with pytest.raises(InputError, match=said):
             wires.paths([wrong])
 

@@ -80,9 +80,14 @@ def test_an_edit_joins_weights_and_sites() -> None:
 def test_edits_nest_and_the_same_edit_twice() -> None:
     lm = wrap(tiny.model("llama"))
     before = weights(lm)
-    one, two = Edit(lm, deltas={NAME: delta()}), Edit(lm, [scaled("layers.0.mlp.out", 0.5)], {NAME: delta(1)})
+    one, two = (
+        Edit(lm, deltas={NAME: delta()}),
+        Edit(lm, [scaled("layers.0.mlp.out", 0.5)], {NAME: delta(1)}),
+    )
     with one, two, one:
-        assert torch.equal(lm.model.get_parameter(NAME), before[NAME] + delta() + delta(1) + delta())
+        assert torch.equal(
+            lm.model.get_parameter(NAME), before[NAME] + delta() + delta(1) + delta()
+        )
     assert same(lm, before)
     assert not lm.taps.listening
     with pytest.raises(KeyboardInterrupt), one:
@@ -107,7 +112,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         add("layers.0.mlp.out", value),
         clamped("layers.1.mlp.act", high=0.5, units=range(3)),
         scaled("layers.2.attn.z", 0.3, units=(1, 2), examples=[1]),
-        replaced("layers.1.resid_pre", torch.zeros(32).expand(2, 2, 32), positions=[[0, 1], [2, 3]]),
+        replaced(
+            "layers.1.resid_pre", torch.zeros(32).expand(2, 2, 32), positions=[[0, 1], [2, 3]]
+        ),
         knock_out(2, torch.tensor([3]), [0, 1], heads=[0]),
     ]
     edit = Edit(lm, changes, {NAME: delta().T.contiguous().T}, note="a note")
@@ -135,9 +142,12 @@ def test_what_does_not_fit_is_refused_before_anything_changes() -> None:
         Edit(lm, [scaled("layers.9.mlp.out", 0.5)])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+)
 def test_edits_may_be_left_in_any_order(order: tuple[int, ...]) -> None:
-    """After each the others are still there, and after the last the weights are those of before, to the bit."""
+    """After each the others are still there, and after the last the weights are those of before, to
+    the bit."""
     lm = wrap(tiny.model("llama"))
     before, plain = weights(lm), logits(lm)
     edits = [Edit(lm, deltas={NAME: delta(seed)}) for seed in range(3)]

@@ -19,7 +19,9 @@ def test_small_work_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert announce(lm, lm.batch(ROWS), 100, "this", "Wait.") == 0
 
 
-def test_the_estimate_is_the_time_of_a_token_times_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_the_time_of_a_token_times_all_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lm = wrap(tiny.model("llama"))
     clock = iter([10.0, 10.6, 20.0, 20.6])
     monkeypatch.setattr(estimate, "_WORK", 0.0)
@@ -27,7 +29,9 @@ def test_the_estimate_is_the_time_of_a_token_times_all_tokens(monkeypatch: pytes
     batch = lm.batch(ROWS)
     said = r"this runs the model about 1,000 times over 9 tokens, about 15 minutes here. Wait."
     with pytest.warns(SlowWarning, match=said):
-        seconds = announce(lm, batch, 1000, "this", "Wait.")  # 0.1 s for each of the six tokens timed
+        seconds = announce(
+            lm, batch, 1000, "this", "Wait."
+        )  # 0.1 s for each of the six tokens timed
     assert seconds == pytest.approx(900)
     assert announce(lm, batch, 60, "this", "Wait.") == pytest.approx(54)  # no warning
 

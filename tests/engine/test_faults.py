@@ -26,26 +26,41 @@ from stratoscope.models import attention, wrap
 from stratoscope.models.attention import configs_of
 
 HOOKS = [
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
-    "_load_state_dict_pre_hooks", "_non_persistent_buffers_set",
-]  # fmt: skip
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+    "_non_persistent_buffers_set",
+]
 PROMPTS = tiny.inputs("llama")
 
 
 def fingerprint(lm: Any) -> dict[str, Any]:
-    """Everything of a model, its configs and the random number generators that a run might leave changed."""
+    """Everything of a model, its configs and the random number generators that a run might leave
+    changed."""
     model = lm.model
     modules = list(model.named_modules())
     return {
-        "weights": {k: (v.dtype, v.data_ptr(), v.clone()) for k, v in model.state_dict(keep_vars=True).items()},
-        "gradients": {k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()},
+        "weights": {
+            k: (v.dtype, v.data_ptr(), v.clone())
+            for k, v in model.state_dict(keep_vars=True).items()
+        },
+        "gradients": {
+            k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()
+        },
         "flags": {k: p.requires_grad for k, p in model.named_parameters()},
         "training": {k: m.training for k, m in modules},
         "hooks": {(k, h): list(getattr(m, h)) for k, m in modules for h in HOOKS if hasattr(m, h)},
         "attributes": {k: sorted(vars(m)) for k, m in modules},
         "forwards": {k: m.forward.__func__ for k, m in modules if hasattr(m.forward, "__func__")},
-        "configs": [(copy.deepcopy(c.to_dict()), c._attn_implementation_internal) for c in configs_of(model)],
+        "configs": [
+            (copy.deepcopy(c.to_dict()), c._attn_implementation_internal) for c in configs_of(model)
+        ],
         "generation": model.generation_config.to_dict() if model.can_generate() else None,
         "torch": torch.get_rng_state(),
         "numpy": [np.random.get_state()[1].tolist(), np.random.get_state()[2]],  # noqa: NPY002
@@ -65,7 +80,9 @@ def differences(one: Any, two: Any, path: str = "") -> list[str]:
     if isinstance(one, (list, tuple)):
         if len(one) != len(two):
             return [f"{path}: length"]
-        return [d for n, (a, b) in enumerate(zip(one, two)) for d in differences(a, b, f"{path}[{n}]")]
+        return [
+            d for n, (a, b) in enumerate(zip(one, two)) for d in differences(a, b, f"{path}[{n}]")
+        ]
     return [] if one == two else [f"{path}: {one!r} -> {two!r}"]
 
 
@@ -92,9 +109,13 @@ def breaking(lm: Any, error: type[BaseException], layer: int = 1) -> Any:
 
 
 EVERY = [
-    add("layers.0.attn.q", 0.1), scaled("layers.1.attn.pattern", 0.5), add("layers.*.resid_mid", 0.1),
-    scaled("layers.*.mlp.act", 0.5, positions=-1), add("embed", 0.1), scaled("final_norm", 2.0),
-]  # fmt: skip
+    add("layers.0.attn.q", 0.1),
+    scaled("layers.1.attn.pattern", 0.5),
+    add("layers.*.resid_mid", 0.1),
+    scaled("layers.*.mlp.act", 0.5, positions=-1),
+    add("embed", 0.1),
+    scaled("final_norm", 2.0),
+]
 
 
 def interrupted(x: Any, run: Any) -> Any:
@@ -102,9 +123,13 @@ def interrupted(x: Any, run: Any) -> Any:
 
 
 def run_sweep(lm: Any, progress: Any = None) -> Any:
-    cells = [replaced(f"layers.{n}.resid_pre", 0.5, positions=p) for n in range(3) for p in range(4)]
+    cells = [
+        replaced(f"layers.{n}.resid_pre", 0.5, positions=p) for n in range(3) for p in range(4)
+    ]
     cells += [scaled("layers.1.attn.pattern", 0.5), add("layers.1.attn.q", 1.0, units=[0])]
-    return sweep(lm, PROMPTS, cells, lambda logits, example: logits[:, 3], budget=200_000, progress=progress)
+    return sweep(
+        lm, PROMPTS, cells, lambda logits, example: logits[:, 3], budget=200_000, progress=progress
+    )
 
 
 def stop_progress(done: int, total: int) -> None:
@@ -112,7 +137,11 @@ def stop_progress(done: int, total: int) -> None:
 
 
 def nested(lm: Any) -> None:
-    with intervene(lm, *EVERY), trace(lm, *lm.sites(), stop=False), intervene(lm, add("layers.1.attn.z", 1.0)):
+    with (
+        intervene(lm, *EVERY),
+        trace(lm, *lm.sites(), stop=False),
+        intervene(lm, add("layers.1.attn.z", 1.0)),
+    ):
         lm(PROMPTS)
         with trace(lm, "layers.0.resid_post"):
             lm(PROMPTS)
@@ -122,7 +151,9 @@ def nested(lm: Any) -> None:
 def in_edit(lm: Any) -> None:
     name = next(n for n, p in lm.model.named_parameters() if p.ndim == 2)
     shape = dict(lm.model.named_parameters())[name].shape
-    with Edit(lm, [add("layers.1.mlp.out", 1.0)], {name: torch.randn(shape, generator=torch.Generator())}):
+    with Edit(
+        lm, [add("layers.1.mlp.out", 1.0)], {name: torch.randn(shape, generator=torch.Generator())}
+    ):
         lm(PROMPTS)
         raise Broken
 
@@ -144,28 +175,50 @@ def broken_module(lm: Any, error: type[BaseException], act: Callable[[], Any]) -
 # what is done -> how it ends (None: well)
 DEEDS: dict[str, tuple[Callable[[Any], Any], type[BaseException] | None]] = {
     "success": (lambda lm: capture(lm, PROMPTS, *lm.sites()), None),
-    "success with gradients": (lambda lm: gradients(lm, PROMPTS, ["layers.*.attn.q", "embed"], lambda x: x[:, 1]), None),
+    "success with gradients": (
+        lambda lm: gradients(lm, PROMPTS, ["layers.*.attn.q", "embed"], lambda x: x[:, 1]),
+        None,
+    ),
     "intervention": (lambda lm: run_with(lm, *EVERY), None),
     "generation": (lambda lm: generate_with(lm, *EVERY), None),
     "sweep": (run_sweep, None),
     "early stop": (lambda lm: capture(lm, PROMPTS, "layers.0.attn.pattern"), None),
-    "a site that is not there": (lambda lm: capture(lm, PROMPTS, "layers.0.attn.z", "layers.9.attn.z"), SiteError),
+    "a site that is not there": (
+        lambda lm: capture(lm, PROMPTS, "layers.0.attn.z", "layers.9.attn.z"),
+        SiteError,
+    ),
     "a bad position": (lambda lm: capture(lm, PROMPTS, "layers.1.attn.q", positions=7), InputError),
-    "a bad value": (lambda lm: run_with(lm, *EVERY, add("layers.2.mlp.act", torch.ones(47))), InputError),
-    "a bad unit": (lambda lm: run_with(lm, *EVERY, add("layers.2.mlp.act", 1.0, units=[999])), InputError),
+    "a bad value": (
+        lambda lm: run_with(lm, *EVERY, add("layers.2.mlp.act", torch.ones(47))),
+        InputError,
+    ),
+    "a bad unit": (
+        lambda lm: run_with(lm, *EVERY, add("layers.2.mlp.act", 1.0, units=[999])),
+        InputError,
+    ),
     "a bad prompt": (lambda lm: run_with(lm, *EVERY, prompts=[[1], []]), InputError),
-    "a model that breaks": (lambda lm: broken_module(lm, Broken, lambda: run_with(lm, *EVERY)), Broken),
-    "a model that breaks in a sweep": (lambda lm: broken_module(lm, Broken, lambda: run_sweep(lm)), Broken),
+    "a model that breaks": (
+        lambda lm: broken_module(lm, Broken, lambda: run_with(lm, *EVERY)),
+        Broken,
+    ),
+    "a model that breaks in a sweep": (
+        lambda lm: broken_module(lm, Broken, lambda: run_sweep(lm)),
+        Broken,
+    ),
     "a model that breaks in generation": (
         lambda lm: broken_module(lm, Broken, lambda: generate_with(lm, *EVERY)),
         Broken,
     ),
     "a model that breaks with gradients": (
-        lambda lm: broken_module(lm, Broken, lambda: gradients(lm, PROMPTS, ["layers.*.attn.q"], lambda x: x[:, 1])),
+        lambda lm: broken_module(
+            lm, Broken, lambda: gradients(lm, PROMPTS, ["layers.*.attn.q"], lambda x: x[:, 1])
+        ),
         Broken,
     ),
     "an interrupt in a module": (
-        lambda lm: broken_module(lm, KeyboardInterrupt, lambda: run_with(lm, *EVERY, knock_out("*", -1, 0))),
+        lambda lm: broken_module(
+            lm, KeyboardInterrupt, lambda: run_with(lm, *EVERY, knock_out("*", -1, 0))
+        ),
         KeyboardInterrupt,
     ),
     "an interrupt in a hook": (lambda lm: with_hook_error(lm, interrupted), KeyboardInterrupt),
@@ -173,12 +226,15 @@ DEEDS: dict[str, tuple[Callable[[Any], Any], type[BaseException] | None]] = {
     "nested blocks": (nested, Broken),
     "an edit": (in_edit, Broken),
     "a trace that stops generation": (lambda lm: stopped_generation(lm), InputError),
-    "a bad generation option": (lambda lm: generate_with(lm, *EVERY, num_beams="two"), (ValueError, TypeError)),
+    "a bad generation option": (
+        lambda lm: generate_with(lm, *EVERY, num_beams="two"),
+        (ValueError, TypeError),
+    ),
     "a metric that fails": (
         lambda lm: gradients(lm, PROMPTS, ["layers.*.attn.q"], lambda x: x[:, 1000]),
         IndexError,
     ),
-}  # fmt: skip
+}
 
 
 def run_with(lm: Any, *changes: Intervention, prompts: Any = PROMPTS) -> None:
@@ -225,7 +281,9 @@ def test_the_model_is_what_it_was(name: str, deed: str, kernel: str) -> None:
         assert torch.equal(lm(PROMPTS)["logits"], plain)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "clip", "bert", "bloom", "mixtral", "modernbert"])
+@pytest.mark.parametrize(
+    "name", ["llava", "qwen2_5_vl", "clip", "bert", "bloom", "mixtral", "modernbert"]
+)
 def test_every_kind_of_model_is_left_as_it_was(name: str) -> None:
     lm, given = tiny.lm(name), tiny.inputs(name)
     with torch.no_grad():
@@ -234,7 +292,12 @@ def test_every_kind_of_model_is_left_as_it_was(name: str) -> None:
         lm(given)
     site = lm.layout.resolve_one("layers.1.mlp.out")
     edits = {site: [interrupted]}
-    with unchanged(lm), pytest.raises(KeyboardInterrupt), lm.taps.using(edits=edits), trace(lm, *lm.sites()):
+    with (
+        unchanged(lm),
+        pytest.raises(KeyboardInterrupt),
+        lm.taps.using(edits=edits),
+        trace(lm, *lm.sites()),
+    ):
         lm(given)
 
 
@@ -274,11 +337,17 @@ state = random.getstate()
 capture(lm, prompts, *lm.sites())
 with intervene(lm, scaled("layers.1.attn.pattern", 0.5)):
     generate(lm, prompts, tokens=2)
-sweep(lm, prompts, [scaled("layers.1.mlp.act", 0.5, units=[3])], lambda logits, example: logits[:, 0])
+sweep(lm, prompts, [scaled("layers.1.mlp.act", 0.5, units=[3])], lambda logits, example: logits[:,
+0])
 sys.exit(random.getstate() != state)
 """
     where = str(Path(tiny.__file__).parent)
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script, where], timeout=900).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, where], timeout=900
+        ).returncode
+        == 0
+    )
 
 
 def test_dropout_is_off_inside_and_back_on_afterwards() -> None:
@@ -296,7 +365,9 @@ def test_dropout_is_off_inside_and_back_on_afterwards() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(m.training for m in model.modules())
     torch.manual_seed(0)
-    assert not torch.equal(model(torch.tensor(PROMPTS[:1])).logits, model(torch.tensor(PROMPTS[:1])).logits)
+    assert not torch.equal(
+        model(torch.tensor(PROMPTS[:1])).logits, model(torch.tensor(PROMPTS[:1])).logits
+    )
 
 
 def test_a_user_s_own_hooks_stay_and_act() -> None:

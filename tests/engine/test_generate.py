@@ -1,4 +1,5 @@
-"""Generation with the cache, watched and changed, equals recomputing the whole sequence at every step."""
+"""Generation with the cache, watched and changed, equals recomputing the whole sequence at every
+step."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ENDLESS: dict[str, Any] = {"eos_token_id": None}
 
 
 def recomputed(name: str, prompt: list[int], tokens: int, changes: Any) -> list[int]:
-    """Greedy ids without a cache, one example alone; `changes(step, length)` are made anew over the whole sequence."""
+    """Greedy ids without a cache, one example alone; `changes(step, length)` are made anew over the
+    whole sequence."""
     lm, ids = tiny.lm(name), list(prompt)
     for step in range(tokens):
         with torch.no_grad(), intervene(lm, *changes(step, len(ids))):
@@ -35,9 +37,13 @@ def test_greedy_ids_are_hugging_face_s(name: str) -> None:
     got = generate(tiny.lm(name), PROMPTS, tokens=6, **ENDLESS)
     for prompt, new in zip(PROMPTS, got):
         plain = tiny.model(name).generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), max_new_tokens=6, do_sample=False,
-            pad_token_id=0, eos_token_id=None,
-        )[0, len(prompt) :]  # fmt: skip
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)).long(),
+            max_new_tokens=6,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )[0, len(prompt) :]
         assert new.tolist() == plain.tolist()
         assert len(new) == 6
 
@@ -46,7 +52,11 @@ def test_greedy_ids_are_hugging_face_s(name: str) -> None:
 def test_generation_about_an_image(name: str) -> None:
     lm, given = tiny.lm(name), tiny.inputs(name)
     plain = tiny.model(name).generate(
-        **given, attention_mask=torch.ones_like(given["input_ids"]), max_new_tokens=5, do_sample=False, pad_token_id=0
+        **given,
+        attention_mask=torch.ones_like(given["input_ids"]),
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=0,
     )[0, given["input_ids"].shape[1] :]
     [new] = generate(lm, given, tokens=5)
     assert new.tolist() == [i for i in plain.tolist() if i != 2][: len(new)]
@@ -55,17 +65,26 @@ def test_generation_about_an_image(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2", "mistral"])
 def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
-    """Left padding inside generation shifts every example; named positions still mean its own tokens."""
+    """Left padding inside generation shifts every example; named positions still mean its own
+    tokens."""
     cases: list[list[Intervention]] = [
         [add("layers.1.resid_post", 4 * VALUE)],
         [scaled("layers.*.mlp.out", -1.0), add("layers.0.attn.z", 2.0, units=[1])],
         [replaced("layers.1.resid_pre", 5 * VALUE, positions=-1)],
-        [replaced("layers.0.resid_post", 5 * VALUE, positions=1), scaled("layers.2.attn.pattern", 0.3, units=[2])],
+        [
+            replaced("layers.0.resid_post", 5 * VALUE, positions=1),
+            scaled("layers.2.attn.pattern", 0.3, units=[2]),
+        ],
         [knock_out("*", None, 1)],
         [knock_out(1, 4, [0, 2])],
         [add("layers.1.resid_post", 9 * VALUE, positions=-2, examples=[1])],
-        [add("layers.*.attn.v", 6.0, positions=-2, units=[0])],  # keys and values are read again at every step
-        [scaled("layers.*.attn.k", -4.0, positions=1), add("layers.0.attn.v", -5.0, positions=0, examples=[0])],
+        [
+            add("layers.*.attn.v", 6.0, positions=-2, units=[0])
+        ],  # keys and values are read again at every step
+        [
+            scaled("layers.*.attn.k", -4.0, positions=1),
+            add("layers.0.attn.v", -5.0, positions=0, examples=[0]),
+        ],
     ]
     changed = 0
     for case in cases:
@@ -73,7 +92,12 @@ def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
             got = generate(tiny.lm(name), PROMPTS, tokens=5, **ENDLESS)
         for example, prompt in enumerate(PROMPTS):
             own = [c for c in case if c.examples is None or example in c.examples]
-            expected = recomputed(name, prompt, 5, lambda step, length: [alone(c, length - step) for c in own])  # noqa: B023
+            expected = recomputed(
+                name,
+                prompt,
+                5,
+                lambda step, length, own=own: [alone(c, length - step) for c in own],
+            )
             assert got[example].tolist() == expected, (case, example)
         plain = generate(tiny.lm(name), PROMPTS, tokens=5, **ENDLESS)
         changed += any(a.tolist() != b.tolist() for a, b in zip(got, plain))
@@ -85,7 +109,10 @@ def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
 def test_changed_keys_and_values_last(name: str, kind: str) -> None:
     """The logits of every step, not the chosen ids alone, equal those of a run without a cache."""
     lm, options = tiny.lm(name), {} if kind == "dynamic" else {"cache_implementation": kind}
-    changes = [add("layers.1.attn.v", 3.0, positions=-2), scaled("layers.0.attn.k", -2.0, positions=2)]
+    changes = [
+        add("layers.1.attn.v", 3.0, positions=-2),
+        scaled("layers.0.attn.k", -2.0, positions=2),
+    ]
     with intervene(lm, *changes), trace(lm, "logits", positions=-1, stop=False) as seen:
         new = generate(lm, PROMPTS, tokens=6, **ENDLESS, **options)
     for example, prompt in enumerate(PROMPTS):
@@ -103,7 +130,8 @@ KEYED = ("layers.0.attn.pattern", "layers.1.attn.scores", "layers.0.attn.k", "la
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2"])
 def test_keys_are_the_examples_own_at_every_step(name: str, kind: str) -> None:
-    """Of unequal prompts, and after a sliding window has moved on: as in one run over the whole sequence."""
+    """Of unequal prompts, and after a sliding window has moved on: as in one run over the whole
+    sequence."""
     lm, options = tiny.lm(name), {} if kind == "dynamic" else {"cache_implementation": kind}
     with trace(lm, *KEYED, stop=False) as seen:
         new = generate(lm, PROMPTS, tokens=5, **ENDLESS, **options)
@@ -115,10 +143,17 @@ def test_keys_are_the_examples_own_at_every_step(name: str, kind: str) -> None:
             have = len(prompt) + step
             for site in KEYED[:2]:
                 got, want = seen.steps(site)[step][example], whole[site][0]
-                want = want[:, : len(prompt), : len(prompt)] if not step else want[:, have - 1 : have, :have]
+                want = (
+                    want[:, : len(prompt), : len(prompt)]
+                    if not step
+                    else want[:, have - 1 : have, :have]
+                )
                 got = got[:, : want.shape[1], :have]
                 assert torch.equal(got.isinf(), want.isinf()), (site, step)
-                assert tiny.gap(got.masked_fill(got.isinf(), 0), want.masked_fill(want.isinf(), 0)) < 1e-4
+                assert (
+                    tiny.gap(got.masked_fill(got.isinf(), 0), want.masked_fill(want.isinf(), 0))
+                    < 1e-4
+                )
             for site in KEYED[2:]:
                 got, want = seen.steps(site)[step][example, :have], whole[site][0, :have]
                 there = ~got.isnan()
@@ -148,7 +183,11 @@ def test_the_newest_key_of_every_step() -> None:
         add("layers.1.resid_post", 9 * VALUE, examples=[1]),
         add("layers.1.resid_post", 9 * VALUE, positions=[1, -1]),
         add("layers.0.attn.v", 6.0, positions=-2, examples=[0]),
-        add("layers.1.resid_post", torch.stack([9 * VALUE, -9 * VALUE])[:, None], positions=[[2], [-1]]),
+        add(
+            "layers.1.resid_post",
+            torch.stack([9 * VALUE, -9 * VALUE])[:, None],
+            positions=[[2], [-1]],
+        ),
         knock_out("*", None, 1),
     ],
 )
@@ -182,14 +221,17 @@ def test_a_trace_of_beams_holds_every_row() -> None:
 
 
 def test_nothing_is_compiled_while_generating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers compiles a step with a static cache on accelerators; here it is told that this is one."""
+    """Transformers compiles a step with a static cache on accelerators; here it is told that this
+    is one."""
     from transformers.generation.configuration_utils import CompileConfig
 
     compiler = CompileConfig(backend="eager", mode=None, fullgraph=False)
     compiler._compile_all_devices = True
     lm = tiny.lm("llama")
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
-    generate(lm, PROMPTS[:1], tokens=3, cache_implementation="static", compile_config=compiler, **ENDLESS)
+    generate(
+        lm, PROMPTS[:1], tokens=3, cache_implementation="static", compile_config=compiler, **ENDLESS
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +260,8 @@ def alone(change: Intervention, length: int) -> Intervention:
 
 
 def test_steps_are_forward_passes() -> None:
-    """A change at step 2 acts on the third new token and on what later steps read of it in the cache."""
+    """A change at step 2 acts on the third new token and on what later steps read of it in the
+    cache."""
     lm, prompt = tiny.lm("llama"), PROMPTS[0]
     site = "layers.1.resid_post"
     with intervene(lm, add(site, 9 * VALUE, steps=[2])):
@@ -246,7 +289,9 @@ def test_a_trace_during_generation() -> None:
     assert [x.shape[-1] for x in seen.steps("layers.1.attn.pattern")] == [9, 10, 11, 12]
     for example, prompt in enumerate(PROMPTS):
         whole = capture(lm, [prompt + new[example].tolist()], site)[site][0]
-        assert tiny.gap(steps[0][example, : len(prompt)], whole[: len(prompt)]) < 1e-4  # unshifted: token 0 comes first
+        assert (
+            tiny.gap(steps[0][example, : len(prompt)], whole[: len(prompt)]) < 1e-4
+        )  # unshifted: token 0 comes first
         for step in (1, 2, 3):
             assert tiny.gap(steps[step][example, 0], whole[len(prompt) + step - 1]) < 1e-4
 
@@ -292,7 +337,10 @@ def test_an_end_token_ends_the_row() -> None:
 def test_what_cannot_generate_is_refused() -> None:
     with pytest.raises(InputError, match="cannot generate"):
         generate(tiny.lm("bert"), PROMPTS)
-    with pytest.raises(InputError, match="stop=False"), trace(tiny.lm("llama"), "layers.0.resid_post"):
+    with (
+        pytest.raises(InputError, match="stop=False"),
+        trace(tiny.lm("llama"), "layers.0.resid_post"),
+    ):
         generate(tiny.lm("llama"), PROMPTS)
     with pytest.raises(InputError, match="use_cache"):
         generate(tiny.lm("llama"), PROMPTS, use_cache=False)
@@ -304,7 +352,9 @@ def test_generation_draws_nothing() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_model_that_is_set_to_go_without_a_cache_has_one_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_set_to_go_without_a_cache_has_one_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lm = tiny.lm("llama")
     monkeypatch.setattr(lm.model.generation_config, "use_cache", False)
     with trace(lm, "layers.0.resid_post", stop=False) as seen:
@@ -313,9 +363,13 @@ def test_a_model_that_is_set_to_go_without_a_cache_has_one_here(monkeypatch: pyt
 
 
 def test_a_cache_that_is_not_seen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers 5.24 renamed it: every pass then looked like the first, and position -1 was counted in the prompt."""
+    """Transformers 5.24 renamed it: every pass then looked like the first, and position -1 was
+    counted in the prompt."""
     monkeypatch.setattr(Taps, "_count", lambda *_: None)
-    with trace(tiny.lm("llama"), "logits", stop=False), pytest.raises(FamilyError, match="without a cache"):
+    with (
+        trace(tiny.lm("llama"), "logits", stop=False),
+        pytest.raises(FamilyError, match="without a cache"),
+    ):
         generate(tiny.lm("llama"), PROMPTS[:1], tokens=3, **ENDLESS)
 
 

@@ -15,7 +15,12 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 
 PROMPTS = tiny.inputs("llama")
-WHERE = {"llama": "model.layers", "gpt2": "transformer.h", "gemma2": "model.layers", "bert": "bert.encoder.layer"}
+WHERE = {
+    "llama": "model.layers",
+    "gpt2": "transformer.h",
+    "gemma2": "model.layers",
+    "bert": "bert.encoder.layer",
+}
 
 
 def metric(logits: Tensor) -> Tensor:
@@ -38,7 +43,9 @@ def by_hand(name: str, layer: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", WHERE)
 def test_the_gradient_is_autograd_s(name: str) -> None:
     lm = tiny.lm(name)
-    value, values, grads = gradients(lm, PROMPTS, ["layers.0.resid_post", "layers.1.resid_post"], metric)
+    value, values, grads = gradients(
+        lm, PROMPTS, ["layers.0.resid_post", "layers.1.resid_post"], metric
+    )
     for layer in (0, 1):
         expected, gradient = by_hand(name, layer)
         site = lm.layout.resolve_one(f"layers.{layer}.resid_post")
@@ -50,16 +57,21 @@ def test_the_gradient_is_autograd_s(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "modernbert", "mixtral", "bloom"])
 def test_every_site_against_finite_differences(name: str) -> None:
-    """Where autograd by hand is clumsy (q, pattern, one half of a gate): move a little along the gradient."""
+    """Where autograd by hand is clumsy (q, pattern, one half of a gate): move a little along the
+    gradient."""
     lm = tiny.lm(name)
-    points = [s for s in lm.sites() if s.layer == 1 and s.point not in ("attn.scores", "mlp.router")]
+    points = [
+        s for s in lm.sites() if s.layer == 1 and s.point not in ("attn.scores", "mlp.router")
+    ]
     _, _, grads = gradients(lm, PROMPTS[:1], points, metric)
     for site in points:
         assert float(grads[site].norm()) > 1e-2, site
         direction = grads[site] / grads[site].norm()
         step = 1e-2
         up, down = (
-            gradients(lm, PROMPTS[:1], [site], metric, interventions=[add(site, sign * step * direction)])[0]
+            gradients(
+                lm, PROMPTS[:1], [site], metric, interventions=[add(site, sign * step * direction)]
+            )[0]
             for sign in (1, -1)
         )
         slope = float((up - down).sum()) / (2 * step)
@@ -73,7 +85,9 @@ def test_the_embedding_s_gradient(name: str) -> None:
     held = {}
     table.register_forward_hook(lambda m, a, out: held.update(x=out))
     logits = model(**tiny.arguments("llama")).logits
-    [expected] = torch.autograd.grad(metric(logits[torch.arange(2), torch.tensor([8, 4])]).sum(), held["x"])
+    [expected] = torch.autograd.grad(
+        metric(logits[torch.arange(2), torch.tensor([8, 4])]).sum(), held["x"]
+    )
     lm = tiny.lm(name)
     _, _, grads = gradients(lm, PROMPTS, ["embed", "layers.1.resid_pre"], metric)
     assert tiny.gap(grads[lm.layout.resolve_one("embed")], expected) < 1e-4
@@ -85,13 +99,19 @@ def test_the_gradient_reaches_the_image(name: str) -> None:
     sites = ["projector", "vision.layers.1.resid_post", "layers.1.resid_post"]
     value, _, grads = gradients(lm, given, sites, metric)
     alone = gradients(lm, given, ["layers.1.resid_post"], metric)
-    assert tiny.gap(grads[lm.layout.resolve_one(sites[2])], alone[2][lm.layout.resolve_one(sites[2])]) < 1e-5
+    assert (
+        tiny.gap(grads[lm.layout.resolve_one(sites[2])], alone[2][lm.layout.resolve_one(sites[2])])
+        < 1e-5
+    )
     assert tiny.gap(value, alone[0]) < 1e-5
     for site in sites[:2]:
         g = grads[lm.layout.resolve_one(site)]
         assert float(g.norm()) > 0
         step = 1e-2 * g / g.norm()
-        up, down = (gradients(lm, given, [site], metric, interventions=[add(site, s * step)])[0] for s in (1, -1))
+        up, down = (
+            gradients(lm, given, [site], metric, interventions=[add(site, s * step)])[0]
+            for s in (1, -1)
+        )
         assert float((up - down).sum()) / 2e-2 == pytest.approx(float(g.norm()), rel=5e-2)
 
 
@@ -100,7 +120,11 @@ def test_a_start_replaces_what_enters() -> None:
     entry = capture(lm, PROMPTS, "layers.0.resid_pre")["layers.0.resid_pre"]
     half = gradients(lm, PROMPTS, ["layers.0.resid_pre"], metric, start=0.5 * entry)
     scaled_entry = gradients(
-        lm, PROMPTS, ["layers.0.resid_pre"], metric, interventions=[scaled("layers.0.resid_pre", 0.5)]
+        lm,
+        PROMPTS,
+        ["layers.0.resid_pre"],
+        metric,
+        interventions=[scaled("layers.0.resid_pre", 0.5)],
     )
     assert tiny.gap(half[0], scaled_entry[0]) < 1e-5
     whole = gradients(lm, PROMPTS, ["layers.0.resid_pre"], metric, start=entry)

@@ -43,9 +43,15 @@ def ours(name: str, *changes: Intervention) -> Tensor:
 
 @torch.no_grad()
 def by_hand(
-    name: str, path: str, change: Callable[[Tensor], Tensor], *, before: bool = False, layer: int = 1
+    name: str,
+    path: str,
+    change: Callable[[Tensor], Tensor],
+    *,
+    before: bool = False,
+    layer: int = 1,
 ) -> Tensor:
-    """The logits of the plain model with `change` made, out of place, to what enters or leaves a module of a layer."""
+    """The logits of the plain model with `change` made, out of place, to what enters or leaves a
+    module of a layer."""
     model = tiny.model(name)
     stack = {
         "llama": "model.layers",
@@ -58,12 +64,18 @@ def by_hand(
         module.register_forward_pre_hook(lambda m, args: (change(args[0].clone()), *args[1:]))
     else:
         module.register_forward_hook(
-            lambda m, args, out: (change(out[0].clone()), *out[1:]) if isinstance(out, tuple) else change(out.clone())
+            lambda m, args, out: (
+                (change(out[0].clone()), *out[1:])
+                if isinstance(out, tuple)
+                else change(out.clone())
+            )
         )
     return model(**tiny.arguments("llama")).logits[REAL]
 
 
-def at(positions: list[int] | None, operation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def at(
+    positions: list[int] | None, operation: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     """The operation at one position of each example, or everywhere."""
 
     def change(x: Tensor) -> Tensor:
@@ -88,7 +100,12 @@ OPERATIONS: dict[str, tuple[Callable[..., Intervention], Callable[[Tensor], Tens
     ),
     "zero": (lambda site, **w: ablate(site, **w), torch.zeros_like),
 }
-PLACES = {"everywhere": (None, None), "last": (-1, LAST), "third": (2, [2, 2]), "one each": ([[7], [1]], [7, 1])}
+PLACES = {
+    "everywhere": (None, None),
+    "last": (-1, LAST),
+    "third": (2, [2, 2]),
+    "one each": ([[7], [1]], [7, 1]),
+}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -108,13 +125,20 @@ PATHS = {
     "llama": ("self_attn.o_proj", "self_attn", "mlp.gate_proj", "mlp.down_proj", "mlp"),
     "gpt2": ("attn.c_proj", "attn", "mlp.c_fc", "mlp.c_proj", "mlp"),
     "gpt_neox": ("attention.dense", "attention", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp"),
-    "bert": ("attention.output.dense", "attention.output.dense", "intermediate.dense", "output.dense", "output.dense"),
+    "bert": (
+        "attention.output.dense",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+        "output.dense",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_units_inside_the_layer(name: str) -> None:
-    """Heads in z, neurons in pre and act, dimensions in what is written; at a named position of one example."""
+    """Heads in z, neurons in pre and act, dimensions in what is written; at a named position of one
+    example."""
     lm = tiny.lm(name)
     width = lm.dims.head_dim
     z, attention, pre, act, mlp = PATHS[name]
@@ -131,7 +155,12 @@ def test_units_inside_the_layer(name: str) -> None:
         x[..., [5, 40]] = x[..., [5, 40]] * 3
         return x
 
-    assert tiny.gap(ours(name, scaled("layers.1.mlp.pre", 3.0, units=[5, 40])), by_hand(name, pre, neurons)) < TOLERANCE
+    assert (
+        tiny.gap(
+            ours(name, scaled("layers.1.mlp.pre", 3.0, units=[5, 40])), by_hand(name, pre, neurons)
+        )
+        < TOLERANCE
+    )
     got = ours(name, scaled("layers.1.mlp.act", 3.0, units=[5, 40]))
     assert tiny.gap(got, by_hand(name, act, neurons, before=True)) < TOLERANCE
 
@@ -140,7 +169,10 @@ def test_units_inside_the_layer(name: str) -> None:
         return x
 
     for point, path in (("attn.out", attention), ("mlp.out", mlp)):
-        got = ours(name, replaced(f"layers.1.{point}", torch.tensor([2.0, -1.0]), units=[0, 9], positions=2))
+        got = ours(
+            name,
+            replaced(f"layers.1.{point}", torch.tensor([2.0, -1.0]), units=[0, 9], positions=2),
+        )
         assert tiny.gap(got, by_hand(name, path, dims)) < TOLERANCE
 
 
@@ -150,7 +182,10 @@ def test_a_head_s_value_has_its_head_s_axes() -> None:
 
     def cut(x: Tensor) -> Tensor:
         for example, position in enumerate(LAST):
-            x[example, position, 0:8], x[example, position, 16:24] = value[example, 0, 0], value[example, 0, 1]
+            x[example, position, 0:8], x[example, position, 16:24] = (
+                value[example, 0, 0],
+                value[example, 0, 1],
+            )
         return x
 
     got = ours("llama", replaced("layers.1.attn.z", value, positions=-1, units=[0, 2]))
@@ -158,7 +193,8 @@ def test_a_head_s_value_has_its_head_s_axes() -> None:
 
 
 def test_q_and_k_and_v_by_hand() -> None:
-    """v passes unturned, so its edit is one of v_proj's output; an edit of q is one of all its query head's scores."""
+    """v passes unturned, so its edit is one of v_proj's output; an edit of q is one of all its
+    query head's scores."""
 
     def cut(x: Tensor) -> Tensor:
         x[:, 3, 8:16] = 0
@@ -201,13 +237,17 @@ def test_resid_mid_is_what_the_mlp_reads_and_what_it_is_added_to(positions: int 
     with torch.no_grad():
         expected = model(**tiny.arguments("llama")).logits[REAL]
     site = "layers.1.resid_mid"
-    got = ours("llama", scaled(site, 0.5, positions=positions), add(site, VALUE, positions=positions))
+    got = ours(
+        "llama", scaled(site, 0.5, positions=positions), add(site, VALUE, positions=positions)
+    )
     assert tiny.gap(got, expected) < TOLERANCE
 
 
 def test_embed_final_norm_and_logits() -> None:
     model = tiny.model("llama")
-    model.get_input_embeddings().register_forward_hook(lambda m, a, out: at([3, 3], lambda x: x + VALUE)(out.clone()))
+    model.get_input_embeddings().register_forward_hook(
+        lambda m, a, out: at([3, 3], lambda x: x + VALUE)(out.clone())
+    )
     with torch.no_grad():
         expected = model(**tiny.arguments("llama")).logits[REAL]
     assert tiny.gap(ours("llama", add("embed", VALUE, positions=3)), expected) < TOLERANCE
@@ -226,7 +266,7 @@ def test_vision_positions_are_patches(site: str) -> None:
     assert torch.equal(seen[site][:, :-1], plain[:, :-1])
 
 
-# --- knock-out ----------------------------------------------------------------------------------------------
+# --- knock-out ------------------------------------------------------------------------------------
 
 
 def masked_run(name: str, hide: list[tuple[int, int, int]], layers: list[int]) -> Tensor:
@@ -277,12 +317,14 @@ def test_a_query_that_sees_nothing_reads_nothing() -> None:
     assert bool(torch.isfinite(seen["layers.2.resid_post"]).all())
 
 
-# --- several, and all layers --------------------------------------------------------------------------------
+# --- several, and all layers ----------------------------------------------------------------------
 
 
 def test_all_layers() -> None:
     every = [scaled(f"layers.{n}.mlp.out", 0.3, positions=-1) for n in range(3)]
-    assert torch.equal(ours("llama", scaled("layers.*.mlp.out", 0.3, positions=-1)), ours("llama", *every))
+    assert torch.equal(
+        ours("llama", scaled("layers.*.mlp.out", 0.3, positions=-1)), ours("llama", *every)
+    )
 
 
 def test_order_is_outer_first_then_as_listed() -> None:
@@ -306,28 +348,39 @@ def test_ablations_take_their_values_from_a_reference() -> None:
     seen = capture(lm, PROMPTS, site)
     mean = torch.cat([seen[site][0], seen[site][1, :5]]).mean(dim=0)
     assert (
-        tiny.gap(ours("llama", ablate(site, "mean", reference=seen.mean(site))), ours("llama", replaced(site, mean)))
+        tiny.gap(
+            ours("llama", ablate(site, "mean", reference=seen.mean(site))),
+            ours("llama", replaced(site, mean)),
+        )
         < 1e-6
     )
     swapped = ablate(site, "resample", reference=seen[site])
     assert torch.equal(swapped.value[1], seen[site][0])
-    assert torch.equal(swapped.value[0], seen[site][1, :5][torch.arange(9) % 5])  # its padding stands nowhere
+    assert torch.equal(
+        swapped.value[0], seen[site][1, :5][torch.arange(9) % 5]
+    )  # its padding stands nowhere
     three = torch.arange(3.0)[:, None, None].expand(3, 1, 32)
     for seed in range(8):
         rolled = ablate(site, "resample", reference=three, seed=seed).value[:, 0, 0].tolist()
         assert sorted(rolled) == [0, 1, 2]
         assert all(a != b for a, b in enumerate(rolled))
-        assert torch.equal(ablate(site, "resample", reference=three, seed=seed).value[:, 0, 0], torch.tensor(rolled))
+        assert torch.equal(
+            ablate(site, "resample", reference=three, seed=seed).value[:, 0, 0],
+            torch.tensor(rolled),
+        )
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda: ablate("layers.1.mlp.out", "mean"), "needs `reference=`"),
-        (lambda: ablate("layers.1.mlp.out", "resample", reference=torch.zeros(1, 9, 32)), "at least two"),
+        (
+            lambda: ablate("layers.1.mlp.out", "resample", reference=torch.zeros(1, 9, 32)),
+            "at least two",
+        ),
         (lambda: clamped("layers.1.mlp.out", 2.0, 1.0), "low 2.0 is above high 1.0"),
         (lambda: scaled("layers.1.mlp.out", 2.0, keys=[1]), "`keys` cannot narrow"),
         (lambda: scaled("layers.1.attn.scores", 2.0, positions=9), "outside example 0"),
@@ -336,8 +389,14 @@ def test_ablations_take_their_values_from_a_reference() -> None:
         (lambda: scaled("layers.1.mlp.act", 2.0, units=[]), "this site has 48"),
         (lambda: scaled("layers.1.mlp.act", 2.0, examples=[2]), "this batch has 2"),
         (lambda: scaled("layers.1.mlp.act", 2.0, examples=[-1]), "numbered from 0"),
-        (lambda: replaced("layers.1.mlp.out", torch.zeros(31)), r"shape \(31,\) does not fit .* \(2, 9, 32\)"),
-        (lambda: add("layers.1.mlp.out", torch.zeros(2, 32), positions=-1), "a single position keeps its axis"),
+        (
+            lambda: replaced("layers.1.mlp.out", torch.zeros(31)),
+            r"shape \(31,\) does not fit .* \(2, 9, 32\)",
+        ),
+        (
+            lambda: add("layers.1.mlp.out", torch.zeros(2, 32), positions=-1),
+            "a single position keeps its axis",
+        ),
         (lambda: add("layers.1.mlp.out", torch.zeros(4, 9, 32)), "does not fit"),
         (lambda: scaled("layers.1.mlp.out", torch.zeros(1, 1, 1, 1)), "does not fit"),
     ],
@@ -360,18 +419,25 @@ def test_half_precision_stays_half() -> None:
     from stratoscope.models import wrap
 
     lm = wrap(tiny.model("llama").bfloat16())
-    changes = [add("layers.0.resid_mid", VALUE), scaled("layers.1.attn.z", torch.tensor(2.0), positions=-1, units=[1])]
-    changes += [project_out("layers.1.resid_post", AXES), replaced("layers.2.attn.pattern", 0.1, positions=0)]
+    changes = [
+        add("layers.0.resid_mid", VALUE),
+        scaled("layers.1.attn.z", torch.tensor(2.0), positions=-1, units=[1]),
+    ]
+    changes += [
+        project_out("layers.1.resid_post", AXES),
+        replaced("layers.2.attn.pattern", 0.1, positions=0),
+    ]
     with torch.no_grad(), intervene(lm, *changes):
         assert lm(PROMPTS)["logits"].dtype == torch.bfloat16
 
 
-# --- directions and padding ---------------------------------------------------------------------------------
+# --- directions and padding -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("site", ["layers.1.resid_post", "layers.1.attn.z"])
 def test_project_out_takes_the_span_and_nothing_else(site: str) -> None:
-    """Repeated, dependent, zero and short directions: what a least-squares projection on the given ones takes."""
+    """Repeated, dependent, zero and short directions: what a least-squares projection on the given
+    ones takes."""
     lm, generator = tiny.lm("llama"), torch.Generator().manual_seed(0)
     plain = capture(lm, PROMPTS, site)[site]
     size = plain.shape[-1]
@@ -398,7 +464,8 @@ def test_project_out_takes_the_span_and_nothing_else(site: str) -> None:
 
 
 def test_no_padding_in_a_resampled_value() -> None:
-    """What stands at padding of the reference changes nothing, and values that lost their lengths are asked for them."""
+    """What stands at padding of the reference changes nothing, and values that lost their lengths
+    are asked for them."""
     from dataclasses import replace
 
     lm, site = tiny.lm("llama"), "layers.1.attn.z"
@@ -418,10 +485,15 @@ def test_no_padding_in_a_resampled_value() -> None:
         ablate("layers.1.attn.pattern", "resample", reference=patterns)
 
 
-def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, whose types nobody checks
+def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for users, whose types nobody checks
     with pytest.raises(InputError) as refused:
         Intervention(parse("layers.1.mlp.out"), "multiply", torch.tensor(2.0))  # type: ignore[arg-type]
     assert str(refused.value) == (
-        "operation 'multiply' at `layers.1.mlp.out`: choose one of replace, add, scale, clamp, project_out."
+        "operation 'multiply' at `layers.1.mlp.out`: choose one of replace, add, scale, clamp, "
+        "project_out."
     )

@@ -10,10 +10,31 @@ from stratoscope.engine.kinds import kind, rival
 from stratoscope.engine.metric import target
 from stratoscope.models import LM, wrap
 
-ALIKE = [(" Paris", " Berlin"), (" the", " a"), ("2", "7"), (",", "."), (" كتاب", " باب"), (" USA", " UK"),
-         ("##ing", "##ed"), (" ", "\n"), (" 三", " 人"), (" don't", " can't")]  # fmt: skip
-APART = [(" Paris", "Paris"), (" Paris", " the"), (" Paris", " paris"), (" Paris", " PARIS"), (" the", " cat"),
-         (" 2", " two"), ("ه", "ername"), (" Москва", " Moscow"), ("##ing", "ing"), (",", "a"), (" The", " Paris")]  # fmt: skip
+ALIKE = [
+    (" Paris", " Berlin"),
+    (" the", " a"),
+    ("2", "7"),
+    (",", "."),
+    (" كتاب", " باب"),
+    (" USA", " UK"),
+    ("##ing", "##ed"),
+    (" ", "\n"),
+    (" 三", " 人"),
+    (" don't", " can't"),
+]
+APART = [
+    (" Paris", "Paris"),
+    (" Paris", " the"),
+    (" Paris", " paris"),
+    (" Paris", " PARIS"),
+    (" the", " cat"),
+    (" 2", " two"),
+    ("ه", "ername"),
+    (" Москва", " Moscow"),
+    ("##ing", "ing"),
+    (",", "a"),
+    (" The", " Paris"),
+]
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
@@ -26,7 +47,21 @@ def test_apart(one: str, other: str) -> None:
     assert kind(one) != kind(other)
 
 
-WORDS = ["the", "a", "of", "Paris", "London", "Parisian", "cat", "dog", "2", "3", "كتاب", "باب", "!"]
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "Paris",
+    "London",
+    "Parisian",
+    "cat",
+    "dog",
+    "2",
+    "3",
+    "كتاب",
+    "باب",
+    "!",
+]
 WORDS += [f"word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(96 - len(WORDS))]
 
 
@@ -50,11 +85,17 @@ def scored(logits: dict[str, float]) -> torch.Tensor:
         ({"the": 9, "Paris": 8, "a": 1, "cat": 7}, "the", "a"),
         ({"2": 9, "the": 8, "3": 0}, "2", "3"),
         ({"كتاب": 9, "cat": 8, "باب": 0}, "كتاب", "باب"),
-        ({"Paris": 9, "Parisian": 8, "London": 0}, "Paris", "London"),  # not the same word once more
+        (
+            {"Paris": 9, "Parisian": 8, "London": 0},
+            "Paris",
+            "London",
+        ),  # not the same word once more
         ({"Parisian": 9, "Paris": 8, "London": 0}, "Parisian", "London"),  # nor cut short
     ],
 )
-def test_the_rival_is_of_the_answer_s_kind(lm: LM, logits: dict[str, float], answer: str, foil: str) -> None:
+def test_the_rival_is_of_the_answer_s_kind(
+    lm: LM, logits: dict[str, float], answer: str, foil: str
+) -> None:
     found = rival(lm, scored(logits), WORDS.index(answer))
     assert WORDS[found.token] == foil
     assert not found.weak

@@ -1,4 +1,5 @@
-"""Linear layers through oneDNN: the same numbers, nothing else touched, and gone when the block ends."""
+"""Linear layers through oneDNN: the same numbers, nothing else touched, and gone when the block
+ends."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ from stratoscope.engine import linear as module
 from stratoscope.engine.linear import FastLinear
 
 G = torch.Generator().manual_seed(0)
-X, W, B = torch.randn(2, 50, 96, generator=G), torch.randn(64, 96, generator=G), torch.randn(64, generator=G)
+X, W, B = (
+    torch.randn(2, 50, 96, generator=G),
+    torch.randn(64, 96, generator=G),
+    torch.randn(64, generator=G),
+)
 
 
 @pytest.fixture
@@ -46,10 +51,17 @@ def test_a_module_is_reached(calls: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("x", "w"),
-    [(X.double(), W.double()), (X.bfloat16(), W.bfloat16()), (X, W.T.contiguous().T), (X[:, ::2], W)],
+    [
+        (X.double(), W.double()),
+        (X.bfloat16(), W.bfloat16()),
+        (X, W.T.contiguous().T),
+        (X[:, ::2], W),
+    ],
     ids=["float64", "bfloat16", "strided weight", "strided input"],
 )
-def test_what_does_not_fit_is_left_alone(x: torch.Tensor, w: torch.Tensor, calls: list[int]) -> None:
+def test_what_does_not_fit_is_left_alone(
+    x: torch.Tensor, w: torch.Tensor, calls: list[int]
+) -> None:
     with torch.no_grad(), FastLinear():
         found = linear(x, w)
     assert calls == []

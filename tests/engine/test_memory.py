@@ -1,4 +1,5 @@
-"""What is predicted is what is taken: the bytes of tensors that live at the same time, counted allocation by allocation."""
+"""What is predicted is what is taken: the bytes of tensors that live at the same time, counted
+allocation by allocation."""
 
 from __future__ import annotations
 
@@ -25,12 +26,22 @@ class Live(TorchDispatchMode):
         self.held: dict[int, int] = {}
         self.peak = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {
+            t.untyped_storage()._cdata
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         for tensor in tree_leaves(out):
             storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in given and storage._cdata not in self.held:
+            if (
+                storage is not None
+                and storage._cdata not in given
+                and storage._cdata not in self.held
+            ):
                 self.held[storage._cdata] = storage.nbytes()
                 weakref.finalize(storage, self.held.pop, storage._cdata, None)
         self.peak = max(self.peak, sum(self.held.values()))
@@ -41,22 +52,30 @@ class Live(TorchDispatchMode):
 def lm():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        intermediate_size=48, max_position_embeddings=512,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=512,
+    )
     return wrap(LlamaForCausalLM(config).eval())
 
 
 PROMPTS = [[5] * 300, [7] * 250]
 
 
-@pytest.mark.parametrize("sites", [["layers.*.attn.pattern"], ["layers.2.attn.pattern"], ["layers.*.attn.scores"]])
+@pytest.mark.parametrize(
+    "sites", [["layers.*.attn.pattern"], ["layers.2.attn.pattern"], ["layers.*.attn.scores"]]
+)
 def test_a_capture_of_attention_takes_what_was_predicted(lm, sites: list[str], monkeypatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(trace, "refuse_above", lambda needed, *_: told.append(needed))
     with Live() as live:
         seen = trace.capture(lm, PROMPTS, *sites)
-    # below: what the process holds is more than what lives, as freed blocks of this size are kept for the next layer
+    # below: what the process holds is more than what lives, as freed blocks of this size are kept
+    # for the next layer
     assert told[0] * 0.55 <= live.peak <= told[0]
     assert live.peak > sum(seen[site].nbytes for site in seen.sites)
 
@@ -66,7 +85,11 @@ def test_patterns_are_held_once_beside_their_result(lm, monkeypatch) -> None:
     told: list[int] = []
     traces: list[trace.Trace] = []
     monkeypatch.setattr(attention_pattern, "refuse_above", lambda needed, *_: told.append(needed))
-    monkeypatch.setattr(attention_pattern, "capture", lambda *asked: traces.append(trace.capture(*asked)) or traces[0])
+    monkeypatch.setattr(
+        attention_pattern,
+        "capture",
+        lambda *asked: traces.append(trace.capture(*asked)) or traces[0],
+    )
     with Live() as live:
         found = attention_pattern.measure(lm, PROMPTS)
     whole = found.values.nbytes

@@ -1,4 +1,5 @@
-"""Answers, foils and aligned prompt pairs: read as people give them, refused where a number would mean nothing."""
+"""Answers, foils and aligned prompt pairs: read as people give them, refused where a number would
+mean nothing."""
 
 from __future__ import annotations
 
@@ -64,9 +65,15 @@ def test_words_are_tokens_and_their_number_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "foil", "reason"),
-    [(5, 5, "same token '5'"), ([1, 2, 3], None, "3 answers for 2 examples"), (96, None, "outside the vocabulary of 96"),
-     (-1, None, "outside"), (" Mary", None, "without a tokenizer"), ([4, 5], [6, 5], "same token")],
-)  # fmt: skip
+    [
+        (5, 5, "same token '5'"),
+        ([1, 2, 3], None, "3 answers for 2 examples"),
+        (96, None, "outside the vocabulary of 96"),
+        (-1, None, "outside"),
+        (" Mary", None, "without a tokenizer"),
+        ([4, 5], [6, 5], "same token"),
+    ],
+)
 def test_bad_targets_are_refused(answer: Any, foil: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         target(tiny.lm("llama"), ROWS, answer, foil)
@@ -77,7 +84,10 @@ def test_a_pair_measures_both_ends() -> None:
     both = pair(lm, ROWS, corrupt, [5, 6], [7, 8])
     for rows, got in ((ROWS, both.clean_difference), (corrupt, both.corrupt_difference)):
         logits = final("llama", rows)
-        assert tiny.gap(got, torch.stack([logits[0, 5] - logits[0, 7], logits[1, 6] - logits[1, 8]])) < 1e-4
+        assert (
+            tiny.gap(got, torch.stack([logits[0, 5] - logits[0, 7], logits[1, 6] - logits[1, 8]]))
+            < 1e-4
+        )
     assert both.base is both.corrupt
     assert tiny.gap(both.normalise(both.corrupt_difference), torch.zeros(2)) == 0
     assert tiny.gap(both.normalise(both.clean_difference), torch.ones(2)) < 1e-6
@@ -98,9 +108,13 @@ def test_a_pair_s_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("corrupt", "reason"),
-    [(ROWS[:1], "2 clean and 1 corrupt"), ([ROWS[0], ROWS[1][:-1]], "clean prompt 1 has 5 tokens"),
-     (ROWS, "there is nothing to restore"), (ROWS[::-1], "clean prompt 0 has 9 tokens and its corrupt prompt 5")],
-)  # fmt: skip
+    [
+        (ROWS[:1], "2 clean and 1 corrupt"),
+        ([ROWS[0], ROWS[1][:-1]], "clean prompt 1 has 5 tokens"),
+        (ROWS, "there is nothing to restore"),
+        (ROWS[::-1], "clean prompt 0 has 9 tokens and its corrupt prompt 5"),
+    ],
+)
 def test_pairs_that_do_not_pair_are_refused(corrupt: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         pair(tiny.lm("llama"), ROWS, corrupt)
@@ -111,5 +125,7 @@ def test_rounding_is_told_by_the_pair_that_it_moves_most() -> None:
     both = pair(tiny.lm("llama"), ROWS, [[*row[:-1], 77] for row in ROWS], [5, 6], [7, 8])
     gaps = {"clean_difference": torch.tensor([2.0, 0.5]), "corrupt_difference": torch.zeros(2)}
     both = replace(both, **gaps, rounding=torch.tensor([0.1, 0.1]))
-    assert "effect of up to 0.2, the largest of the null 0.39" in both.notes(torch.tensor([0.1, -0.39, torch.nan]))
+    assert "effect of up to 0.2, the largest of the null 0.39" in both.notes(
+        torch.tensor([0.1, -0.39, torch.nan])
+    )
     assert both.notes(torch.tensor([0.1, -0.41, torch.nan])) == ""

@@ -1,7 +1,9 @@
-"""Every sweep inside every kind of outer change: packed cells equal whole runs, and both equal plain PyTorch hooks.
+"""Every sweep inside every kind of outer change: packed cells equal whole runs, and both equal
+plain PyTorch hooks.
 
-Three references, from near to far: `naive` under the same outer change; the same method with `sweep` replaced by `naive`;
-a copy of the Hugging Face model on which the outer change, and the cell, are ordinary hooks written here.
+Three references, from near to far: `naive` under the same outer change; the same method with
+`sweep` replaced by `naive`; a copy of the Hugging Face model on which the outer change, and the
+cell, are ordinary hooks written here.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def _made(*changes: Intervention) -> Callable[[Any], AbstractContextManager]:
 
 
 def _delta(lm: Any) -> Edit:
-    name, weight = next((n, p) for n, p in lm.model.named_parameters() if ".1." in n and p.ndim == 2)
+    name, weight = next(
+        (n, p) for n, p in lm.model.named_parameters() if ".1." in n and p.ndim == 2
+    )
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     return Edit(lm, [add("layers.0.resid_post", V, positions=-1)], {name: 0.1 * noise})
 
@@ -75,7 +79,9 @@ def _delta(lm: Any) -> Edit:
 def _several(lm: Any) -> Any:
     with (
         intervene(lm, scaled("layers.1.mlp.out", 2.0), add("layers.0.mlp.out", V, positions=[3])),
-        intervene(lm, add("layers.1.mlp.out", W, positions=-1), clamped("layers.1.mlp.out", -0.4, 0.5)),
+        intervene(
+            lm, add("layers.1.mlp.out", W, positions=-1), clamped("layers.1.mlp.out", -0.4, 0.5)
+        ),
     ):
         yield
 
@@ -85,7 +91,9 @@ PACKED: dict[str, Callable[[Any], AbstractContextManager]] = {
     "add everywhere": _made(add("layers.1.resid_post", V)),
     "add at the last": _made(add("layers.1.resid_post", V, positions=-1)),
     "add at 3": _made(add("layers.0.resid_post", V, positions=[3])),
-    "add below": _made(add("layers.0.resid_pre", V, positions=[3]), add("layers.1.resid_pre", W, positions=-1)),
+    "add below": _made(
+        add("layers.0.resid_pre", V, positions=[3]), add("layers.1.resid_pre", W, positions=-1)
+    ),
     "scale at the last": _made(scaled("layers.1.attn.out", -2.0, positions=-1)),
     "ablate a head": _made(ablate("layers.1.attn.z", units=[2])),
     "ablate a head at 3": _made(ablate("layers.1.attn.z", units=[-1], positions=[3])),
@@ -93,7 +101,9 @@ PACKED: dict[str, Callable[[Any], AbstractContextManager]] = {
     "clamp neurons": _made(clamped("layers.*.mlp.act", 0.3, 0.3, units=[1, 5], positions=-1)),
     "project out at 3": _made(project_out("layers.1.resid_post", V, positions=[3])),
     "project out everywhere": _made(project_out("layers.*.resid_post", torch.stack([V, W]))),
-    "keys and values": _made(scaled("layers.1.attn.k", 2.0, positions=[1]), add("layers.2.attn.v", 0.7, units=[0])),
+    "keys and values": _made(
+        scaled("layers.1.attn.k", 2.0, positions=[1]), add("layers.2.attn.v", 0.7, units=[0])
+    ),
     "queries of the last layer": _made(scaled("layers.2.attn.q", 3.0, positions=-1)),
     "one example": _made(add("layers.1.resid_post", V, examples=[1], positions=[-1])),
     "a value for each": _made(add("layers.1.mlp.out", EACH, positions=-1)),
@@ -129,20 +139,33 @@ def plain(name: str) -> Tensor:
     return naive(tiny.lm(name), CLEAN, CELLS, metric)
 
 
-# every change on one family; on the others those that meet other code (fused q, k, v; post-norms, windows, soft-caps)
+# every change on one family; on the others those that meet other code (fused q, k, v; post-norms,
+# windows, soft-caps)
 ELSEWHERE = [
-    *("add at the last", "scale at the last", "ablate a head at 3", "clamp neurons", "keys and values", "nested"),
+    *(
+        "add at the last",
+        "scale at the last",
+        "ablate a head at 3",
+        "clamp neurons",
+        "keys and values",
+        "nested",
+    ),
     *("a value for each", "weights", "pattern", "final norm", "a hook"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "outer"), [(FAMILIES[0], o) for o in OUTER] + [(n, o) for n in FAMILIES[1:] for o in ELSEWHERE]
+    ("name", "outer"),
+    [(FAMILIES[0], o) for o in OUTER] + [(n, o) for n in FAMILIES[1:] for o in ELSEWHERE],
 )
 def test_cells_equal_their_naive_runs_inside_an_outer_change(name: str, outer: str) -> None:
     lm = tiny.lm(name)
     with OUTER[outer](lm):
-        told, got, expected = plan(lm, CLEAN, CELLS), sweep(lm, CLEAN, CELLS, metric), naive(lm, CLEAN, CELLS, metric)
+        told, got, expected = (
+            plan(lm, CLEAN, CELLS),
+            sweep(lm, CLEAN, CELLS, metric),
+            naive(lm, CLEAN, CELLS, metric),
+        )
     assert tiny.gap(got, expected) < TOLERANCE
     assert tiny.gap(expected, plain(name)) > 20 * TOLERANCE, (
         "the outer change changed nothing: the test would see nothing"
@@ -151,7 +174,9 @@ def test_cells_equal_their_naive_runs_inside_an_outer_change(name: str, outer: s
     assert told.naive == (2 if outer in PACKED else 2 * len(CELLS))
 
 
-def _edited(module: nn.Module, change: Callable[[Tensor], None], stack: ExitStack, *, enters: bool = False) -> None:
+def _edited(
+    module: nn.Module, change: Callable[[Tensor], None], stack: ExitStack, *, enters: bool = False
+) -> None:
     """A plain hook that changes a copy of what a module gives, or of what it takes."""
 
     def before(_: nn.Module, args: tuple) -> tuple:
@@ -164,7 +189,9 @@ def _edited(module: nn.Module, change: Callable[[Tensor], None], stack: ExitStac
         change(x)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
-    made = module.register_forward_pre_hook(before) if enters else module.register_forward_hook(after)
+    made = (
+        module.register_forward_pre_hook(before) if enters else module.register_forward_hook(after)
+    )
     stack.callback(made.remove)
 
 
@@ -200,7 +227,10 @@ BY_HAND: dict[str, tuple[Intervention, int, Callable[[Tensor], None]]] = {
 def test_cells_inside_an_outer_change_equal_plain_hooks(name: str) -> None:
     lm, prompt = tiny.lm(name), [CLEAN[0]]
     model = deepcopy(lm.model)
-    cells = [add("layers.0.resid_post", W, positions=[4]), add("layers.1.resid_post", W, positions=[3])]
+    cells = [
+        add("layers.0.resid_post", W, positions=[4]),
+        add("layers.1.resid_post", W, positions=[3]),
+    ]
     for change, part, by_hand in BY_HAND.values():
         with intervene(lm, change):
             got = sweep(lm, prompt, cells, metric)[:, 0]
@@ -208,8 +238,12 @@ def test_cells_inside_an_outer_change_equal_plain_hooks(name: str) -> None:
             with ExitStack() as stack, torch.no_grad():
                 _edited(_parts(model, 1)[part], by_hand, stack, enters=part == 1)
                 _edited(_parts(model, layer)[0], _at(position, W), stack)
-                true = metric(model(torch.tensor(prompt)).logits[:, -1], torch.zeros(1, dtype=torch.long))
-            assert abs(float(got[number] - true[0])) < TOLERANCE * max(1.0, float(true.abs())), change
+                true = metric(
+                    model(torch.tensor(prompt)).logits[:, -1], torch.zeros(1, dtype=torch.long)
+                )
+            assert abs(float(got[number] - true[0])) < TOLERANCE * max(1.0, float(true.abs())), (
+                change
+            )
 
 
 @pytest.mark.parametrize("outer", ["nothing", "add at 3", "knock out"])

@@ -1,8 +1,9 @@
 """Every measure inside an outer change gives what it gives on the changed model.
 
-Where a change can be written into the weights (a head's columns zeroed, an MLP's output doubled, queries made louder), a
-model with those weights is the reference, for sweeps, edges and plain measures alike. The others are compared with the
-same method whose sweep is `naive`, and the read-out with ordinary hooks on the Hugging Face model.
+Where a change can be written into the weights (a head's columns zeroed, an MLP's output doubled,
+queries made louder), a model with those weights is the reference, for sweeps, edges and plain
+measures alike. The others are compared with the same method whose sweep is `naive`, and the
+read-out with ordinary hooks on the Hugging Face model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from stratoscope.engine.wiring import wiring
 from stratoscope.errors import SiteError
 from stratoscope.heads import activation_patching as heads_patching
 from stratoscope.heads import answer_suppression, argument_passing, roles
-from stratoscope.layers import activation_patching, back_patching, direct_logit_attribution, logit_lens
+from stratoscope.layers import (
+    activation_patching,
+    back_patching,
+    direct_logit_attribution,
+    logit_lens,
+)
 from stratoscope.models import wrap
 from stratoscope.neurons import contribution
 from stratoscope.tokens import next_token, occlusion
@@ -36,18 +42,32 @@ from stratoscope.tokens import next_token, occlusion
 ONE, OTHER = [CLEAN[1]], [CORRUPT[1]]
 ASKED: dict[str, Any] = {"answer": 5, "foil": 9}
 PAIR = ASKED | {"corrupt": OTHER}
-PATHS = [("embed", "L1H0.q"), ("L0H1", "L1H3.v"), ("L0 mlp", "L1H1.k"), ("L1H2", "L2 mlp"), ("L1 mlp", "logits")]
+PATHS = [
+    ("embed", "L1H0.q"),
+    ("L0H1", "L1H3.v"),
+    ("L0 mlp", "L1H1.k"),
+    ("L1H2", "L2 mlp"),
+    ("L1 mlp", "logits"),
+]
 SWEEPS: dict[str, tuple[ModuleType, Callable[[Any], xr.Dataset]]] = {
     "layers": (activation_patching, lambda lm: activation_patching.measure(lm, ONE, **PAIR)),
     "heads": (heads_patching, lambda lm: heads_patching.measure(lm, ONE, **PAIR)),
     "occlusion": (occlusion, lambda lm: occlusion.measure(lm, CLEAN, **ASKED)),
     "back-patching": (back_patching, lambda lm: back_patching.measure(lm, CLEAN, answer=5)),
     "argument passing": (argument_passing, lambda lm: argument_passing.measure(lm, ONE, **PAIR)),
-    "answer suppression": (answer_suppression, lambda lm: answer_suppression.measure(lm, CLEAN, answer=5)),
-    "output nodes": (output_nodes, lambda lm: output_nodes.measure(lm, ONE, **PAIR, nodes=4, draws=1)),
+    "answer suppression": (
+        answer_suppression,
+        lambda lm: answer_suppression.measure(lm, CLEAN, answer=5),
+    ),
+    "output nodes": (
+        output_nodes,
+        lambda lm: output_nodes.measure(lm, ONE, **PAIR, nodes=4, draws=1),
+    ),
     "path patching": (edges, lambda lm: path_patching.measure(lm, ONE, **PAIR, paths=PATHS)),
 }
-MEASURES: dict[str, Callable[[Any], xr.Dataset]] = {name: run for name, (_, run) in SWEEPS.items()} | {
+MEASURES: dict[str, Callable[[Any], xr.Dataset]] = {
+    name: run for name, (_, run) in SWEEPS.items()
+} | {
     "faithfulness": lambda lm: faithfulness.measure(lm, ONE, **PAIR, circuit=PATHS[1:], draws=1),
     "edge attribution": lambda lm: edge_attribution.measure(lm, ONE, **PAIR),
     "next token": lambda lm: next_token.measure(lm, CLEAN, **ASKED),
@@ -110,9 +130,17 @@ def changed(name: str, what: str) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("llama", "a head"), ("gpt2", "a head"), ("gpt2", "queries"), ("gemma2", "queries"), ("gemma2", "an MLP")],
+    [
+        ("llama", "a head"),
+        ("gpt2", "a head"),
+        ("gpt2", "queries"),
+        ("gemma2", "queries"),
+        ("gemma2", "an MLP"),
+    ],
 )
-def test_measures_inside_a_change_equal_those_of_a_model_with_other_weights(name: str, what: str) -> None:
+def test_measures_inside_a_change_equal_those_of_a_model_with_other_weights(
+    name: str, what: str
+) -> None:
     lm = tiny.lm(name)
     for method, measure in MEASURES.items():
         if method == "roles" and what == "a head":
@@ -123,7 +151,9 @@ def test_measures_inside_a_change_equal_those_of_a_model_with_other_weights(name
 
 
 @pytest.mark.parametrize("outer", ["add at the last", "logits", "a hook"])
-def test_methods_that_sweep_equal_the_same_by_whole_runs(outer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_sweep_equal_the_same_by_whole_runs(
+    outer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = tiny.lm("llama")
     for name, (module, measure) in SWEEPS.items():
         reads_weights = name in ("output nodes", "answer suppression")
@@ -139,7 +169,9 @@ def test_methods_that_sweep_equal_the_same_by_whole_runs(outer: str, monkeypatch
             with monkeypatch.context() as patched:
                 for place in (module, sequence):  # patching and occlusion sweep through the latter
                     if hasattr(place, "sweep"):
-                        patched.setattr(place, "sweep", lambda *a, progress=None, save=None: naive(*a))
+                        patched.setattr(
+                            place, "sweep", lambda *a, progress=None, save=None: naive(*a)
+                        )
                 same(got, measure(lm))
 
 
@@ -160,20 +192,33 @@ def test_writes_sum_to_what_is_read_inside_outer_changes(name: str) -> None:
         with intervene(lm, change):
             found, seen = edges.sent(lm, lm.batch(ONE)), capture(lm, ONE, "layers.*.attn.out")
         for receiver, label in enumerate(wires.receivers):
-            layer, total = wires.place(receiver)[0], found.writes[: wires.before(receiver)].sum(dim=0)
-            read = found.final if label == "logits" else (found.mid if "mlp" in label else found.pre)[layer]
+            layer, total = (
+                wires.place(receiver)[0],
+                found.writes[: wires.before(receiver)].sum(dim=0),
+            )
+            read = (
+                found.final
+                if label == "logits"
+                else (found.mid if "mlp" in label else found.pre)[layer]
+            )
             assert tiny.gap(total, read) < 1e-4, (change, label)
         heads = found.writes[wires.head(1) : wires.head(1) + 4].sum(dim=0)
         assert tiny.gap(heads, seen["layers.1.attn.out"][0]) < 1e-4, change
     for change in (add("layers.1.resid_post", V), clamped("layers.1.attn.out", 0.0)):
-        with intervene(lm, change), pytest.raises(SiteError, match=r"layers\.1\.(mlp\.out|attn\.z)"):
+        with (
+            intervene(lm, change),
+            pytest.raises(SiteError, match=r"layers\.1\.(mlp\.out|attn\.z)"),
+        ):
             edges.sent(lm, lm.batch(ONE))
 
 
 def _hand(lm: Any, change: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """The model's own logits of both prompts with a plain hook at the final norm or the read-out, and its handle."""
+    """The model's own logits of both prompts with a plain hook at the final norm or the read-out,
+    and its handle."""
     base = getattr(lm.model, "transformer", None) or lm.model.model
-    module = (base.ln_f if hasattr(base, "ln_f") else base.norm) if change == "final_norm" else lm.model
+    module = (
+        (base.ln_f if hasattr(base, "ln_f") else base.norm) if change == "final_norm" else lm.model
+    )
 
     def after(_: Any, args: tuple, output: Any) -> Any:
         x = output if isinstance(output, torch.Tensor) else output.logits

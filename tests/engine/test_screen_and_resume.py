@@ -1,4 +1,5 @@
-"""Gradient estimates against finite differences; an interrupted sweep goes on; a metric that is no number is named."""
+"""Gradient estimates against finite differences; an interrupted sweep goes on; a metric that is no
+number is named."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def metric(logits: Tensor, example: Tensor) -> Tensor:
 
 
 def cells(lm: LM, share: float = 1.0) -> list[Intervention]:
-    """Each layer and position of the residual stream, and each head, moved a share of the way to other prompts."""
+    """Each layer and position of the residual stream, and each head, moved a share of the way to
+    other prompts."""
     found = []
     for site, unit in (("resid_pre", False), ("attn.z", True), ("mlp.act", False)):
         name = f"layers.*.{site}"
@@ -38,7 +40,11 @@ def cells(lm: LM, share: float = 1.0) -> list[Intervention]:
             for at in range(3):
                 value = moved[layer][:, :, [at]] if unit else moved[layer][:, [at]]
                 found.append(
-                    replaced(f"layers.{layer}.{site}", value, **({"units": [at]} if unit else {"positions": at}))
+                    replaced(
+                        f"layers.{layer}.{site}",
+                        value,
+                        **({"units": [at]} if unit else {"positions": at}),
+                    )
                 )
     return found
 
@@ -73,10 +79,14 @@ def test_screened_measures_the_top_and_a_sample_exactly() -> None:
     measured = found.exact.isfinite().all(dim=1)
     assert 9 <= int(measured.sum()) <= 13
     torch.testing.assert_close(found.exact[measured], whole[measured], atol=1e-4, rtol=1e-4)
-    moved = (found.estimate - naive(lm, CLEAN, [replaced("layers.0.mlp.out", 0.0, examples=[])], metric)).abs()
+    moved = (
+        found.estimate - naive(lm, CLEAN, [replaced("layers.0.mlp.out", 0.0, examples=[])], metric)
+    ).abs()
     assert measured[moved.amax(dim=1).argmax()]
     drawn = found.sample
-    expected = torch.corrcoef(torch.stack([found.estimate[drawn].flatten(), whole[drawn].flatten()]).double())[0, 1]
+    expected = torch.corrcoef(
+        torch.stack([found.estimate[drawn].flatten(), whole[drawn].flatten()]).double()
+    )[0, 1]
     assert found.correlation == pytest.approx(float(expected), abs=1e-3)
     with pytest.raises(InputError, match="sample"):
         screened(lm, CLEAN, work, metric, top=4, sample=1000)
@@ -87,7 +97,9 @@ def test_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     work, budget = cells(lm), 60_000  # a few rows in each wave
     ran: list[int] = []
     run = packed.Wave.run
-    monkeypatch.setattr(packed.Wave, "run", lambda self, metric: ran.append(len(self.jobs)) or run(self, metric))
+    monkeypatch.setattr(
+        packed.Wave, "run", lambda self, metric: ran.append(len(self.jobs)) or run(self, metric)
+    )
 
     def stop(done: int, total: int) -> None:
         if len(ran) == 3:
@@ -127,7 +139,9 @@ def test_a_metric_that_is_no_number_names_its_cell() -> None:
     lm = wrap(tiny.model("llama"))
     work = cells(lm)[:4]
     work[2] = replaced("layers.1.attn.z", torch.tensor(torch.nan), positions=1, units=[3])
-    with pytest.raises(InputError, match=r"nan for cell 2, example 0: replace at layers\.1\.attn\.z .*positions 1"):
+    with pytest.raises(
+        InputError, match=r"nan for cell 2, example 0: replace at layers\.1\.attn\.z .*positions 1"
+    ):
         sweep(lm, CLEAN, work, metric)
 
 
@@ -145,7 +159,8 @@ def test_the_cells_with_the_largest_estimates_are_the_ones_measured() -> None:
 
 
 def test_knock_outs_are_estimated_from_the_pattern_on() -> None:
-    """Their scores are minus infinity; the pattern that follows is computed here by softmax without the key."""
+    """Their scores are minus infinity; the pattern that follows is computed here by softmax without
+    the key."""
     lm = wrap(tiny.model("llama"))
     cuts = [knock_out(layer, -1, [key]) for layer in range(3) for key in (0, 1)]
     patterns = []
@@ -166,8 +181,8 @@ def test_knock_outs_are_estimated_from_the_pattern_on() -> None:
 
 
 def test_a_file_answers_one_question_alone(tmp_path: Path) -> None:
-    """Other steps, another value, another shape or kind of the same bytes, a metric that agrees on the base run, an outer
-    change: each is another sweep."""
+    """Other steps, another value, another shape or kind of the same bytes, a metric that agrees on
+    the base run, an outer change: each is another sweep."""
     lm = wrap(tiny.model("llama"))
     site, each = "layers.1.resid_post", torch.linspace(-1, 2, 64)
     asked = add(site, each.view(2, 1, 32), positions=[0, 1])
@@ -186,14 +201,18 @@ def test_a_file_answers_one_question_alone(tmp_path: Path) -> None:
             sweep(lm, CLEAN, [other], metric, save=place)
     with pytest.raises(ResultError, match="another sweep"):
         sweep(lm, CLEAN, [asked], lambda x, e: 2 * metric(x, e) - base[e], save=place)
-    outer = add("layers.2.resid_post", torch.ones(32), positions=[0])  # nothing that the metric reads
+    outer = add(
+        "layers.2.resid_post", torch.ones(32), positions=[0]
+    )  # nothing that the metric reads
     with intervene(lm, outer), pytest.raises(ResultError, match="another sweep"):
         sweep(lm, CLEAN, [asked], metric, save=place)
     again = sweep(lm, CLEAN, [replace(asked, positions=torch.tensor([0, 1]))], metric, save=place)
     assert torch.equal(first, again)
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_writers_of_one_file_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, save, met = tmp_path / "kept", resume.save_file, []
 
     def interrupted(tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:

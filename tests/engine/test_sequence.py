@@ -1,4 +1,5 @@
-"""Whole answers against plain Hugging Face log probabilities and plain hooks, the text written out by hand."""
+"""Whole answers against plain Hugging Face log probabilities and plain hooks, the text written out
+by hand."""
 
 from __future__ import annotations
 
@@ -152,9 +153,12 @@ def test_one_token_each_is_the_logit_difference() -> None:
     """Bit for bit where nothing is changed; what makes logits probabilities drops out."""
     lm = tiny.lm("llama")
     one, whole = {"answer": 5, "foil": 9}, {"answer": Whole([5]), "foil": Whole([9])}
-    for measure, given in ((next_token.measure, {}), (occlusion.measure, {}),
-                           (layers.measure, {"corrupt": CORRUPT}),
-                           (heads.measure, {"corrupt": CORRUPT})):  # fmt: skip
+    for measure, given in (
+        (next_token.measure, {}),
+        (occlusion.measure, {}),
+        (layers.measure, {"corrupt": CORRUPT}),
+        (heads.measure, {"corrupt": CORRUPT}),
+    ):
         plain, found = (measure(lm, ROWS, **given, **asked) for asked in (one, whole))
         for name in plain.data_vars:
             if name == "token":
@@ -191,7 +195,11 @@ def test_batched_equals_single(side: str) -> None:
         kept = [[*r, *pad] if side == "right" else [*pad, *r] for r, pad in zip(real, pads)]
         return {"input_ids": torch.tensor(laid), "attention_mask": torch.tensor(kept)}
 
-    for measure, more in ((layers.measure, True), (heads.measure, True), (occlusion.measure, False)):
+    for measure, more in (
+        (layers.measure, True),
+        (heads.measure, True),
+        (occlusion.measure, False),
+    ):
         both = measure(lm, padded(ROWS), **({"corrupt": padded(CORRUPT)} if more else {}), **asked)
         for e, row in enumerate(ROWS):
             own = {name: [words[e]] for name, words in asked.items()}
@@ -209,16 +217,22 @@ def test_the_last_position_is_the_prompt_s() -> None:
     batch = lm.batch(ROWS)
     asked, (stack, _) = target(lm, batch, **WHOLE), blocks(lm)
     vector = torch.linspace(-2, 2, lm.dims.dim)
-    cells = [add("layers.1.resid_pre", vector, positions=-1), scaled("layers.1.resid_pre", 1.5),
-             add("layers.1.resid_pre", vector[None].repeat(8, 1) * torch.arange(8)[:, None]),
-             add("layers.1.resid_pre", vector, positions=[1, -2], examples=[1])]  # fmt: skip
+    cells = [
+        add("layers.1.resid_pre", vector, positions=-1),
+        scaled("layers.1.resid_pre", 1.5),
+        add("layers.1.resid_pre", vector[None].repeat(8, 1) * torch.arange(8)[:, None]),
+        add("layers.1.resid_pre", vector, positions=[1, -2], examples=[1]),
+    ]
     found = swept(lm, batch, cells, asked)
     for e, row in enumerate(ROWS):
         n = len(row)
         there = torch.arange(n)[:, None].float()
-        changes: list[Change] = [lambda s, n=n: s[n - 1].add_(vector), lambda s, n=n: s[:n].mul_(1.5),
-                                 lambda s, n=n, t=there: s[:n].add_(vector * t),
-                                 lambda s, e=e, n=n: s[1 : n - 1 : n - 3].add_(e * vector)]  # fmt: skip
+        changes: list[Change] = [
+            lambda s, n=n: s[n - 1].add_(vector),
+            lambda s, n=n: s[:n].mul_(1.5),
+            lambda s, n=n, t=there: s[:n].add_(vector * t),
+            lambda s, e=e, n=n: s[1 : n - 1 : n - 3].add_(e * vector),
+        ]
         expected = [under(stack[1], change, lm.model, row) for change in changes]
         np.testing.assert_allclose(found[:, e].numpy(), expected, atol=1e-3)
 
@@ -270,7 +284,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     lm, file = tiny.lm("llama"), tmp_path / "sweep.safetensors"
     first = layers.measure(lm, ROWS, corrupt=CORRUPT, save=file, **WHOLE)
     calls: list[tuple[int, int]] = []
-    again = layers.measure(lm, ROWS, corrupt=CORRUPT, save=file, progress=lambda *at: calls.append(at), **WHOLE)
+    again = layers.measure(
+        lm, ROWS, corrupt=CORRUPT, save=file, progress=lambda *at: calls.append(at), **WHOLE
+    )
     assert calls == []
     assert first.identical(again)
 
@@ -279,21 +295,30 @@ def test_texts_are_tokenised_whole() -> None:
     p = planted.copy_head()
     lm, words = wrap(p.model, p.tokenizer), list(p.tokenizer.get_vocab())
     text, ids = f"{words[5]} {words[6]}", [p.tokenizer.get_vocab()[w] for w in words[5:7]]
-    asked = target(lm, lm.batch(p.clean), Whole(text), words[7])  # beside a whole, a text is one too
+    asked = target(
+        lm, lm.batch(p.clean), Whole(text), words[7]
+    )  # beside a whole, a text is one too
     assert asked.tokens == ((tuple(ids), (p.tokenizer.get_vocab()[words[7]],)),)
     assert asked.answer_text == (text,)
 
 
 @pytest.mark.parametrize(
     ("name", "answer", "foil", "reason"),
-    [("bert", Whole((5, 6)), Whole((7,)), "BertForMaskedLM .* is no causal language model"),
-     ("llama", Whole((5, 6)), None, "no foil is given"), ("llama", None, Whole((5, 6)), "no answer"),
-     ("llama", Whole((5, 6)), Whole((5, 6)), "the same 2 tokens"), ("llama", Whole(()), 7, "at least one"),
-     ("llama", Whole((5, 96)), 7, "below 96"), ("llama", Whole(" Mary"), 7, "without a tokenizer"),
-     ("llama", [Whole((5, 6))] * 3, 7, "3 answers for 2"),
-     ("gpt2", Whole((5,) * 60), 7, "all but the last of an answer or foil are 67")],
-)  # fmt: skip
-def test_what_is_no_whole_question_is_refused(name: str, answer: Any, foil: Any, reason: str) -> None:
+    [
+        ("bert", Whole((5, 6)), Whole((7,)), "BertForMaskedLM .* is no causal language model"),
+        ("llama", Whole((5, 6)), None, "no foil is given"),
+        ("llama", None, Whole((5, 6)), "no answer"),
+        ("llama", Whole((5, 6)), Whole((5, 6)), "the same 2 tokens"),
+        ("llama", Whole(()), 7, "at least one"),
+        ("llama", Whole((5, 96)), 7, "below 96"),
+        ("llama", Whole(" Mary"), 7, "without a tokenizer"),
+        ("llama", [Whole((5, 6))] * 3, 7, "3 answers for 2"),
+        ("gpt2", Whole((5,) * 60), 7, "all but the last of an answer or foil are 67"),
+    ],
+)
+def test_what_is_no_whole_question_is_refused(
+    name: str, answer: Any, foil: Any, reason: str
+) -> None:
     lm = tiny.lm(name)
     for measure in (next_token.measure, occlusion.measure):
         with pytest.raises((InputError, SiteError), match=reason):

@@ -1,4 +1,5 @@
-"""Every cell of a sweep equals the same cell run alone, for interventions drawn at random on every architecture."""
+"""Every cell of a sweep equals the same cell run alone, for interventions drawn at random on every
+architecture."""
 
 from __future__ import annotations
 
@@ -42,12 +43,17 @@ def prompts(draw: random.Random, examples: int) -> list[list[int]]:
 
 
 class Drawn:
-    """Interventions drawn at random for one model and batch; values near the model's own, so that effects are finite."""
+    """Interventions drawn at random for one model and batch; values near the model's own, so that
+    effects are finite."""
 
     def __init__(self, name: str, given: Any, draw: random.Random) -> None:
         self.lm, self.draw = tiny.lm(name), draw
         self.batch = self.lm.batch(given)
-        self.sites = [s for s in self.lm.sites() if s.tower == "" and s.layer is not None and s.point in PACKED_POINTS]
+        self.sites = [
+            s
+            for s in self.lm.sites()
+            if s.tower == "" and s.layer is not None and s.point in PACKED_POINTS
+        ]
         self.sites = [s for s in self.sites if s.point != "mlp.router"]
         self.base = capture(self.lm, self.batch, *self.sites)
         self.generator = torch.Generator().manual_seed(draw.randrange(2**31))
@@ -73,10 +79,16 @@ class Drawn:
         where["positions"] = self.positions()
         examples = len(self.batch)
         if examples > 1 and self.draw.random() < 0.4:
-            where["examples"] = sorted(self.draw.sample(range(examples), self.draw.randint(1, examples)))
+            where["examples"] = sorted(
+                self.draw.sample(range(examples), self.draw.randint(1, examples))
+            )
         if self.draw.random() < 0.4 and self.draw.choice([True, False]):
-            where["units"] = self.draw.sample(range(x.shape[2]), self.draw.randint(1, min(3, x.shape[2])))
-        operation = self.draw.choice(["replace", "add", "scale", "clamp", "project_out", "same", "zero"])
+            where["units"] = self.draw.sample(
+                range(x.shape[2]), self.draw.randint(1, min(3, x.shape[2]))
+            )
+        operation = self.draw.choice(
+            ["replace", "add", "scale", "clamp", "project_out", "same", "zero"]
+        )
         if operation == "clamp":
             return clamped(site, -0.3, 0.4, **where)
         if operation == "project_out":
@@ -85,7 +97,9 @@ class Drawn:
         if operation == "zero":
             return ablate(site, **where)
         value = self.value(x, where)
-        if operation == "same":  # the base run's own value: it matters only where something before it changed
+        if (
+            operation == "same"
+        ):  # the base run's own value: it matters only where something before it changed
             return replaced(site, self.selected(site, x, where), **where)
         return {"replace": replaced, "add": add, "scale": scaled}[operation](site, value, **where)
 
@@ -97,16 +111,24 @@ class Drawn:
         width = len(where["units"]) if "units" in where and x.ndim == 3 else x.shape[-1]
         if kind == "vector":
             return self.noise(width)
-        shape = [len(where.get("examples", range(len(self.batch)))), self.count(where), *x.shape[2:]]
+        shape = [
+            len(where.get("examples", range(len(self.batch)))),
+            self.count(where),
+            *x.shape[2:],
+        ]
         if "units" in where:
             shape[2] = len(where["units"])
         return self.noise(*shape)
 
     def count(self, where: dict[str, Any]) -> int:
         positions = where["positions"]
-        return self.batch.ids.shape[1] if positions is None else torch.as_tensor(positions).reshape(-1, 1).shape[0] if (
-            not isinstance(positions, list) or not isinstance(positions[0], list)
-        ) else len(positions[0])  # fmt: skip
+        return (
+            self.batch.ids.shape[1]
+            if positions is None
+            else torch.as_tensor(positions).reshape(-1, 1).shape[0]
+            if (not isinstance(positions, list) or not isinstance(positions[0], list))
+            else len(positions[0])
+        )
 
     def selected(self, site: Site, x: Tensor, where: dict[str, Any]) -> Tensor:
         """What the base run holds at the selection."""
@@ -119,7 +141,9 @@ class Drawn:
         return held[0]
 
     def cells(self, count: int) -> list[list[Intervention]]:
-        cells = [[self.change() for _ in range(self.draw.choice([1, 1, 1, 2, 3]))] for _ in range(count)]
+        cells = [
+            [self.change() for _ in range(self.draw.choice([1, 1, 1, 2, 3]))] for _ in range(count)
+        ]
         return [*cells, [self.change(site) for site in self.draw.sample(self.sites, 2)]]
 
 
@@ -127,7 +151,9 @@ def agree(lm: Any, given: Any, cells: list[Any], **options: Any) -> Tensor:
     got, expected = sweep(lm, given, cells, metric, **options), naive(lm, given, cells, metric)
     assert got.shape == expected.shape == (len(cells), len(lm.batch(given)))
     gap = (got - expected).abs()
-    assert float(gap.max()) <= TOLERANCE * max(1.0, float(expected.abs().max())), cells[int(gap.amax(dim=1).argmax())]
+    assert float(gap.max()) <= TOLERANCE * max(1.0, float(expected.abs().max())), cells[
+        int(gap.amax(dim=1).argmax())
+    ]
     assert tiny.gap(got, expected) < TOLERANCE
     return got
 
@@ -148,8 +174,14 @@ def test_random_cells_equal_their_naive_runs(name: str, seed: int) -> None:
 def test_every_packable_site(name: str) -> None:
     """One cell at each site: an added vector at one position, and a halved unit."""
     lm, given = tiny.lm(name), tiny.inputs("llama")
-    sites = [s for s in lm.sites() if s.layer == 1 and s.point in PACKED_POINTS and s.point != "mlp.router"]
-    cells: list[Any] = [add(s, 1.5, positions=2) for s in sites] + [scaled(s, -1.0, units=[1]) for s in sites]
+    sites = [
+        s
+        for s in lm.sites()
+        if s.layer == 1 and s.point in PACKED_POINTS and s.point != "mlp.router"
+    ]
+    cells: list[Any] = [add(s, 1.5, positions=2) for s in sites] + [
+        scaled(s, -1.0, units=[1]) for s in sites
+    ]
     agree(lm, given, cells)
     told = plan(lm, given, cells)
     if name in CAUSAL:
@@ -164,23 +196,35 @@ def test_left_padding_and_single_prompts_give_the_same_numbers() -> None:
         "attention_mask": torch.tensor([[1] * 9, [0] * 4 + [1] * 5]),
     }
     cells = [
-        replaced(f"layers.{n}.{p}", 0.7, positions=-2) for n in range(3) for p in ("resid_pre", "attn.z", "mlp.act")
+        replaced(f"layers.{n}.{p}", 0.7, positions=-2)
+        for n in range(3)
+        for p in ("resid_pre", "attn.z", "mlp.act")
     ]
     together, from_left = (sweep(lm, x, cells, metric) for x in (rows, left))
     assert torch.equal(together, from_left)
     for number, row in enumerate(rows):
-        alone = sweep(lm, [row], cells, lambda logits, example, n=number: metric(logits, example + n))
+        alone = sweep(
+            lm, [row], cells, lambda logits, example, n=number: metric(logits, example + n)
+        )
         assert tiny.gap(together[:, number], alone[:, 0]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_a_replacement_by_the_base_value_matters_once_something_before_it_changed(name: str) -> None:
+def test_a_replacement_by_the_base_value_matters_once_something_before_it_changed(
+    name: str,
+) -> None:
     lm, given = tiny.lm(name), tiny.inputs("llama")
     base = capture(lm, given, "layers.2.resid_pre", "layers.1.mlp.out", "layers.1.resid_pre")
-    early = add("layers.0.resid_post", torch.linspace(-2, 2, 32))  # not one number: a LayerNorm would not see it
+    early = add(
+        "layers.0.resid_post", torch.linspace(-2, 2, 32)
+    )  # not one number: a LayerNorm would not see it
     restored = replaced("layers.2.resid_pre", base["layers.2.resid_pre"])
     kept = replaced("layers.1.mlp.out", base["layers.1.mlp.out"])
-    got = agree(lm, given, [[], [restored], [kept], [early], [early, restored], [early, kept], [restored, early]])
+    got = agree(
+        lm,
+        given,
+        [[], [restored], [kept], [early], [early, restored], [early, kept], [restored, early]],
+    )
     nothing, restored_alone, kept_alone, moved, undone, part, undone_too = got
     assert torch.equal(nothing, restored_alone)
     assert torch.equal(nothing, kept_alone)
@@ -202,8 +246,16 @@ def test_a_change_at_a_later_step_changes_no_single_pass() -> None:
 def test_listed_order_at_one_site_is_kept() -> None:
     lm, given = tiny.lm("llama"), tiny.inputs("llama")
     cells = []
-    for site in ("layers.1.resid_pre", "layers.1.attn.z", "layers.1.mlp.act", "layers.1.resid_post"):
-        for one, two in ((add(site, 1.0), scaled(site, 3.0)), (clamped(site, -0.1, 0.1), add(site, 1.0))):
+    for site in (
+        "layers.1.resid_pre",
+        "layers.1.attn.z",
+        "layers.1.mlp.act",
+        "layers.1.resid_post",
+    ):
+        for one, two in (
+            (add(site, 1.0), scaled(site, 3.0)),
+            (clamped(site, -0.1, 0.1), add(site, 1.0)),
+        ):
             cells += [[one, two], [two, one]]
     got = agree(lm, given, cells)
     assert all(tiny.gap(got[i], got[i + 1]) > 1e-3 for i in range(0, len(cells), 2))
@@ -211,7 +263,9 @@ def test_listed_order_at_one_site_is_kept() -> None:
 
 def test_a_small_budget_makes_many_waves_and_the_same_numbers() -> None:
     lm, given = tiny.lm("llama"), tiny.inputs("llama")
-    cells = [replaced(f"layers.{n}.resid_post", 0.5, positions=p) for n in range(3) for p in range(5)]
+    cells = [
+        replaced(f"layers.{n}.resid_post", 0.5, positions=p) for n in range(3) for p in range(5)
+    ]
     whole = agree(lm, given, cells)
     small = agree(lm, given, cells, budget=40_000)
     assert tiny.gap(small, whole) < 1e-5
@@ -244,11 +298,20 @@ def test_the_plan_says_what_will_be_done() -> None:
 
 def test_where_sharing_would_not_be_exact_cells_run_naively() -> None:
     given = tiny.inputs("llama")
-    everywhere = [add("embed", 0.5, positions=1), scaled("final_norm", 1.5), scaled("layers.1.attn.pattern", 0.5)]
+    everywhere = [
+        add("embed", 0.5, positions=1),
+        scaled("final_norm", 1.5),
+        scaled("layers.1.attn.pattern", 0.5),
+    ]
     agree(
         tiny.lm("llama"),
         given,
-        [*everywhere, knock_out("*", -1, 0), add("logits", 1.0), [everywhere[0], add("layers.1.mlp.out", 1.0)]],
+        [
+            *everywhere,
+            knock_out("*", -1, 0),
+            add("logits", 1.0),
+            [everywhere[0], add("layers.1.mlp.out", 1.0)],
+        ],
     )
     bloom = [add(f"layers.{n}.resid_post", 0.5, positions=1) for n in range(3)]
     agree(tiny.lm("bloom"), given, bloom)
@@ -269,8 +332,16 @@ def test_a_decoder_that_attends_both_ways_is_no_decoder() -> None:
     from stratoscope.models import wrap
 
     torch.manual_seed(0)
-    lm = wrap(hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**tiny._sliding(use_bidirectional_attention=True))).eval())
-    agree(lm, tiny.inputs("llama"), [add(f"layers.{n}.resid_pre", 1.0, positions=-1) for n in range(3)])
+    lm = wrap(
+        hf.Gemma3ForCausalLM(
+            hf.Gemma3TextConfig(**tiny._sliding(use_bidirectional_attention=True))
+        ).eval()
+    )
+    agree(
+        lm,
+        tiny.inputs("llama"),
+        [add(f"layers.{n}.resid_pre", 1.0, positions=-1) for n in range(3)],
+    )
 
 
 @pytest.mark.parametrize("name", tiny.VLMS)
@@ -280,16 +351,24 @@ def test_the_text_stack_of_a_vision_language_model_with_an_image(name: str) -> N
     drawn = Drawn(name, given, draw)
     image = int(lm.batch(given).image[0].nonzero()[0])
     cells: list[Any] = [
-        add(f"layers.{n}.resid_pre", 1.0, positions=p) for n in range(3) for p in (image, image + 1, -1)
+        add(f"layers.{n}.resid_pre", 1.0, positions=p)
+        for n in range(3)
+        for p in (image, image + 1, -1)
     ]
-    cells += [*drawn.cells(8), add("projector", 0.5), scaled("vision.layers.1.mlp.out", 0.5, positions=-1)]
+    cells += [
+        *drawn.cells(8),
+        add("projector", 0.5),
+        scaled("vision.layers.1.mlp.out", 0.5, positions=-1),
+    ]
     got = agree(lm, given, cells)
     assert tiny.gap(got[-2], naive(lm, given, [[]], metric)[0]) > 1e-4
 
 
 def test_progress_counts_to_the_end() -> None:
     lm, given = tiny.lm("llama"), tiny.inputs("llama")
-    cells = [replaced(f"layers.{n}.resid_post", 0.5, positions=p) for n in range(3) for p in range(5)]
+    cells = [
+        replaced(f"layers.{n}.resid_post", 0.5, positions=p) for n in range(3) for p in range(5)
+    ]
     said: list[tuple[int, int]] = []
     sweep(
         lm,
@@ -329,13 +408,18 @@ def test_a_bad_cell_is_refused_by_sweep_as_by_naive(what: str) -> None:
             run(tiny.lm("llama"), tiny.inputs("llama"), [BAD[what]()], metric)
 
 
-def test_layer_arguments_that_are_not_known_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer called with a tensor that nobody knows how to give to single rows: its cells run naively."""
+def test_layer_arguments_that_are_not_known_are_not_guessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layer called with a tensor that nobody knows how to give to single rows: its cells run
+    naively."""
     lm, given = tiny.lm("llama"), tiny.inputs("llama")
     layer = lm.layout.layers[""][1]
     forward = layer.forward
     monkeypatch.setattr(
-        layer, "forward", lambda *a, odd=None, **k: forward(*a, **k) * (1 if odd is None else odd.mean())
+        layer,
+        "forward",
+        lambda *a, odd=None, **k: forward(*a, **k) * (1 if odd is None else odd.mean()),
     )
     cells = [add("layers.0.resid_pre", 1.0, positions=2)]
     assert plan(lm, given, cells).naive == 0
@@ -359,13 +443,25 @@ def bare(name: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", ["vit", "clip", "siglip"])
 def test_pictures_share_what_lies_below_too(name: str, tmp_path: Any) -> None:
-    """An image classifier is read at its class token; a bare encoder has no logits, so the metric gets the residual."""
+    """An image classifier is read at its class token; a bare encoder has no logits, so the metric
+    gets the residual."""
     lm, given = (tiny.lm(name), tiny.inputs(name)) if name == "vit" else bare(name)
-    both = {"pixel_values": torch.cat([given["pixel_values"], given["pixel_values"].flip(-1) + 0.3])}
-    source = capture(lm, {"pixel_values": both["pixel_values"].flip(0)}, "layers.1.resid_pre")["layers.1.resid_pre"]
+    both = {
+        "pixel_values": torch.cat([given["pixel_values"], given["pixel_values"].flip(-1) + 0.3])
+    }
+    source = capture(lm, {"pixel_values": both["pixel_values"].flip(0)}, "layers.1.resid_pre")[
+        "layers.1.resid_pre"
+    ]
     cells = [replaced("layers.1.resid_pre", source[:, [p]], positions=p) for p in (0, 2, -1)]
-    cells += [add(f"layers.{n}.{point}", 1.0, positions=1) for n in (0, 1) for point in ("attn.z", "mlp.act", "attn.k")]
-    cells += [ablate("layers.0.attn.z", units=[0]), scaled("layers.1.resid_post", 0.5, examples=[1])]
+    cells += [
+        add(f"layers.{n}.{point}", 1.0, positions=1)
+        for n in (0, 1)
+        for point in ("attn.z", "mlp.act", "attn.k")
+    ]
+    cells += [
+        ablate("layers.0.attn.z", units=[0]),
+        scaled("layers.1.resid_post", 0.5, examples=[1]),
+    ]
     got = agree(lm, both, cells)
     assert plan(lm, both, cells).naive == 0
     assert torch.equal(got, sweep(lm, both, cells, metric, save=tmp_path / "kept"))
@@ -374,14 +470,23 @@ def test_pictures_share_what_lies_below_too(name: str, tmp_path: Any) -> None:
         whole = lm.model(pixel_values=both["pixel_values"]).logits
         assert tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole, torch.arange(2))) < 1e-5
     else:
-        whole = lm.model(pixel_values=both["pixel_values"], output_hidden_states=True).hidden_states[-1]
-        assert tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole[:, 0], torch.arange(2))) < 1e-5
+        whole = lm.model(
+            pixel_values=both["pixel_values"], output_hidden_states=True
+        ).hidden_states[-1]
+        assert (
+            tiny.gap(sweep(lm, both, [[]], metric)[0], metric(whole[:, 0], torch.arange(2))) < 1e-5
+        )
 
 
 def test_a_picture_s_last_layer_is_finished_at_the_class_token_alone() -> None:
     lm, given = tiny.lm("vit"), tiny.inputs("vit")
-    cells = [replaced("layers.2.mlp.out", 50.0, positions=1), scaled("layers.2.mlp.out", 0.5, positions=0)]
-    cells += [ablate("layers.2.attn.z", units=[head]) for head in range(4)] + [add("layers.2.resid_post", 3.0)]
+    cells = [
+        replaced("layers.2.mlp.out", 50.0, positions=1),
+        scaled("layers.2.mlp.out", 0.5, positions=0),
+    ]
+    cells += [ablate("layers.2.attn.z", units=[head]) for head in range(4)] + [
+        add("layers.2.resid_post", 3.0)
+    ]
     cells += [ablate("layers.2.mlp.act", units=[n], positions=[1, 0, 2]) for n in range(4)]
     got = agree(lm, given, cells)
     assert torch.equal(got[0], naive(lm, given, [[]], metric)[0])
@@ -395,15 +500,21 @@ def test_a_cache_given_as_an_argument_is_no_part_of_the_base_run() -> None:
     from stratoscope.models import wrap
 
     torch.manual_seed(0)
-    model = hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=99, n_positions=64)).eval()
+    model = hf.GPT2Model(
+        hf.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=99, n_positions=64)
+    ).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     lm, given = wrap(model), [[4, 5, 6, 7, 8, 9]]
     cells = [ablate(f"layers.{layer}.mlp.out", positions=[p]) for layer in range(3) for p in (1, 5)]
     got = agree(lm, given, cells)
-    zero = model.h[1].mlp.register_forward_hook(lambda m, a, out: out.index_fill(1, torch.tensor([1]), 0.0))
+    zero = model.h[1].mlp.register_forward_hook(
+        lambda m, a, out: out.index_fill(1, torch.tensor([1]), 0.0)
+    )
     kept: list[Tensor] = []
-    last = model.h[2].register_forward_hook(lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    last = model.h[2].register_forward_hook(
+        lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out)
+    )
     with torch.no_grad():
         model(torch.tensor(given))
     zero.remove()
@@ -417,7 +528,11 @@ def test_sweeps_of_a_model_with_modules_left_out() -> None:
 
     lm, given = tiny.lm("llama"), tiny.inputs("llama")
     cells = [add("layers.0.resid_pre", 1.0, positions=2), ablate("layers.1.attn.z", units=[1])]
-    cells += [scaled("layers.1.mlp.act", 2.0), ablate("layers.2.attn.z", units=[0]), add("layers.2.mlp.out", 1.0)]
+    cells += [
+        scaled("layers.1.mlp.act", 2.0),
+        ablate("layers.2.attn.z", units=[0]),
+        add("layers.2.mlp.out", 1.0),
+    ]
     for left_out in (["layers.1.mlp.out"], ["layers.1.mlp.out", "layers.2.attn.out"]):
         with drop_modules.edit(lm, left_out):
             got = agree(lm, given, cells)
@@ -427,7 +542,8 @@ def test_sweeps_of_a_model_with_modules_left_out() -> None:
 
 
 class Rounded(torch.nn.Module):
-    """A linear layer as LLM.int8 and dynamic quantisation have it: how a row is rounded depends on the rows beside it."""
+    """A linear layer as LLM.int8 and dynamic quantisation have it: how a row is rounded depends on
+    the rows beside it."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -445,7 +561,9 @@ def test_rows_that_depend_on_their_neighbours_are_not_packed() -> None:
     model = tiny.model("llama")
     model.model.layers[1].mlp.down_proj = Rounded(model.model.layers[1].mlp.down_proj)
     lm, given = wrap(model), [tiny.inputs("llama")[0]]
-    cells = [scaled("layers.0.resid_post", factor, positions=p) for p in (1, 3) for factor in (0.1, 20.0)]
+    cells = [
+        scaled("layers.0.resid_post", factor, positions=p) for p in (1, 3) for factor in (0.1, 20.0)
+    ]
     got = sweep(lm, given, cells, metric)
     assert torch.equal(got, naive(lm, given, cells, metric))
     assert plan(lm, given, cells).naive == 4

@@ -40,7 +40,10 @@ def test_only_what_was_asked_is_held() -> None:
     lm = tiny.lm("llama")
     with trace(lm, "layers.1.attn.z", "layers.*.mlp.out") as seen:
         lm(PROMPTS)
-    assert [str(s) for s in seen.sites] == ["layers.1.attn.z", *(f"layers.{n}.mlp.out" for n in range(3))]
+    assert [str(s) for s in seen.sites] == [
+        "layers.1.attn.z",
+        *(f"layers.{n}.mlp.out" for n in range(3)),
+    ]
     with pytest.raises(SiteError, match=r"`layers\.2\.attn\.z` was not traced"):
         seen["layers.2.attn.z"]
     with pytest.raises(SiteError, match="names 3 sites"):
@@ -54,7 +57,11 @@ def test_only_what_was_asked_is_held() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "bert", "modernbert", "mixtral"])
 def test_positions_are_an_example_s_own(name: str) -> None:
     lm = tiny.lm(name)
-    sites = [s for s in lm.sites() if (s.tower == "" and "position" in s.axes) or s.point == "attn.pattern"]
+    sites = [
+        s
+        for s in lm.sites()
+        if (s.tower == "" and "position" in s.axes) or s.point == "attn.pattern"
+    ]
     whole = capture(lm, PROMPTS, *sites)
     for positions, own in (
         (-1, [[8], [4]]),
@@ -65,7 +72,9 @@ def test_positions_are_an_example_s_own(name: str) -> None:
         seen = capture(lm, PROMPTS, *sites, positions=positions)
         for site in sites:
             axis = list(site.axes).index("query" if site.point == "attn.pattern" else "position")
-            expected = torch.stack([whole[site][e].index_select(axis - 1, torch.tensor(p)) for e, p in enumerate(own)])
+            expected = torch.stack(
+                [whole[site][e].index_select(axis - 1, torch.tensor(p)) for e, p in enumerate(own)]
+            )
             if isinstance(positions, int):
                 expected = expected.squeeze(axis)
             assert torch.equal(seen[site], expected), (site, positions)
@@ -75,7 +84,10 @@ def test_padding_side_does_not_matter() -> None:
     lm = tiny.lm("llama")
     left = torch.tensor([PROMPTS[0], [0] * 4 + PROMPTS[1]])
     given = {"input_ids": left, "attention_mask": torch.tensor([[1] * 9, [0] * 4 + [1] * 5])}
-    one, two = (capture(lm, x, "layers.2.resid_post", positions=-1)["layers.2.resid_post"] for x in (PROMPTS, given))
+    one, two = (
+        capture(lm, x, "layers.2.resid_post", positions=-1)["layers.2.resid_post"]
+        for x in (PROMPTS, given)
+    )
     assert torch.equal(one, two)
 
 
@@ -88,7 +100,7 @@ def test_sites_of_a_vision_tower_have_positions_of_their_own() -> None:
         assert torch.equal(capture(lm, tiny.inputs(name), site, positions=-1)[site], whole[:, -1])
 
 
-# --- early stop ---------------------------------------------------------------------------------------------
+# --- early stop -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,7 +148,7 @@ def test_a_direct_call_of_the_model_runs_to_its_end_and_starts_anew() -> None:
     assert not torch.equal(one, first)
 
 
-# --- what is seen is what the model goes on with ------------------------------------------------------------
+# --- what is seen is what the model goes on with --------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["edit outside", "edit inside"])
@@ -146,27 +158,40 @@ def test_a_direct_call_of_the_model_runs_to_its_end_and_starts_anew() -> None:
 def test_a_trace_sees_the_edited_value_whichever_was_entered_first(point: str, order: str) -> None:
     lm, site = tiny.lm("gemma2"), f"layers.1.{point}"
     plain = capture(lm, PROMPTS, site)[site]
-    watch, change = trace(lm, site, "layers.2.resid_post"), intervene(lm, add(site, torch.tensor(0.25)))
+    watch, change = (
+        trace(lm, site, "layers.2.resid_post"),
+        intervene(lm, add(site, torch.tensor(0.25))),
+    )
     first, second = (change, watch) if order == "edit outside" else (watch, change)
     with first as a, second as b:
         lm(PROMPTS)
     seen = a or b
     assert tiny.gap(seen[site], plain + 0.25) < 1e-6
     assert (
-        tiny.gap(seen["layers.2.resid_post"], capture(lm, PROMPTS, "layers.2.resid_post")["layers.2.resid_post"]) > 1e-3
+        tiny.gap(
+            seen["layers.2.resid_post"],
+            capture(lm, PROMPTS, "layers.2.resid_post")["layers.2.resid_post"],
+        )
+        > 1e-3
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "opt", "bloom", "bert", "gpt_neox_sequential"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gemma2", "opt", "bloom", "bert", "gpt_neox_sequential"]
+)
 def test_resid_mid_is_seen_after_an_edit_of_attn_out(name: str) -> None:
     """Both pass through one module in most models."""
     lm = tiny.lm(name)
-    sites = [f"layers.1.{p}" for p in ("resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post")]
+    sites = [
+        f"layers.1.{p}" for p in ("resid_pre", "attn.out", "resid_mid", "mlp.out", "resid_post")
+    ]
     with intervene(lm, add("layers.1.attn.out", torch.arange(32.0) / 8)):
         seen = capture(lm, PROMPTS, *sites)
     pre, out, mid, mlp, post = (seen[s] for s in sites)
     if lm.family.towers[""].residual == "post-norm":
-        norm = lm.layout.layer(lm.layout.resolve_one(sites[0])).get_submodule(lm.family.towers[""].norms[0])
+        norm = lm.layout.layer(lm.layout.resolve_one(sites[0])).get_submodule(
+            lm.family.towers[""].norms[0]
+        )
         with torch.no_grad():
             assert tiny.gap(norm(pre + out), mid) < 1e-5
     else:
@@ -184,7 +209,7 @@ def test_values_are_copies() -> None:
     assert not seen["layers.1.resid_post"].requires_grad
 
 
-# --- gradients ----------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def test_gradients_flow_as_in_plain_pytorch() -> None:
@@ -194,7 +219,9 @@ def test_gradients_flow_as_in_plain_pytorch() -> None:
         lambda m, a, out: held.update(x=out if torch.is_tensor(out) else out[0])
     )
     ids = torch.tensor(PROMPTS[:1])
-    model(ids).logits[0, -1, 5].backward(inputs=(weight := model.transformer.h[0].mlp.c_fc.weight,), retain_graph=True)
+    model(ids).logits[0, -1, 5].backward(
+        inputs=(weight := model.transformer.h[0].mlp.c_fc.weight,), retain_graph=True
+    )
     lm = tiny.lm("gpt2")
     with trace(lm, "layers.1.resid_post", grad=True, stop=False) as seen:
         logits = lm(PROMPTS[:1])["logits"]
@@ -206,7 +233,7 @@ def test_gradients_flow_as_in_plain_pytorch() -> None:
     assert tiny.gap(got[1], weight.grad) < 1e-5
 
 
-# --- means --------------------------------------------------------------------------------------------------
+# --- means ----------------------------------------------------------------------------------------
 
 
 def test_the_mean_leaves_padding_out() -> None:
@@ -218,20 +245,28 @@ def test_the_mean_leaves_padding_out() -> None:
     with pytest.raises(InputError, match="mean over positions"):
         seen.mean("layers.1.attn.pattern")
     last = capture(lm, PROMPTS, "layers.1.attn.z", positions=-1)
-    assert tiny.gap(last.mean("layers.1.attn.z"), torch.stack([z[0, 8], z[1, 4]]).mean(dim=0)) < 1e-6
+    assert (
+        tiny.gap(last.mean("layers.1.attn.z"), torch.stack([z[0, 8], z[1, 4]]).mean(dim=0)) < 1e-6
+    )
     some = capture(lm, PROMPTS, "layers.1.attn.z", positions=[0, 1])
     assert tiny.gap(some.mean("layers.1.attn.z"), z[:, :2].flatten(0, 1).mean(dim=0)) < 1e-6
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("positions", "reason"),
-    [(9, "position 9 is outside example 0"), (5, "position 5 is outside example 1, which has 5 tokens"), (-6, "position -6"),
-     ([[0], [1], [2]], "given for 3 examples; the batch has 2"), ([[0, 1], [2]], "one list of equal length"),
-     (torch.tensor([1.5]), "give an integer"), ([], "give an integer")],
-)  # fmt: skip
+    [
+        (9, "position 9 is outside example 0"),
+        (5, "position 5 is outside example 1, which has 5 tokens"),
+        (-6, "position -6"),
+        ([[0], [1], [2]], "given for 3 examples; the batch has 2"),
+        ([[0, 1], [2]], "one list of equal length"),
+        (torch.tensor([1.5]), "give an integer"),
+        ([], "give an integer"),
+    ],
+)
 def test_positions_that_are_not_there(positions: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         capture(tiny.lm("llama"), PROMPTS, "layers.1.resid_post", positions=positions)

@@ -1,4 +1,5 @@
-"""What the tests of heads, neurons and edits share: tiny models, padded inputs, and a guard that nothing is touched."""
+"""What the tests of heads, neurons and edits share: tiny models, padded inputs, and a guard that
+nothing is touched."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def lm_of(name: str) -> LM:
 def padded(rows: list[list[int]], side: str) -> dict[str, Tensor]:
     """Model inputs as a tokenizer would pad them, one column wider than it must be."""
     width = max(map(len, rows)) + 1
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
     for number, row in enumerate(rows):
         place = slice(width - len(row), width) if side == "left" else slice(len(row))
         ids[number, place], mask[number, place] = torch.tensor(row), 1
@@ -53,8 +57,11 @@ def entering(lm: LM, module: nn.Module, row: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def logits_with(lm: LM, module: nn.Module, row: list[int], change: Callable[[Tensor], None]) -> Tensor:
-    """Last logits when `change` has written into what the module is given, by a plain hook: (vocab,)."""
+def logits_with(
+    lm: LM, module: nn.Module, row: list[int], change: Callable[[Tensor], None]
+) -> Tensor:
+    """Last logits when `change` has written into what the module is given, by a plain hook:
+    (vocab,)."""
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
@@ -68,7 +75,8 @@ def logits_with(lm: LM, module: nn.Module, row: list[int], change: Callable[[Ten
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
-    """Equal within `tolerance` absolutely, and of the norm of what is expected; NaN only where NaN is expected."""
+    """Equal within `tolerance` absolutely, and of the norm of what is expected; NaN only where NaN
+    is expected."""
     found, expected = (np.asarray(x, dtype=np.float64) for x in (found, expected))
     assert found.shape == expected.shape
     assert np.array_equal(np.isnan(found), np.isnan(expected))
@@ -84,14 +92,22 @@ def _hooks(model: nn.Module) -> int:
 
 @contextmanager
 def untouched(lm: LM) -> Iterator[None]:
-    """Weights, hooks, training mode, gradients, attention kernel, dice and logits are the same after the block."""
+    """Weights, hooks, training mode, gradients, attention kernel, generator and logits are the same
+    after the block."""
     model = lm.model
     ids = torch.tensor([ROWS[1]]) % lm.dims.vocab
 
     @torch.no_grad()
     def state() -> tuple[list[Tensor], Any]:
-        flags = [module.training for module in model.modules()] + [p.requires_grad for p in model.parameters()]
-        others = (_hooks(model), flags, model.config.to_json_string(), model.config._attn_implementation)
+        flags = [module.training for module in model.modules()] + [
+            p.requires_grad for p in model.parameters()
+        ]
+        others = (
+            _hooks(model),
+            flags,
+            model.config.to_json_string(),
+            model.config._attn_implementation,
+        )
         return [torch.get_rng_state(), *(x.clone() for x in model.state_dict().values())], others
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Head patching finds the planted heads, equals patching by plain hooks, and does not depend on the batch."""
+"""Head patching finds the planted heads, equals patching by plain hooks, and does not depend on the
+batch."""
 
 from __future__ import annotations
 
@@ -8,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from heads.subjects import CORRUPT, ROWS, THREE, close, entering, lm_of, logits_with, padded, parts, untouched
+from heads.subjects import (
+    CORRUPT,
+    ROWS,
+    THREE,
+    close,
+    entering,
+    lm_of,
+    logits_with,
+    padded,
+    parts,
+    untouched,
+)
 from stratoscope.engine.pair import random_like
 from stratoscope.heads import activation_patching
 from stratoscope.lab import planted
@@ -72,9 +84,13 @@ def test_equals_plain_hooks(name: str, direction: Literal["denoise", "noise"]) -
 def test_batched_equals_single(name: str, side: str) -> None:
     lm = lm_of(name)
     options = {"answer": ANSWER, "foil": FOIL}
-    found = activation_patching.measure(lm, padded(ROWS, side), corrupt=padded(CORRUPT, side), **options)
+    found = activation_patching.measure(
+        lm, padded(ROWS, side), corrupt=padded(CORRUPT, side), **options
+    )
     for example in range(2):
-        alone = activation_patching.measure(lm, [ROWS[example]], corrupt=[CORRUPT[example]], **options)
+        alone = activation_patching.measure(
+            lm, [ROWS[example]], corrupt=[CORRUPT[example]], **options
+        )
         for variable in ("effect", "null"):
             close(found[variable][example], alone[variable][0], 1e-3)
 
@@ -94,6 +110,8 @@ def test_null() -> None:
     source[:, :, :2] = base[:, :, :2]
     moved = random_like(base, source, 0)
     close((moved - base).norm(dim=-1), (source - base).norm(dim=-1), 1e-4)
-    assert torch.equal(moved[:, :, :2], base[:, :, :2])  # nothing is changed where the prompts agree
+    assert torch.equal(
+        moved[:, :, :2], base[:, :, :2]
+    )  # nothing is changed where the prompts agree
     cosine = torch.cosine_similarity(moved - base, source - base, dim=-1)[:, :, 2:]
     assert cosine.abs().mean() < 0.6

@@ -1,4 +1,5 @@
-"""Answer suppression: a planted head that takes the answer back, and shares that add up to Hugging Face's logits."""
+"""Answer suppression: a planted head that takes the answer back, and shares that add up to Hugging
+Face's logits."""
 
 from __future__ import annotations
 
@@ -40,22 +41,35 @@ def test_equals_hugging_face(name: str) -> None:
     found = answer_suppression.measure(lm, [row], answer=token).isel(example=0)
     states = lm.model(torch.tensor([row]), output_hidden_states=True).hidden_states
     seen: list[torch.Tensor] = []
-    hooks = [lm.layout.layer(lm.layout.resolve_one("layers.2.resid_post")).register_forward_hook(
-        lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).clone()))]  # fmt: skip
+    hooks = [
+        lm.layout.layer(lm.layout.resolve_one("layers.2.resid_post")).register_forward_hook(
+            lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).clone())
+        )
+    ]
     logits = lm.model(torch.tensor([row])).logits[0, -1]
     hooks[0].remove()
-    before, after, head = states[2][0, -1].double(), seen[0][0, -1].double(), lm.model.lm_head.weight.double()
+    before, after, head = (
+        states[2][0, -1].double(),
+        seen[0][0, -1].double(),
+        lm.model.lm_head.weight.double(),
+    )
     if name == "gpt2":
         norm = lm.model.transformer.ln_f
         step = after - before
-        step = (step - step.mean()) / (after.var(unbiased=False) + norm.eps).sqrt() * norm.weight.double()
+        step = (
+            (step - step.mean())
+            / (after.var(unbiased=False) + norm.eps).sqrt()
+            * norm.weight.double()
+        )
     else:
         norm = lm.model.model.norm
         weight = norm.weight.double() + (name == "gemma2")
         step = (after - before) / (after.square().mean() + 1e-6).sqrt() * weight
     moved = head @ step
     assert float(found.raw_change) == pytest.approx(float(moved[token]), rel=1e-3, abs=1e-3)
-    assert float(found.change) == pytest.approx(float(moved[token] - moved.mean()), rel=1e-3, abs=1e-3)
+    assert float(found.change) == pytest.approx(
+        float(moved[token] - moved.mean()), rel=1e-3, abs=1e-3
+    )
     if name != "gpt2":  # no biases: heads and MLP are all there is
         total = float(found.head_write.sum() + found.mlp_write)
         assert total == pytest.approx(float(found.change), rel=1e-3, abs=1e-3)
@@ -82,4 +96,6 @@ def test_a_layer_that_is_not_there_is_refused_from_the_end_as_well(layer: int) -
     with pytest.raises(SiteError, match=f"layer={layer}: this model has 3"):
         answer_suppression.measure(lm_of("llama"), ROWS, layer=layer)
     first = answer_suppression.measure(lm_of("llama"), ROWS, layer=-3)
-    close(first.head_write, answer_suppression.measure(lm_of("llama"), ROWS, layer=0).head_write, 1e-9)
+    close(
+        first.head_write, answer_suppression.measure(lm_of("llama"), ROWS, layer=0).head_write, 1e-9
+    )

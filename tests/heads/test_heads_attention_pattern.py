@@ -1,4 +1,5 @@
-"""Attention patterns equal Hugging Face's own, hold the planted attention, and leave padding out."""
+"""Attention patterns equal Hugging Face's own, hold the planted attention, and leave padding
+out."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_equals_hugging_face(name: str) -> None:
     other = tiny.model(name)
     other.set_attn_implementation("eager")
     for example, row in enumerate(ROWS):
-        expected = torch.stack(other(torch.tensor([row]), output_attentions=True).attentions, dim=1)[0]
+        expected = torch.stack(
+            other(torch.tensor([row]), output_attentions=True).attentions, dim=1
+        )[0]
         n = len(row)
         close(found[example, ..., :n, :n], expected, 1e-6)
         assert np.isnan(found[example, ..., n:, :]).all()
@@ -63,5 +66,7 @@ def test_layers() -> None:
 def test_others() -> None:
     with pytest.raises(SiteError, match="ALiBi"):
         attention_pattern.measure(lm_of("bloom"), ROWS)
-    image = attention_pattern.measure(lm_of("vit"), tiny.inputs("vit"))  # patches: no text, no padding
+    image = attention_pattern.measure(
+        lm_of("vit"), tiny.inputs("vit")
+    )  # patches: no text, no padding
     close(image.sum("key"), np.ones(image.shape[:-1]), 1e-5)

@@ -1,4 +1,5 @@
-"""Composition of heads: closed forms, the weights by Hugging Face's own names, and a planted circuit found from weights."""
+"""Composition of heads: closed forms, the weights by Hugging Face's own names, and a planted
+circuit found from weights."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_reads_and_writes_are_the_models_own_matrices(name: str) -> None:
         found, o = composition.reads(lm), composition.writes(lm)
     if name == "llama":
         layer = lm.model.model.layers[1]
-        own = [getattr(layer.self_attn, f"{side}_proj").weight * layer.input_layernorm.weight for side in "qkv"]
+        own = [
+            getattr(layer.self_attn, f"{side}_proj").weight * layer.input_layernorm.weight
+            for side in "qkv"
+        ]
         own = [w.detach().unflatten(0, (-1, 8)).repeat_interleave(32 // len(w), dim=0) for w in own]
         close(o[1, 2], layer.self_attn.o_proj.weight[:, 16:24].detach())
     else:
@@ -62,7 +66,9 @@ def test_scores_are_norms_of_products() -> None:
     ):
         written = o[0, 1] @ v[0, 1]
         edge = found.sel(edge=f"L0H1 -> {name}")
-        assert edge.score.item() == pytest.approx(norm(left @ written) / norm(left) / norm(written), rel=1e-3)
+        assert edge.score.item() == pytest.approx(
+            norm(left @ written) / norm(left) / norm(written), rel=1e-3
+        )
         u = torch.linalg.svd(written).U[:, : lm.dims.head_dim]
         alone = [norm(left @ column) / norm(left) for column in u.T]
         assert edge.component_score.item() == pytest.approx(max(alone), rel=1e-3)
@@ -79,9 +85,13 @@ def test_the_planted_k_composition_ranks_first(p: planted.Planted) -> None:
     found = composition.measure(lm, p.clean)
     assert str(found.edge.values[found.score.values.argmax()]) == "L0H1 -> L1H2.k"
     order = found.edge.values[np.argsort(-found.component_score.values)].tolist()
-    # grouped queries: L1H3 has the keys of L1H2, so that one direction of its random query listens as well
+    # grouped queries: L1H3 has the keys of L1H2, so that one direction of its random query listens
+    # as well
     assert order.index("L0H1 -> L1H2.k") <= (p.name == "induction")
-    planted_score, rest = found.score.sel(edge="L0H1 -> L1H2.k"), found.score.where(found.sender != "L0H1")
+    planted_score, rest = (
+        found.score.sel(edge="L0H1 -> L1H2.k"),
+        found.score.where(found.sender != "L0H1"),
+    )
     assert planted_score > 2 * found.null
     assert rest.max() < 1.2 * found.null
 
@@ -103,7 +113,9 @@ def test_edit_scales_what_the_component_writes() -> None:
         with composition.edit(lm, [(1, 2)], components=whole), torch.no_grad():
             silent = lm(padded(ROWS, "left"))["logits"]
         with composition.edit(lm, [(1, 2)], components=whole, null=5), torch.no_grad():
-            close(lm(padded(ROWS, "left"))["logits"], silent, 1e-3)  # all random directions together are all there are
+            close(
+                lm(padded(ROWS, "left"))["logits"], silent, 1e-3
+            )  # all random directions together are all there are
 
 
 def test_refusals() -> None:
@@ -126,7 +138,11 @@ def test_refusals() -> None:
 
 def test_one_layer_has_no_edges_between_layers() -> None:
     config = LlamaConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
     )
     with pytest.raises(SiteError, match="one layer: no head writes before another"):
         composition.measure(wrap(LlamaForCausalLM(config).eval()), [[3, 4, 5]])

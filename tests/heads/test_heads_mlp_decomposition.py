@@ -1,4 +1,5 @@
-"""An MLP as a sum of heads: known coefficients come back, from tensors and from a model whose MLP was made of heads."""
+"""An MLP as a sum of heads: known coefficients come back, from tensors and from a model whose MLP
+was made of heads."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ MORE = [*ROWS, [5, 6, 7, 8], [50, 60, 70], [9, 12, 44, 3, 3, 81], [77, 20]]
 def test_known_coefficients_come_back() -> None:
     generator = torch.Generator().manual_seed(0)
     pieces = torch.randn(6, 4, 10, generator=generator, dtype=torch.double)
-    true, shift = torch.tensor([-1.0, 0.5, 0.0, 2.0]).double(), torch.randn(10, generator=generator).double()
+    true, shift = (
+        torch.tensor([-1.0, 0.5, 0.0, 2.0]).double(),
+        torch.randn(10, generator=generator).double(),
+    )
     out = torch.einsum("p,epd->ed", true, pieces) + shift
     coefficient, intercept, explained = mlp_decomposition.decompose(out, pieces)
     close(coefficient, true, 1e-9)
@@ -57,7 +61,9 @@ def test_head_writes_add_up(name: str) -> None:
 
 
 @contextmanager
-def mlp_made_of_heads(lm: LM, layer: int, coefficients: dict[int, float], shift: Tensor) -> Iterator[None]:
+def mlp_made_of_heads(
+    lm: LM, layer: int, coefficients: dict[int, float], shift: Tensor
+) -> Iterator[None]:
     """The MLP of a layer writes these multiples of what the heads wrote, and `shift`."""
     projection, mlp = parts(lm, layer)[0], lm.model.model.layers[layer].mlp
     size, seen = lm.dims.head_dim, {}

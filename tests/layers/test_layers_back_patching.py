@@ -1,4 +1,5 @@
-"""Back-patching: a planted model that hops too late, and the same numbers from Hugging Face with plain hooks."""
+"""Back-patching: a planted model that hops too late, and the same numbers from Hugging Face with
+plain hooks."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def test_a_model_that_hops_too_late_is_helped_by_one_pair_alone() -> None:
     lm, prompts, answers = paper.late_hop()
     found = back_patching.measure(lm, prompts, answer=answers)
     assert (found.unpatched < 0).all()
-    assert (found.margin.sel(depth=2, layer=0) > 5).all()  # the bridge, written by layer 1, is read by layer 0
+    assert (
+        found.margin.sel(depth=2, layer=0) > 5
+    ).all()  # the bridge, written by layer 1, is read by layer 0
     others = found.margin.where((found.depth != 2) | (found.layer != 0))
     assert float(others.max()) < 0
     assert float(found.null.max()) < 0
@@ -60,7 +63,9 @@ def test_equals_hugging_face(name: str) -> None:
         states: list[torch.Tensor] = []
         hooks = [
             layer.register_forward_hook(
-                lambda m, a, out, states=states: states.append((out[0] if isinstance(out, tuple) else out).clone())
+                lambda m, a, out, states=states: states.append(
+                    (out[0] if isinstance(out, tuple) else out).clone()
+                )
             )
             for layer in layers
         ]
@@ -89,7 +94,9 @@ def test_steps_and_refusals() -> None:
     assert found.depth.values.tolist() == [2]
     assert found.layer.values.tolist() == [0, 2]
     whole = back_patching.measure(lm, [ROW], answer=7)
-    assert float(found.margin[0, 0, 0]) == pytest.approx(float(whole.margin.sel(depth=2, layer=0)[0]), abs=1e-5)
+    assert float(found.margin[0, 0, 0]) == pytest.approx(
+        float(whole.margin.sel(depth=2, layer=0)[0]), abs=1e-5
+    )
     assert np.isnan(whole.null).all()  # a single prompt has no stranger
     for every in (0, 4):
         with pytest.raises(InputError, match="every"):

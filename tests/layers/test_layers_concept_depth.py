@@ -1,4 +1,5 @@
-"""Concept depth: the paper's two depths by hand, probes on planted models, and what saves, loads and pads."""
+"""Concept depth: the paper's two depths by hand, probes on planted models, and what saves, loads
+and pads."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def test_depths_by_hand() -> None:
     assert concept_depth.convergence_depth(np.full(4, 0.6)) == 0
 
 
-def two_names(p: planted.Planted, words: tuple[str, str], n: int) -> tuple[LM, list[str], list[int]]:
+def two_names(
+    p: planted.Planted, words: tuple[str, str], n: int
+) -> tuple[LM, list[str], list[int]]:
     """Prompts of a planted mechanism that hold one of two words, and which."""
     kept = [v.clean for v in p.variants(60 * n, seed=1) if len({*v.clean.split()} & {*words}) == 1]
     kinds = [int(words[1] in text.split()) for text in kept]
@@ -40,16 +43,19 @@ def test_a_moved_word_is_readable_after_the_layer_that_moves_it() -> None:
     lm, texts, kinds = two_names(p, ("Finn", "Hana"), 20)
     found = concept_depth.fit(lm, texts, labels=kinds).result
     [(layer, _)] = p.heads
-    assert found.accuracy.sel(depth=layer) == pytest.approx(0.5, abs=0.15)  # "who" stands last in all of them
+    assert found.accuracy.sel(depth=layer) == pytest.approx(
+        0.5, abs=0.15
+    )  # "who" stands last in all of them
     assert found.accuracy.sel(depth=layer + 1) == 1
     assert found.jump_depth == found.convergence_depth == layer + 1
     assert (abs(found.null - 0.5) < 0.3).all()
 
 
 def kinds_of(n: int) -> tuple[list[list[int]], list[int]]:
-    """Token rows of different length; the kind is whether the first token is large, so no single dimension says it."""
-    dice = np.random.default_rng(0)
-    rows = [dice.integers(3, 90, int(dice.integers(3, 9))).tolist() for _ in range(n)]
+    """Token rows of different length; the kind is whether the first token is large, so no single
+    dimension says it."""
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(3, 90, int(generator.integers(3, 9))).tolist() for _ in range(n)]
     return rows, [int(row[0] > 45) for row in rows]
 
 
@@ -60,7 +66,9 @@ def test_padding_and_batches_do_not_matter(name: str) -> None:
     left = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     one = concept_depth.fit(lm, rows, labels=kinds, folds=3)
-    two = concept_depth.fit(lm, {"input_ids": left, "attention_mask": mask}, labels=kinds, folds=3, batch=5)
+    two = concept_depth.fit(
+        lm, {"input_ids": left, "attention_mask": mask}, labels=kinds, folds=3, batch=5
+    )
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-4)
     assert torch.equal(one.correct, two.correct)
     assert torch.equal(one.null_correct, two.null_correct)
@@ -77,10 +85,17 @@ def test_probes_are_scikit_learns(tmp_path: Path) -> None:
     read = probes.read(lm, rows)
     with torch.no_grad():
         states = np.stack(
-            [torch.stack(model(torch.tensor([r]), output_hidden_states=True).hidden_states)[:3, 0, -1] for r in rows]
+            [
+                torch.stack(model(torch.tensor([r]), output_hidden_states=True).hidden_states)[
+                    :3, 0, -1
+                ]
+                for r in rows
+            ]
         )
     for depth in range(3):  # the last of Hugging Face's has passed the final norm
-        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, max_iter=1000)).fit(states[:, depth], kinds)
+        plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, max_iter=1000)).fit(
+            states[:, depth], kinds
+        )
         expected = plain.predict_proba(states[:, depth])[:, 1]
         np.testing.assert_allclose(read.values[:, depth], expected, atol=1e-3)
     probes.save(tmp_path / "probes.safetensors")
@@ -92,7 +107,9 @@ def test_probes_are_scikit_learns(tmp_path: Path) -> None:
 def test_the_same_seed_and_no_other_gives_the_same() -> None:
     lm, (rows, kinds) = wrap(tiny.model("llama")), kinds_of(24)
     before = torch.get_rng_state()
-    one, two, other = (concept_depth.fit(lm, rows, labels=kinds, folds=3, seed=seed) for seed in (0, 0, 1))
+    one, two, other = (
+        concept_depth.fit(lm, rows, labels=kinds, folds=3, seed=seed) for seed in (0, 0, 1)
+    )
     assert one.result.identical(two.result)
     assert torch.equal(one.weight, other.weight)  # the final probes learn from all texts
     assert not torch.equal(one.null_correct, other.null_correct)

@@ -1,4 +1,5 @@
-"""Importance equals its formula from plain hooks, knows a module that does nothing, and ranks what to drop."""
+"""Importance equals its formula from plain hooks, knows a module that does nothing, and ranks what
+to drop."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from stratoscope.models import LM, wrap
 
 
 def test_closed_form() -> None:
-    """A quarter turn is 1, none is 0 however long the vector became, a half turn 2; padding does not count."""
+    """A quarter turn is 1, none is 0 however long the vector became, a half turn 2; padding does
+    not count."""
     x = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]]])
     y = torch.tensor([[[[0.0, 2.0], [5.0, 0.0], [-1.0, 0.0]]]])
     assert turned(x, y, torch.tensor([[True, True, False]])).item() == pytest.approx(0.5)
@@ -31,11 +33,17 @@ def test_equals_plain_hooks(name: str) -> None:
         found = module_importance.measure(lm, padded(ROWS, "left"))
     for example, row in enumerate(ROWS):
         seen = passed(lm.layout.layers[""], lm, row)
-        close(found.block[example], [1 - float(torch.cosine_similarity(x, y, dim=-1).mean()) for x, y in seen], 1e-4)
+        close(
+            found.block[example],
+            [1 - float(torch.cosine_similarity(x, y, dim=-1).mean()) for x, y in seen],
+            1e-4,
+        )
 
 
 @torch.no_grad()
-def passed(layers: list[torch.nn.Module], lm: LM, row: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def passed(
+    layers: list[torch.nn.Module], lm: LM, row: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What each layer is given and gives back, by plain hooks: (position, dim) twice."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 

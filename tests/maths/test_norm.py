@@ -1,4 +1,5 @@
-"""A frozen norm is exact at its input, linear, and the same for every class of norm; what is no norm is refused."""
+"""A frozen norm is exact at its input, linear, and the same for every class of norm; what is no
+norm is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_exact_at_its_input_and_linear(name: str) -> None:
     parts = frozen.linear(x - other) + frozen.linear(0.25 * other) + frozen.linear(0.75 * other)
     assert torch.allclose(parts + frozen.bias, norm(x), atol=1e-4, rtol=1e-4)
     assert torch.allclose(frozen.linear(-2 * other), -2 * frozen.linear(other), atol=1e-4)
-    assert not torch.allclose(frozen.linear(other) + frozen.bias, norm(other), atol=1e-2)  # frozen at x, not there
+    assert not torch.allclose(
+        frozen.linear(other) + frozen.bias, norm(other), atol=1e-2
+    )  # frozen at x, not there
 
 
 @torch.no_grad()
@@ -70,7 +73,9 @@ def test_the_scale_is_one_over_the_root_mean_square(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dim", [2, 3, 7, 25])
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, nn.LayerNorm, Gemma2RMSNorm])
-def test_the_weight_is_the_module_s_own_in_even_and_odd_widths(kind: type[nn.Module], dim: int) -> None:
+def test_the_weight_is_the_module_s_own_in_even_and_odd_widths(
+    kind: type[nn.Module], dim: int
+) -> None:
     """A probe of +1 and -1 has mean zero in even widths only."""
     norm = kind(dim)
     for parameter in norm.parameters():
@@ -79,7 +84,9 @@ def test_the_weight_is_the_module_s_own_in_even_and_odd_widths(kind: type[nn.Mod
     expected = norm.weight + 1 if kind is Gemma2RMSNorm else norm.weight
     assert torch.allclose(frozen.weight, expected, atol=1e-4, rtol=1e-4)
     assert torch.allclose(
-        frozen.bias, getattr(norm, "bias", None) if kind is nn.LayerNorm else torch.zeros(dim), atol=1e-6
+        frozen.bias,
+        getattr(norm, "bias", None) if kind is nn.LayerNorm else torch.zeros(dim),
+        atol=1e-6,
     )
 
 
@@ -96,14 +103,22 @@ def test_half_precision_is_frozen_in_full() -> None:
     before = norm.weight.clone()
     frozen = freeze(norm, x)
     assert frozen.scale.dtype == torch.float32
-    assert torch.allclose(frozen.linear(x.float()) + frozen.bias, norm(x).float(), rtol=2e-2, atol=2e-2)
+    assert torch.allclose(
+        frozen.linear(x.float()) + frozen.bias, norm(x).float(), rtol=2e-2, atol=2e-2
+    )
     assert torch.equal(norm.weight, before)
     assert norm.weight.dtype == torch.bfloat16
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "module", [nn.Softmax(dim=-1), nn.Tanh(), nn.Sequential(nn.LayerNorm(DIM), nn.GELU()), nn.Linear(DIM, DIM)]
+    "module",
+    [
+        nn.Softmax(dim=-1),
+        nn.Tanh(),
+        nn.Sequential(nn.LayerNorm(DIM), nn.GELU()),
+        nn.Linear(DIM, DIM),
+    ],
 )
 def test_what_is_no_norm_is_refused(module: nn.Module) -> None:
     with pytest.raises(FamilyError, match="neither an RMSNorm nor a LayerNorm"):

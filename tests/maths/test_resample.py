@@ -1,4 +1,5 @@
-"""Intervals hold the truth as often as they say; what cannot have one says why; a null's bound is not exceeded more."""
+"""Intervals hold the truth as often as they say; what cannot have one says why; a null's bound is
+not exceeded more."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ from stratoscope.maths.resample import Interval, bound, interval
 
 SETS = 1000
 KINDS = {
-    "normal": (lambda dice, n: dice.normal(1, 1, n), 1.0),
-    "exponential": (lambda dice, n: dice.exponential(1, n), 1.0),
-    "lognormal": (lambda dice, n: dice.lognormal(0, 1, n), float(np.exp(0.5))),
+    "normal": (lambda generator, n: generator.normal(1, 1, n), 1.0),
+    "exponential": (lambda generator, n: generator.exponential(1, n), 1.0),
+    "lognormal": (lambda generator, n: generator.lognormal(0, 1, n), float(np.exp(0.5))),
 }
-# the least share of 1,000 sets whose interval holds the mean: 0.93 where values are normal; the true coverage of the
-# skewed ones is in the module's docstring, and a thousand sets miss it by less than 0.025
+# the least share of 1,000 sets whose interval holds the mean: 0.93 where values are normal; the
+# true coverage of the skewed ones is in the module's docstring, and a thousand sets miss it by less
+# than 0.025
 LEAST = {
     "normal": {5: 0.93, 10: 0.93, 20: 0.93, 50: 0.93},
     "exponential": {5: 0.90, 10: 0.92, 20: 0.92, 50: 0.92},
@@ -25,8 +27,8 @@ LEAST = {
 
 
 def coverage(draw, truth: float, n: int, method: str) -> float:
-    dice = np.random.default_rng(n)
-    found = [interval(draw(dice, n), method=method, draws=400, seed=k) for k in range(SETS)]
+    generator = np.random.default_rng(n)
+    found = [interval(draw(generator, n), method=method, draws=400, seed=k) for k in range(SETS)]
     return float(np.mean([one.low <= truth <= one.high for one in found]))
 
 
@@ -41,21 +43,25 @@ def test_the_interval_of_a_mean_covers(kind: str, n: int) -> None:
 
 @pytest.mark.parametrize("n", [8, 30])
 def test_the_interval_of_a_ratio_of_means_covers(n: int) -> None:
-    dice, held = np.random.default_rng(0), 0
+    generator, held = np.random.default_rng(0), 0
     for seed in range(SETS):
-        over = dice.gamma(4, 0.5, n)  # large denominators count more, as they should
-        found = interval(0.6 * over + dice.normal(0, 0.4, n), over, draws=400, seed=seed)
+        over = generator.gamma(4, 0.5, n)  # large denominators count more, as they should
+        found = interval(0.6 * over + generator.normal(0, 0.4, n), over, draws=400, seed=seed)
         held += found.low <= 0.6 <= found.high
     assert 0.93 <= held / SETS <= 0.985
 
 
 def test_groups_are_the_units() -> None:
-    """Ten tokens of one text are one draw: taken for ten they gave an interval three times too narrow."""
-    dice, held, naive = np.random.default_rng(0), 0, 0
+    """Ten tokens of one text are one draw: taken for ten they gave an interval three times too
+    narrow."""
+    generator, held, naive = np.random.default_rng(0), 0, 0
     groups = np.repeat(np.arange(12), 10)
     for seed in range(200):
-        values = np.repeat(dice.normal(1, 1, 12), 10) + dice.normal(0, 0.1, 120)
-        found, wrong = interval(values, groups=groups, seed=seed, draws=400), interval(values, seed=seed, draws=500)
+        values = np.repeat(generator.normal(1, 1, 12), 10) + generator.normal(0, 0.1, 120)
+        found, wrong = (
+            interval(values, groups=groups, seed=seed, draws=400),
+            interval(values, seed=seed, draws=500),
+        )
         held += found.low <= 1 <= found.high
         naive += wrong.low <= 1 <= wrong.high
     assert found.n == 12
@@ -65,10 +71,12 @@ def test_groups_are_the_units() -> None:
 
 
 def test_t_is_scipy_s_and_the_ratio_s_error_is_the_delta_method_s() -> None:
-    dice = np.random.default_rng(3)
-    values, over = dice.normal(0.3, 1, 17), dice.gamma(5, 1, 17)
+    generator = np.random.default_rng(3)
+    values, over = generator.normal(0.3, 1, 17), generator.gamma(5, 1, 17)
     found = interval(values, method="t", level=0.9)
-    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.9, 16, values.mean(), stats.sem(values)))
+    assert (found.low, found.high) == pytest.approx(
+        stats.t.interval(0.9, 16, values.mean(), stats.sem(values))
+    )
     ratio = interval(values, over, method="t")
     slope = stats.sem(values - ratio.value * over) / over.mean()
     assert ratio.value == pytest.approx(values.sum() / over.sum())

@@ -1,4 +1,5 @@
-"""Build the zoo and write the table of architectures: `python tests/models/families_table.py`. No network is needed."""
+"""Build the zoo and write the table of architectures: `python tests/models/families_table.py`. No
+network is needed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ def entries() -> list[Entry]:
     named = {entry.type for entry in rows if entry.status != "not tried"}
     others: list[Entry] = []
     for name, lm in _beside():
-        kind = "encoder" if name in (*tiny.ENCODERS, *zoo_encoders.TEXT, *zoo_encoders.UNREAD) else "vision"
+        kind = (
+            "encoder"
+            if name in (*tiny.ENCODERS, *zoo_encoders.TEXT, *zoo_encoders.UNREAD)
+            else "vision"
+        )
         entry = found(name, kind, lm)
         if entry.status != "refused":
             entry = Entry(**vars(entry) | {"type": lm().model.config.model_type})

@@ -20,7 +20,10 @@ ROWS = [[3, 14, 15, 92, 65], [38, 46, 26]]
 def padded(left: bool) -> dict[str, torch.Tensor]:
     width = max(map(len, ROWS))
     ids = [([0] * (width - len(r)) + r) if left else (r + [0] * (width - len(r))) for r in ROWS]
-    mask = [([0] * (width - len(r)) + [1] * len(r)) if left else ([1] * len(r) + [0] * (width - len(r))) for r in ROWS]
+    mask = [
+        ([0] * (width - len(r)) + [1] * len(r)) if left else ([1] * len(r) + [0] * (width - len(r)))
+        for r in ROWS
+    ]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
@@ -32,7 +35,9 @@ FORMS: dict[str, Any] = {
     "a mapping padded left": padded(left=True),
     "a mapping of lists": {k: v.tolist() for k, v in padded(left=True).items()},
     "a mapping of arrays": {k: v.numpy() for k, v in padded(left=True).items()},
-    "a mapping with a bool mask": {k: v.bool() if "mask" in k else v for k, v in padded(left=True).items()},
+    "a mapping with a bool mask": {
+        k: v.bool() if "mask" in k else v for k, v in padded(left=True).items()
+    },
 }
 
 
@@ -47,7 +52,9 @@ def test_every_form_becomes_the_same_batch(form: str) -> None:
     assert tiny.lm("llama").batch(batch).ids is batch.ids
 
 
-@pytest.mark.parametrize("one", [[3, 14, 15], torch.tensor([3, 14, 15]), np.array([[3, 14, 15]]), [[3, 14, 15]]])
+@pytest.mark.parametrize(
+    "one", [[3, 14, 15], torch.tensor([3, 14, 15]), np.array([[3, 14, 15]]), [[3, 14, 15]]]
+)
 def test_a_single_prompt(one: Any) -> None:
     batch = tiny.lm("llama").batch(one)
     assert batch.ids.tolist() == [[3, 14, 15]]
@@ -55,7 +62,9 @@ def test_a_single_prompt(one: Any) -> None:
 
 
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("name", [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", *tiny.VLMS)])
+@pytest.mark.parametrize(
+    "name", [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", *tiny.VLMS)]
+)
 def test_padding_reaches_no_output(name: str, left: bool) -> None:
     lm = tiny.lm(name)
     with torch.no_grad():
@@ -78,7 +87,11 @@ def test_what_has_a_value_for_each_token_moves_with_it(left: bool) -> None:
     assert arguments["token_type_ids"].tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
     with torch.no_grad():
         together = tiny.lm("bert")(batch)["logits"]
-        alone = tiny.lm("bert").model(torch.tensor([ROWS[1]]), token_type_ids=torch.tensor([[0, 0, 1]])).logits
+        alone = (
+            tiny.lm("bert")
+            .model(torch.tensor([ROWS[1]]), token_type_ids=torch.tensor([[0, 0, 1]]))
+            .logits
+        )
     assert tiny.gap(together[1, :3], alone[0]) < 1e-4
 
 
@@ -98,16 +111,21 @@ def test_one_example_alone() -> None:
     image = tiny.lm("llava").batch(tiny.inputs("llava"))
     assert image.example(0) is image
     with pytest.raises(InputError, match="one by one"):
-        tiny.lm("bert").batch(padded(True) | {"token_type_ids": padded(True)["attention_mask"]}).example(0)
+        tiny.lm("bert").batch(
+            padded(True) | {"token_type_ids": padded(True)["attention_mask"]}
+        ).example(0)
 
 
 def test_coordinates() -> None:
     coords = tiny.lm("llama").batch(ROWS).coords("query", "text_query")
-    assert coords["text_query"] == (("example", "query"), [["3", "14", "15", "92", "65"], ["38", "46", "26", "", ""]])
+    assert coords["text_query"] == (
+        ("example", "query"),
+        [["3", "14", "15", "92", "65"], ["38", "46", "26", "", ""]],
+    )
     assert coords["example_text"] == (("example",), ["314159265", "384626"])
 
 
-# --- text ---------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def test_text_goes_through_the_tokenizer() -> None:
@@ -119,7 +137,7 @@ def test_text_goes_through_the_tokenizer() -> None:
     assert lm.batch(p.tokenizer(p.clean)).ids.tolist() == batch.ids.tolist()
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,9 @@ def test_a_pad_token_outside_the_vocabulary_does_no_harm() -> None:
 def test_roberta_s_context_leaves_room_for_its_position_offset() -> None:
     lm = tiny.lm("roberta")
     config = lm.model.config
-    longest = config.max_position_embeddings - config.pad_token_id - 1  # positions are numbered from there
+    longest = (
+        config.max_position_embeddings - config.pad_token_id - 1
+    )  # positions are numbered from there
     assert lm([[3] * longest])["logits"].shape[1] == longest
     with pytest.raises(InputError, match=f"context is {longest}"):
         lm.batch([[3] * (longest + 1)])

@@ -1,4 +1,5 @@
-"""What stands beside the tokens is honoured as plain transformers has it, or refused with a sentence."""
+"""What stands beside the tokens is honoured as plain transformers has it, or refused with a
+sentence."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_embeddings_keep_their_mask(name: str, left: bool) -> None:
     order = [0, 1] if left else [1, 0]
     ids = LEFT["input_ids"] if left else torch.tensor([[3, 14, 15, 92, 65], [38, 46, 26, 0, 0]])
     mask = LEFT["attention_mask"] if left else torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
-    embeds = lm.model.get_input_embeddings()(ids).detach() + 3 * (1 - mask[..., None])  # padding is loud
+    embeds = lm.model.get_input_embeddings()(ids).detach() + 3 * (
+        1 - mask[..., None]
+    )  # padding is loud
     given = {"inputs_embeds": embeds[order], "attention_mask": mask[order]}
     with torch.no_grad():
         got = lm(given)["logits"]
@@ -52,16 +55,22 @@ def test_embeddings_keep_their_mask(name: str, left: bool) -> None:
         assert tiny.gap(seen[row], capture(lm, [ids_alone], last)[last][0, -1]) < 1e-5
     change = [add("layers.1.mlp.out", torch.linspace(-1, 1, 32), positions=-2)]
     metric = lambda logits, example: logits[:, 5] - logits[:, 7]  # noqa: E731
-    swept, by_ids = sweep(lm, given, [change], metric), naive(lm, [ROWS[e] for e in order], [change], metric)
+    swept, by_ids = (
+        sweep(lm, given, [change], metric),
+        naive(lm, [ROWS[e] for e in order], [change], metric),
+    )
     assert tiny.gap(swept, by_ids) < 1e-4
 
 
 def test_labels_move_with_their_tokens() -> None:
-    """The mean over the tokens that follow a real one. Plain transformers, padded left, also counts what a padding
-    position says of the first token: its own right-padded run is the reference."""
+    """The mean over the tokens that follow a real one. Plain transformers, padded left, also counts
+    what a padding position says of the first token: its own right-padded run is the reference."""
     lm = tiny.lm("llama")
     labels = LEFT["input_ids"].masked_fill(LEFT["attention_mask"] == 0, -100)
-    right = {"input_ids": torch.tensor([ROWS[0], [*ROWS[1], 0, 0]]), "attention_mask": LEFT["attention_mask"].flip(1)}
+    right = {
+        "input_ids": torch.tensor([ROWS[0], [*ROWS[1], 0, 0]]),
+        "attention_mask": LEFT["attention_mask"].flip(1),
+    }
     own = right["input_ids"].masked_fill(right["attention_mask"] == 0, -100)
     with torch.no_grad():
         loss = lm({**LEFT, "labels": labels})["loss"]
@@ -89,16 +98,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"inputs_embeds": torch.randn(1, 5, 32), "attention_mask": HOLE["attention_mask"]},
         "hides position 3",
     ),
-    "4-D mask": ({"input_ids": [[3, 9]], "attention_mask": torch.zeros(1, 1, 2, 2)}, r"\(1, 1\) is not one 0 or 1"),
-    "additive mask": ({"input_ids": [[3, 9]], "attention_mask": [[0.0, -1e9]]}, "is not one 0 or 1"),
-    "cache": ({"input_ids": [[3, 9]], "past_key_values": hf.DynamicCache()}, "goes on from a cache"),
+    "4-D mask": (
+        {"input_ids": [[3, 9]], "attention_mask": torch.zeros(1, 1, 2, 2)},
+        r"\(1, 1\) is not one 0 or 1",
+    ),
+    "additive mask": (
+        {"input_ids": [[3, 9]], "attention_mask": [[0.0, -1e9]]},
+        "is not one 0 or 1",
+    ),
+    "cache": (
+        {"input_ids": [[3, 9]], "past_key_values": hf.DynamicCache()},
+        "goes on from a cache",
+    ),
     "option": ({"input_ids": [[3, 9]], "use_cache": True}, r"lm\(inputs, use_cache=True\)"),
     "thing": ({"input_ids": [[3, 9]], "token_type_ids": object()}, "token_type_ids"),
     "no real embedding": (
         {"inputs_embeds": torch.randn(1, 2, 32), "attention_mask": [[0, 0]]},
         "at least one 1",
     ),
-    "embeddings of ids": ({"inputs_embeds": torch.ones(1, 2).long()}, r"\(example, position, dim\)"),
+    "embeddings of ids": (
+        {"inputs_embeds": torch.ones(1, 2).long()},
+        r"\(example, position, dim\)",
+    ),
 }
 
 
@@ -113,7 +134,9 @@ def test_the_advice_about_a_hole_is_what_transformers_does() -> None:
     """knock_out('*', None, position) keeps the numbering, as the mask would."""
     lm, ids = tiny.lm("llama"), [[9, 14, 15, 6]]
     with torch.no_grad():
-        true = lm.model(input_ids=torch.tensor(ids), attention_mask=torch.tensor([[1, 1, 0, 1]])).logits[0, -1]
+        true = lm.model(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor([[1, 1, 0, 1]])
+        ).logits[0, -1]
         with intervene(lm, knock_out("*", None, 2)):
             got = lm(ids)["logits"][0, -1]
     assert tiny.gap(got, true) < 1e-5
@@ -126,11 +149,19 @@ def test_padding_is_no_image() -> None:
 
 def words(single: str) -> PreTrainedTokenizerFast:
     listed = ["<s>", "</s>", "<u>", "<mask>", "a", "b", "c"]
-    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(listed)}, unk_token="<u>"))
+    raw = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(listed)}, unk_token="<u>")
+    )
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    raw.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<u>", mask_token="<mask>"
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<u>",
+        mask_token="<mask>",
     )
 
 
@@ -166,7 +197,12 @@ def test_an_encoder_keeps_its_end() -> None:
 
 
 def test_longrope_prompts_do_not_change_their_neighbours() -> None:
-    rope = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 6, "rope_theta": 1e4}
+    rope = {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 6,
+        "rope_theta": 1e4,
+    }
     rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     torch.manual_seed(0)
     lm = wrap(hf.LlamaForCausalLM(hf.LlamaConfig(**tiny.GROUPED, rope_parameters=rope)).eval())

@@ -1,4 +1,5 @@
-"""Every family on a tiny random model: proved, and compared with what plain Hugging Face says of itself."""
+"""Every family on a tiny random model: proved, and compared with what plain Hugging Face says of
+itself."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def real(name: str) -> torch.Tensor:
     return tiny.lm(name).batch(tiny.inputs(name)).mask
 
 
-# --- what holds ---------------------------------------------------------------------------------------------
+# --- what holds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
@@ -60,7 +61,12 @@ def test_every_site_is_reached_with_its_axes(name: str) -> None:
         lm(tiny.inputs(name))
     for site in lm.sites():
         value, dims = seen[site], lm.layout.dims[site.tower]
-        sizes = {"dim": dims.dim, "head": dims.heads, "kv_head": dims.kv_heads, "head_dim": dims.head_dim}
+        sizes = {
+            "dim": dims.dim,
+            "head": dims.heads,
+            "kv_head": dims.kv_heads,
+            "head_dim": dims.head_dim,
+        }
         sizes["neuron"] = dims.neurons
         assert value.ndim == len(site.axes)
         for axis, word in enumerate(site.axes):
@@ -95,11 +101,12 @@ def test_the_output_is_hugging_face_s_with_and_without_the_seam(name: str) -> No
     assert tiny.gap(seamed, expected) < TOLERANCE
 
 
-# --- Hugging Face as an independent witness -----------------------------------------------------------------
+# --- Hugging Face as an independent witness -------------------------------------------------------
 
 
 def states(name: str) -> dict[str, list[torch.Tensor]]:
-    """Hidden states that Hugging Face reports, by tower: what enters each layer (the last one may be normed)."""
+    """Hidden states that Hugging Face reports, by tower: what enters each layer (the last one may
+    be normed)."""
     model, given = tiny.model(name), tiny.arguments(name)
     with torch.no_grad():
         if name in ("clip", "siglip"):
@@ -136,14 +143,18 @@ def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         if name in ("clip", "siglip"):
-            reported = model.text_model(tiny.arguments(name)["input_ids"], output_attentions=True).attentions
+            reported = model.text_model(
+                tiny.arguments(name)["input_ids"], output_attentions=True
+            ).attentions
         else:
             reported = model(**tiny.arguments(name), output_attentions=True).attentions
     lm = tiny.lm(name)
     pattern = capture(lm, tiny.inputs(name), "layers.*.attn.pattern").stack("layers.*.attn.pattern")
     expected = torch.stack(list(reported))
     if name in TEXT:
-        hidden = ~real(name)[None, :, None, :, None].expand_as(expected)  # a padded query attends to nothing
+        hidden = ~real(name)[None, :, None, :, None].expand_as(
+            expected
+        )  # a padded query attends to nothing
         expected = expected.masked_fill(hidden, 0.0)
         pattern = pattern.masked_fill(hidden, 0.0)
         reach = real(name)[None, :, None, :].expand(pattern.shape[:-1])
@@ -156,11 +167,20 @@ def test_q_and_k_are_after_the_rotary_embedding() -> None:
     lm = tiny.lm("llama")
     config = lm.model.config
     seen = capture(
-        lm, tiny.inputs("llama"), "layers.1.resid_pre", "layers.1.attn.q", "layers.1.attn.k", "layers.1.attn.v"
+        lm,
+        tiny.inputs("llama"),
+        "layers.1.resid_pre",
+        "layers.1.attn.q",
+        "layers.1.attn.k",
+        "layers.1.attn.v",
     )
     layer = lm.model.model.layers[1]
     x = seen["layers.1.resid_pre"]
-    x = x * x.pow(2).mean(-1, keepdim=True).add(config.rms_norm_eps).rsqrt() * layer.input_layernorm.weight
+    x = (
+        x
+        * x.pow(2).mean(-1, keepdim=True).add(config.rms_norm_eps).rsqrt()
+        * layer.input_layernorm.weight
+    )
     angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     turn = torch.polar(torch.ones_like(angle), angle)[None, :, None]
     for point, heads in (("q", 4), ("k", 2), ("v", 2)):
@@ -176,7 +196,10 @@ def test_causal_is_said_of_models_that_are(name: str) -> None:
     other = dict(given, input_ids=given["input_ids"].clone())
     other["input_ids"][0, -1] = 60
     with torch.no_grad():
-        one, two = (next(v for v in model(**x).values() if isinstance(v, torch.Tensor))[0, :-1] for x in (given, other))
+        one, two = (
+            next(v for v in model(**x).values() if isinstance(v, torch.Tensor))[0, :-1]
+            for x in (given, other)
+        )
     assert (tiny.gap(one, two) < 1e-5) == tiny.lm(name).family.towers[""].causal
 
 
@@ -196,12 +219,14 @@ def test_the_projector_is_what_stands_at_image_positions(name: str) -> None:
     batch = lm.batch(tiny.inputs(name))
     at_images = seen["layers.0.resid_pre"][batch.image]
     projected = seen["projector"].flatten(0, 1)
-    if name == "qwen2_5_vl":  # the tower attends by windows, and the rows are put back in order after the merger
+    if (
+        name == "qwen2_5_vl"
+    ):  # the tower attends by windows, and the rows are put back in order after the merger
         at_images, projected = (x[x[:, 0].argsort()] for x in (at_images, projected))
     assert tiny.gap(projected, at_images) < 1e-6
 
 
-# --- what must not hold -------------------------------------------------------------------------------------
+# --- what must not hold ---------------------------------------------------------------------------
 
 
 def changed(family: Family, **points: Any) -> Family:
@@ -214,17 +239,42 @@ def tower(family: Family, **fields: Any) -> Family:
 
 PLANTED: dict[str, tuple[str, Any]] = {
     "attn.out and mlp.out swapped": (
-        "llama", lambda f: changed(f, **{"attn.out": out_of("mlp"), "mlp.out": out_of("self_attn")})
+        "llama",
+        lambda f: changed(f, **{"attn.out": out_of("mlp"), "mlp.out": out_of("self_attn")}),
     ),
-    "z read at the input of q": ("llama", lambda f: changed(f, **{"attn.z": into("self_attn.q_proj")})),
-    "act read before the gate": ("llama", lambda f: changed(f, **{"mlp.act": out_of("mlp.gate_proj")})),
-    "pre is the ungated half": ("llama", lambda f: changed(f, **{"mlp.pre": out_of("mlp.up_proj")})),
-    "wrong half of a fused gate": ("phi3", lambda f: changed(f, **{"mlp.pre": out_of("mlp.gate_up_proj", part=(1, 2))})),
-    "wrong half of a fused gate ": ("modernbert", lambda f: changed(f, **{"mlp.pre": out_of("mlp.Wi", part=(1, 2))})),
-    "post-norm of attention left out": ("gemma2", lambda f: changed(f, **{"attn.out": out_of("self_attn")})),
+    "z read at the input of q": (
+        "llama",
+        lambda f: changed(f, **{"attn.z": into("self_attn.q_proj")}),
+    ),
+    "act read before the gate": (
+        "llama",
+        lambda f: changed(f, **{"mlp.act": out_of("mlp.gate_proj")}),
+    ),
+    "pre is the ungated half": (
+        "llama",
+        lambda f: changed(f, **{"mlp.pre": out_of("mlp.up_proj")}),
+    ),
+    "wrong half of a fused gate": (
+        "phi3",
+        lambda f: changed(f, **{"mlp.pre": out_of("mlp.gate_up_proj", part=(1, 2))}),
+    ),
+    "wrong half of a fused gate ": (
+        "modernbert",
+        lambda f: changed(f, **{"mlp.pre": out_of("mlp.Wi", part=(1, 2))}),
+    ),
+    "post-norm of attention left out": (
+        "gemma2",
+        lambda f: changed(f, **{"attn.out": out_of("self_attn")}),
+    ),
     "post-norm of mlp left out": ("olmo2", lambda f: changed(f, **{"mlp.out": out_of("mlp")})),
-    "post-norm left out of the write": ("gemma2", lambda f: tower(f, attn_write=("self_attn.o_proj",))),
-    "resid_post is the attention's": ("llama", lambda f: changed(f, resid_post=out_of("self_attn"))),
+    "post-norm left out of the write": (
+        "gemma2",
+        lambda f: tower(f, attn_write=("self_attn.o_proj",)),
+    ),
+    "resid_post is the attention's": (
+        "llama",
+        lambda f: changed(f, resid_post=out_of("self_attn")),
+    ),
     "final norm left out": ("llama", lambda f: tower(f, final_norm=None)),
     "another norm as final norm": ("gpt2", lambda f: tower(f, final_norm="h.0.ln_1")),
     "parallel called sequential": ("gpt_neox", lambda f: tower(f, residual="sequential")),
@@ -232,9 +282,15 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "encoder called causal": ("modernbert", lambda f: tower(f, causal=True)),
     "decoder called bidirectional": ("llama", lambda f: tower(f, causal=False)),
     "post-norm called pre-norm": ("bert", lambda f: tower(f, residual="sequential")),
-    "norms swapped": ("bert", lambda f: tower(f, norms=("output.LayerNorm", "attention.output.LayerNorm"))),
-    "mid read before its norm": ("bert", lambda f: changed(f, resid_mid=out_of("attention.output.dense"))),
-}  # fmt: skip
+    "norms swapped": (
+        "bert",
+        lambda f: tower(f, norms=("output.LayerNorm", "attention.output.LayerNorm")),
+    ),
+    "mid read before its norm": (
+        "bert",
+        lambda f: changed(f, resid_mid=out_of("attention.output.dense")),
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", PLANTED)
@@ -260,8 +316,12 @@ def test_a_wrong_order_of_query_heads_is_found_out(monkeypatch: pytest.MonkeyPat
         assert any("the output equals" in f for f in bad)
 
 
-@pytest.mark.parametrize(("name", "fault"), [("gemma2", "no soft-cap"), ("qwen2", "scale"), ("bert_base", "scale")])
-def test_wrong_attention_arithmetic_is_found_out(name: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "fault"), [("gemma2", "no soft-cap"), ("qwen2", "scale"), ("bert_base", "scale")]
+)
+def test_wrong_attention_arithmetic_is_found_out(
+    name: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """bert_base has no read-out: its last hidden state must tell."""
     right = attention.scores_of
     wrong = {
@@ -276,10 +336,13 @@ def test_a_site_that_is_never_reached_is_a_failure() -> None:
     lm = tiny.lm("bloom")
     points = {
         "attn.pattern": replace(
-            families.find(tiny.lm("llama").model.config).towers[""].points["attn.pattern"], path="self_attention"
+            families.find(tiny.lm("llama").model.config).towers[""].points["attn.pattern"],
+            path="self_attention",
         )
     }
-    bloom = replace(lm.family.towers[""], points={**lm.family.towers[""].points, **points}, lacks={})
+    bloom = replace(
+        lm.family.towers[""], points={**lm.family.towers[""].points, **points}, lacks={}
+    )
     wrong = LM(lm.model, replace(lm.family, towers={"": bloom}))
     assert any("the site is reached" in f and "attn.pattern" in f for f in failed(wrong, "bloom"))
 

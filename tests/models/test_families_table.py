@@ -1,4 +1,5 @@
-"""The stored table of architectures is what the zoo says today, and the command reads it without any model."""
+"""The stored table of architectures is what the zoo says today, and the command reads it without
+any model."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def test_the_command_prints_the_table_and_one_type() -> None:
 
 
 def test_the_command_builds_no_model() -> None:
-    code = "import sys; from stratoscope.cli import main; main(['families', 'llama'], standalone_mode=False)"
+    code = (
+        "import sys; from stratoscope.cli import main; main(['families', 'llama'], "
+        "standalone_mode=False)"
+    )
     code += "; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
@@ -68,7 +72,9 @@ def test_a_family_of_your_own_is_proved_or_refused() -> None:
     right = Family("mine", {"": TOWER})
     lm = stratoscope.wrap(model, family=right)
     assert lm.family is right
-    wrong = Family("mine", {"": TOWER.but(points={"mlp.out": out_of("self_attn"), "attn.out": out_of("mlp")})})
+    wrong = Family(
+        "mine", {"": TOWER.but(points={"mlp.out": out_of("self_attn"), "attn.out": out_of("mlp")})}
+    )
     with pytest.raises(FamilyError, match="family `mine` does not hold"):
         stratoscope.wrap(model, family=wrong)
     with torch.no_grad():

@@ -13,7 +13,8 @@ from stratoscope.models.batch import make
 from stratoscope.models.inputs import rows_of
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last or add_generation_prompt %}.{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% if not loop.last or add_generation_prompt %}.{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -33,7 +34,13 @@ def texts(rows: list[list[int]], tokenizer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "given", [np.array(["a b", "c"]), Column(["a b", "c"]), ("a b", "c"), np.array(["a b", "c"], dtype=object)]
+    "given",
+    [
+        np.array(["a b", "c"]),
+        Column(["a b", "c"]),
+        ("a b", "c"),
+        np.array(["a b", "c"], dtype=object),
+    ],
 )
 def test_texts_in_other_containers(given: Any) -> None:
     tokenizer = byte_level()

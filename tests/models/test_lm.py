@@ -21,9 +21,14 @@ WRITES = [n for n in tiny.CONFIGS if n != "mixtral"]
 
 @pytest.mark.parametrize("name", WRITES)
 def test_weights_write_what_the_sites_show(name: str) -> None:
-    """z and the neurons through `weight`, plus the projection's bias, give what enters the stream (or its post-norm)."""
+    """z and the neurons through `weight`, plus the projection's bias, give what enters the stream
+    (or its post-norm)."""
     lm = tiny.lm(name)
-    seen = capture(lm, tiny.inputs(name), *(f"layers.1.{p}" for p in ("attn.z", "attn.out", "mlp.act", "mlp.out")))
+    seen = capture(
+        lm,
+        tiny.inputs(name),
+        *(f"layers.1.{p}" for p in ("attn.z", "attn.out", "mlp.act", "mlp.out")),
+    )
     for start, end in (("attn.z", "attn.out"), ("mlp.act", "mlp.out")):
         projection, *post = lm.layout.writers(lm.layout.resolve_one(f"layers.1.{end}"))
         value = seen[f"layers.1.{start}"].flatten(2) @ lm.weight(f"layers.1.{end}").T
@@ -44,7 +49,9 @@ def test_the_weight_into_pre(name: str) -> None:
     bias = getattr(module, "bias", None)
     expected = seen["x"] @ lm.weight("layers.1.mlp.pre").T
     if bias is not None:
-        expected = expected + (bias if point.part is None else bias.chunk(point.part[1])[point.part[0]])
+        expected = expected + (
+            bias if point.part is None else bias.chunk(point.part[1])[point.part[0]]
+        )
     assert tiny.gap(expected, pre) < 1e-5
 
 
@@ -69,11 +76,15 @@ def test_what_has_no_weight_is_refused(name: str, site: str, reason: str) -> Non
         tiny.lm(name).weight(site)
 
 
-@pytest.mark.parametrize("name", [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", "bert_base")])
+@pytest.mark.parametrize(
+    "name", [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", "bert_base")]
+)
 def test_the_read_out_is_the_model_s(name: str) -> None:
     lm = tiny.lm(name)
     sites = ["layers.2.resid_post", "logits"]
-    normed = lm.layout.lack(lm.layout.resolve_one("logits").__class__("", None, "final_norm")) is None
+    normed = (
+        lm.layout.lack(lm.layout.resolve_one("logits").__class__("", None, "final_norm")) is None
+    )
     seen = capture(lm, tiny.inputs(name), *sites, *(["final_norm"] if normed else []))
     with torch.no_grad():
         assert tiny.gap(lm.readout(seen[sites[0]]), seen["logits"]) < 1e-5
@@ -107,7 +118,15 @@ def test_names_and_sizes() -> None:
     lm = wrap(tiny.model("qwen3"), name="a name")
     assert "a name" in repr(lm)
     d = lm.dims
-    assert (d.layers, d.heads, d.kv_heads, d.dim, d.head_dim, d.neurons, d.vocab) == (3, 4, 2, 32, 16, 48, 96)
+    assert (d.layers, d.heads, d.kv_heads, d.dim, d.head_dim, d.neurons, d.vocab) == (
+        3,
+        4,
+        2,
+        32,
+        16,
+        48,
+        96,
+    )
     assert lm.provenance["model"] == "a name"
 
 

@@ -50,7 +50,12 @@ def test_an_encoder_keeps_its_read_out(tmp_path: Path) -> None:
     lm = load(tmp_path, tokenizer=False)
     assert isinstance(lm.model, BertForMaskedLM)
     with torch.no_grad():
-        assert tiny.gap(lm(tiny.inputs("bert"))["logits"], tiny.lm("bert")(tiny.inputs("bert"))["logits"]) == 0
+        assert (
+            tiny.gap(
+                lm(tiny.inputs("bert"))["logits"], tiny.lm("bert")(tiny.inputs("bert"))["logits"]
+            )
+            == 0
+        )
 
 
 def test_a_folder_without_tokenizer(tmp_path: Path) -> None:

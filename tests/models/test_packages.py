@@ -1,4 +1,5 @@
-"""Archives of the registries: the right client is asked, only a trusted archive is used, and it writes where it may."""
+"""Archives of the registries: the right client is asked, only a trusted archive is used, and it
+writes where it may."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from stratoscope.models.packages import Package, forget, obtain, unpack
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch) -> Path:
-    """A folder in the place of every registry; npm and apt-get, which write down what they are asked, copy from it."""
+    """A folder in the place of every registry; npm and apt-get, which write down what they are
+    asked, copy from it."""
     for name in [key for key in os.environ if key.startswith(("PIP_", "STRATOSCOPE_"))]:
         monkeypatch.delenv(name)
     folder, programs = tmp_path / "registry", tmp_path / "programs"
@@ -27,10 +29,14 @@ def registry(tmp_path, monkeypatch) -> Path:
     fake = (
         f"#!{sys.executable}\n"
         "import pathlib, shutil, sys\n"
-        f"with open({str(tmp_path / 'asked')!r}, 'a') as log: log.write(' '.join(sys.argv[1:]) + '\\n')\n"
-        f"found = sorted(pathlib.Path({str(folder)!r}).glob('*.tgz' if 'npm' in sys.argv[0] else '*.deb'))\n"
-        "to = [word.partition('=')[2] for word in sys.argv if word.startswith('--pack-destination=')] or ['.']\n"
-        "if not found: sys.exit('npm error code E404\\nnpm error 404 Not Found: nothing\\nnpm error A complete log of "
+        f"with open({str(tmp_path / 'asked')!r}, 'a') as log: log.write(' '.join(sys.argv[1:]) + "
+        "'\\n')\n"
+        f"found = sorted(pathlib.Path({str(folder)!r}).glob('*.tgz' if 'npm' in sys.argv[0] else "
+        "'*.deb'))\n"
+        "to = [word.partition('=')[2] for word in sys.argv if "
+        "word.startswith('--pack-destination=')] or ['.']\n"
+        "if not found: sys.exit('npm error code E404\\nnpm error 404 Not Found: nothing\\nnpm "
+        "error A complete log of "
         "this run can be found in: x')\n"
         "for file in found: shutil.copy(file, to[0])\n"
     )
@@ -63,7 +69,11 @@ def debian(contents: dict[str, bytes]) -> bytes:
         ("control.tar.xz", b"odd"),
         ("data.tar.xz", tarred(contents, "w:xz")),
     ):
-        whole += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        whole += (
+            f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode()
+            + data
+            + b"\n" * (len(data) % 2)
+        )
     return whole
 
 
@@ -91,25 +101,37 @@ def test_npm_is_asked_for_one_version_and_runs_no_script(registry, tmp_path):
 
 def test_a_debian_package_with_an_epoch_is_downloaded_and_unpacked(registry, tmp_path):
     data = debian({"./usr/share/x/a/b.txt": b"deep", "./usr/share/doc/copyright": b"no"})
-    package = Package("debian", "words", "1:3.0-37", publish(registry, "words_1%3a3.0-37_all.deb", data))
+    package = Package(
+        "debian", "words", "1:3.0-37", publish(registry, "words_1%3a3.0-37_all.deb", data)
+    )
     archive = obtain(package, tmp_path / "workshop", print)
     assert (tmp_path / "asked").read_text().startswith("download words=1:3.0-37")
-    assert unpack([archive], tmp_path / "out", ["usr/share/x/*"]) == [tmp_path / "out" / "a" / "b.txt"]
+    assert unpack([archive], tmp_path / "out", ["usr/share/x/*"]) == [
+        tmp_path / "out" / "a" / "b.txt"
+    ]
 
 
 def test_a_wheel_for_another_python_can_be_had(registry, tmp_path):
     name = "words-1.0-cp39-cp39-manylinux_2_28_x86_64.whl"
     with zipfile.ZipFile(registry / name, "w") as archive:
-        archive.writestr("words-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: words\nVersion: 1.0\n")
-        archive.writestr("words-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n")
+        archive.writestr(
+            "words-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: words\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "words-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n"
+        )
         archive.writestr("words-1.0.dist-info/RECORD", "")
     digest = hashlib.sha256((registry / name).read_bytes()).hexdigest()
-    package = Package("pypi", "words", "1.0", digest, python="3.9", platform="manylinux_2_28_x86_64")
+    package = Package(
+        "pypi", "words", "1.0", digest, python="3.9", platform="manylinux_2_28_x86_64"
+    )
     assert obtain(package, tmp_path / "workshop", print).name == name
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_source_archive_of_another_hash_is_never_asked_anything(right, registry, tmp_path, monkeypatch):
+def test_a_source_archive_of_another_hash_is_never_asked_anything(
+    right, registry, tmp_path, monkeypatch
+):
     """pip runs a source archive's own code to learn its metadata; it must not come to that."""
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "backend"))
@@ -121,13 +143,20 @@ def test_a_source_archive_of_another_hash_is_never_asked_anything(right, registr
         f"    pathlib.Path({str(ran)!r}).touch()\n"
         "    info = pathlib.Path(folder, 'words-1.0.dist-info')\n"
         "    info.mkdir()\n"
-        "    (info / 'METADATA').write_text('Metadata-Version: 2.1\\nName: words\\nVersion: 1.0\\n')\n"
+        "    (info / 'METADATA').write_text('Metadata-Version: 2.1\\nName: words\\nVersion: "
+        "1.0\\n')\n"
         "    return info.name\n"
         "def build_wheel(*_): raise SystemExit\n"
     )
     build = b'[build-system]\nrequires = []\nbuild-backend = "planted_backend"\n'
     about = b"Metadata-Version: 2.1\nName: words\nVersion: 1.0\n"
-    source = tarred({"words-1.0/pyproject.toml": build, "words-1.0/PKG-INFO": about, "words-1.0/data.txt": b"text"})
+    source = tarred(
+        {
+            "words-1.0/pyproject.toml": build,
+            "words-1.0/PKG-INFO": about,
+            "words-1.0/data.txt": b"text",
+        }
+    )
     digest = publish(registry, "words-1.0.tar.gz", source)
     package = Package("pypi", "words", "1.0", digest if right else "0" * 64, sdist=True)
     if right:
@@ -142,7 +171,10 @@ def test_a_source_archive_of_another_hash_is_never_asked_anything(right, registr
 def test_what_was_fetched_before_an_interruption_is_not_fetched_again(registry, tmp_path):
     package = npm(registry, {"package/a.json": b"[1]"})
     first = obtain(package, tmp_path / "workshop", print)
-    assert obtain(package, tmp_path / "workshop", lambda words: pytest.fail("downloaded again")) == first
+    assert (
+        obtain(package, tmp_path / "workshop", lambda words: pytest.fail("downloaded again"))
+        == first
+    )
     forget([package])
     assert not first.exists()
     forget([package])
@@ -154,7 +186,9 @@ def test_what_lies_in_downloads_is_checked_again(registry, tmp_path):
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(LoadError, match="sha256"):
         obtain(package, tmp_path / "workshop", print)
-    assert obtain(package, tmp_path / "workshop", print) == kept  # the damaged one is gone: it comes anew
+    assert (
+        obtain(package, tmp_path / "workshop", print) == kept
+    )  # the damaged one is gone: it comes anew
 
 
 def test_another_hash_is_refused_and_what_was_downloaded_removed(registry, tmp_path):
@@ -182,7 +216,9 @@ def test_an_archive_of_ones_own_is_taken_and_left_where_it_is(by, registry, tmp_
     assert own.exists()
 
 
-@pytest.mark.parametrize(("place", "says"), [("absent.tgz", "does not exist"), ("", r"holds no some-words-1\.0\.tgz")])
+@pytest.mark.parametrize(
+    ("place", "says"), [("absent.tgz", "does not exist"), ("", r"holds no some-words-1\.0\.tgz")]
+)
 def test_a_path_that_does_not_have_it_is_refused_not_passed_over(place, says, registry, tmp_path):
     package = npm(registry, {"package/a.json": b"[1]"})
     (tmp_path / "own").mkdir()
@@ -191,7 +227,9 @@ def test_a_path_that_does_not_have_it_is_refused_not_passed_over(place, says, re
 
 
 @pytest.mark.parametrize("registry_name", ["npm", "debian"])
-def test_a_missing_client_says_so_and_names_the_way_round(registry_name, registry, tmp_path, monkeypatch):
+def test_a_missing_client_says_so_and_names_the_way_round(
+    registry_name, registry, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     package = Package(registry_name, "words", "1.0", "0" * 64)
     client = "npm" if registry_name == "npm" else "apt-get"
@@ -202,15 +240,20 @@ def test_a_missing_client_says_so_and_names_the_way_round(registry_name, registr
 def test_a_package_that_is_not_to_be_had_quotes_the_client(registry, tmp_path):
     with pytest.raises(LoadError) as caught:
         obtain(Package("npm", "words", "1.0", "0" * 64), tmp_path / "workshop", print)
-    assert "words@1.0 could not be downloaded by npm: E404 404 Not Found: nothing. Check" in str(caught.value)
+    assert "words@1.0 could not be downloaded by npm: E404 404 Not Found: nothing. Check" in str(
+        caught.value
+    )
     assert "`npm pack words@1.0 --pack-destination=FOLDER`" in str(caught.value)
     with pytest.raises(
-        LoadError, match=r"by pip: No matching distribution found for words==1.0\. .*`pip download --no"
+        LoadError,
+        match=r"by pip: No matching distribution found for words==1.0\. .*`pip download --no",
     ):
         obtain(Package("pypi", "words", "1.0", "0" * 64), tmp_path / "workshop", print)
 
 
-@pytest.mark.parametrize("entry", ["package/../../evil.json", "package//evil.json", "package/a/../../../evil.json"])
+@pytest.mark.parametrize(
+    "entry", ["package/../../evil.json", "package//evil.json", "package/a/../../../evil.json"]
+)
 @pytest.mark.parametrize("ending", [".tgz", ".whl", ".deb"])
 def test_no_archive_writes_outside_its_folder(entry, ending, tmp_path):
     archive = tmp_path / f"words{ending}"
@@ -250,6 +293,11 @@ def test_a_damaged_archive_is_a_load_error(ending, kept, tmp_path):
 
 
 def test_members_keep_their_place_below_what_the_patterns_share(tmp_path):
-    (tmp_path / "w.tgz").write_bytes(tarred({"p/data/a/1.txt": b"1", "p/data/b/1.txt": b"2", "p/other/1.txt": b"3"}))
+    (tmp_path / "w.tgz").write_bytes(
+        tarred({"p/data/a/1.txt": b"1", "p/data/b/1.txt": b"2", "p/other/1.txt": b"3"})
+    )
     written = unpack([tmp_path / "w.tgz"], tmp_path / "out", ["p/data/a/1.txt", "p/data/b/*.txt"])
-    assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {"a/1.txt", "b/1.txt"}
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in written} == {
+        "a/1.txt",
+        "b/1.txt",
+    }

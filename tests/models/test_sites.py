@@ -13,9 +13,14 @@ from stratoscope.models.sites import GLOBAL_POINTS, POINTS, SEAM_POINTS, Site, e
 
 DEPTHS = {"": 3, "vision": 2}
 LAYERED = st.builds(
-    Site, st.sampled_from(["", "vision"]), st.integers(-99, 99) | st.just("*"), st.sampled_from(list(POINTS))
+    Site,
+    st.sampled_from(["", "vision"]),
+    st.integers(-99, 99) | st.just("*"),
+    st.sampled_from(list(POINTS)),
 )
-GLOBAL = st.builds(Site, st.sampled_from(["", "vision"]), st.none(), st.sampled_from(list(GLOBAL_POINTS)))
+GLOBAL = st.builds(
+    Site, st.sampled_from(["", "vision"]), st.none(), st.sampled_from(list(GLOBAL_POINTS))
+)
 
 
 @given(LAYERED | GLOBAL)
@@ -24,7 +29,10 @@ def test_a_printed_site_is_read_back(site: Site) -> None:
     assert parse(site) is site
 
 
-@given(st.text(max_size=30) | st.from_regex(r"(layers|blocks)\.[0-9*-]{1,3}\.[a-z._]{1,14}", fullmatch=True))
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"(layers|blocks)\.[0-9*-]{1,3}\.[a-z._]{1,14}", fullmatch=True)
+)
 def test_any_text_is_a_site_or_a_site_error(text: str) -> None:
     try:
         site = parse(text)
@@ -93,14 +101,17 @@ def test_wild_cards_negative_layers_and_repetitions() -> None:
 
 @pytest.mark.parametrize("layer", [3, 7, -4])
 def test_a_layer_out_of_range_is_refused_with_the_range(layer: int) -> None:
-    with pytest.raises(SiteError, match=rf"layer {layer} of 3; layers run from 0 to 2 \(or -3 to -1\)"):
+    with pytest.raises(
+        SiteError, match=rf"layer {layer} of 3; layers run from 0 to 2 \(or -3 to -1\)"
+    ):
         expand(f"layers.{layer}.attn.z", DEPTHS)
     with pytest.raises(SiteError, match="no vision tower"):
         expand("vision.layers.0.attn.z", {"": 3})
 
 
 def test_points_stand_in_the_order_of_computation() -> None:
-    """Taps show two points of one module in this order, so that a reader of resid_mid sees an edited attn.out."""
+    """Taps show two points of one module in this order, so that a reader of resid_mid sees an
+    edited attn.out."""
     order = list(POINTS)
     chain = [
         "resid_pre",
@@ -136,7 +147,9 @@ def test_points_stand_in_the_order_of_computation() -> None:
         ("clip", "logits", "no read-out"),
     ],
 )
-def test_a_site_the_model_lacks_is_refused_with_the_reason(model: str, site: str, reason: str) -> None:
+def test_a_site_the_model_lacks_is_refused_with_the_reason(
+    model: str, site: str, reason: str
+) -> None:
     with pytest.raises(SiteError, match=reason):
         tiny.lm(model).sites(site)
     assert parse(site) not in tiny.lm(model).sites()
@@ -159,8 +172,8 @@ def test_one_site_is_one_site() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "gpt2", "opt"])
 def test_transformer_lens_names_of_another_tensor(name: str) -> None:
-    """Its hook_q and hook_k stand before rotary embedding, its RMS norm's hook before the weight: refused there, also in an
-    intervention; the same tensor is given where there is no such step."""
+    """Its hook_q and hook_k stand before rotary embedding, its RMS norm's hook before the weight:
+    refused there, also in an intervention; the same tensor is given where there is no such step."""
     lm = tiny.lm(name)
     for side in "qk":
         alias, own = f"blocks.1.attn.hook_{side}", f"layers.1.attn.{side}"
@@ -168,7 +181,9 @@ def test_transformer_lens_names_of_another_tensor(name: str) -> None:
         if name in ("gpt2", "opt"):
             assert lm.sites(alias) == lm.sites(own)
             continue
-        with pytest.raises(SiteError, match=f"before rotary embedding; `{own}` is after it, as .*hook_rot_{side}"):
+        with pytest.raises(
+            SiteError, match=f"before rotary embedding; `{own}` is after it, as .*hook_rot_{side}"
+        ):
             lm.sites(alias)
         with pytest.raises(SiteError, match="before rotary"), intervene(lm, ablate(alias)):
             pass

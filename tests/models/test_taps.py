@@ -1,4 +1,5 @@
-"""Listeners belong to one model, one thread and one block: neighbours, copies and compiled code are told apart."""
+"""Listeners belong to one model, one thread and one block: neighbours, copies and compiled code are
+told apart."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def logits(model: Any) -> torch.Tensor:
         return model(**ID).logits
 
 
-# --- two LMs, two models, copies ---------------------------------------------------------------------
+# --- two LMs, two models, copies ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("site", [PATTERN, "layers.1.mlp.out"])
@@ -104,7 +105,7 @@ def test_a_copy_made_inside_is_a_plain_model() -> None:
         assert torch.equal(logits(twin_lm.model), changed)
 
 
-# --- threads -----------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def in_a_thread(do: Callable[[], Any]) -> list[BaseException | Any]:
@@ -145,12 +146,17 @@ def test_a_thread_that_runs_already_is_not_changed_midway() -> None:
     """The main thread may not begin to listen while another's forward pass is under way."""
     lm = wrap(tiny.model("llama"))
     inside, go_on = threading.Event(), threading.Event()
-    hold = lm.model.model.layers[1].register_forward_hook(lambda *_: (inside.set(), go_on.wait(5), None)[2])
+    hold = lm.model.model.layers[1].register_forward_hook(
+        lambda *_: (inside.set(), go_on.wait(5), None)[2]
+    )
     thread = threading.Thread(target=lambda: lm(ROWS))
     thread.start()
     try:
         assert inside.wait(5)
-        with pytest.raises(InputError, match="another thread"), intervene(lm, ablate("layers.2.mlp.out")):
+        with (
+            pytest.raises(InputError, match="another thread"),
+            intervene(lm, ablate("layers.2.mlp.out")),
+        ):
             pass
     finally:
         go_on.set()
@@ -158,7 +164,7 @@ def test_a_thread_that_runs_already_is_not_changed_midway() -> None:
         hold.remove()
 
 
-# --- compiled, training ------------------------------------------------------------------------------
+# --- compiled, training ---------------------------------------------------------------------------
 
 
 def _whole(model: Any) -> Any:
@@ -171,7 +177,9 @@ def _layer(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("make", "name"), [(_whole, "LlamaForCausalLM"), (_layer, "`model.layers.1`")])
+@pytest.mark.parametrize(
+    ("make", "name"), [(_whole, "LlamaForCausalLM"), (_layer, "`model.layers.1`")]
+)
 def test_compiled_models_are_refused(make: Callable[[Any], Any], name: str) -> None:
     with pytest.raises(InputError, match=f"{name}.* is compiled"):
         wrap(make(tiny.model("llama")))
@@ -195,9 +203,12 @@ def test_an_optimized_module_gives_the_model_inside() -> None:
 
 
 def test_the_same_model_inside_and_outside_a_block() -> None:
-    """In train mode dropout is off in every run through the LM, and the flags are as they were, also after an error."""
+    """In train mode dropout is off in every run through the LM, and the flags are as they were,
+    also after an error."""
     torch.manual_seed(0)
-    model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32)).train()
+    model = hf.GPT2LMHeadModel(
+        hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    ).train()
     lm = wrap(model)
     model.transformer.h[0].eval()
     flags = [module.training for module in model.modules()]
@@ -222,7 +233,7 @@ def test_the_same_model_inside_and_outside_a_block() -> None:
     assert [module.training for module in model.modules()] == flags
 
 
-# --- a direct call of the Hugging Face model ---------------------------------------------------------
+# --- a direct call of the Hugging Face model ------------------------------------------------------
 
 
 def laid_out(left: bool) -> dict[str, torch.Tensor]:
@@ -244,7 +255,10 @@ def test_positions_in_a_direct_call_are_the_examples_own(left: bool, positions: 
         expected = lm(ROWS)["logits"]
         got = lm.model(**given).logits
     for row, ids in enumerate(ROWS):
-        assert tiny.gap(got[row][given["attention_mask"][row].bool()], expected[row, : len(ids)]) < 1e-5
+        assert (
+            tiny.gap(got[row][given["attention_mask"][row].bool()], expected[row, : len(ids)])
+            < 1e-5
+        )
     names = (site, "layers.1.attn.pattern", "layers.1.attn.k")
     with trace(lm, *names, positions=positions, stop=False) as ours:
         lm(ROWS)
@@ -289,8 +303,13 @@ def test_a_mask_that_does_not_number_tokens_is_refused() -> None:
 def test_a_direct_generation_keeps_the_prompts_numbering() -> None:
     lm = tiny.lm("llama")
     given = {name: x for name, x in laid_out(True).items() if name != "position_ids"}
-    changes = [add("layers.0.attn.v", 40.0, positions=[0, -1]), add("layers.1.resid_post", 3 * VALUE, positions=-2)]
+    changes = [
+        add("layers.0.attn.v", 40.0, positions=[0, -1]),
+        add("layers.1.resid_post", 3 * VALUE, positions=-2),
+    ]
     with intervene(lm, *changes):
         ours = generate(lm, ROWS, tokens=4, eos_token_id=None)
-        direct = lm.model.generate(**given, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+        direct = lm.model.generate(
+            **given, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
     assert direct[:, 6:].tolist() == [new.tolist() for new in ours]

@@ -10,7 +10,16 @@ from stratoscope.lab import planted
 from stratoscope.models import load, wrap
 from stratoscope.models.text import JOINED, apart, joined, token_text, token_texts
 
-TEXTS = ["你好,世界", "naïve café", "emoji 👩\u200d👩\u200d👧 ok", "مرحبا", "हिन्दी", "𝕳𝖊𝖑𝖑𝖔", "a\u200bzero", "\x00"]
+TEXTS = [
+    "你好,世界",
+    "naïve café",
+    "emoji 👩\u200d👩\u200d👧 ok",
+    "مرحبا",
+    "हिन्दी",
+    "𝕳𝖊𝖑𝖑𝖔",
+    "a\u200bzero",
+    "\x00",
+]
 
 
 def byte_level() -> PreTrainedTokenizerFast:

@@ -26,7 +26,9 @@ class Int8(nn.Linear):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
         scale = plain.weight.detach().abs().amax(dim=1, keepdim=True) / 127
-        self.weight = nn.Parameter((plain.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (plain.weight.detach() / scale).round().to(torch.int8), requires_grad=False
+        )
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = plain.bias
 
@@ -35,7 +37,8 @@ class Int8(nn.Linear):
 
 
 class RoundsAll(Int8):
-    """The input is rounded by the largest value of all rows, so that rows depend on their neighbours."""
+    """The input is rounded by the largest value of all rows, so that rows depend on their
+    neighbours."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         step = x.abs().max().clamp_min(1e-6) / 127
@@ -48,7 +51,9 @@ class Packed(nn.Module):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.weight = nn.Parameter(torch.zeros(plain.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.zeros(plain.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False
+        )
         self.register_buffer("codes", (plain.weight.detach() * 8).round().clamp(-8, 7))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +61,8 @@ class Packed(nn.Module):
 
 
 class Adapted(nn.Module):
-    """An adapter beside a frozen layer, not merged, whose `weight` is the layer's, with dropout, as peft's LoRA."""
+    """An adapter beside a frozen layer, not merged, whose `weight` is the layer's, with dropout, as
+    peft's LoRA."""
 
     def __init__(self, plain: nn.Linear, *, scaled: bool = False) -> None:
         super().__init__()
@@ -65,7 +71,9 @@ class Adapted(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.down = nn.Parameter(torch.randn(2, into, generator=generator) / into**0.5)
         self.up = nn.Parameter(torch.randn(out, 2, generator=generator))
-        self.magnitude = nn.Parameter(torch.rand(out, generator=generator) + 0.5) if scaled else None
+        self.magnitude = (
+            nn.Parameter(torch.rand(out, generator=generator) + 0.5) if scaled else None
+        )
         self.dropout = nn.Dropout(0.5)
 
     @property
@@ -138,7 +146,8 @@ def test_rows_that_depend_on_their_neighbours() -> None:
 
 
 def replaced(kind: Any) -> Any:
-    """A small model with such layers inside, and the same function with plain ones: what the first really computes."""
+    """A small model with such layers inside, and the same function with plain ones: what the first
+    really computes."""
     model, plain = tiny.model("llama"), tiny.model("llama")
     for layer, other in zip(model.model.layers, plain.model.layers):
         for path in ("self_attn.o_proj", "mlp.down_proj", "mlp.gate_proj"):
@@ -157,7 +166,10 @@ def test_methods_that_read_weights_see_what_the_model_computes(kind: Any) -> Non
     assert lm.dims == plain.dims
     for site in ("layers.1.attn.out", "layers.1.mlp.out", "layers.1.mlp.pre"):
         assert tiny.gap(lm.weight(site), plain.weight(site)) < 1e-5
-    for method, name in ((direct_logit_attribution, "contribution"), (contribution, "contribution")):
+    for method, name in (
+        (direct_logit_attribution, "contribution"),
+        (contribution, "contribution"),
+    ):
         found, expected = (method.measure(x, ROW, answer=5, foil=9) for x in (lm, plain))
         assert tiny.gap(found[name].values, expected[name].values) < 1e-4
     error = direct_logit_attribution.measure(lm, ROW, answer=5, foil=9)["residual_error"]
@@ -168,7 +180,9 @@ def test_a_wrong_matrix_is_found_out_in_the_proof(monkeypatch: pytest.MonkeyPatc
     """The codes taken for the weight, as `.weight` was."""
     lm, _ = replaced(Int8)
     right = weights.matrix
-    monkeypatch.setattr(weights, "matrix", lambda m: m.weight.float() if isinstance(m, Int8) else right(m))
+    monkeypatch.setattr(
+        weights, "matrix", lambda m: m.weight.float() if isinstance(m, Int8) else right(m)
+    )
     failed = [c for c in prove.checks(lm, ROW) if not c.holds]
     assert {c.name for c in failed} == {"W x == module(x)"}
 

@@ -1,4 +1,5 @@
-"""`wrap` proves the model at hand: what its config or its class changes is measured, what cannot be trusted is refused."""
+"""`wrap` proves the model at hand: what its config or its class changes is measured, what cannot be
+trusted is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +21,18 @@ from stratoscope.models.specimen import specimens
 
 G = tiny.GROUPED
 ROW = [[3, 14, 15, 92, 65, 35, 89]]
-BOTH_WAYS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "olmo2", "phi3", "gpt_neox", "gemma3")
+BOTH_WAYS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gpt2",
+    "olmo2",
+    "phi3",
+    "gpt_neox",
+    "gemma3",
+)
 
 
 def spread(model: Any) -> Any:
@@ -54,13 +66,16 @@ def test_a_decoder_that_its_config_makes_bidirectional(name: str) -> None:
     if name != "gemma3":  # its own switch is another one
         assert hears
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(0))
-    cells = [add(f"layers.{n}.resid_pre", value, positions=[p]) for n in range(3) for p in (0, 3, 6)]
+    cells = [
+        add(f"layers.{n}.resid_pre", value, positions=[p]) for n in range(3) for p in (0, 3, 6)
+    ]
     metric = lambda logits, e: logits[:, 7] - logits[:, 8]  # noqa: E731
     assert tiny.gap(sweep(lm, ROW, cells, metric), naive(lm, ROW, cells, metric)) < 1e-5
 
 
 class Deep(hf.LlamaForCausalLM):
-    """A subclass, as remote code has them, that keeps `model_type`: the stream is scaled between layers."""
+    """A subclass, as remote code has them, that keeps `model_type`: the stream is scaled between
+    layers."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -70,7 +85,9 @@ class Deep(hf.LlamaForCausalLM):
 
 class DeafToPadding(hf.BertModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
-        return super().forward(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **rest)
+        return super().forward(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **rest
+        )
 
 
 def test_a_subclass_that_keeps_the_model_type() -> None:
@@ -80,7 +97,9 @@ def test_a_subclass_that_keeps_the_model_type() -> None:
 
 
 def test_a_model_that_ignores_the_mask() -> None:
-    with pytest.raises(FamilyError, match=r"DeafToPadding lets padding through.*attention_mask.*refused"):
+    with pytest.raises(
+        FamilyError, match=r"DeafToPadding lets padding through.*attention_mask.*refused"
+    ):
         wrap(spread(DeafToPadding(hf.BertConfig(**tiny.SMALL))))
 
 
@@ -100,7 +119,9 @@ def _fainter(self: Any, hidden_states: torch.Tensor, **rest: Any) -> torch.Tenso
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loud", [1.0, 3000.0])
-def test_a_factor_on_a_part_that_is_small_beside_the_stream(dtype: torch.dtype, loud: float) -> None:
+def test_a_factor_on_a_part_that_is_small_beside_the_stream(
+    dtype: torch.dtype, loud: float
+) -> None:
     model = spread(Fainter(hf.LlamaConfig(**G)))
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(loud)
@@ -120,7 +141,9 @@ def test_the_parts_are_tried_in_every_layer_and_tower() -> None:
 def test_a_proof_costs_few_forward_passes() -> None:
     """Time in machines' terms: whole passes over the layers, of six tokens each."""
     model, passes = built("llama"), []
-    model.model.layers[1].register_forward_hook(lambda m, args, out: passes.append(args[0].shape[:2].numel()))
+    model.model.layers[1].register_forward_hook(
+        lambda m, args, out: passes.append(args[0].shape[:2].numel())
+    )
     wrap(model)
     assert len(passes) <= 6
     assert max(passes) <= 8
@@ -128,19 +151,26 @@ def test_a_proof_costs_few_forward_passes() -> None:
 
 def test_wrapping_leaves_a_model_in_training_mode_as_it_is() -> None:
     model = built("gpt2", resid_pdrop=0.5).train()
-    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
+    before, state = (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        torch.random.get_rng_state(),
+    )
     wrap(model)
     assert all(m.training for m in model.modules())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-# --- what is no model to look into ---------------------------------------------------------------------------
+# --- what is no model to look into ----------------------------------------------------------------
 
 
 def test_the_model_is_taken_out_of_its_wrappers() -> None:
     model = built("llama")
-    for outer in (torch.nn.DataParallel(model), torch.compile(model), torch.compile(torch.nn.DataParallel(model))):
+    for outer in (
+        torch.nn.DataParallel(model),
+        torch.compile(model),
+        torch.compile(torch.nn.DataParallel(model)),
+    ):
         assert wrap(outer).model is model
 
 
@@ -150,14 +180,18 @@ def test_what_is_not_a_model_is_refused_by_name() -> None:
 
     with pytest.raises(FamilyError, match=r"this is TextGenerationPipeline. Pass its `.model`"):
         wrap(TextGenerationPipeline())
-    with pytest.raises(FamilyError, match=r"takes a Hugging Face model \(PreTrainedModel\); this is Linear"):
+    with pytest.raises(
+        FamilyError, match=r"takes a Hugging Face model \(PreTrainedModel\); this is Linear"
+    ):
         wrap(torch.nn.Linear(2, 2))
 
 
 def test_weights_that_are_not_there() -> None:
     with torch.device("meta"):
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**G))
-    with pytest.raises(FamilyError, match=r"`model.embed_tokens.weight` of LlamaForCausalLM is not in memory"):
+    with pytest.raises(
+        FamilyError, match=r"`model.embed_tokens.weight` of LlamaForCausalLM is not in memory"
+    ):
         wrap(model)
 
 
@@ -167,7 +201,10 @@ def test_weights_that_are_not_numbers(bad: float) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 5] = bad
         model.model.layers[2].mlp.down_proj.weight[:] = bad
-    told = rf"1 of 1536 values of `model.layers.1.mlp.down_proj.weight` are not finite numbers, first {bad} at \(3, 5\)"
+    told = (
+        r"1 of 1536 values of `model.layers.1.mlp.down_proj.weight` are not finite numbers, "
+        rf"first {bad} at \(3, 5\)"
+    )
     with pytest.raises(FamilyError, match=told):
         wrap(model)
 
@@ -199,7 +236,9 @@ def test_a_layer_that_does_not_run_is_an_answer() -> None:
         def forward(self, input_ids: Any = None, **rest: Any) -> Any:
             raise IndexError("tuple index out of range")
 
-    with pytest.raises(FamilyError, match=r"Odd does not run as family `llama` has it \(IndexError"):
+    with pytest.raises(
+        FamilyError, match=r"Odd does not run as family `llama` has it \(IndexError"
+    ):
         wrap(spread(Odd(hf.LlamaConfig(**G))))
 
 
@@ -207,7 +246,11 @@ def test_a_layer_that_does_not_run_is_an_answer() -> None:
 def test_a_model_whose_first_mlp_was_pruned_is_still_believed(name: str) -> None:
     """An MLP that computes the same for every token tells nothing about its order."""
     model = built(name)
-    weights = {"gpt2": "h.0.mlp.c_fc", "llama": "layers.0.mlp.gate_proj", "gpt_neox": "layers.0.mlp.dense_h_to_4h"}
+    weights = {
+        "gpt2": "h.0.mlp.c_fc",
+        "llama": "layers.0.mlp.gate_proj",
+        "gpt_neox": "layers.0.mlp.dense_h_to_4h",
+    }
     with torch.no_grad():
         model.base_model.get_submodule(weights[name]).weight.zero_()
     lm = wrap(model)

@@ -1,4 +1,5 @@
-"""Every causal language model type of Transformers: proved and compared with plain Hugging Face, or refused with the reason."""
+"""Every causal language model type of Transformers: proved and compared with plain Hugging Face, or
+refused with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from stratoscope.models.sites import Site
 
 # model type -> a part of the reason, which must be the true one
 REFUSED = {
-    "gpt_neox_japanese": "or adds a bias before the sum",  # the layer adds the last attention's bias itself
+    # the layer adds the last attention's bias itself
+    "gpt_neox_japanese": "or adds a bias before the sum",
     "doge": "multiplies the stream, `self_attn`, `mlp` by a number for each dimension",
     "dory": "calls its layers 2 times",
     "hrm_text": "calls its layers 6 times",
@@ -29,7 +31,8 @@ REFUSED = {
     "granitemoeshared": "`block_sparse_moe` and `shared_mlp` write side by side",
     "granitemoehybrid": "`block_sparse_moe` and `shared_mlp` write side by side",
     "longcat_flash": "`self_attn.0`, `self_attn.1` mix positions side by side",
-    "minimax": "does not go on with the stream that enters it",  # the stream that goes on is the normed one
+    # the stream that goes on is the normed one
+    "minimax": "does not go on with the stream that enters it",
     "jetmoe": "norms or mixes its residual stream",  # heads are chosen by a router
     "zaya": "by numbers for each dimension, or adds a bias",
     "inkling_text": "mix positions side by side",  # convolutions after attention and MLP
@@ -75,7 +78,9 @@ def test_every_invariant_holds(name: str) -> None:
     lm = zoo.lm(name)
     assert [c for c in checks(lm, zoo.prompts()) if not c.holds] == []
     assert lm.family.towers[""].causal
-    every = {point for point in ("resid_pre", "resid_post") if len(where(lm, point)) == lm.dims.layers}
+    every = {
+        point for point in ("resid_pre", "resid_post") if len(where(lm, point)) == lm.dims.layers
+    }
     assert every == {"resid_pre", "resid_post"}
     for layer in range(lm.dims.layers):  # every layer adds something, and says what it lacks
         assert any(layer in where(lm, point) for point in ("attn.out", "mix.out", "mlp.out"))
@@ -99,7 +104,9 @@ def test_sites_are_what_hugging_face_reports(name: str) -> None:
         assert tiny.gap(seen[site][real], states[layer][real]) < 1e-5
     if lm.family.towers[""].residual == "post-norm":
         return
-    added = [seen[f"layers.{n}.{p}"] for p in ("attn.out", "mix.out", "mlp.out") for n in where(lm, p)]
+    added = [
+        seen[f"layers.{n}.{p}"] for p in ("attn.out", "mix.out", "mlp.out") for n in where(lm, p)
+    ]
     total = seen["layers.0.resid_pre"] + sum(added)
     assert tiny.gap(total[real], seen[f"layers.{depth - 1}.resid_post"][real]) < 1e-5
 
@@ -141,10 +148,18 @@ def test_padded_equals_single(name: str) -> None:
 def test_sweep_equals_naive(name: str) -> None:
     lm = zoo.lm(name)
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))
-    cells: list[Any] = [replaced(f"layers.{n}.resid_pre", value, positions=[at]) for n in (0, 1) for at in (1, -1)]
+    cells: list[Any] = [
+        replaced(f"layers.{n}.resid_pre", value, positions=[at]) for n in (0, 1) for at in (1, -1)
+    ]
     cells += [ablate(f"layers.{n}.attn.z", units=[1]) for n in where(lm, "attn.z")]
-    cells += [ablate(f"layers.{n}.{p}", positions=[2]) for p in ("mlp.out", "mix.out") for n in where(lm, p)]
-    cells += [replaced(f"layers.{n}.resid_mid", value, positions=[0]) for n in where(lm, "resid_mid")[:1]]
+    cells += [
+        ablate(f"layers.{n}.{p}", positions=[2])
+        for p in ("mlp.out", "mix.out")
+        for n in where(lm, p)
+    ]
+    cells += [
+        replaced(f"layers.{n}.resid_mid", value, positions=[0]) for n in where(lm, "resid_mid")[:1]
+    ]
 
     def metric(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
         return logits[:, 3] - logits[:, 5]
@@ -154,20 +169,25 @@ def test_sweep_equals_naive(name: str) -> None:
     assert len(torch.unique(slow[:, 0])) > len(cells) // 2
 
 
-# --- what must not hold -----------------------------------------------------------------------------
+# --- what must not hold ---------------------------------------------------------------------------
 
 
 def spoilt(name: str, fault: str) -> LM | None:
     """The same model under a wrong table, or None where the fault makes no difference."""
     lm = zoo.lm(name)
     tower = lm.family.towers[""]
-    points, mixed = tower.points, next((p for p in ("attn.out", "mix.out") if p in tower.points), None)
+    points, mixed = (
+        tower.points,
+        next((p for p in ("attn.out", "mix.out") if p in tower.points), None),
+    )
     if fault == "writes swapped" and mixed and "mlp.out" in points:
         wrong = tower.but(points={mixed: points["mlp.out"], "mlp.out": points[mixed]})
     elif fault == "a write left out" and mixed:
         wrong = tower.but(points={mixed: points["resid_pre"]})
     elif fault == "factor left out" and any(point.scale for point in points.values()):
-        wrong = tower.but(points={name: replace(point, scale=None) for name, point in points.items()})
+        wrong = tower.but(
+            points={name: replace(point, scale=None) for name, point in points.items()}
+        )
     elif fault == "factor left out of the write" and tower.attn_write and points["attn.out"].scale:
         wrong = tower.but(attn_write=tower.attn_write[:-1])
     elif fault == "act before the function" and "mlp.act" in points:
@@ -199,8 +219,9 @@ def holds(lm: LM) -> bool:
 
 
 FAULTS = (
-    "writes swapped", "a write left out", "factor left out", "factor left out of the write", "act before the function",
-    "other half", "wrong order", "gate denied", "what mixes", "kinds left out", "logit scale",
+    "writes swapped", "a write left out", "factor left out", "factor left out of the write",
+    "act before the function", "other half", "wrong order", "gate denied", "what mixes",
+    "kinds left out", "logit scale",
 )  # fmt: skip
 
 
@@ -220,16 +241,19 @@ def test_a_wrong_table_is_found_out(name: str) -> None:
     assert tried >= 1
 
 
-# --- what a factor, a kind, a gate and a sink mean ----------------------------------------------------
+# --- what a factor, a kind, a gate and a sink mean ------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["granite", "minicpm3", "hyperclovax", "granitemoe", "falcon_h1"])
 @torch.no_grad()
 def test_what_is_written_is_what_is_added_after_the_multiplier(name: str) -> None:
-    """By hand: an edit of attn.out or mlp.out by v moves the stream by v, and the write's modules include the factor."""
+    """By hand: an edit of attn.out or mlp.out by v moves the stream by v, and the write's modules
+    include the factor."""
     lm, given = zoo.lm(name), [zoo.prompts()[0]]
     v = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(3))
-    seen = capture(lm, given, "layers.1.resid_pre", "layers.0.attn.out", "layers.0.mlp.out", "layers.0.attn.z")
+    seen = capture(
+        lm, given, "layers.1.resid_pre", "layers.0.attn.out", "layers.0.mlp.out", "layers.0.attn.z"
+    )
     with intervene(lm, replaced("layers.0.mlp.out", v)):
         after = capture(lm, given, "layers.1.resid_pre")["layers.1.resid_pre"]
     assert tiny.gap(after, seen["layers.1.resid_pre"] - seen["layers.0.mlp.out"] + v) < 1e-5
@@ -254,7 +278,8 @@ def test_a_layer_without_attention_says_so() -> None:
     assert where(lm, "attn.z") == [1]
     assert where(lm, "mix.out") == [0]
     with pytest.raises(
-        SiteError, match=r"`layers.0.attn.z` does not exist .* this layer is a BambaMixer, not attention"
+        SiteError,
+        match=r"`layers.0.attn.z` does not exist .* this layer is a BambaMixer, not attention",
     ):
         lm.sites("layers.0.attn.z")
     with pytest.raises(SiteError, match="this layer mixes positions by attention alone"):
@@ -298,4 +323,7 @@ def test_edges_are_refused_behind_a_gate() -> None:
 
 def test_experts_of_one_key_head_are_counted() -> None:
     assert zoo.lm("gpt_bigcode").dims.kv_heads == 1
-    assert capture(zoo.lm("gpt_bigcode"), zoo.prompts(), "layers.0.attn.k")["layers.0.attn.k"].shape[2] == 1
+    assert (
+        capture(zoo.lm("gpt_bigcode"), zoo.prompts(), "layers.0.attn.k")["layers.0.attn.k"].shape[2]
+        == 1
+    )

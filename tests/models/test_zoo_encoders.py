@@ -1,4 +1,5 @@
-"""Encoders and vision encoders: proved on tiny instances, compared with plain Hugging Face, or refused with the reason."""
+"""Encoders and vision encoders: proved on tiny instances, compared with plain Hugging Face, or
+refused with the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def reported(name: str, **more: Any) -> list[Any]:
     return [text, model.vision_model(**given, **more)]
 
 
-# --- what holds -------------------------------------------------------------------------------------
+# --- what holds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
@@ -57,7 +58,9 @@ def test_every_invariant_holds(name: str) -> None:
 def test_the_stream_and_the_output_are_hugging_face_s(name: str) -> None:
     lm = zoo.lm(name)
     for prefix, said in zip(prefixes(name), reported(name, output_hidden_states=True)):
-        seen = capture(lm, zoo.inputs(name), *(f"{prefix}layers.*.resid_{p}" for p in ("pre", "post")))
+        seen = capture(
+            lm, zoo.inputs(name), *(f"{prefix}layers.*.resid_{p}" for p in ("pre", "post"))
+        )
         depth = lm.layout.dims[prefix.rstrip(".")].layers
         assert len(said.hidden_states) == depth + 1
         for layer in range(depth):
@@ -86,7 +89,10 @@ def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
         return
     for prefix, said in zip(prefixes(name), reported(name, output_attentions=True)):
         site = f"{prefix}layers.*.attn.pattern"
-        pattern, expected = capture(lm, zoo.inputs(name), site).stack(site), torch.stack(said.attentions)
+        pattern, expected = (
+            capture(lm, zoo.inputs(name), site).stack(site),
+            torch.stack(said.attentions),
+        )
         if name in zoo.TEXT:
             hidden = ~real(name)[None, :, None, :, None].expand_as(expected)
             pattern, expected = pattern.masked_fill(hidden, 0.0), expected.masked_fill(hidden, 0.0)
@@ -116,10 +122,14 @@ def test_sweep_equals_naive(name: str) -> None:
         cells.append(replaced("layers.1.resid_mid", value, positions=[0]))
 
     def metric(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        return logits[:, 0] - logits[:, -1] if logits.shape[1] > 1 else logits[:, 0]  # one value: a reward
+        return (
+            logits[:, 0] - logits[:, -1] if logits.shape[1] > 1 else logits[:, 0]
+        )  # one value: a reward
 
     given = zoo.inputs(name)
-    if lm.readout.kind == "unknown":  # two heads that are averaged, a mean of some patches: no metric, and no residuals
+    if (
+        lm.readout.kind == "unknown"
+    ):  # two heads that are averaged, a mean of some patches: no metric, and no residuals
         with pytest.raises(SiteError, match="could not be rebuilt"):
             sweep(lm, given, cells, metric)
         return
@@ -130,7 +140,8 @@ def test_sweep_equals_naive(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["beit", "internvl alone", "dinov2", "dinov3_vit"])
 def test_layer_scale_what_is_written_is_what_is_added(name: str) -> None:
-    """By hand: the head's own product, the scale after it; and edits go through the scale backwards."""
+    """By hand: the head's own product, the scale after it; and edits go through the scale
+    backwards."""
     lm, given = zoo.lm(name), zoo.inputs(name)
     layer = lm.layout.layers[""][1]
     scale = getattr(layer, "lambda_2", None)
@@ -157,11 +168,14 @@ def test_a_scale_of_zero_cannot_be_undone() -> None:
     with torch.no_grad():
         lm.layout.layers[""][0].lambda_1[3] = 0.0
     capture(lm, zoo.inputs("beit"), "layers.0.attn.out")
-    with intervene(lm, ablate("layers.0.attn.out")), pytest.raises(SiteError, match="cannot be edited"):
+    with (
+        intervene(lm, ablate("layers.0.attn.out")),
+        pytest.raises(SiteError, match="cannot be edited"),
+    ):
         lm(zoo.inputs("beit"))
 
 
-# --- what must not hold -----------------------------------------------------------------------------
+# --- what must not hold ---------------------------------------------------------------------------
 
 
 def spoilt(lm: LM, fault: str) -> LM:
@@ -183,7 +197,9 @@ def spoilt(lm: LM, fault: str) -> LM:
     return LM(lm.model, replace(lm.family, towers=towers))
 
 
-@pytest.mark.parametrize("fault", ["writes swapped", "activation before the function", "another residual"])
+@pytest.mark.parametrize(
+    "fault", ["writes swapped", "activation before the function", "another residual"]
+)
 @pytest.mark.parametrize("name", zoo.ALL)
 def test_a_wrong_table_is_found_out(name: str, fault: str) -> None:
     lm = zoo.lm(name)

@@ -1,4 +1,5 @@
-"""Vision-language models: one rule joins a text stack and a vision tower; proved on prompts with and without a picture."""
+"""Vision-language models: one rule joins a text stack and a vision tower; proved on prompts with
+and without a picture."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ from stratoscope.models.prove import checks, prove
 @pytest.mark.parametrize("name", vlms.WORDS)
 def test_every_invariant_holds_without_a_picture(name: str) -> None:
     lm = vlms.lm(name)
-    for prompts in (vlms.PROMPTS, vlms.PROMPTS[:1]):  # padded; and alone, where a kernel may need no mask
+    for prompts in (
+        vlms.PROMPTS,
+        vlms.PROMPTS[:1],
+    ):  # padded; and alone, where a kernel may need no mask
         found = checks(lm, prompts)
         assert [c for c in found if not c.holds] == []
         assert len(found) >= 6 * lm.dims.layers
@@ -59,7 +63,9 @@ def test_stream_output_and_pattern_are_hugging_face_s(name: str) -> None:
     eager.set_attn_implementation("eager")
     said = eager(**given, output_attentions=True)
     said = said.language_model_outputs if name == "blip-2" else said
-    sites = [site for site in map(str, lm.sites()) if site.endswith("attn.pattern") and site[0] == "l"]
+    sites = [
+        site for site in map(str, lm.sites()) if site.endswith("attn.pattern") and site[0] == "l"
+    ]
     reported = [x for x in said.attentions if x is not None]
     assert len(reported) == len(sites) > 0
     seen = capture(lm, given, *sites)
@@ -75,8 +81,12 @@ def test_the_projector_s_rows_stand_at_the_picture_s_tokens(name: str) -> None:
         model = lm.model.language_model.model.decoder
         positions = model.embed_positions(given["attention_mask"], 0).detach()
         seen["layers.0.resid_pre"].sub_(positions)
-    there = seen["layers.0.resid_pre"][lm.batch(given).image]  # windows change the order, LLaVA adds newlines
-    assert float(torch.cdist(seen["projector"].flatten(0, -2), there).min(dim=1).values.max()) < 1e-4
+    there = seen["layers.0.resid_pre"][
+        lm.batch(given).image
+    ]  # windows change the order, LLaVA adds newlines
+    assert (
+        float(torch.cdist(seen["projector"].flatten(0, -2), there).min(dim=1).values.max()) < 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", vlms.WORDS)
@@ -114,9 +124,14 @@ def test_sweep_equals_naive_with_a_picture(name: str) -> None:
     assert len(torch.unique(slow)) > 4
 
 
-@pytest.mark.parametrize(("name", "ahead"), [("gemma3", True), ("paligemma", True), ("internvl", False)])
-def test_whether_a_position_hears_later_ones_is_measured_on_the_prompt(name: str, ahead: bool) -> None:
-    """By hand: a change at the picture's last token reaches its first one, in one layer, or does not."""
+@pytest.mark.parametrize(
+    ("name", "ahead"), [("gemma3", True), ("paligemma", True), ("internvl", False)]
+)
+def test_whether_a_position_hears_later_ones_is_measured_on_the_prompt(
+    name: str, ahead: bool
+) -> None:
+    """By hand: a change at the picture's last token reaches its first one, in one layer, or does
+    not."""
     lm, given = vlms.lm(name), vlms.inputs(name)
     assert Layers(lm, lm.batch(given)).causal != ahead
     before = capture(lm, given, "layers.1.resid_pre")["layers.1.resid_pre"]
@@ -135,7 +150,8 @@ def test_generation_with_a_picture_is_hugging_face_s(name: str) -> None:
 
 
 def test_deepstack_is_not_summed() -> None:
-    """Qwen3-VL adds features of the picture between layers: what components write is not the stream."""
+    """Qwen3-VL adds features of the picture between layers: what components write is not the
+    stream."""
     lm, given = vlms.lm("qwen3_vl"), vlms.inputs("qwen3_vl")
     seen = capture(lm, given, "layers.0.resid_post", "layers.1.resid_pre")
     assert tiny.gap(seen["layers.0.resid_post"], seen["layers.1.resid_pre"]) > 0.01
@@ -145,7 +161,8 @@ def test_deepstack_is_not_summed() -> None:
 
 
 def test_a_prefix_is_read_in_both_directions_whatever_the_batch() -> None:
-    """PaliGemma without token types: Transformers' own mask depends on padding; ours is the processor's."""
+    """PaliGemma without token types: Transformers' own mask depends on padding; ours is the
+    processor's."""
     lm = vlms.lm("paligemma")
     assert lm.batch(vlms.PROMPTS).extra["token_type_ids"].eq(0).all()
     model = zoo.build(vlms.ALL["paligemma"])
@@ -168,7 +185,7 @@ def test_what_is_probed_is_found_in_half_precision_too(maker: Any, residual: str
     assert wrap(zoo.build(maker).bfloat16()).family.towers[""].residual == residual
 
 
-# --- what must not hold -----------------------------------------------------------------------------
+# --- what must not hold ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tower", ["", "vision"])
@@ -176,9 +193,14 @@ def test_what_is_probed_is_found_in_half_precision_too(maker: Any, residual: str
 def test_a_wrong_table_of_either_tower_is_found_out(name: str, tower: str) -> None:
     lm = vlms.lm(name)
     table = lm.family.towers[tower]
-    wrong = table.but(points={"attn.out": table.points["mlp.out"], "mlp.out": table.points["attn.out"]})
+    wrong = table.but(
+        points={"attn.out": table.points["mlp.out"], "mlp.out": table.points["attn.out"]}
+    )
     with pytest.raises(FamilyError, match=r"does not hold|is not laid out"):
-        prove(LM(lm.model, replace(lm.family, towers={**lm.family.towers, tower: wrong})), vlms.inputs(name))
+        prove(
+            LM(lm.model, replace(lm.family, towers={**lm.family.towers, tower: wrong})),
+            vlms.inputs(name),
+        )
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "paligemma", "qwen2_audio"])

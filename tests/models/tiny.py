@@ -1,4 +1,5 @@
-"""Tiny random-config instances of every architecture, and inputs for them: the subjects of the family tests."""
+"""Tiny random-config instances of every architecture, and inputs for them: the subjects of the
+family tests."""
 
 from __future__ import annotations
 
@@ -39,7 +40,13 @@ def _clip() -> dict[str, Any]:
 
 def _qwen_vl() -> Any:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "patch_size": 4,
+    }
     vision |= {"out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 16}
     ids = {
         "image_token_id": IMAGE,
@@ -47,7 +54,9 @@ def _qwen_vl() -> Any:
         "vision_start_token_id": 92,
         "vision_end_token_id": 93,
     }
-    return hf.Qwen2_5_VLConfig(text_config=GROUPED | {"rope_parameters": rope}, vision_config=vision, **ids)
+    return hf.Qwen2_5_VLConfig(
+        text_config=GROUPED | {"rope_parameters": rope}, vision_config=vision, **ids
+    )
 
 
 def _sliding(**more: Any) -> dict[str, Any]:
@@ -65,14 +74,29 @@ CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3": lambda: (hf.Qwen3ForCausalLM, hf.Qwen3Config(**GROUPED, head_dim=16)),
     "gemma2": lambda: (
         hf.Gemma2ForCausalLM,
-        hf.Gemma2Config(**_sliding(query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0)),
+        hf.Gemma2Config(
+            **_sliding(
+                query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=1.0
+            )
+        ),
     ),
-    "gemma3": lambda: (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig(**_sliding(query_pre_attn_scalar=8))),
+    "gemma3": lambda: (
+        hf.Gemma3ForCausalLM,
+        hf.Gemma3TextConfig(**_sliding(query_pre_attn_scalar=8)),
+    ),
     "phi3": lambda: (hf.Phi3ForCausalLM, hf.Phi3Config(**GROUPED)),
     "olmo2": lambda: (hf.Olmo2ForCausalLM, hf.Olmo2Config(**GROUPED)),
     "gpt2": lambda: (
         hf.GPT2LMHeadModel,
-        hf.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
+        hf.GPT2Config(
+            vocab_size=96,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     ),
     "gpt_neox": lambda: (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL)),
     "gpt_neox_sequential": lambda: (
@@ -104,7 +128,9 @@ CONFIGS: dict[str, Callable[[], tuple[Any, Any]]] = {
     ),
     "modernbert": lambda: (
         hf.ModernBertForMaskedLM,
-        hf.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=4),
+        hf.ModernBertConfig(
+            **SMALL, cls_token_id=1, sep_token_id=2, global_attn_every_n_layers=2, local_attention=4
+        ),
     ),
     "vit": lambda: (hf.ViTForImageClassification, hf.ViTConfig(**VISION, num_labels=5)),
     "clip": lambda: (hf.CLIPModel, hf.CLIPConfig(**_clip())),
@@ -143,7 +169,8 @@ VLMS = ("llava", "idefics3", "smolvlm", "qwen2_5_vl")
 
 
 def model(name: str, seed: int = 0) -> Any:
-    """A random instance in eval mode; weights and biases are spread so that every norm and bias matters."""
+    """A random instance in eval mode; weights and biases are spread so that every norm and bias
+    matters."""
     kind, config = CONFIGS[name]()
     torch.manual_seed(seed)
     made = kind(config).eval()
@@ -165,11 +192,18 @@ def inputs(name: str) -> Any:
     if name == "llava":
         return {"input_ids": torch.tensor([[1, *[IMAGE] * 4, *text]]), "pixel_values": pixels}
     if name in ("idefics3", "smolvlm"):
-        return {"input_ids": torch.tensor([[1, *[IMAGE] * 4, *text]]), "pixel_values": pixels[:, None]}
+        return {
+            "input_ids": torch.tensor([[1, *[IMAGE] * 4, *text]]),
+            "pixel_values": pixels[:, None],
+        }
     if name == "qwen2_5_vl":
         patches = torch.randn(64, 3 * 2 * 4 * 4, generator=generator)
         ids = torch.tensor([[1, 92, *[IMAGE] * 16, 93, *text]])
-        return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": torch.tensor([[1, 8, 8]])}
+        return {
+            "input_ids": ids,
+            "pixel_values": patches,
+            "image_grid_thw": torch.tensor([[1, 8, 8]]),
+        }
     return [[3, 14, 15, 92, 65, 35, 89, 79, 32], [38, 46, 26, 43, 3]]
 
 
@@ -205,7 +239,8 @@ def arguments(name: str) -> dict[str, Any]:
 
 
 def gap(got: Any, expected: Any) -> float:
-    """The worse of two errors: largest difference over the largest value, and relative norm. NaN counts as infinite."""
+    """The worse of two errors: largest difference over the largest value, and relative norm. NaN
+    counts as infinite."""
     got, expected = (torch.as_tensor(x).detach().double() for x in (got, expected))
     assert got.shape == expected.shape, (got.shape, expected.shape)
     difference = got - expected

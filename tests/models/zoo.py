@@ -1,7 +1,9 @@
-"""A tiny random instance of every causal language model type of Transformers that fits on a laptop: makers and inputs.
+"""A tiny random instance of every causal language model type of Transformers that fits on a laptop:
+makers and inputs.
 
-`MAKERS` says what differs from a width of 32 and two layers; `NOT_BUILT` names the other types, and why. Weights are
-spread so that attention, norms, experts and multipliers matter: an instance on which a wrong table would pass is useless.
+`MAKERS` says what differs from a width of 32 and two layers; `NOT_BUILT` names the other types, and
+why. Weights are spread so that attention, norms, experts and multipliers matter: an instance on
+which a wrong table would pass is useless.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from typing import Any
 import torch
 import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from stratoscope.models import wrap
 
@@ -33,22 +38,44 @@ _ENDS = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id":
 _GPT = _ENDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64}
 _H = {"head_dim": 8}
 _NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_MOE = dict.fromkeys(_NAMES, 4) | {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "moe_k": 2, "moe_topk": 2}
+_MOE = dict.fromkeys(_NAMES, 4) | {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "moe_k": 2,
+    "moe_topk": 2,
+}
 _GROUPS = {"n_group": 2, "topk_group": 1, "n_shared_experts": 1}
 _DENSE_FIRST = _MOE | _GROUPS | {"first_k_dense_replace": 1}
 _MLA = {"num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16}
 _MLA |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
-_SSM = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1}
+_SSM = {
+    "mamba_n_heads": 4,
+    "mamba_d_state": 8,
+    "mamba_d_head": 16,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+}
 _SSM |= {"mamba_d_conv": 4, "mamba_chunk_size": 8, "mamba_d_ssm": 64}
-_LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 _HYBRID = _H | _LINEAR | {"layer_types": ["linear_attention", "full_attention"]}
 _WINDOW = {"sliding_window": 4}
 _GEMMA = _H | _WINDOW | {"query_pre_attn_scalar": 8}
-_GRANITE = {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "logits_scaling": 4.0}
+_GRANITE = {
+    "residual_multiplier": 0.5,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 4.0,
+}
 _SHARED = {"shared_expert_intermediate_size": 24}
 _INDEX = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}
 
-# model type -> what its config has beside (or, where it does not take BASE's names, instead of) BASE
+# model type -> what its config has beside (or, where it does not take BASE's names, instead of)
+# BASE
 MAKERS: dict[str, dict[str, Any]] = {
     # dense
     "llama": {}, "mistral": _WINDOW, "qwen2": {}, "qwen3": _H, "gemma": _H, "gemma2": _GEMMA,
@@ -140,9 +167,13 @@ MAKERS: dict[str, dict[str, Any]] = {
     "xlstm": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2, "chunk_size": 8},
     "cpmant": {"dim_ff": 48, "dim_head": 8},
 }  # fmt: skip
-_OWN_NAMES = frozenset({"gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"})  # these do not take BASE's names
+_OWN_NAMES = frozenset(
+    {"gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"}
+)  # these do not take BASE's names
 # Types that the mapping names and that are not built here.
-_DECODER = "the decoder of an encoder-decoder: it needs the encoder's output for its cross attention"
+_DECODER = (
+    "the decoder of an encoder-decoder: it needs the encoder's output for its cross attention"
+)
 _BERT = "an encoder run as a decoder; see the encoder of this name"
 _WHOLE = "a model of pictures or sound; its text part has a type of its own"
 _LARGE = "no tiny config of it is made here"
@@ -192,13 +223,17 @@ def build(name: str, *, attention: str | None = None, seed: int = 0) -> Any:
     """A random instance in eval mode whose weights are spread so that every part matters."""
     made = config(name)
     torch.manual_seed(seed)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]._from_config(made, attn_implementation=attention).eval()
-    dice = torch.Generator().manual_seed(seed)
+    model = (
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        ._from_config(made, attn_implementation=attention)
+        .eval()
+    )
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, x in model.named_parameters():
             if path.endswith(("A_log", ".D", "dt_bias")):  # a state space's own ranges
                 continue
-            noise = torch.randn(x.shape, generator=dice).to(x.dtype)
+            noise = torch.randn(x.shape, generator=generator).to(x.dtype)
             if x.ndim >= 2:
                 x.copy_(noise * 1.2 / x.shape[-1] ** 0.5)
             else:

@@ -1,4 +1,5 @@
-"""Tiny random encoders and vision encoders beyond those of `tiny`: makers, inputs, and what must be refused."""
+"""Tiny random encoders and vision encoders beyond those of `tiny`: makers, inputs, and what must be
+refused."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import transformers as hf
 from stratoscope.models import wrap
 
 S, V = tiny.SMALL, tiny.VISION
-PRE = {k: v for k, v in V.items() if k != "image_size"} | {"num_patches": 16}  # SigLIP 2: no fixed size
+PRE = {k: v for k, v in V.items() if k != "image_size"} | {
+    "num_patches": 16
+}  # SigLIP 2: no fixed size
 RATIO = {k: v for k, v in V.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 RESIDUES = {"mask_token_id": 4, "position_embedding_type": "rotary", "token_dropout": True}
@@ -55,7 +58,9 @@ TEXT: dict[str, Maker] = {
     "deberta": lambda: (hf.DebertaForMaskedLM, hf.DebertaConfig(**S, **DISENTANGLED)),
     "deberta-v2": lambda: (
         hf.DebertaV2ForMaskedLM,
-        hf.DebertaV2Config(**S, **DISENTANGLED, position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm"),
+        hf.DebertaV2Config(
+            **S, **DISENTANGLED, position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm"
+        ),
     ),
     "nomic_bert": lambda: (hf.NomicBertForMaskedLM, hf.NomicBertConfig(**S)),
     "jina_embeddings_v3": lambda: (
@@ -160,12 +165,17 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "swin": (
         lambda: (
             hf.SwinModel,
-            hf.SwinConfig(embed_dim=16, image_size=32, depths=[1, 1], num_heads=[2, 2], window_size=2),
+            hf.SwinConfig(
+                embed_dim=16, image_size=32, depths=[1, 1], num_heads=[2, 2], window_size=2
+            ),
         ),
         "change from stage to stage",
     ),
     "hiera": (
-        lambda: (hf.HieraModel, hf.HieraConfig(embed_dim=16, image_size=[32, 32], patch_size=[7, 7])),
+        lambda: (
+            hf.HieraModel,
+            hf.HieraConfig(embed_dim=16, image_size=[32, 32], patch_size=[7, 7]),
+        ),
         "change from stage to stage",
     ),
     "aimv2 under sdpa": (
@@ -178,7 +188,8 @@ UNREAD = ("albert", "deberta-v2 convolved", "fnet", "longformer", "squeezebert",
 
 
 def build(maker: Maker) -> Any:
-    """A random instance in eval mode; weights and biases are spread so that every norm, scale and bias matters."""
+    """A random instance in eval mode; weights and biases are spread so that every norm, scale and
+    bias matters."""
     kind, config = maker()
     torch.manual_seed(0)
     made = kind(config).eval()
@@ -197,8 +208,16 @@ def inputs(name: str) -> Any:
     if name.startswith("siglip2"):
         flat = torch.randn(1, 16, 192, generator=generator)
         size = torch.tensor([[4, 4]])
-        picture = {"pixel_values": flat, "pixel_attention_mask": torch.ones(1, 16), "spatial_shapes": size}
-    return picture if name in VISION else picture | {"input_ids": torch.tensor([[3, 4, 5, 6, 7, 8, 2]])}
+        picture = {
+            "pixel_values": flat,
+            "pixel_attention_mask": torch.ones(1, 16),
+            "spatial_shapes": size,
+        }
+    return (
+        picture
+        if name in VISION
+        else picture | {"input_ids": torch.tensor([[3, 4, 5, 6, 7, 8, 2]])}
+    )
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -207,7 +226,9 @@ def arguments(name: str) -> dict[str, Any]:
         return tiny.arguments("bert")
     given = inputs(name)
     # AIMv2's text is causal only where a mask is given
-    return given | {"attention_mask": torch.ones_like(given["input_ids"])} if name in PAIRS else given
+    return (
+        given | {"attention_mask": torch.ones_like(given["input_ids"])} if name in PAIRS else given
+    )
 
 
 @cache

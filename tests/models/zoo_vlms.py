@@ -1,4 +1,5 @@
-"""Tiny random vision-language models, with a prompt that holds a picture, as their processors would make it."""
+"""Tiny random vision-language models, with a prompt that holds a picture, as their processors would
+make it."""
 
 from __future__ import annotations
 
@@ -18,10 +19,23 @@ G, V = tiny.GROUPED, tiny.VISION
 GEMMA = G | {"head_dim": 8}
 ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 QWEN = {"depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
-QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": 91,
+    "vision_start_token_id": 92,
+    "vision_end_token_id": 93,
+}
 GLM_IDS = {"image_token_id": IMAGE, "image_start_token_id": 92, "image_end_token_id": 93}
-MIXED = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
-RESAMPLER = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 4}
+MIXED = {
+    "sliding_window": 4,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+}
+RESAMPLER = {
+    "hidden_size": 32,
+    "resampler_n_latents": 4,
+    "resampler_depth": 1,
+    "resampler_n_heads": 4,
+}
 RESAMPLER |= {"num_key_value_heads": 2, "resampler_head_dim": 8}
 SOUND = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
 SOUND |= {"num_mel_bins": 8, "max_source_positions": 16}
@@ -52,18 +66,34 @@ def _gemma3() -> Any:
 
 def _blip() -> Any:
     text = hf.OPTConfig(
-        hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=96, word_embed_proj_dim=32
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=96,
+        word_embed_proj_dim=32,
     )
-    middle = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    middle = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     middle |= {"encoder_hidden_size": 32, "vocab_size": 96}
     return hf.Blip2Config(
-        text_config=text.to_dict(), vision_config=V, qformer_config=middle, num_query_tokens=4, image_token_index=IMAGE
+        text_config=text.to_dict(),
+        vision_config=V,
+        qformer_config=middle,
+        num_query_tokens=4,
+        image_token_index=IMAGE,
     )
 
 
 def _pali(text: Any) -> Any:
     vision = hf.SiglipVisionConfig(**V)
-    return hf.PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, projection_dim=32)
+    return hf.PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=IMAGE, projection_dim=32
+    )
 
 
 def _llava(kind: Any, text: Any, vision: Any, **more: Any) -> Any:
@@ -73,7 +103,9 @@ def _llava(kind: Any, text: Any, vision: Any, **more: Any) -> Any:
 ALL: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": lambda: (
         hf.Qwen2VLForConditionalGeneration,
-        hf.Qwen2VLConfig(text_config=G | ROPE, vision_config=QWEN | {"embed_dim": 32, "mlp_ratio": 2}, **QWEN_IDS),
+        hf.Qwen2VLConfig(
+            text_config=G | ROPE, vision_config=QWEN | {"embed_dim": 32, "mlp_ratio": 2}, **QWEN_IDS
+        ),
     ),
     "qwen3_vl": lambda: (hf.Qwen3VLForConditionalGeneration, _deep()),
     "glm4v": lambda: (hf.Glm4vForConditionalGeneration, _glm()),
@@ -94,7 +126,9 @@ ALL: dict[str, Callable[[], tuple[Any, Any]]] = {
     ),
     "llava_next": lambda: (
         hf.LlavaNextForConditionalGeneration,
-        _llava(hf.LlavaNextConfig, _llama(), hf.CLIPVisionConfig(**V), image_grid_pinpoints=[[16, 32]]),
+        _llava(
+            hf.LlavaNextConfig, _llama(), hf.CLIPVisionConfig(**V), image_grid_pinpoints=[[16, 32]]
+        ),
     ),
     "llava_onevision": lambda: (
         hf.LlavaOnevisionForConditionalGeneration,
@@ -150,7 +184,9 @@ ALL: dict[str, Callable[[], tuple[Any, Any]]] = {
     "lfm2_vl": lambda: (
         hf.Lfm2VlForConditionalGeneration,
         hf.Lfm2VlConfig(
-            text_config=hf.Lfm2Config(**G, layer_types=["full_attention", "conv", "full_attention"]),
+            text_config=hf.Lfm2Config(
+                **G, layer_types=["full_attention", "conv", "full_attention"]
+            ),
             vision_config=hf.Siglip2VisionConfig(**zoo.PRE),
             projector_hidden_size=32,
             image_token_id=IMAGE,
@@ -169,12 +205,21 @@ ALL: dict[str, Callable[[], tuple[Any, Any]]] = {
     "blip-2": lambda: (hf.Blip2ForConditionalGeneration, _blip()),
     "qwen2_audio": lambda: (
         hf.Qwen2AudioForConditionalGeneration,
-        hf.Qwen2AudioConfig(text_config=hf.Qwen2Config(**G), audio_config=SOUND, audio_token_index=IMAGE),
+        hf.Qwen2AudioConfig(
+            text_config=hf.Qwen2Config(**G), audio_config=SOUND, audio_token_index=IMAGE
+        ),
     ),
 }
 PICTURES = [name for name in ALL if name != "qwen2_audio"]
 WORDS = [name for name in ALL if name != "blip-2"]  # which answers no prompt without a picture
-TOKENS = {"cohere2_vision": 1, "llava_next": 14, "llava_onevision": 14, "qwen2_vl": 16, "qwen3_vl": 16, "glm4v": 16}
+TOKENS = {
+    "cohere2_vision": 1,
+    "llava_next": 14,
+    "llava_onevision": 14,
+    "qwen2_vl": 16,
+    "qwen3_vl": 16,
+    "glm4v": 16,
+}
 PROMPTS = tiny.inputs("llama")
 
 
@@ -187,7 +232,11 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
     if TOKENS.get(name) == 16:
         patches = torch.randn(64, 96, generator=generator)
         grid = torch.tensor([[1, 8, 8]])
-        return given | {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": at.long()}
+        return given | {
+            "pixel_values": patches,
+            "image_grid_thw": grid,
+            "mm_token_type_ids": at.long(),
+        }
     if TOKENS.get(name) == 14:  # three pieces of one picture
         pieces = torch.randn(1, 3, 3, 16, 16, generator=generator)
         return given | {"pixel_values": pieces, "image_sizes": torch.tensor([[16, 32]])}

@@ -1,4 +1,5 @@
-"""The neuron that was made to write a list of words is found by that list, and by no other; scores equal the table."""
+"""The neuron that was made to write a list of words is found by that list, and by no other; scores
+equal the table."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_planted_concept() -> None:
 def test_share_by_hand() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
     assert concept_vectors.shared(logits, torch.tensor([0, 3])).tolist() == [0.5, 0.5]
-    assert concept_vectors.shared(logits, torch.tensor([0, 1, 2])).tolist() == pytest.approx([1.0, 1 / 3])
+    assert concept_vectors.shared(logits, torch.tensor([0, 1, 2])).tolist() == pytest.approx(
+        [1.0, 1 / 3]
+    )
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -43,16 +46,18 @@ def test_equals_the_whole_table(name: str) -> None:
     lm = lm_of(name)
     with untouched(lm):
         found = concept_vectors.measure(lm, padded(ROWS, "left"), top=4)
-    table = torch.stack([_weights.decode(lm, _weights.directions(lm, layer, "down")) for layer in range(3)]).flatten(
-        0, 1
-    )
+    table = torch.stack(
+        [_weights.decode(lm, _weights.directions(lm, layer, "down")) for layer in range(3)]
+    ).flatten(0, 1)
     score = (table - table.mean(dim=1, keepdim=True)) / table.std(dim=1, keepdim=True, correction=0)
     for example, row in enumerate(ROWS):
         best = score[:, sorted(set(row))].mean(dim=1).topk(4)
         close(found.score[example], best.values, 2e-3)
         where = torch.tensor((found.layer * lm.dims.neurons + found.neuron).values[example])
         assert torch.equal(where, best.indices)
-        acts = torch.stack([entering(lm, parts(lm, layer)[1], row) for layer in range(3)], dim=1).flatten(1)
+        acts = torch.stack(
+            [entering(lm, parts(lm, layer)[1], row) for layer in range(3)], dim=1
+        ).flatten(1)
         close(found.activation[example], acts[:, where].mean(dim=0), 1e-4)
 
 

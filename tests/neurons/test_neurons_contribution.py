@@ -1,4 +1,5 @@
-"""Neuron contributions find the planted neuron, add up to the MLP's attribution, and come from real activations."""
+"""Neuron contributions find the planted neuron, add up to the MLP's attribution, and come from real
+activations."""
 
 from __future__ import annotations
 
@@ -6,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from heads.subjects import ROWS, THREE, close, entering, lm_of, logits_with, padded, parts, untouched
+from heads.subjects import (
+    ROWS,
+    THREE,
+    close,
+    entering,
+    lm_of,
+    logits_with,
+    padded,
+    parts,
+    untouched,
+)
 from models import tiny
 from stratoscope.errors import InputError, SiteError
 from stratoscope.lab import planted
@@ -49,7 +60,8 @@ def test_sum_is_the_attribution_of_the_mlp(name: str) -> None:
 
 @torch.no_grad()
 def test_bias_is_the_rest() -> None:
-    """GPT-2 with its biases: sum over neurons + bias == the MLP's entry, the bias by LayerNorm's own formula."""
+    """GPT-2 with its biases: sum over neurons + bias == the MLP's entry, the bias by LayerNorm's
+    own formula."""
     lm = lm_of("gpt2")
     found = contribution.measure(lm, [ROWS[0]], **OPTIONS)
     whole = direct_logit_attribution.measure(lm, [ROWS[0]], **OPTIONS)
@@ -60,7 +72,9 @@ def test_bias_is_the_rest() -> None:
     biases = [block.mlp.c_proj.bias for block in base.h]
     rest = [float(((b - b.mean()) / deviation) @ towards) for b in biases]
     assert max(map(abs, rest)) > 0.01
-    close(found.contribution.sum("neuron")[0] + rest, whole.contribution[0, whole.kind == "mlp"], 1e-4)
+    close(
+        found.contribution.sum("neuron")[0] + rest, whole.contribution[0, whole.kind == "mlp"], 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -75,8 +89,9 @@ def test_activation_equals_plain_hooks(name: str) -> None:
 
 @torch.no_grad()
 def test_small_ablation_in_the_last_layer() -> None:
-    """In the last layer nothing comes after but the final norm: turning a neuron down by a thousandth takes away its
-    contribution, up to what the norm's scale changes, which contributions leave out on purpose."""
+    """In the last layer nothing comes after but the final norm: turning a neuron down by a
+    thousandth takes away its contribution, up to what the norm's scale changes, which contributions
+    leave out on purpose."""
     lm, row = lm_of("llama"), ROWS[0]
     found = contribution.measure(lm, [row], **OPTIONS).contribution.values[0, -1]
     final = entering(lm, lm.model.model.norm, row)[-1].double()
@@ -84,9 +99,13 @@ def test_small_ablation_in_the_last_layer() -> None:
     down = parts(lm, 2)[1].weight.double()
     act = entering(lm, parts(lm, 2)[1], row)[-1].double()
     for neuron in range(48):
-        lost = logits_with(lm, parts(lm, 2)[1], row, lambda x, n=neuron: x[-1, n].mul_(0.99)).double()
+        lost = logits_with(
+            lm, parts(lm, 2)[1], row, lambda x, n=neuron: x[-1, n].mul_(0.99)
+        ).double()
         slope = float(((before - lost)[5] - (before - lost)[60]) / 0.01)
-        scale = float((act[neuron] * down[:, neuron]) @ final / (final @ final))  # relative growth of the norm's scale
+        scale = float(
+            (act[neuron] * down[:, neuron]) @ final / (final @ final)
+        )  # relative growth of the norm's scale
         slopes.append(slope + scale * float(before[5] - before[60]))
     close(found, slopes, 5e-3)
 
@@ -123,5 +142,6 @@ def test_before_norm_is_the_transposed_map() -> None:
         expected = (norm.linear(part) * towards).sum(dim=1)
         close((part * contribution.before_norm(norm, towards)).sum(dim=1), expected, 1e-6)
     assert not np.allclose(
-        expected, (contribution.FrozenNorm(weight, weight, scale, False).linear(part) * towards).sum(1)
+        expected,
+        (contribution.FrozenNorm(weight, weight, scale, False).linear(part) * towards).sum(1),
     )

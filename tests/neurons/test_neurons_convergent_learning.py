@@ -1,4 +1,5 @@
-"""A permuted, noisy copy of the units is found again by each of the four ways; a rotated one only as a subspace."""
+"""A permuted, noisy copy of the units is found again by each of the four ways; a rotated one only
+as a subspace."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def test_groups() -> None:
     one, two = (causes[:, of] + 0.3 * DICE.normal(size=(600, 6)) for of in own)
     found = np.concatenate(cl.groups(one, two, count=3, seed=0))
     truth = np.concatenate(own)
-    assert all((found[i] == found[j]) == (truth[i] == truth[j]) for i in range(12) for j in range(12))
+    assert all(
+        (found[i] == found[j]) == (truth[i] == truth[j]) for i in range(12) for j in range(12)
+    )
 
 
 @torch.no_grad()
@@ -98,7 +101,9 @@ def test_equals_plain_hooks() -> None:
     one, two = lm_of("llama"), wrap(tiny.model("llama", seed=1))
     found = cl.measure(one, ROWS, other=two, seed=3)
     for layer in range(3):
-        a, b = (torch.cat([entering(lm, parts(lm, layer)[1], row) for row in ROWS]) for lm in (one, two))
+        a, b = (
+            torch.cat([entering(lm, parts(lm, layer)[1], row) for row in ROWS]) for lm in (one, two)
+        )
         c = np.corrcoef(a.T, b.T)[:48, 48:]
         close(found.best_correlation[layer], c.max(axis=1), 1e-4)
         partner = found.partner.values[layer]
@@ -118,6 +123,10 @@ def _shallow() -> cl.LM:
     import transformers as hf
 
     config = hf.LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
     )
     return wrap(hf.LlamaForCausalLM(config).eval())

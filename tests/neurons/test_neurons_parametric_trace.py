@@ -1,4 +1,5 @@
-"""Traces equal their closed forms: 1 where nothing changed, the cosine that was put there, and the null for a stranger."""
+"""Traces equal their closed forms: 1 where nothing changed, the cosine that was put there, and the
+null for a stranger."""
 
 from __future__ import annotations
 
@@ -33,10 +34,13 @@ def test_against_a_model_changed_by_hand(name: str) -> None:
     column += step
     with untouched(lm), untouched(other):
         found = parametric_trace.measure(lm, UNITS, after=other, top=10)
-    assert found.cosine.values[0] == pytest.approx(float(torch.cosine_similarity(old, old + step, dim=0)), abs=1e-5)
+    assert found.cosine.values[0] == pytest.approx(
+        float(torch.cosine_similarity(old, old + step, dim=0)), abs=1e-5
+    )
     assert found.distance.values[0] == pytest.approx(float(step.norm() / old.norm()), rel=1e-5)
     before, after = (
-        set(vocabulary.measure(model, [(2, 7)], top=10).promoted.values[0].tolist()) for model in (lm, other)
+        set(vocabulary.measure(model, [(2, 7)], top=10).promoted.values[0].tolist())
+        for model in (lm, other)
     )
     assert found.jaccard.values[0] == pytest.approx(len(before & after) / len(before | after))
     close(found.cosine[1:], torch.ones(2), 1e-6)

@@ -1,4 +1,5 @@
-"""The index finds the planted neuron from both sides, and equals the whole table of logits on three architectures."""
+"""The index finds the planted neuron from both sides, and equals the whole table of logits on three
+architectures."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ SIDES = ("down", "up", "gate")
 
 
 def test_planted_facts_by_what_neurons_write() -> None:
-    """The neuron of each country is the one that stands for its capital; and it fires at the country, not there."""
+    """The neuron of each country is the one that stands for its capital; and it fires at the
+    country, not there."""
     p = planted.fact_lookup()
     lm = wrap(p.model, p.tokenizer)
     with untouched(lm):
@@ -32,7 +34,8 @@ def test_planted_facts_by_what_neurons_write() -> None:
 
 @torch.no_grad()
 def test_planted_reader() -> None:
-    """A neuron whose up weights are a token's own direction is found among all, by the side that holds them."""
+    """A neuron whose up weights are a token's own direction is found among all, by the side that
+    holds them."""
     p = planted.fact_lookup()
     token = p.tokenizer("Kenya")["input_ids"][0]
     p.model.model.layers[0].mlp.up_proj.weight[7] = 0.0
@@ -53,17 +56,26 @@ def test_equals_the_whole_table(name: str, side: str) -> None:
     lm = lm_of(name)
     with untouched(lm):
         found = token_neurons.measure(lm, padded(ROWS, "left"), side=side, top=4)
-    table = torch.stack([_weights.decode(lm, _weights.directions(lm, layer, side)) for layer in range(3)]).flatten(0, 1)
+    table = torch.stack(
+        [_weights.decode(lm, _weights.directions(lm, layer, side)) for layer in range(3)]
+    ).flatten(0, 1)
     score = (table - table.mean(dim=1, keepdim=True)) / table.std(dim=1, keepdim=True, correction=0)
     assert torch.equal(token_neurons.top_tokens(lm, side=side).flatten(), table.argmax(dim=1))
     for example, row in enumerate(ROWS):
         best = score[:, row].topk(4, dim=0)
         close(found.score[example, : len(row)], best.values.T, 2e-3)
-        where = torch.tensor((found.layer * lm.dims.neurons + found.neuron).values[example, : len(row)])
+        where = torch.tensor(
+            (found.layer * lm.dims.neurons + found.neuron).values[example, : len(row)]
+        )
         assert torch.equal(where, best.indices.T)
         own = table[where, torch.tensor(row)[:, None]]
-        assert found.place[example, : len(row)].values.tolist() == (table[where] > own[..., None]).sum(-1).tolist()
-        acts = torch.stack([entering(lm, parts(lm, layer)[1], row) for layer in range(3)], dim=1).flatten(1)
+        assert (
+            found.place[example, : len(row)].values.tolist()
+            == (table[where] > own[..., None]).sum(-1).tolist()
+        )
+        acts = torch.stack(
+            [entering(lm, parts(lm, layer)[1], row) for layer in range(3)], dim=1
+        ).flatten(1)
         close(found.activation[example, : len(row)], acts.gather(1, where), 1e-4)
     assert (found.neuron[1, len(ROWS[1]) :] == -1).all()
     assert np.isnan(found.score[1, len(ROWS[1]) :]).all()
@@ -72,7 +84,8 @@ def test_equals_the_whole_table(name: str, side: str) -> None:
 @pytest.mark.parametrize("name", [*THREE, "gpt_neox", "phi3", "opt"])
 @torch.no_grad()
 def test_reading_is_linear_in_the_stream(name: str) -> None:
-    """Up to the norm's scale and bias, what a neuron's pre-activation gains from a step is the step along `gate`."""
+    """Up to the norm's scale and bias, what a neuron's pre-activation gains from a step is the step
+    along `gate`."""
     lm = lm_of(name)
     read, norm = _weights.directions(lm, 1, "gate"), _weights.pre_norm(lm, 1)
     assert norm is not None
@@ -93,7 +106,9 @@ def test_up_and_gate_are_the_matrices_by_their_own_names() -> None:
     for side, half in (("gate", joined[:48]), ("up", joined[48:])):
         assert torch.equal(_weights.directions(lm_of("phi3"), 1, side, fold=False), half)
     lm = lm_of("gpt2")
-    assert torch.equal(_weights.directions(lm, 1, "up", fold=False), lm.model.transformer.h[1].mlp.c_fc.weight.T)
+    assert torch.equal(
+        _weights.directions(lm, 1, "up", fold=False), lm.model.transformer.h[1].mlp.c_fc.weight.T
+    )
 
 
 def test_vocabulary_reads_the_same() -> None:

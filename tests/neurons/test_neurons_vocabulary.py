@@ -1,4 +1,5 @@
-"""What neurons say in the vocabulary: the planted fact's word, and the formula by hand on three architectures."""
+"""What neurons say in the vocabulary: the planted fact's word, and the formula by hand on three
+architectures."""
 
 from __future__ import annotations
 

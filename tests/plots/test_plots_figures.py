@@ -1,4 +1,5 @@
-"""Figures carry the numbers they were given, on scales that can be compared, with labels that stay apart."""
+"""Figures carry the numbers they were given, on scales that can be compared, with labels that stay
+apart."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_several_heatmaps_share_the_scale_of_the_largest():
     effect, null = grid(), 0.1 * grid()
     common = heatmap.largest(effect, null)
     assert common == np.abs(effect.values).max()
-    drawn = [heatmap.heatmap(a, x="position", y="layer", limit=common).data[0] for a in (effect, null)]
+    drawn = [
+        heatmap.heatmap(a, x="position", y="layer", limit=common).data[0] for a in (effect, null)
+    ]
     assert {(d.zmin, d.zmax) for d in drawn} == {(-common, common)}
 
 
@@ -52,11 +55,15 @@ def test_heatmap_keeps_nan_empty_and_out_of_the_scale():
     assert trace.zmax == 2.0
     assert np.isnan(trace.z[0][1])
     assert trace.hoverongaps is False
-    assert heatmap.heatmap(grid(np.full((4, 5), np.nan)), x="position", y="layer").data[0].zmax == 1.0
+    assert (
+        heatmap.heatmap(grid(np.full((4, 5), np.nan)), x="position", y="layer").data[0].zmax == 1.0
+    )
 
 
 def test_equal_tokens_stay_separate_columns_and_their_markup_is_text():
-    figure = heatmap.heatmap(grid(), x="position", y="layer", text=grid().astype(str).copy(data=np.full((4, 5), "<b>")))
+    figure = heatmap.heatmap(
+        grid(), x="position", y="layer", text=grid().astype(str).copy(data=np.full((4, 5), "<b>"))
+    )
     axis = figure.layout.xaxis
     assert list(axis.tickvals) == [0, 1, 2, 3, 4]
     assert list(axis.ticktext) == ["␣to", "␣the", "␣to", "&lt;b&gt;", "↵"]
@@ -68,15 +75,22 @@ def test_equal_tokens_stay_separate_columns_and_their_markup_is_text():
 def test_layers_rise_and_queries_fall():
     array = grid()
     assert heatmap.heatmap(array, x="position", y="layer").layout.yaxis.range == (-0.5, 3.5)
-    assert heatmap.heatmap(array, x="position", y="layer", upward=False).layout.yaxis.range == (3.5, -0.5)
+    assert heatmap.heatmap(array, x="position", y="layer", upward=False).layout.yaxis.range == (
+        3.5,
+        -0.5,
+    )
 
 
 def test_axis_labels_are_those_of_the_coordinate_and_thin_out_when_they_are_many():
-    far = xr.DataArray(np.zeros((2, 30)), dims=("head", "layer"), coords={"layer": np.arange(10, 40)})
+    far = xr.DataArray(
+        np.zeros((2, 30)), dims=("head", "layer"), coords={"layer": np.arange(10, 40)}
+    )
     axis = heatmap.heatmap(far, x="layer", y="head").layout.xaxis
     assert list(axis.ticktext) == ["10", "15", "20", "25", "30", "35"]
     assert axis.title.text == "layer"
-    long = xr.DataArray(np.zeros((2, 300)), dims=("layer", "position"), coords={"text": ("position", [" a"] * 300)})
+    long = xr.DataArray(
+        np.zeros((2, 300)), dims=("layer", "position"), coords={"text": ("position", [" a"] * 300)}
+    )
     shown = heatmap.heatmap(long, x="position", y="layer", column=4).layout.xaxis.tickvals
     assert (len(shown), shown[-1]) == (100, 299)
 
@@ -90,7 +104,9 @@ def test_wrong_axes_are_refused_by_name(draw):
 
 
 def test_bars_are_signed_by_colour_and_say_their_value():
-    parts = xr.DataArray([1.25, np.nan, -0.5], dims="component", coords={"component": ["L0H1", "embed", "L1 mlp"]})
+    parts = xr.DataArray(
+        [1.25, np.nan, -0.5], dims="component", coords={"component": ["L0H1", "embed", "L1 mlp"]}
+    )
     trace = bars.bars(parts, dim="component", unit="logits").data[0]
     np.testing.assert_array_equal(trace.x, parts.values)
     assert list(trace.marker.color)[::2] == [theme.TOWARDS, theme.AGAINST]
@@ -128,7 +144,9 @@ def test_ranks_are_counted_from_one_with_the_best_on_top():
 
 
 def test_strongest_goes_by_magnitude_and_leaves_nan_out():
-    values = xr.DataArray([[1.0, -3.0], [np.nan, 2.0]], dims=("layer", "head"), coords={"layer": [4, 7]})
+    values = xr.DataArray(
+        [[1.0, -3.0], [np.nan, 2.0]], dims=("layer", "head"), coords={"layer": [4, 7]}
+    )
     assert choose.strongest(values, 9) == [
         {"layer": 4, "head": 1, "value": -3.0},
         {"layer": 7, "head": 1, "value": 2.0},
@@ -140,7 +158,9 @@ def test_strongest_goes_by_magnitude_and_leaves_nan_out():
 
 
 def test_pick_goes_by_label_where_there_is_one():
-    values = xr.DataArray([[1.0, -3.0], [5.0, 2.0]], dims=("layer", "head"), coords={"layer": [4, 7]})
+    values = xr.DataArray(
+        [[1.0, -3.0], [5.0, 2.0]], dims=("layer", "head"), coords={"layer": [4, 7]}
+    )
     assert choose.pick(values, layer=7, head=0) == 5.0
 
 
@@ -150,7 +170,9 @@ def test_spread_puts_every_component_in_its_place():
         dims="component",
         coords={"layer": ("component", [1, 0, 1]), "head": ("component", [0, 1, 1])},
     )
-    np.testing.assert_array_equal(choose.spread(parts, "layer", "head").values, [[np.nan, 2.0], [1.0, 3.0]])
+    np.testing.assert_array_equal(
+        choose.spread(parts, "layer", "head").values, [[np.nan, 2.0], [1.0, 3.0]]
+    )
 
 
 @pytest.mark.parametrize("palette", [theme.LIGHT, theme.DARK])
@@ -164,7 +186,8 @@ def test_scales_run_over_the_whole_range_and_meet_in_the_middle(palette):
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    # A colour-blind eye reads lightness: it must rise or fall all the way, from the middle on both sides.
+    # A colour-blind eye reads lightness: it must rise or fall all the way, from the middle on both
+    # sides.
     rising = np.diff([light(c) for _, c in palette.sequential])
     assert (rising > 0).all() or (rising < 0).all()
     sides = np.diff([light(c) for _, c in palette.diverging])

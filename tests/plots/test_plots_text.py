@@ -30,7 +30,14 @@ def test_shortening_marks_the_cut():
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(1.234, "+1.23"), (-0.5, "−0.50"), (-0.001, "0.00"), (0.0, "0.00"), (np.nan, "–"), (np.inf, "–")],
+    [
+        (1.234, "+1.23"),
+        (-0.5, "−0.50"),
+        (-0.001, "0.00"),
+        (0.0, "0.00"),
+        (np.nan, "–"),
+        (np.inf, "–"),
+    ],
 )
 def test_numbers(value, written):
     assert number(value) == written
@@ -38,7 +45,14 @@ def test_numbers(value, written):
 
 @pytest.mark.parametrize(
     ("value", "written"),
-    [(0.994, "99%"), (0.0712, "7.1%"), (0.0012, "0.12%"), (1e-6, "<0.01%"), (0.0, "0.00%"), (np.nan, "–")],
+    [
+        (0.994, "99%"),
+        (0.0712, "7.1%"),
+        (0.0012, "0.12%"),
+        (1e-6, "<0.01%"),
+        (0.0, "0.00%"),
+        (np.nan, "–"),
+    ],
 )
 def test_percentages(value, written):
     assert percent(value) == written
@@ -53,7 +67,9 @@ def test_errors_in_powers_of_ten(value, written):
 
 
 def strip(values: list[float], words: list[str], **how: float) -> str:
-    return tokens.strip(xr.DataArray(values, dims="position", coords={"text": ("position", words)}), **how)
+    return tokens.strip(
+        xr.DataArray(values, dims="position", coords={"text": ("position", words)}), **how
+    )
 
 
 def test_strip_tints_by_sign_and_size_and_leaves_nan_blank():

@@ -1,4 +1,5 @@
-"""Made-up explanations with the shapes of a small real model: 30 layers, 9 heads, 1536 neurons, 18 tokens."""
+"""Made-up explanations with the shapes of a small real model: 30 layers, 9 heads, 1536 neurons, 18
+tokens."""
 
 from __future__ import annotations
 
@@ -46,8 +47,13 @@ WORDS = [
 ]
 
 
-def _pair(name: str, values: np.ndarray, null: np.ndarray, dims: tuple[str, ...], **attrs: str) -> xr.Dataset:
-    text = {"text": (("example", "position"), [TOKENS]), "corrupt_text": (("example", "position"), [CORRUPT])}
+def _pair(
+    name: str, values: np.ndarray, null: np.ndarray, dims: tuple[str, ...], **attrs: str
+) -> xr.Dataset:
+    text = {
+        "text": (("example", "position"), [TOKENS]),
+        "corrupt_text": (("example", "position"), [CORRUPT]),
+    }
     return xr.Dataset(
         {
             "effect": (("example", *dims), values[None]),
@@ -65,10 +71,14 @@ def logit_lens(rng: np.random.Generator, words: list[str]) -> xr.Dataset:
     sharp = np.linspace(0.2, 4.5, depth)[:, None, None] * np.linspace(1, 0.1, best) + rng.normal(
         0, 0.15, (depth, n, best)
     )
-    probability = np.sort(np.exp(sharp) / (np.exp(sharp).sum(-1, keepdims=True) + 20), axis=-1)[..., ::-1]
+    probability = np.sort(np.exp(sharp) / (np.exp(sharp).sum(-1, keepdims=True) + 20), axis=-1)[
+        ..., ::-1
+    ]
     token = rng.choice(np.array(words, dtype=object), (depth, n, best))
     token[26:, -1, 0] = ANSWER
-    rank = np.maximum(0, (30000 * np.exp(-np.arange(depth) / 2.55)).astype(int) - 1)[:, None].repeat(n, 1)
+    rank = np.maximum(0, (30000 * np.exp(-np.arange(depth) / 2.55)).astype(int) - 1)[
+        :, None
+    ].repeat(n, 1)
     rank[26:] = 0
     own = 0.62 / (1 + np.exp(-(np.arange(depth) - 26.0)))[:, None].repeat(n, 1)
     four = ("example", "depth", "position", "rank")
@@ -88,7 +98,10 @@ def direct(rng: np.random.Generator) -> xr.Dataset:
     rows = [("embed", -1, -1, "embed", 0.02)]
     for layer in range(LAYERS):
         scale = 0.02 + 0.25 * max(0, layer - 15) / 14
-        rows += [(f"L{layer}H{h}", layer, h, "head", rng.normal(0, scale) * rng.exponential(0.5)) for h in range(HEADS)]
+        rows += [
+            (f"L{layer}H{h}", layer, h, "head", rng.normal(0, scale) * rng.exponential(0.5))
+            for h in range(HEADS)
+        ]
         rows.append((f"L{layer} mlp", layer, -1, "mlp", rng.normal(0, 2 * scale)))
     rows.append(("bias", -1, -1, "bias", 0.0))
     value = np.array([r[4] for r in rows])
@@ -129,7 +142,10 @@ def patching(rng: np.random.Generator) -> tuple[xr.Dataset, xr.Dataset]:
         (4, 0): 0.12,
     }.items():
         heads[at, head] = effect
-    how = "The same patch with the corrupt activation of a random other position, drawn with the run's seed."
+    how = (
+        "The same patch with the corrupt activation of a random other position, drawn with the "
+        "run's seed."
+    )
     return (
         _pair(
             "layers.*.resid_pre",
@@ -138,7 +154,13 @@ def patching(rng: np.random.Generator) -> tuple[xr.Dataset, xr.Dataset]:
             ("layer", "position"),
             null_kind=how,
         ),
-        _pair("layers.*.attn.z", heads, rng.normal(0, 0.015, heads.shape), ("layer", "head"), null_kind=how),
+        _pair(
+            "layers.*.attn.z",
+            heads,
+            rng.normal(0, 0.015, heads.shape),
+            ("layer", "head"),
+            null_kind=how,
+        ),
     )
 
 
@@ -153,7 +175,10 @@ def pattern(rng: np.random.Generator) -> xr.DataArray:
     return xr.DataArray(
         (weights / weights.sum(-1, keepdims=True))[None],
         dims=("example", "layer", "head", "query", "key"),
-        coords={"text_query": (("example", "query"), [TOKENS]), "text_key": (("example", "key"), [TOKENS])},
+        coords={
+            "text_query": (("example", "query"), [TOKENS]),
+            "text_key": (("example", "key"), [TOKENS]),
+        },
         name="pattern",
     )
 
@@ -161,7 +186,12 @@ def pattern(rng: np.random.Generator) -> xr.DataArray:
 def roles(rng: np.random.Generator) -> xr.Dataset:
     names = ["previous_token", "duplicate_token", "induction", "copying", "name_mover"]
     score = np.clip(rng.normal(0.05, 0.05, (LAYERS, HEADS, 5)), 0, 1)
-    score[14, 5, 0], score[12, 2, 1], score[17, 1, 2], score[21, 3, 3:] = 0.81, 0.44, 0.63, (0.72, 0.55)
+    score[14, 5, 0], score[12, 2, 1], score[17, 1, 2], score[21, 3, 3:] = (
+        0.81,
+        0.44,
+        0.63,
+        (0.72, 0.55),
+    )
     return xr.Dataset(
         {
             "score": (("layer", "head", "role"), score),
@@ -169,23 +199,32 @@ def roles(rng: np.random.Generator) -> xr.Dataset:
         },
         coords={"role": names},
         attrs={
-            "definition_previous_token": "Mean attention weight from each token to the token before it.",
-            "definition_duplicate_token": "Mean attention from a repeated token to its earlier occurrence.",
-            "definition_induction": "Mean attention from a repeated token to what followed it earlier.",
-            "definition_copying": "Share of tokens whose own logit the head's OV circuit raises most.",
-            "definition_name_mover": "Correlation of the attention to a token with the logit given to it.",
+            "definition_previous_token": "Mean attention weight from each token to the token "
+            "before it.",
+            "definition_duplicate_token": "Mean attention from a repeated token to its earlier "
+            "occurrence.",
+            "definition_induction": "Mean attention from a repeated token to what followed it "
+            "earlier.",
+            "definition_copying": "Share of tokens whose own logit the head's OV circuit raises "
+            "most.",
+            "definition_name_mover": "Correlation of the attention to a token with the logit given "
+            "to it.",
         },
     )
 
 
-def neurons(rng: np.random.Generator, words: list[str]) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+def neurons(
+    rng: np.random.Generator, words: list[str]
+) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
     shape = (LAYERS, NEURONS)
     contribution = rng.normal(0, 0.004, shape)
     units = [(28, 1203), (27, 77), (25, 640), (29, 1500), (22, 9), (24, 411), (26, 1024), (20, 350)]
     for (layer, neuron), value in zip(units, [0.52, 0.31, -0.27, 0.2, 0.16, -0.12, 0.11, 0.09]):
         contribution[layer, neuron] = value
     at = {"layer": ("unit", [u[0] for u in units]), "neuron": ("unit", [u[1] for u in units])}
-    drawn = [rng.choice(np.array(words, dtype=object), (len(units), 10)).astype(str) for _ in range(2)]
+    drawn = [
+        rng.choice(np.array(words, dtype=object), (len(units), 10)).astype(str) for _ in range(2)
+    ]
     logits = np.sort(rng.exponential(0.6, (len(units), 10)))[:, ::-1]
     both = ("unit", "rank")
     vocabulary = xr.Dataset(
@@ -221,7 +260,11 @@ def attributions(rng: np.random.Generator) -> dict[str, xr.Dataset]:
     base = rng.normal(0, 0.12, len(TOKENS))
     base[[1, 3, 10, 11]] += [2.1, -0.5, 1.1, 0.3]
     made = {}
-    for name, noise in {"integrated_gradients": 0.1, "gradient_times_input": 0.5, "occlusion": 0.2}.items():
+    for name, noise in {
+        "integrated_gradients": 0.1,
+        "gradient_times_input": 0.5,
+        "occlusion": 0.2,
+    }.items():
         value = base + rng.normal(0, noise, len(TOKENS))
         made[f"tokens.{name}"] = xr.Dataset(
             {"attribution": (("example", "position"), value[None])},
@@ -245,7 +288,11 @@ def circuit(rng: np.random.Generator) -> xr.Dataset:
             "minimality": ("step", rising / 2),
             "null_faithfulness": (("step", "draw"), rng.normal(0, 0.05, (4, 2))),
         },
-        coords={"sender": ("edge", names), "receiver": ("edge", receivers), "size": ("step", sizes)},
+        coords={
+            "sender": ("edge", names),
+            "receiver": ("edge", receivers),
+            "size": ("step", sizes),
+        },
         attrs={"of": 1200},
     )
 
@@ -267,7 +314,9 @@ def explanation(words: list[str] = WORDS, seed: int = 0) -> Explanation:
         foil=FOIL,
         corrupt_prompt="".join(CORRUPT),
         corrupt_how='The name that gives was exchanged: the second " John" became " Mary".',
-        notes=["The prompt has no beginning-of-sequence token; this model was trained without one."],
+        notes=[
+            "The prompt has no beginning-of-sequence token; this model was trained without one."
+        ],
         predictions=[(ANSWER, 0.621), (FOIL, 0.142), *zip(words, tail)],
         results={
             "layers.logit_lens": logit_lens(rng, words),
@@ -306,7 +355,8 @@ def explanation(words: list[str] = WORDS, seed: int = 0) -> Explanation:
                 "integrated gradients": 4.4,
                 "page": 1.2,
             },
-            "command": "stratoscope explain HuggingFaceTB/SmolLM2-135M 'When Mary and John ...' --out out/",
+            "command": "stratoscope explain HuggingFaceTB/SmolLM2-135M 'When Mary and John ...' "
+            "--out out/",
         },
     )
 

@@ -81,7 +81,11 @@ def figure(reader: Reader, z: np.ndarray) -> dict:
         return np.array(given, dtype=float)
 
     maps = [f["data"][0] for f in reader.data if "data" in f and f["data"][0]["type"] == "heatmap"]
-    found = [m for m in maps if values(m["z"]).shape == z.shape and np.allclose(values(m["z"]), z, equal_nan=True)]
+    found = [
+        m
+        for m in maps
+        if values(m["z"]).shape == z.shape and np.allclose(values(m["z"]), z, equal_nan=True)
+    ]
     assert len(found) == 1
     return found[0]
 
@@ -93,8 +97,12 @@ def test_every_result_has_its_picture(whole):
     figure(reader, pattern[21, 3])
     assert reader.text.count("Not measured in this run") == 0
     pictures = sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags)
-    papers = reader.text.count("The paper behind this:")  # each with the figure of its claim, where it has one
-    assert 25 <= pictures <= 25 + papers  # six heads by effect and three more direct writers have a pattern
+    papers = reader.text.count(
+        "The paper behind this:"
+    )  # each with the figure of its claim, where it has one
+    assert (
+        25 <= pictures <= 25 + papers
+    )  # six heads by effect and three more direct writers have a pattern
 
 
 @pytest.mark.parametrize("larger", ["effect", "null"])
@@ -106,7 +114,9 @@ def test_null_stands_beside_its_effect_on_the_same_centred_scale(make, key, larg
         found = found.assign(null=10 * found["null"] + found["effect"])
     made = dataclasses.replace(made, results={key: found})
     reader = Reader(page.render(made))
-    effect, null = (figure(reader, made.results[key][part].values[0]) for part in ("effect", "null"))
+    effect, null = (
+        figure(reader, made.results[key][part].values[0]) for part in ("effect", "null")
+    )
     assert (effect["zmin"], effect["zmax"]) == (null["zmin"], null["zmax"])
     assert effect["zmin"] == -effect["zmax"]
     assert effect["zmax"] == np.abs(made.results[key][larger].values).max()
@@ -115,7 +125,9 @@ def test_null_stands_beside_its_effect_on_the_same_centred_scale(make, key, larg
 def test_heads_of_the_direct_attribution_are_in_their_cells(whole):
     made, reader = whole
     found = made.results["layers.direct_logit_attribution"]
-    heads = found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)  # built layer by layer
+    heads = (
+        found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)
+    )  # built layer by layer
     figure(reader, heads)
 
 
@@ -126,7 +138,10 @@ def test_findings_agree_with_the_data(whole):
     assert "it suppresses “␣John” (−1.45) and raises “␣Mary” (+0.48)." in text
     assert "token 10 “␣John” in layers 0 to" in text
     assert "then at token 17 “␣to” in layers" in text
-    assert "6 heads exceed their null, the strongest L21H3 (+0.44), L14H5 (+0.31) and L17H1 (+0.22)" in text
+    assert (
+        "6 heads exceed their null, the strongest L21H3 (+0.44), L14H5 (+0.31) and L17H1 (+0.22)"
+        in text
+    )
     assert "Neuron 1203 of layer 28 writes +0.52" in text
     assert "All 3 methods single out token 1 “␣Mary”" in text
 
@@ -142,7 +157,9 @@ def test_nothing_in_the_page_can_ask_the_network(whole):
         assert "url(" not in (attributes.get("style") or "")
     assert "url(" not in reader.styles
     assert "@import" not in reader.styles
-    policy = next(a["content"] for name, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for name, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in policy
     assert "http" not in policy
     assert "unsafe-eval" not in policy
@@ -158,12 +175,20 @@ def hostile(make):
     """An explanation in which every text that a model or a user could give is an attack."""
     made, bad = make(words=HOSTILE), HOSTILE[0]
     tokens = {"text": (("example", "position"), np.array([HOSTILE * 2]))}
-    results = {k: v.assign_coords(tokens) if "text" in v.coords else v for k, v in made.results.items()}
+    results = {
+        k: v.assign_coords(tokens) if "text" in v.coords else v for k, v in made.results.items()
+    }
     texts = dict.fromkeys(("prompt", "answer", "corrupt_prompt", "corrupt_how"), bad)
     likely = [(word, 0.1) for word in HOSTILE]
     facts = {**made.provenance, bad: bad, "command": bad, "seconds_by_step": {bad: 1.0}}
     return dataclasses.replace(
-        made, **texts, foil=HOSTILE[1], notes=HOSTILE, results=results, predictions=likely, provenance=facts
+        made,
+        **texts,
+        foil=HOSTILE[1],
+        notes=HOSTILE,
+        results=results,
+        predictions=likely,
+        provenance=facts,
     )
 
 
@@ -173,28 +198,46 @@ def test_no_text_becomes_markup(make):
     for tag in ("img", "h1", "a"):
         assert dirty.count(tag) == clean.count(tag)
     assert not any(name.startswith("on") for _, attributes in dirty.tags for name in attributes)
-    # Plotly itself acts on markup in a figure: none may stand in labels and boxes but our line breaks.
+    # Plotly itself acts on markup in a figure: none may stand in labels and boxes but our line
+    # breaks.
     shown = json.dumps([f for f in dirty.data if "data" in f], ensure_ascii=False)
     assert set(re.findall(r"<[^>]*>", shown)) <= {"<br>", "<extra>", "</extra>"}
     assert "&lt;script&gt;" in shown
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-QUIET += "--disable-component-update --disable-sync --virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
+)
+QUIET += (
+    "--disable-component-update --disable-sync --virtual-time-budget=8000 "
+    "--enable-logging=stderr --dump-dom"
+)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH to load the report as a reader would")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a Chromium on the PATH to load the report as a reader would"
+)
 def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path):
     path = page.write(hostile(make), tmp_path / "report.html")
-    command = [str(CHROMIUM), *QUIET.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    command = [
+        str(CHROMIUM),
+        *QUIET.split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        path.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     tree, written = Reader(done.stdout), Reader(path.read_text(encoding="utf-8"))
     assert tree.count("script") == written.count("script")
     assert tree.count("img") == 0
     assert tree.count("h1") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
-    assert done.stdout.count('class="main-svg"') >= 18  # every figure was drawn, under the content security policy
+    assert (
+        done.stdout.count('class="main-svg"') >= 18
+    )  # every figure was drawn, under the content security policy
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
 
@@ -209,7 +252,9 @@ def test_a_missing_result_is_said_and_the_rest_is_shown(make, key):
 
 
 def test_a_report_of_nothing_but_a_prediction(make):
-    bare = dataclasses.replace(make(), results={}, corrupt_prompt=None, notes=(), provenance={}, predictions=[])
+    bare = dataclasses.replace(
+        make(), results={}, corrupt_prompt=None, notes=(), provenance={}, predictions=[]
+    )
     text = Reader(page.render(bare)).text
     for what in page.RESULTS.values():
         assert what in text
@@ -223,12 +268,18 @@ def test_nan_leaves_gaps_and_breaks_nothing(make):
             return found.where(False)
         return found.map(lambda array: array.where(False) if array.dtype.kind == "f" else array)
 
-    html = page.render(dataclasses.replace(made, results={k: gaps(v) for k, v in made.results.items()}))
+    html = page.render(
+        dataclasses.replace(made, results={k: gaps(v) for k, v in made.results.items()})
+    )
     assert not re.search(r"\bnan\b", Reader(html).text.lower())
     some = made.results["layers.activation_patching"].copy(deep=True)
     some["effect"][0, 3, 4] = np.nan
-    reader = Reader(page.render(dataclasses.replace(made, results={"layers.activation_patching": some})))
-    assert figure(reader, some["effect"].values[0])["zmax"] == np.nanmax(np.abs(some["effect"].values))
+    reader = Reader(
+        page.render(dataclasses.replace(made, results={"layers.activation_patching": some}))
+    )
+    assert figure(reader, some["effect"].values[0])["zmax"] == np.nanmax(
+        np.abs(some["effect"].values)
+    )
 
 
 def test_an_unknown_result_is_refused_by_name(make):
@@ -238,7 +289,9 @@ def test_an_unknown_result_is_refused_by_name(make):
 
 def headline(explanation: page.Explanation) -> list[str]:
     html = page.render(explanation)
-    return re.sub(r"<[^>]*>", " ", re.search(r'<p class="versus">(.*?)</p>', html, re.DOTALL)[1]).split()
+    return re.sub(
+        r"<[^>]*>", " ", re.search(r'<p class="versus">(.*?)</p>', html, re.DOTALL)[1]
+    ).split()
 
 
 def test_probabilities_of_answer_and_foil_come_from_the_predictions_or_are_given(make):
@@ -298,14 +351,23 @@ def test_what_does_not_exceed_its_null_is_grey_in_tables_and_figures(make):
     results = {**made.results, "heads.activation_patching": loud}
     html = page.render(dataclasses.replace(made, results=results))
     table = html[html.index('<section id="heads">') : html.index('<section id="neurons">')]
-    rows = {name: "grey" in row for row, name in re.findall(r'<tr([^>]*)><th scope="row">(L\d+H\d+)', table)}
+    rows = {
+        name: "grey" in row
+        for row, name in re.findall(r'<tr([^>]*)><th scope="row">(L\d+H\d+)', table)
+    }
     assert {name for name, grey in rows.items() if not grey} == {"L21H3", "L14H5"}
     assert len(rows) > 6
-    assert figure(Reader(html), loud["effect"].values[0])["meta"]["quiet"] == pytest.approx(0.25 / 0.44)
+    assert figure(Reader(html), loud["effect"].values[0])["meta"]["quiet"] == pytest.approx(
+        0.25 / 0.44
+    )
     neurons = html[html.index('<section id="neurons">') : html.index('<section id="tokens">')]
     clamp = made.results["clamp"]
     change = np.abs((clamp["difference_after"] - clamp["difference_before"]).values)
-    assert neurons.count("off quiet") == int((change <= np.abs(clamp["null_change"].values).max()).sum()) > 0
+    assert (
+        neurons.count("off quiet")
+        == int((change <= np.abs(clamp["null_change"].values).max()).sum())
+        > 0
+    )
 
 
 def test_a_neuron_of_negative_activation_promotes_what_its_direction_suppresses(make):

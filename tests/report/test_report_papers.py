@@ -1,4 +1,5 @@
-"""A section of the explain report names the paper of its method, its verdict and its figure; nothing where there is none."""
+"""A section of the explain report names the paper of its method, its verdict and its figure;
+nothing where there is none."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ from stratoscope.claims import Measured, claim
 from stratoscope.results import label
 
 
-@claim(says="Words <b>say</b> it", where="abstract", tier="small", subject="made up", expect="a > b", null="shuffled words")
+@claim(says="Words <b>say</b> it", where="abstract", tier="small", subject="made up", expect="a >
+b", null="shuffled words")
 def words_say_it(seed: int) -> Measured:
     """Made up."""
-    drawn = label([1.0, 2.0], "component", name="agreement", method="t", coords={"component": ["words", "shuffled"]})
+    drawn = label([1.0, 2.0], "component", name="agreement", method="t", coords={"component":
+        ["words", "shuffled"]})
     return Measured(values={"a": 1.0}, null={"b": 2.0}, n=1, figure=drawn)
 '''
 
@@ -58,8 +61,13 @@ def test_a_verdict_is_one_line_and_its_figure(folder: Path, make) -> None:
         "The paper behind this: Saliency Map Verbalization, not reproduced 20"
     )
     assert "Words &lt;b&gt;say&lt;/b&gt; it" in html
-    assert html.count('<script type="application/json">') == without.count('<script type="application/json">') + 1
-    assert html.index('id="tokens"') < html.index('<div class="verdict">') < html.index('id="circuit"')
+    assert (
+        html.count('<script type="application/json">')
+        == without.count('<script type="application/json">') + 1
+    )
+    assert (
+        html.index('id="tokens"') < html.index('<div class="verdict">') < html.index('id="circuit"')
+    )
 
 
 def test_a_method_that_did_not_run_brings_no_paper(folder: Path, make) -> None:
@@ -83,7 +91,10 @@ def test_the_figure_is_drawn(folder: Path, make, tmp_path: Path) -> None:
         f"--user-data-dir={tmp_path}/chromium",
     ]
     done = subprocess.run(
-        ["chromium", *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=900
+        ["chromium", *flags, "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     inside = done.stdout.partition('<div class="verdict">')[2].partition("</figure>")[0]
     assert 'class="main-svg"' in inside

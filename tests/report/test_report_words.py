@@ -1,4 +1,5 @@
-"""Sentences of the report on planted results: the verb fits, and nothing below its null is called a cause."""
+"""Sentences of the report on planted results: the verb fits, and nothing below its null is called a
+cause."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import xarray as xr
 from stratoscope.report import words
 
 
-def sweep(effect: list[list[float]], null: list[list[float]], other: str = "head") -> tuple[xr.DataArray, xr.DataArray]:
+def sweep(
+    effect: list[list[float]], null: list[list[float]], other: str = "head"
+) -> tuple[xr.DataArray, xr.DataArray]:
     first, second = (xr.DataArray(np.array(v), dims=("layer", other)) for v in (effect, null))
     axes = {name: range(size) for name, size in first.sizes.items()}
     return first.assign_coords(axes), second.assign_coords(axes)
@@ -19,14 +22,19 @@ def sweep(effect: list[list[float]], null: list[list[float]], other: str = "head
     ("effect", "null", "said"),
     [
         # README's second command before: 0.23 and 0.18 under a null of 0.34 were "caused by"
-        ([[0.23, 0.18]], [[0.34, 0.01]], "No head exceeds its null: the largest effect is +0.23 at L0H0, and the null "
+        ([[0.23, 0.18]], [[0.34, 0.01]], "No head exceeds its null: the largest effect is +0.23 at "
+                                         "L0H0, and the null "
          "reaches 0.34 in 2 draws."),
-        ([[0.10, 0.02]], [[-0.12, 0.0]], "No head exceeds its null: the largest effect is +0.10 at L0H0, and the null "
+        ([[0.10, 0.02]], [[-0.12, 0.0]], "No head exceeds its null: the largest effect is +0.10 at "
+                                         "L0H0, and the null "
          "reaches 0.12 in 2 draws."),
-        ([[0.75, 0.02]], [[0.10, 0.0]], "One head exceeds its null: L0H0 (+0.75), where the null reaches 0.10 in 2 draws."),
-        ([[0.3, -0.5], [0.1, 0.0]], [[0.05, 0.0], [0.0, 0.2]], "2 heads exceed their null: L0H1 (−0.50) and L0H0 (+0.30), "
+        ([[0.75, 0.02]], [[0.10, 0.0]], "One head exceeds its null: L0H0 (+0.75), where the null "
+                                        "reaches 0.10 in 2 draws."),
+        ([[0.3, -0.5], [0.1, 0.0]], [[0.05, 0.0], [0.0, 0.2]], "2 heads exceed their null: L0H1 "
+                                                               "(−0.50) and L0H0 (+0.30), "
          "where the null reaches 0.20 in 4 draws."),
-        ([[0.3, 0.4, 0.5, 0.6]], [[0.1] * 4], "4 heads exceed their null, the strongest L0H3 (+0.60), L0H2 (+0.50) and "
+        ([[0.3, 0.4, 0.5, 0.6]], [[0.1] * 4], "4 heads exceed their null, the strongest L0H3 "
+                                              "(+0.60), L0H2 (+0.50) and "
          "L0H1 (+0.40), where the null reaches 0.10 in 4 draws."),
         ([[np.nan, np.nan]], [[np.nan, np.nan]], ""),
     ],
@@ -44,7 +52,11 @@ def test_without_a_null_nothing_is_a_cause() -> None:
 @pytest.mark.parametrize(
     ("raises", "lowers", "said"),
     [
-        (-0.08, 2.94, "suppresses “␣John” (−2.94) and hardly touches “␣Mary” (−0.08)"),  # L23H3 of SmolLM2
+        (
+            -0.08,
+            2.94,
+            "suppresses “␣John” (−2.94) and hardly touches “␣Mary” (−0.08)",
+        ),  # L23H3 of SmolLM2
         (2.87, 0.57, "raises “␣Mary” (+2.87) and suppresses “␣John” (−0.57)"),
         (2.0, 0.0, "raises “␣Mary” (+2.00) and hardly touches “␣John” (0.00)"),
         (-1.2, -0.1, "suppresses “␣Mary” (−1.20) and hardly touches “␣John” (+0.10)"),
@@ -59,9 +71,11 @@ def test_the_verb_is_of_the_larger_half(raises: float, lowers: float, said: str)
     ("effect", "null", "said"),
     [
         ([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.0, 0.9]], [[0.1, 0.1]] * 4,
-         "The residual stream restores most at token 0 “0” in layers 0 to 1, then at token 1 “1” in layers 2 to 3."),
+         "The residual stream restores most at token 0 “0” in layers 0 to 1, then at token 1 “1” "
+         "in layers 2 to 3."),
         ([[0.09, 0.0], [0.05, 0.0]], [[0.1, 0.1]] * 2,
-         "No token’s residual stream restores more than its null in any layer: the null reaches 0.10 in 4 draws."),
+         "No token’s residual stream restores more than its null in any layer: the null reaches "
+         "0.10 in 4 draws."),
     ],
 )  # fmt: skip
 def test_tokens_carry_only_what_exceeds_their_null(effect: list, null: list, said: str) -> None:
@@ -83,7 +97,9 @@ INDUCTION = {"previous_token": (0.05, 0.05, 0.05), "induction": (0.7, 0.03, 0.03
         ({"name_mover": (1.4, 0.1, 0.3)}, None, ""),  # what it writes is not known
     ],
 )
-def test_a_role_needs_its_null_beaten_and_its_direction(scores: dict, written: float | None, named: str) -> None:
+def test_a_role_needs_its_null_beaten_and_its_direction(
+    scores: dict, written: float | None, named: str
+) -> None:
     assert words.role(scores, written) == named
 
 
@@ -103,7 +119,9 @@ def test_the_writers_are_named_with_what_they_do() -> None:
         coords={"component": ["L23H3", "L24H4", "embed"]},
     )
     assert words.writers(direct, " Mary", " John") == (
-        "L23H3 adds most to the difference of +1.79 (+2.86 logits): it suppresses “␣John” (−2.94) and hardly touches "
-        "“␣Mary” (−0.08). L24H4 takes most from it (−1.17 logits): it suppresses “␣Mary” (−1.10) and hardly touches "
+        "L23H3 adds most to the difference of +1.79 (+2.86 logits): it suppresses “␣John” (−2.94) "
+        "and hardly touches "
+        "“␣Mary” (−0.08). L24H4 takes most from it (−1.17 logits): it suppresses “␣Mary” (−1.10) "
+        "and hardly touches "
         "“␣John” (+0.07)."
     )

@@ -1,4 +1,5 @@
-"""label and dataset: words and sizes are checked, values keep their precision, provenance is stamped."""
+"""label and dataset: words and sizes are checked, values keep their precision, provenance is
+stamped."""
 
 from __future__ import annotations
 
@@ -126,12 +127,19 @@ def test_refusals_name_both_variables() -> None:
 
 
 def test_every_axis_word_has_a_meaning_of_one_line() -> None:
-    assert all(word.isidentifier() and meaning and "\n" not in meaning for word, meaning in AXES.items())
+    assert all(
+        word.isidentifier() and meaning and "\n" not in meaning for word, meaning in AXES.items()
+    )
     own = axes.declared()
     assert own["tokens/transition_loss.py"].keys() == {"transition"}
     for file, table in own.items():
-        assert all(word.isidentifier() and meaning and "\n" not in meaning for word, meaning in table.items()), file
-        assert not table.keys() & AXES.keys(), f"{file} takes a word that means something else everywhere"
+        assert all(
+            word.isidentifier() and meaning and "\n" not in meaning
+            for word, meaning in table.items()
+        ), file
+        assert not table.keys() & AXES.keys(), (
+            f"{file} takes a word that means something else everywhere"
+        )
 
 
 def test_a_method_may_use_the_words_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +156,8 @@ def test_a_method_may_use_the_words_it_declares(monkeypatch: pytest.MonkeyPatch)
 def test_words_declared_in_files_are_found(tmp_path) -> None:
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers" / "one.py").write_text('AXES = {"no": "first line"}\n')
-    (tmp_path / "layers" / "two.py").write_text('import os\n\nAXES: dict[str, str] = {"crystal": "made up"}\n')
+    (tmp_path / "layers" / "two.py").write_text(
+        'import os\n\nAXES: dict[str, str] = {"crystal": "made up"}\n'
+    )
     (tmp_path / "layers" / "three.py").write_text("import os\n\nAXES = os.environ\n")
     assert axes.declared(tmp_path) == {"layers/two.py": {"crystal": "made up"}}

@@ -11,7 +11,8 @@ from stratoscope.errors import ResultError
 
 
 def pairs(clean: np.ndarray, corrupt: np.ndarray, restored: np.ndarray) -> xr.Dataset:
-    """Effects (example, head) of heads that bring back so many logits, `restored` (example, head)."""
+    """Effects (example, head) of heads that bring back so many logits, `restored` (example,
+    head)."""
     effect = restored / (clean - corrupt)[:, None]
     return results.dataset(
         {
@@ -26,10 +27,14 @@ def pairs(clean: np.ndarray, corrupt: np.ndarray, restored: np.ndarray) -> xr.Da
 
 
 def twenty(reversed_pair: bool) -> xr.Dataset:
-    dice = np.random.default_rng(0)
-    clean, corrupt = dice.uniform(3, 5, 20), dice.uniform(-4, -2, 20)
-    restored = (clean - corrupt)[:, None] * np.array([0.47, 0.40, 0.30]) + dice.normal(0, 0.1, (20, 3))
-    if reversed_pair:  # clean 1.99 under corrupt 2.97, and the best head moves it by 3.44 logits, as on SmolLM2
+    generator = np.random.default_rng(0)
+    clean, corrupt = generator.uniform(3, 5, 20), generator.uniform(-4, -2, 20)
+    restored = (clean - corrupt)[:, None] * np.array([0.47, 0.40, 0.30]) + generator.normal(
+        0, 0.1, (20, 3)
+    )
+    if (
+        reversed_pair
+    ):  # clean 1.99 under corrupt 2.97, and the best head moves it by 3.44 logits, as on SmolLM2
         clean[0], corrupt[0] = 1.99, 2.97
         restored[0] = [3.44, 0.2, 0.1]
     return pairs(clean, corrupt, restored)
@@ -38,17 +43,23 @@ def twenty(reversed_pair: bool) -> xr.Dataset:
 def test_one_reversed_pair_of_twenty_does_not_move_the_best_head() -> None:
     whole, broken = twenty(False), twenty(True)
     plain = broken["effect"].mean("example")
-    assert int(plain.argmax("head")) != 0  # what a user would have written: the first head falls behind
+    assert (
+        int(plain.argmax("head")) != 0
+    )  # what a user would have written: the first head falls behind
     assert float(plain[0]) < 0.32
     found = results.summary(broken)
     assert int(found["effect"].argmax("head")) == 0
-    assert float(found["effect"][0]) == pytest.approx(float(results.summary(whole)["effect"][0]), abs=0.01)
+    assert float(found["effect"][0]) == pytest.approx(
+        float(results.summary(whole)["effect"][0]), abs=0.01
+    )
     assert (found["effect_low"] < found["effect"]).all()
     assert (found["effect"] < found["effect_high"]).all()
     assert float(found["effect_high"][0] - found["effect_low"][0]) < 0.05
     assert found.attrs["pairs"] == 19
     assert found["effect_n"].values.tolist() == [19] * 3
-    assert found.attrs["left_out"] == ["example 0: the clean difference 1.99 is not above the corrupt one, 2.97"]
+    assert found.attrs["left_out"] == [
+        "example 0: the clean difference 1.99 is not above the corrupt one, 2.97"
+    ]
     assert "1 of 20 pairs are left out" in found.attrs["notes"]
 
 
@@ -65,7 +76,9 @@ def test_a_result_without_gaps_gives_means_and_nan_where_there_is_none() -> None
     values = np.arange(12.0).reshape(6, 2)
     values[:, 1] = np.nan
     values[0, 0] = np.nan
-    found = results.summary(results.label(values, ("example", "position"), name="attribution", method="m"))
+    found = results.summary(
+        results.label(values, ("example", "position"), name="attribution", method="m")
+    )
     assert float(found["attribution"][0]) == pytest.approx(np.nanmean(values[:, 0]))
     assert np.isnan(found["attribution"].values[1])
     assert found["attribution_n"].values.tolist() == [5, 0]

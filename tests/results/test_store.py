@@ -36,13 +36,16 @@ AWKWARD = [
 
 
 def exact(result: xr.DataArray | xr.Dataset) -> list[object]:
-    """All there is to a result, to the bit: also dtypes, order and attribute types, which xarray forgives."""
+    """All there is to a result, to the bit: also dtypes, order and attribute types, which xarray
+    forgives."""
     data = {result.name: result} if isinstance(result, xr.DataArray) else result.data_vars
     found: list[object] = [type(result), repr(result.attrs)]
     for kind, group in (("data", data), ("coord", result.coords)):
         for name, array in group.items():
             content = array.values.tolist() if array.dtype == object else array.values.tobytes()
-            found.append((kind, name, array.dims, array.shape, array.dtype, repr(array.attrs), content))
+            found.append(
+                (kind, name, array.dims, array.shape, array.dtype, repr(array.attrs), content)
+            )
     return found
 
 
@@ -64,7 +67,11 @@ def roles() -> xr.Dataset:
         provenance={"model": "tiny é"},
         settings={"quoted": '"', "none": None},
         seed=3,
-        coords={"role": ["induction", "copying"], "layer": [4, 7], "kind": ("head", ["", "x", "\x00"])},
+        coords={
+            "role": ["induction", "copying"],
+            "layer": [4, 7],
+            "kind": ("head", ["", "x", "\x00"]),
+        },
         definition="says\nso\x00",
         numbers=[1, 2.5, None, True],
         nested={"a": [""]},
@@ -79,7 +86,12 @@ def test_dataset_round_trip(tmp_path: Path) -> None:
 
 
 def test_array_round_trip_with_another_variables_name_and_none(tmp_path: Path) -> None:
-    for array in (roles()["score"], roles()["layer"], roles()["token"].rename(None), roles()["count"]):
+    for array in (
+        roles()["score"],
+        roles()["layer"],
+        roles()["token"].rename(None),
+        roles()["count"],
+    ):
         save(array, tmp_path / "a.nc")
         assert exact(load(tmp_path / "a.nc")) == exact(array)
 
@@ -99,9 +111,13 @@ def test_exact_sees_small_differences() -> None:
         assert exact(roles()) != exact(other)
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u8", "i8", "f2", "f4", "f8", ">f4", "?", "U5", "O"])
+@pytest.mark.parametrize(
+    "dtype", ["i1", "u1", "i2", "u8", "i8", "f2", "f4", "f8", ">f4", "?", "U5", "O"]
+)
 def test_dtype_round_trip(dtype: str, tmp_path: Path) -> None:
-    array = xr.DataArray(np.array([0, 1, 100]).astype(dtype if dtype != "O" else "U3").astype(dtype), dims="dim")
+    array = xr.DataArray(
+        np.array([0, 1, 100]).astype(dtype if dtype != "O" else "U3").astype(dtype), dims="dim"
+    )
     save(array, tmp_path / "a.nc")
     assert exact(load(tmp_path / "a.nc")) == exact(array)
 
@@ -126,11 +142,20 @@ def results(draw: st.DrawFn) -> xr.DataArray | xr.Dataset:
             return dims, draw(hnp.arrays(object, shape, elements=texts))
         return dims, draw(hnp.arrays(draw(st.sampled_from(["?", "i8", "i4", "f4", "f8"])), shape))
 
-    names = draw(st.lists(st.from_regex(r"[a-z_é][\w .]{0,5}", fullmatch=True), min_size=1, max_size=4, unique=True))
-    given_coords = {name: variable() for name in names[1:] if name not in sizes and draw(st.booleans())}
-    data = {name: variable() for name in names if name not in given_coords and name not in sizes} or {
-        "x": ((), np.ones(()))
+    names = draw(
+        st.lists(
+            st.from_regex(r"[a-z_é][\w .]{0,5}", fullmatch=True),
+            min_size=1,
+            max_size=4,
+            unique=True,
+        )
+    )
+    given_coords = {
+        name: variable() for name in names[1:] if name not in sizes and draw(st.booleans())
     }
+    data = {
+        name: variable() for name in names if name not in given_coords and name not in sizes
+    } or {"x": ((), np.ones(()))}
     attrs = draw(st.dictionaries(texts, plain, max_size=3))
     whole = xr.Dataset(data, given_coords, attrs=attrs)
     if draw(st.booleans()):
@@ -140,7 +165,9 @@ def results(draw: st.DrawFn) -> xr.DataArray | xr.Dataset:
 
 @settings(max_examples=60, deadline=None)
 @given(result=results())
-def test_round_trip_of_anything(result: xr.DataArray | xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_round_trip_of_anything(
+    result: xr.DataArray | xr.Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("any") / "result.nc"
     save(result, path)
     assert exact(load(path)) == exact(result)
@@ -166,7 +193,9 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     failure: BaseException, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,13 +267,18 @@ def test_saving_through_a_link_keeps_the_link(tmp_path: Path) -> None:
         (xr.DataArray([1j], dims="dim", name="x"), "'x' has dtype complex128"),
         (xr.DataArray(np.array(["2020"], "M8[D]"), dims="dim", name="x"), "has dtype datetime64"),
         (xr.DataArray(np.array([{}]), dims="dim", name="x"), "holds objects that are not text"),
-        (xr.DataArray([1], dims="dim", name="x", attrs={"a": (1,)}), "Attribute 'a' of 'x' is a tuple"),
+        (
+            xr.DataArray([1], dims="dim", name="x", attrs={"a": (1,)}),
+            "Attribute 'a' of 'x' is a tuple",
+        ),
         (xr.Dataset(attrs={"a": {1: 2}}), "Attribute 'a' of the dataset is a dict"),
         (xr.Dataset({"a/b": ("dim", [1])}), "'a/b' cannot name anything"),
         (xr.Dataset({"a": ("", [1])}), "'' cannot name anything"),
     ],
 )
-def test_what_a_file_cannot_hold_is_refused_by_name(result: object, message: str, tmp_path: Path) -> None:
+def test_what_a_file_cannot_hold_is_refused_by_name(
+    result: object, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ResultError, match=re.escape(message)):
         save(result, tmp_path / "r.nc")
     assert not os.listdir(tmp_path)
@@ -296,6 +330,8 @@ def test_a_damaged_file_prints_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", ["{", "[]", '{"format": 1}', '{"format": 2}', "{}"])
 def test_bad_headers(header: str, tmp_path: Path) -> None:
-    xr.Dataset({"a": ("x", [1.0])}, attrs={"stratoscope": header}).to_netcdf(tmp_path / "r.nc", engine="h5netcdf")
+    xr.Dataset({"a": ("x", [1.0])}, attrs={"stratoscope": header}).to_netcdf(
+        tmp_path / "r.nc", engine="h5netcdf"
+    )
     with pytest.raises(ResultError, match=r"header of .* is damaged|has result format 2"):
         load(tmp_path / "r.nc")

@@ -1,4 +1,5 @@
-"""The three attributions equal plain Hugging Face and torch, find planted positions, and do not depend on the batch."""
+"""The three attributions equal plain Hugging Face and torch, find planted positions, and do not
+depend on the batch."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ name = lambda x: getattr(x, "name", None) or x.__name__.rpartition(".")[2]  # no
 
 
 def difference(lm: LM, embeds: Tensor) -> Tensor:
-    """The logit difference by plain Hugging Face, from token embeddings (example, position, dim), no padding."""
+    """The logit difference by plain Hugging Face, from token embeddings (example, position, dim),
+    no padding."""
     logits = lm.model(inputs_embeds=embeds).logits[:, -1]
     return logits[:, ANSWER] - logits[:, FOIL]
 
@@ -72,8 +74,12 @@ def test_occlusion_is_that_of_token_embeddings(model: str, replacement: str | in
         close(found.attribution.values[e, : len(row)], expected.numpy())
 
 
-@pytest.mark.parametrize(("model", "baseline"), [("llama", "mean"), ("gpt2", "mean"), ("gpt2", "zero")])
-def test_integrated_gradients_equals_a_fine_riemann_sum(model: str, baseline: Literal["mean", "zero"]) -> None:
+@pytest.mark.parametrize(
+    ("model", "baseline"), [("llama", "mean"), ("gpt2", "mean"), ("gpt2", "zero")]
+)
+def test_integrated_gradients_equals_a_fine_riemann_sum(
+    model: str, baseline: Literal["mean", "zero"]
+) -> None:
     lm = lm_of(model)
     options = {"baseline": baseline, "steps": 513, "tolerance": 1e-4}
     found = integrated_gradients.measure(lm, ROWS, answer=ANSWER, foil=FOIL, **options)
@@ -82,7 +88,9 @@ def test_integrated_gradients_equals_a_fine_riemann_sum(model: str, baseline: Li
         mean = mean if baseline == "mean" else 0 * mean
         blank = mean.expand_as(x)
         a = (torch.arange(2000) + 0.5) / 2000
-        gradient = torch.cat([slope(lm, blank + b[:, None, None] * (x - blank)) for b in a.split(500)]).mean(dim=0)
+        gradient = torch.cat(
+            [slope(lm, blank + b[:, None, None] * (x - blank)) for b in a.split(500)]
+        ).mean(dim=0)
         expected = (gradient * (x[0] - mean)).sum(dim=-1).numpy()
         close(found.attribution.values[e, : len(row)], expected, 1e-3)
         rise = float((difference(lm, x) - difference(lm, blank)).detach())
@@ -121,7 +129,9 @@ def test_the_integral_is_exact_for_cubic_rates_and_finds_a_narrow_jump() -> None
         assert torch.allclose(total, torch.tensor([1.0, 0.0]).double(), atol=1e-12)
         assert len(a) == 9
         assert float(value[-1]) == 1
-    assert abs(float(integrated_gradients.integrate(_poly(9), 9, 0.0)[0][0]) - 1) > 1e-5  # nine points do not do
+    assert (
+        abs(float(integrated_gradients.integrate(_poly(9), 9, 0.0)[0][0]) - 1) > 1e-5
+    )  # nine points do not do
 
     def jump(a: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.sigmoid((a - 0.37) * 1000)
@@ -147,8 +157,9 @@ def test_planted_positions_by_expected_gradients(p: planted.Planted) -> None:
 @pytest.mark.parametrize("p", PLANTED, ids=name)
 @pytest.mark.parametrize("method", [occlusion, integrated_gradients], ids=name)
 def test_planted_positions(p: planted.Planted, method: ModuleType) -> None:
-    """Exactly the planted positions lead, and little is left for others: by integrated gradients a bit, because half
-    way the distractor's pair draws attention too. Gradient times input is not asked: planted attention is saturated.
+    """Exactly the planted positions lead, and little is left for others: by integrated gradients a
+    bit, because half way the distractor's pair draws attention too. Gradient times input is not
+    asked: planted attention is saturated.
     """
     lm = wrap(p.model, p.tokenizer)
     with untouched(lm):
@@ -184,7 +195,9 @@ def test_batch_and_padding_do_not_matter(method: ModuleType, model: str) -> None
 
 def test_batch_size_of_the_path_does_not_matter() -> None:
     lm = lm_of("llama")
-    one, many = (integrated_gradients.measure(lm, ROWS, answer=5, foil=60, batch_size=n) for n in (1, 16))
+    one, many = (
+        integrated_gradients.measure(lm, ROWS, answer=5, foil=60, batch_size=n) for n in (1, 16)
+    )
     close(one.attribution.values[0], many.attribution.values[0])
     assert (one.points == many.points).all()
 

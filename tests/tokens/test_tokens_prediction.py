@@ -1,4 +1,5 @@
-"""The next token against a plain softmax, and the automatic corrupt prompt against what it promises."""
+"""The next token against a plain softmax, and the automatic corrupt prompt against what it
+promises."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ def test_next_token_is_the_softmax_of_plain_hugging_face() -> None:
         with torch.no_grad():
             expected = lm.model(torch.tensor([row])).logits[0, -1].softmax(-1).topk(4)
         torch.testing.assert_close(
-            torch.tensor(found["probability"].values[example]), expected.values, rtol=1e-4, atol=1e-6
+            torch.tensor(found["probability"].values[example]),
+            expected.values,
+            rtol=1e-4,
+            atol=1e-6,
         )
         assert found["token"].values[example].tolist() == [str(int(i)) for i in expected.indices]
         assert int(found["answer_id"][example]) == int(expected.indices[0])
@@ -63,7 +67,9 @@ def _exchanged(lm: object, prompt: str, **options: object) -> list[tuple[int, st
     return [(n, MIXED[a], MIXED[b]) for n, (a, b) in enumerate(zip(clean, ids)) if a != b]
 
 
-@pytest.mark.parametrize("prompt", ["Finn ate the كتاب", "كتاب said of Omar", "the Finn ! the Hana", "7 of the Omar"])
+@pytest.mark.parametrize(
+    "prompt", ["Finn ate the كتاب", "كتاب said of Omar", "the Finn ! the Hana", "7 of the Omar"]
+)
 def test_a_word_is_exchanged_for_one_of_its_kind_and_never_the_last(prompt: str) -> None:
     lm = wrap(tiny.model("llama"), tiny.tokenizer(MIXED))
     last = len(prompt.split()) - 1

@@ -40,7 +40,9 @@ def by_orders(value: Tensor, n: int) -> Tensor:
 
 def test_an_additive_game_gives_each_token_its_own_part() -> None:
     part = torch.tensor([3.0, -1.0, 0.0, 0.25]).double()
-    value = torch.stack([sum((part[i] for i in range(4) if s >> i & 1), torch.tensor(2.0)) for s in range(16)])
+    value = torch.stack(
+        [sum((part[i] for i in range(4) if s >> i & 1), torch.tensor(2.0)) for s in range(16)]
+    )
     assert torch.allclose(shapley.exact(value), part)
     order = torch.tensor([[2, 0, 3, 1]])
     came = torch.tensor([[2.0, 2.0, 5.0, 5.25, 4.25]]).double()
@@ -70,7 +72,9 @@ def test_all_subsets_equal_plain_hugging_face(model: str, absent: str | int) -> 
     n = len(row)
     table = lm.model.get_input_embeddings().weight.detach()
     blank = {"mean": table.mean(dim=0), "zero": 0 * table[0], 7: table[7]}[absent].expand(n, -1)
-    value = [difference(lm, row, blank, [p for p in range(n) if not s >> p & 1]) for s in range(2**n)]
+    value = [
+        difference(lm, row, blank, [p for p in range(n) if not s >> p & 1]) for s in range(2**n)
+    ]
     expected = by_orders(torch.tensor(value).double(), n)
     found = shapley.measure(lm, row, absent=absent, permutations="all", **WORDS)
     close(found.attribution.values[0], expected.numpy(), 1e-3)
@@ -139,7 +143,9 @@ def test_planted_positions_lead(name: str) -> None:
     p: planted.Planted = getattr(planted, name)()
     lm = wrap(p.model, p.tokenizer)
     for absent in ("kind", "mean"):
-        found = shapley.measure(lm, p.clean, answer=p.answer, foil=p.foil, absent=absent, permutations=64)
+        found = shapley.measure(
+            lm, p.clean, answer=p.answer, foil=p.foil, absent=absent, permutations=64
+        )
         size = abs(found.attribution.values[0])
         order = [int(i) for i in np.argsort(-size)]
         assert set(order[: len(p.positions)]) == set(p.positions), absent

@@ -1,4 +1,5 @@
-"""Spans and coverage by hand, the reader against leaving each text out in turn, and the model against plain Hugging Face."""
+"""Spans and coverage by hand, the reader against leaving each text out in turn, and the model
+against plain Hugging Face."""
 
 from __future__ import annotations
 
@@ -25,21 +26,21 @@ def test_spans_by_hand() -> None:
 
 
 def test_the_first_span_is_the_best_there_is_and_none_overlap() -> None:
-    dice = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for _ in range(50):
-        values = dice.standard_cauchy(12)
+        values = generator.standard_cauchy(12)
         found = s.spans(values, 3, 3)
         sums = [np.abs(values[i : i + 3]).sum() for i in range(10)]
         assert found[0].start == int(np.argmax(sums))
         every = [p for span in found for p in span]
         assert len(set(every)) == len(every)
-        drawn = s.anywhere(values, 3, 3, dice)
+        drawn = s.anywhere(values, 3, 3, generator)
         assert s.coverage(values, drawn[:1]) <= s.coverage(values, found[:1]) + 1e-9
 
 
 def test_the_reader_learns_from_the_others_only() -> None:
-    dice = np.random.default_rng(1)
-    x, y = dice.normal(size=(24, 5)), dice.random(24) > 0.4
+    generator = np.random.default_rng(1)
+    x, y = generator.normal(size=(24, 5)), generator.random(24) > 0.4
     found = s.guessed(x, y, ridge=2.0)
     moved = x - x.mean(axis=0)
     z = np.column_stack([moved / np.sqrt((moved**2).sum(axis=1).mean()), np.ones(24)])
@@ -51,12 +52,12 @@ def test_the_reader_learns_from_the_others_only() -> None:
 
 
 def test_the_reader_knows_what_is_there_and_nothing_else() -> None:
-    dice = np.random.default_rng(2)
+    generator = np.random.default_rng(2)
     y = np.arange(60) % 2 == 0
-    assert (s.guessed(dice.normal(size=(60, 4)) + 4 * y[:, None], y) == y).all()
+    assert (s.guessed(generator.normal(size=(60, 4)) + 4 * y[:, None], y) == y).all()
     silent = s.guessed(np.zeros((60, 4)), np.arange(60) < 40)
     assert silent.all()  # the commoner label
-    assert (s.guessed(dice.normal(size=(60, 4)), y) == y).mean() < 0.75
+    assert (s.guessed(generator.normal(size=(60, 4)), y) == y).mean() < 0.75
 
 
 def test_equals_plain_hugging_face() -> None:

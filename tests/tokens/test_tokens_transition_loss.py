@@ -1,4 +1,5 @@
-"""Function tokens and shares by hand, surprisal against Hugging Face's cross-entropy, and a language whose losses are known."""
+"""Function tokens and shares by hand, surprisal against Hugging Face's cross-entropy, and a
+language whose losses are known."""
 
 from __future__ import annotations
 
@@ -25,7 +26,13 @@ def test_function_tokens_by_hand() -> None:
     assert t.function_tokens(counts, 0.30).tolist() == [1]  # reached exactly
     assert t.function_tokens(counts, 0.31).tolist() == [1, 5]
     assert t.function_tokens(counts, 0.60).tolist() == [1, 5, 3]  # of two alike, the lower id
-    assert t.function_tokens(counts, 1.0).tolist() == [1, 5, 3, 4, 0]  # never one that does not occur
+    assert t.function_tokens(counts, 1.0).tolist() == [
+        1,
+        5,
+        3,
+        4,
+        0,
+    ]  # never one that does not occur
     assert t.function_tokens(counts).tolist() == [1, 5]
     assert t.function_tokens(torch.ones(100, dtype=torch.long), 0.07).tolist() == [*range(7)]
     for share, wrong in ((0.0, counts), (1.1, counts), (0.4, 0 * counts), (0.4, counts - 1)):
@@ -63,13 +70,18 @@ def test_surprisal_and_loss_equal_hugging_face(name: str) -> None:
     for number, row in enumerate(rows):
         with torch.no_grad():
             out = lm.model(torch.tensor([row]), labels=torch.tensor([row]))
-        each = torch.nn.functional.cross_entropy(out.logits[0, :-1].double(), torch.tensor(row[1:]), reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            out.logits[0, :-1].double(), torch.tensor(row[1:]), reduction="none"
+        )
         close(found.surprisal[number, : len(row)], [np.nan, *each])
-        assert float(found.surprisal[number].mean()) == pytest.approx(float(out.loss), rel=1e-5)  # as it is trained
+        assert float(found.surprisal[number].mean()) == pytest.approx(
+            float(out.loss), rel=1e-5
+        )  # as it is trained
         for before, after, loss in zip(row, row[1:], each.tolist()):
-            word = (
-                f"{'function' if before in FUNCTION else 'content'}->{'function' if after in FUNCTION else 'content'}"
+            first, second = (
+                "function" if word in FUNCTION else "content" for word in (before, after)
             )
+            word = f"{first}->{second}"
             kinds[word].append(loss)
         words = found.kind.values[number]
         assert words[0] == ""
@@ -78,9 +90,13 @@ def test_surprisal_and_loss_equal_hugging_face(name: str) -> None:
     for word, losses in kinds.items():
         one = found.sel(transition=word)
         assert int(one["count"]) == len(losses) == (found.kind.values == word).sum()
-        assert float(one.loss) == pytest.approx(np.mean(losses) if losses else np.nan, rel=1e-5, nan_ok=True)
+        assert float(one.loss) == pytest.approx(
+            np.mean(losses) if losses else np.nan, rel=1e-5, nan_ok=True
+        )
         assert float(one.loss_share) == pytest.approx(sum(losses) / every, rel=1e-5)
-        assert float(one.prediction_share) == pytest.approx(len(losses) / (len(rows[0]) + len(rows[1]) - 2))
+        assert float(one.prediction_share) == pytest.approx(
+            len(losses) / (len(rows[0]) + len(rows[1]) - 2)
+        )
 
 
 def test_many_rows_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +107,15 @@ def test_many_rows_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bigram_language(rows: int = 6, length: int = 31) -> tuple[torch.Tensor, list[list[int]]]:
-    """Tokens 0 and 1 are function tokens: after one of them comes any of six content tokens, after those one of the two."""
+    """Tokens 0 and 1 are function tokens: after one of them comes any of six content tokens, after
+    those one of the two."""
     chances = torch.zeros(8, 8)
     chances[:2, 2:], chances[2:, :2] = 1 / 6, 1 / 2
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     texts = [[0] for _ in range(rows)]
     for text in texts:
         while len(text) < length:
-            text.append(int(torch.multinomial(chances[text[-1]], 1, generator=dice)))
+            text.append(int(torch.multinomial(chances[text[-1]], 1, generator=generator)))
     return chances, texts
 
 
@@ -116,26 +133,29 @@ def test_a_language_whose_losses_are_known() -> None:
 
 
 def test_labels_dealt_anew_occur_as_often_and_differ() -> None:
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     counts = torch.tensor([500, 300, 0, *[10] * 40, *[1] * 100])
-    draws = torch.stack([t.dealt(counts, 420, dice) for _ in range(20)])
+    draws = torch.stack([t.dealt(counts, 420, generator) for _ in range(20)])
     assert not draws[:, 2].any()  # what does not occur has no label
     assert all(400 < int(counts[draw].sum()) <= 420 for draw in draws)
     assert not draws[:, 0].any()  # what does not fit is left out
     assert 0 < draws[:, 1].sum() < 20
     assert len({tuple(draw.tolist()) for draw in draws}) == 20
-    assert t.dealt(counts, 1300, dice).sum() == 142
-    assert not t.dealt(counts, 0, dice).any()
+    assert t.dealt(counts, 1300, generator).sum() == 142
+    assert not t.dealt(counts, 0, generator).any()
 
 
 def test_the_null_moves_labels_of_the_token_before_only() -> None:
-    dice = torch.Generator().manual_seed(3)
-    before, after = torch.randint(20, (2, 400), generator=dice)
-    function, loss = torch.arange(20) < 6, torch.rand(400, generator=dice)
+    generator = torch.Generator().manual_seed(3)
+    before, after = torch.randint(20, (2, 400), generator=generator)
+    function, loss = torch.arange(20) < 6, torch.rand(400, generator=generator)
     found = t.null(loss, before, after, function, draws=30, seed=1)
     predicted = function[after].float().mean()
     close(found["prediction_share"][:, [CF, FF]].sum(dim=1), predicted.expand(30))
-    close(found["loss_share"][:, [CF, FF]].sum(dim=1), (loss[function[after]].sum() / loss.sum()).expand(30))
+    close(
+        found["loss_share"][:, [CF, FF]].sum(dim=1),
+        (loss[function[after]].sum() / loss.sum()).expand(30),
+    )
     preceded = found["prediction_share"][:, [FC, FF]].sum(dim=1)
     assert (preceded <= function[before].float().mean() + 1e-6).all()
     assert (preceded > 0.8 * function[before].float().mean()).all()

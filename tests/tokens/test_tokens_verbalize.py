@@ -1,4 +1,5 @@
-"""What is said is what the numbers say: every paragraph passes `check`, every falsified one fails it."""
+"""What is said is what the numbers say: every paragraph passes `check`, every falsified one fails
+it."""
 
 from __future__ import annotations
 
@@ -21,15 +22,20 @@ FLAT = np.array([1.0, 1.1, -1.2, 0.9, -1.3, 1.4, 0.8, 0.7])
 
 def test_a_paragraph_by_hand() -> None:
     assert verbalize.describe(TOKENS, SHARP, 2) == (
-        'the attribution is largest at " keys" (position 1, 60%, towards the answer) and " to" (position 2, 20%, '
-        "towards the foil), in parts of its absolute total. Together they hold 80%; 2 of 8 would hold 25% if all "
+        'the attribution is largest at " keys" (position 1, 60%, towards the answer) and " to" '
+        "(position 2, 20%, "
+        "towards the foil), in parts of its absolute total. Together they hold 80%; 2 of 8 would "
+        "hold 25% if all "
         "tokens counted alike."
     )
-    assert verbalize.describe(TOKENS, 0 * SHARP, 2) == "no token holds one percent of the attribution."
+    assert (
+        verbalize.describe(TOKENS, 0 * SHARP, 2) == "no token holds one percent of the attribution."
+    )
 
 
 def test_the_hedge_stands_exactly_where_it_is_due() -> None:
-    """The bound is a third of the way from an even share to everything: 58% for three of eight tokens."""
+    """The bound is a third of the way from an even share to everything: 58% for three of eight
+    tokens."""
     for held, due in ((0.57, True), (0.60, False)):
         values = np.array([held / 3] * 3 + [(1 - held) / 5] * 5)
         text = verbalize.describe(TOKENS, values, 3)
@@ -64,7 +70,10 @@ def test_generated_paragraphs_are_faithful(top: int) -> None:
             '" to" (position 2, 20%, towards the foil)',
             '" 50%" (position 5, 15%, towards the answer)',
         ),  # third, not second
-        ('" to" (position 2, 20%, towards the foil)', '" keys" (position 1, 60%, towards the answer)'),  # twice
+        (
+            '" to" (position 2, 20%, towards the foil)',
+            '" keys" (position 1, 60%, towards the answer)',
+        ),  # twice
         ("alike.", 'alike. So does " cabinet".'),
         ("alike.", "alike. That is 3.5% more."),
         ("alike.", f"alike. {verbalize.DIFFUSE}"),
@@ -73,7 +82,8 @@ def test_generated_paragraphs_are_faithful(top: int) -> None:
 )
 def test_a_falsified_paragraph_fails(true: str, false: str) -> None:
     text = (
-        f'The logit of the answer " to" is above that of the foil " 50%". By it, {verbalize.describe(TOKENS, SHARP, 2)}'
+        'The logit of the answer " to" is above that of the foil " 50%". By it, '
+        f"{verbalize.describe(TOKENS, SHARP, 2)}"
     )
     assert verbalize.check(text, TOKENS, SHARP) == []
     assert true in text
@@ -109,7 +119,10 @@ def test_planted_positions_are_said(p: planted.Planted) -> None:
     assert np.isnan(found.share.values[0, len(said) :]).all()
     assert 0.98 < np.nansum(found.share.values[0]) <= 1
     logits = p.model(**p.tokenizer(p.clean, return_tensors="pt")).logits[0, -1].detach()
-    assert f'"{p.tokenizer.decode(logits.argmax())}" (probability {float(logits.softmax(0).max()):.2f})' in texts[0]
+    assert (
+        f'"{p.tokenizer.decode(logits.argmax())}" (probability '
+        f"{float(logits.softmax(0).max()):.2f})" in texts[0]
+    )
     assert found.prediction.values[0] == p.answer
 
 
@@ -120,7 +133,11 @@ def test_disagreement_is_said() -> None:
     wrong = truth.copy(deep=True)
     wrong["attribution"].values[:] = truth.attribution.values[:, ::-1]
     flipped = truth.assign(attribution=-truth.attribution)
-    for second, agreement, said in ((truth, 2, "agree on most"), (wrong, 0, "disagree"), (flipped, 0, "disagree")):
+    for second, agreement, said in (
+        (truth, 2, "agree on most"),
+        (wrong, 0, "disagree"),
+        (flipped, 0, "disagree"),
+    ):
         found = verbalize.measure(lm, p.clean, saliency=truth, second=second, **words)
         assert int(found.agreement[0]) == agreement
         assert said in str(found.text.values[0])
@@ -131,7 +148,10 @@ def test_without_a_second_opinion_the_text_says_why() -> None:
     p = planted.copy_head()
     lm, words = wrap(p.model, p.tokenizer), {"answer": p.answer, "foil": p.foil}
     found = verbalize.measure(lm, p.clean, **words)
-    text, map_ = str(found.text.values[0]), occlusion.measure(lm, p.clean, **words).attribution.values[0]
+    text, map_ = (
+        str(found.text.values[0]),
+        occlusion.measure(lm, p.clean, **words).attribution.values[0],
+    )
     assert text.endswith(" none follows Shapley values closely enough (docs/attribution.md).")
     assert "agree" not in text
     assert found.agreement.values.tolist() == [-1]
@@ -149,11 +169,21 @@ def test_padding_does_not_matter_and_every_paragraph_is_faithful() -> None:
     lm = lm_of("llama")
     words = {"answer": 5, "foil": 60}
     saliency = integrated_gradients.measure(lm, ROWS, **words)
-    both = [verbalize.measure(lm, padded(ROWS, side), saliency=saliency, **words) for side in ("left", "right")]
+    both = [
+        verbalize.measure(lm, padded(ROWS, side), saliency=saliency, **words)
+        for side in ("left", "right")
+    ]
     for e, row in enumerate(ROWS):
-        alone = verbalize.measure(lm, [row], saliency=saliency.isel(example=[e], position=slice(len(row))), **words)
+        alone = verbalize.measure(
+            lm, [row], saliency=saliency.isel(example=[e], position=slice(len(row))), **words
+        )
         assert {str(x.text.values[0]) for x in (alone,)} == {str(x.text.values[e]) for x in both}
-        assert verbalize.check(str(alone.text.values[0]), list(map(str, row)), saliency.attribution.values[e]) == []
+        assert (
+            verbalize.check(
+                str(alone.text.values[0]), list(map(str, row)), saliency.attribution.values[e]
+            )
+            == []
+        )
 
 
 def test_refusals() -> None:
@@ -164,6 +194,12 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="foil"):
         verbalize.measure(lm, ROWS, answer=5, foil=61, saliency=saliency)
     with pytest.raises(InputError, match="axes"):
-        verbalize.measure(lm, ROWS, answer=5, foil=60, saliency=saliency.attribution.drop_vars("text").isel(position=0))
+        verbalize.measure(
+            lm,
+            ROWS,
+            answer=5,
+            foil=60,
+            saliency=saliency.attribution.drop_vars("text").isel(position=0),
+        )
     with pytest.raises(InputError, match="top"):
         verbalize.measure(lm, ROWS, top=0)

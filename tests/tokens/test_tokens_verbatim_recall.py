@@ -1,4 +1,5 @@
-"""Surprisal against plain Hugging Face, and recall where it is known: in a planted induction circuit."""
+"""Surprisal against plain Hugging Face, and recall where it is known: in a planted induction
+circuit."""
 
 from __future__ import annotations
 
@@ -47,8 +48,12 @@ def test_surprisal_equals_hugging_face(name: str) -> None:
     found = verbatim_recall.measure(lm, texts, earlier=before)
     for number, (text, old) in enumerate(zip(texts, before)):
         n = len(text)
-        np.testing.assert_allclose(found.surprisal[number, :n], by_hand(lm.model, old + text, n), atol=1e-4, rtol=1e-5)
-        np.testing.assert_allclose(found["first"][number, :n], by_hand(lm.model, text, n), atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(
+            found.surprisal[number, :n], by_hand(lm.model, old + text, n), atol=1e-4, rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            found["first"][number, :n], by_hand(lm.model, text, n), atol=1e-4, rtol=1e-5
+        )
     assert np.isnan(found.surprisal[1, 2:]).all()
 
 
@@ -76,7 +81,9 @@ def test_repeat_is_the_ratio_of_medians_of_the_same_tokens(opening: list[int], m
         assert here.sum() == len(texts[number]) - (not opening)
         if here.any():
             for name, of in (("repeat", "surprisal"), ("repeat_null", "null")):
-                ratio = np.median(found[of].values[number][here]) / np.median(found["first"].values[number][here])
+                ratio = np.median(found[of].values[number][here]) / np.median(
+                    found["first"].values[number][here]
+                )
                 assert float(found[name][number]) == pytest.approx(float(ratio), rel=1e-5)
         else:
             assert np.isnan(found.repeat[number])

@@ -1,4 +1,5 @@
-"""Methods whose result has one value per edge: from one component of the model to an input of a later one."""
+"""Methods whose result has one value per edge: from one component of the model to an input of a
+later one."""
 
 from __future__ import annotations
 

@@ -1,19 +1,24 @@
-"""Discover a circuit: keep the edges that an attribution finds strongest, and see how good it is at every size.
+"""Discover a circuit: keep the edges that an attribution finds strongest, and see how good it is at
+every size.
 
 Paper: textbook (Conmy et al., "Towards Automated Circuit Discovery", 2023; Hanna et al., 2024)
 
-    strength[edge] = | mean over examples of its attribution |                    (default circuits.edge_attribution_ig)
-    keep="greedy"     grow backwards from the logits, always by the strongest edge into what already reaches them
+    strength[edge] = | mean over examples of its attribution |                    (default
+        circuits.edge_attribution_ig)
+    keep="greedy"     grow backwards from the logits, always by the strongest edge into what
+                      already reaches them
     keep="top"        the strongest edges, whatever they connect
     keep="threshold"  all edges at least as strong as `limit`
 
-For circuits of growing size, in that order: faithfulness (1: as the whole model) and completeness (0: nothing left
-outside), both of `circuits.faithfulness`, and minimality = mean over some of its edges e of |faithfulness(C) -
-faithfulness(C without e)| (0: edges could go). What is returned is pruned to edges on a path from embedding to logits.
+For circuits of growing size, in that order: faithfulness (1: as the whole model) and completeness
+(0: nothing left outside), both of `circuits.faithfulness`, and minimality = mean over some of its
+edges e of |faithfulness(C) - faithfulness(C without e)| (0: edges could go). What is returned is
+pruned to edges on a path from embedding to logits.
 
 null: the three curves of circuits chosen by the same rule with random strengths.
-Reads as: a small part of the model that does the task on these prompts, and how small it can be. Does not show that it
-is the only such part; and the same prompts choose and judge it: judge it on others by `circuits.faithfulness`.
+Reads as: a small part of the model that does the task on these prompts, and how small it can be.
+Does not show that it is the only such part; and the same prompts choose and judge it: judge it on
+others by `circuits.faithfulness`.
 """
 
 from __future__ import annotations
@@ -43,7 +48,10 @@ _CURVES = ("faithfulness", "completeness", "minimality")
 
 
 def judge(
-    wires: Wiring, circuit: Bool[Tensor, "receiver sender"], share: list[Shares], generator: torch.Generator
+    wires: Wiring,
+    circuit: Bool[Tensor, "receiver sender"],
+    share: list[Shares],
+    generator: torch.Generator,
 ) -> Float[Tensor, "curve=3"]:
     """Faithfulness, completeness and minimality of one circuit, means over examples."""
     edges = circuit.nonzero()
@@ -52,11 +60,14 @@ def judge(
     without[torch.arange(len(probed)), probed[:, 0], probed[:, 1]] = False
     asked = torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without])
     found = torch.stack([one(asked) for one in share])  # example, circuit
-    return torch.stack([found[:, 0].mean(), found[:, 1].mean(), (found[:, :1] - found[:, 2:]).abs().mean()])
+    return torch.stack(
+        [found[:, 0].mean(), found[:, 1].mean(), (found[:, :1] - found[:, 2:]).abs().mean()]
+    )
 
 
 def strengths(wires: Wiring, attribution: xr.Dataset) -> Float[Tensor, "receiver sender"]:
-    """|mean over examples| of an attribution of every edge. Raises InputError when its edges are not this model's."""
+    """|mean over examples| of an attribution of every edge. Raises InputError when its edges are
+    not this model's."""
     expected = wires.coords(wires.edges)["edge"]
     if "effect" not in attribution or attribution["edge"].values.tolist() != expected:
         raise InputError(
@@ -81,37 +92,53 @@ def measure(
     ablation: Ablation = "resample",
     seed: int = 0,
 ) -> xr.Dataset:
-    """The circuit: effect (edge), strongest first, with sender and receiver; and the curves over size.
+    """The circuit: effect (edge), strongest first, with sender and receiver; and the curves over
+    size.
 
-    faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw). limit: how many edges
-    to keep, before pruning (for "threshold": the least strength); default the smallest size on the curve whose
-    faithfulness is within 0.1 of 1. attribution: an attribution of every edge, made before. Raises SiteError for a
-    family without edges, InputError for a missing threshold, a limit below one edge, or a foreign attribution.
+    faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw).
+    limit: how many edges to keep, before pruning (for "threshold": the least strength); default the
+    smallest size on the curve whose faithfulness is within 0.1 of 1. attribution: an attribution of
+    every edge, made before. Raises SiteError for a family without edges, InputError for a missing
+    threshold, a limit below one edge, or a foreign attribution.
     """
     rules: dict[str, Callable] = {"greedy": growth, "top": ranking, "threshold": ranking}
-    if keep not in rules or (keep == "threshold" and limit is None) or (limit is not None and limit <= 0):
+    if (
+        keep not in rules
+        or (keep == "threshold" and limit is None)
+        or (limit is not None and limit <= 0)
+    ):
         raise InputError(
-            f"keep={keep!r}, limit={limit}: choose greedy or top, with `limit` edges or none given, or threshold with "
+            f"keep={keep!r}, limit={limit}: choose greedy or top, with `limit` edges or none "
+            "given, or threshold with "
             f"`limit` the least strength; a limit is above 0."
         )
     both = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
     if attribution is None:
-        attribution = edge_attribution_ig.measure(lm, inputs, corrupt=corrupt, answer=answer, foil=foil, seed=seed)
+        attribution = edge_attribution_ig.measure(
+            lm, inputs, corrupt=corrupt, answer=answer, foil=foil, seed=seed
+        )
     effect = strengths(wires, attribution)
     noise = torch.rand((DRAWS, *effect.shape), generator=generator)
     orders = [rules[keep](wires, strength) for strength in (effect.abs(), *noise)]
     sizes = np.unique(np.geomspace(1, len(wires.edges), SIZES).round().astype(int)).tolist()
     share = shares(lm, both, ablation)
     curves = torch.stack(
-        [torch.stack([judge(wires, first(wires, order, n), share, generator) for order in orders]) for n in sizes]
+        [
+            torch.stack(
+                [judge(wires, first(wires, order, n), share, generator) for order in orders]
+            )
+            for n in sizes
+        ]
     ).permute(2, 0, 1)  # curve, step, order
     if keep == "threshold":
         size = int((effect[wires.mask].abs() >= float(limit or 0.0)).sum())
     else:
         size = _smallest(sizes, curves[0, :, 0]) if limit is None else int(limit)
     chosen = prune((wires.senders[s], wires.receivers[r]) for r, s in orders[0][:size].tolist())
-    paths = sorted(wires.paths(chosen), key=lambda path: -float(effect[path[1][0], path[0][0]].abs()))
+    paths = sorted(
+        wires.paths(chosen), key=lambda path: -float(effect[path[1][0], path[0][0]].abs())
+    )
     return dataset(
         {"effect": (("edge",), torch.tensor([float(effect[r, s]) for (s,), (r,) in paths]))}
         | {name: (("step",), curve[:, 0]) for name, curve in zip(_CURVES, curves)}
@@ -119,7 +146,12 @@ def measure(
         | both.differences,
         method="circuits.discover",
         provenance=lm.provenance,
-        settings={"keep": keep, "limit": limit, "ablation": ablation, "attribution": attribution.attrs.get("method")},
+        settings={
+            "keep": keep,
+            "limit": limit,
+            "ablation": ablation,
+            "attribution": attribution.attrs.get("method"),
+        },
         seed=seed,
         coords=both.coords | wires.coords(paths) | {"size": (("step",), sizes)},
         of=len(wires.edges),

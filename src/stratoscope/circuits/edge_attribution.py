@@ -1,18 +1,21 @@
-"""Edge attribution patching (EAP): the effect of every edge at once, to first order, from one backward pass.
+"""Edge attribution patching (EAP): the effect of every edge at once, to first order, from one
+backward pass.
 
 Paper: textbook (Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023)
 
     effect[u -> v] = sum_position  delta_u . (d metric / d x_v) / (d(source) - d(base))
     delta_u = write_u(source run) - write_u(base run)
 
-x_v is the input of receiver v, and its gradient, taken in the base run, goes through v alone: for "L3H2.k" through the
-keys as query head 2 reads them, so that grouped-query models have an edge for each query head (`engine.edges`). It is
-the derivative of the exact effect that `circuits.path_patching` measures. direction="noise": base is the clean run (as
-in the paper), and a positive effect means that the edge carries the answer: with its corrupt value, the answer loses.
+x_v is the input of receiver v, and its gradient, taken in the base run, goes through v alone: for
+"L3H2.k" through the keys as query head 2 reads them, so that grouped-query models have an edge for
+each query head (`engine.edges`). It is the derivative of the exact effect that
+`circuits.path_patching` measures. direction="noise": base is the clean run (as in the paper), and a
+positive effect means that the edge carries the answer: with its corrupt value, the answer loses.
 
 null: every delta replaced, position by position, by a random direction of the same length.
-Reads as: which edges are worth a look, at the price of three passes. Does not show effects that are not linear: where
-attention is saturated the gradient is small though the edge is needed. Check the strong ones by path patching.
+Reads as: which edges are worth a look, at the price of three passes. Does not show effects that are
+not linear: where attention is saturated the gradient is small though the edge is needed. Check the
+strong ones by path patching.
 """
 
 from __future__ import annotations
@@ -40,11 +43,12 @@ NULL = "every change replaced, position by position, by a random direction of th
 def slopes(
     one: Ends, deltas: Float[Tensor, "kind sender position dim"], start: Tensor | None = None
 ) -> Float[Tensor, "kind receiver sender"]:
-    """delta_u . d metric / d x_v, the derivative of each edge's exact effect; 0 where there is no edge.
+    """delta_u . d metric / d x_v, the derivative of each edge's exact effect; 0 where there is no
+    edge.
 
-    One forward and one backward pass of the model give the gradients at every head's z, every MLP's output and the
-    last stream; from there each layer alone carries them back to its receivers. start: what enters layer 0 instead,
-    (1, position, dim).
+    One forward and one backward pass of the model give the gradients at every head's z, every MLP's
+    output and the last stream; from there each layer alone carries them back to its receivers.
+    start: what enters layer 0 instead, (1, position, dim).
     """
     layers, lm = one.layers, one.layers.lm
     wires = wiring(lm)
@@ -52,7 +56,8 @@ def slopes(
     last = Site("", wires.layers - 1, "resid_post")
     points = dict.fromkeys(("resid_pre", read, "attn.z", "mlp.out"))
     sites = [*(Site("", n, point) for n in range(wires.layers) for point in points), last]
-    # a site read as a view (z by heads) is not what the model goes on with unless someone edits it: hence times one
+    # a site read as a view (z by heads) is not what the model goes on with unless someone edits it:
+    # hence times one
     on = [scaled(f"layers.*.{point}", 1.0) for point in ("attn.z", "mlp.out")]
     _, values, grads = gradients(lm, one.batch, sites, one.metric, start=start, interventions=on)
     parts = []
@@ -61,7 +66,9 @@ def slopes(
             pre, mid = (values[Site("", layer, point)] for point in ("resid_pre", read))
             parts.append(into_heads(layers, layer, pre, grads[Site("", layer, "attn.z")]))
             mid = mid.clone().requires_grad_(True)
-            parts += torch.autograd.grad(layers.mlp(layer, mid), mid, grads[Site("", layer, "mlp.out")])
+            parts += torch.autograd.grad(
+                layers.mlp(layer, mid), mid, grads[Site("", layer, "mlp.out")]
+            )
     into = torch.cat([*parts, grads[last]]).flatten(1).to(deltas)
     return torch.einsum("ksx,rx->krs", deltas.flatten(2), into) * wires.mask.to(into)
 
@@ -72,9 +79,12 @@ def into_heads(
     x: Float[Tensor, "one=1 position dim"],
     dz: Float[Tensor, "one=1 position head head_dim"],
 ) -> Float[Tensor, "input position dim"]:
-    """The gradient at x through each head's q, k and v alone (3 * head + side), given the gradient at z."""
+    """The gradient at x through each head's q, k and v alone (3 * head + side), given the gradient
+    at z."""
     count = dz.shape[2]
-    copies = x.repeat(3 * count, 1, 1).requires_grad_(True)  # one copy of x for each input: one backward for all
+    copies = x.repeat(3 * count, 1, 1).requires_grad_(
+        True
+    )  # one copy of x for each input: one backward for all
     heads = layers.attention(layer, copies)
     qkv = [getattr(heads, side) for side in SIDES]
     leaves = [y[:1].detach().requires_grad_(True) for y in qkv]
@@ -99,10 +109,12 @@ def measure(
     direction: Literal["denoise", "noise"] = "noise",
     seed: int = 0,
 ) -> xr.Dataset:
-    """First-order effect and null of every edge: (example, edge), with coordinates sender, receiver and their layers.
+    """First-order effect and null of every edge: (example, edge), with coordinates sender, receiver
+    and their layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. Works with frozen weights. Raises SiteError for a family
-    without edges, InputError when a pair's lengths differ or both runs give the same logit difference.
+    inputs, corrupt: prompts in pairs of equal token length. Works with frozen weights. Raises
+    SiteError for a family without edges, InputError when a pair's lengths differ or both runs give
+    the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
@@ -110,14 +122,18 @@ def measure(
     return labelled(lm, both, found, "circuits.edge_attribution", {"direction": direction}, seed)
 
 
-def labelled(lm: LM, both: Pair, found: list[Tensor], method: str, settings: dict[str, Any], seed: int) -> xr.Dataset:
-    """Effect and null, as shares of the difference between the two runs. found: (kind, edge) of each example."""
+def labelled(
+    lm: LM, both: Pair, found: list[Tensor], method: str, settings: dict[str, Any], seed: int
+) -> xr.Dataset:
+    """Effect and null, as shares of the difference between the two runs. found: (kind, edge) of
+    each example."""
     wires = wiring(lm)
     slope = torch.stack(found, dim=-1).float().cpu()  # kind, edge, example
     base = both.corrupt_difference if both.direction == "denoise" else both.clean_difference
     effect, null = (both.normalise(x + base) for x in slope)
     return dataset(
-        {"effect": (("example", "edge"), effect.T), "null": (("example", "edge"), null.T)} | both.differences,
+        {"effect": (("example", "edge"), effect.T), "null": (("example", "edge"), null.T)}
+        | both.differences,
         method=method,
         provenance=lm.provenance,
         settings=settings,

@@ -1,16 +1,20 @@
-"""Edge attribution with integrated gradients (EAP-IG): EAP with the gradient averaged over the way between the prompts.
+"""Edge attribution with integrated gradients (EAP-IG): EAP with the gradient averaged over the way
+between the prompts.
 
 Paper: textbook (Hanna et al., "Have Faith in Faithfulness", 2024)
 
-    effect[u -> v] = sum_position  delta_u . mean_t (d metric / d x_v)(x_0 + t (x_1 - x_0)) / (d(source) - d(base))
+    effect[u -> v] = sum_position  delta_u . mean_t (d metric / d x_v)(x_0 + t (x_1 - x_0)) /
+                                   (d(source) - d(base))
 
-x_0 and x_1 are what enters layer 0 in the base and the source run; t takes `steps` midpoints of 0..1 (the paper's right
-ends lean to one of the prompts). delta, x_v, keys and values of grouped queries, direction and sign are those of
-`circuits.edge_attribution`. The entry is the embedding as layer 0 receives it, positions included.
+x_0 and x_1 are what enters layer 0 in the base and the source run; t takes `steps` midpoints of
+0..1 (the paper's right ends lean to one of the prompts). delta, x_v, keys and values of grouped
+queries, direction and sign are those of `circuits.edge_attribution`. The entry is the embedding as
+layer 0 receives it, positions included.
 
 null: every delta replaced, position by position, by a random direction of the same length.
-Reads as: which edges are worth a look, also where attention saturates at either prompt. Does not show what a mixture of
-two prompts never visits, and is no measured effect: check the strong edges by path patching.
+Reads as: which edges are worth a look, also where attention saturates at either prompt. Does not
+show what a mixture of two prompts never visits, and is no measured effect: check the strong edges
+by path patching.
 """
 
 from __future__ import annotations
@@ -31,11 +35,14 @@ from stratoscope.models.lm import LM
 
 
 def averaged_slopes(one: Ends, deltas: Tensor, steps: int) -> Tensor:
-    """`edge_attribution.slopes`, averaged over midpoints of the way from the base's to the source's embeddings."""
+    """`edge_attribution.slopes`, averaged over midpoints of the way from the base's to the source's
+    embeddings."""
     first, way = one.base.writes[:1], one.source.writes[:1] - one.base.writes[:1]
     total = torch.zeros(())
     for step in range(steps):
-        total = total + edge_attribution.slopes(one, deltas, start=first + (step + 0.5) / steps * way)
+        total = total + edge_attribution.slopes(
+            one, deltas, start=first + (step + 0.5) / steps * way
+        )
     return total / steps
 
 
@@ -50,15 +57,22 @@ def measure(
     steps: int = 10,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Averaged first-order effect and null of every edge: (example, edge), with sender, receiver and their layers.
+    """Averaged first-order effect and null of every edge: (example, edge), with sender, receiver
+    and their layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. steps: points on the way; the price is as many forward and
-    backward passes. Raises SiteError for a family without edges, InputError as `engine.pair` does or for no steps.
+    inputs, corrupt: prompts in pairs of equal token length. steps: points on the way; the price is
+    as many forward and backward passes. Raises SiteError for a family without edges, InputError as
+    `engine.pair` does or for no steps.
     """
     if steps < 1:
         raise InputError(f"steps={steps}: integrated gradients need at least one point.")
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     mask = wiring(lm).mask
-    found = [averaged_slopes(one, edge_attribution.with_null(one, seed), steps)[:, mask] for one in ends(lm, both)]
+    found = [
+        averaged_slopes(one, edge_attribution.with_null(one, seed), steps)[:, mask]
+        for one in ends(lm, both)
+    ]
     settings = {"direction": direction, "steps": steps}
-    return edge_attribution.labelled(lm, both, found, "circuits.edge_attribution_ig", settings, seed)
+    return edge_attribution.labelled(
+        lm, both, found, "circuits.edge_attribution_ig", settings, seed
+    )

@@ -1,19 +1,23 @@
-"""Faithfulness of a circuit: run its edges alone, give all others another prompt's value, and see how much remains.
+"""Faithfulness of a circuit: run its edges alone, give all others another prompt's value, and see
+how much remains.
 
 Paper: textbook (Wang et al., 2022; Hanna et al., "Have Faith in Faithfulness", 2024)
 
-    x_v = sum_u  (write_u in this run, if u -> v is in the circuit;  other_u, if not)       for every receiver v
+    x_v = sum_u  (write_u in this run, if u -> v is in the circuit;  other_u, if not)       for
+                                                                     every receiver v
     faithfulness = (d(circuit) - d(no edge)) / (d(every edge) - d(no edge))
-    completeness = the same of all edges outside the circuit: 0 when nothing that matters was left out
+    completeness = the same of all edges outside the circuit: 0 when nothing that matters was left
+        out
 
-d is the logit difference answer - foil at the last token. other_u is what u writes on the corrupt prompt
-(ablation="resample": no edge is then the corrupt run itself) or its mean over all corrupt prompts, position by position
-("mean"). The query, key and value input of every query head is summed for itself, also on grouped-query models; every
-edge together is the clean run.
+d is the logit difference answer - foil at the last token. other_u is what u writes on the corrupt
+prompt (ablation="resample": no edge is then the corrupt run itself) or its mean over all corrupt
+prompts, position by position ("mean"). The query, key and value input of every query head is summed
+for itself, also on grouped-query models; every edge together is the clean run.
 
 null: circuits of as many edges that grow backwards from the logits at random.
-Reads as: whether the circuit is enough, and whether it is all. Does not show that each of its edges is needed, nor what
-it would do on prompts that were not asked; above 1 it lacks edges that work against the answer.
+Reads as: whether the circuit is enough, and whether it is all. Does not show that each of its edges
+is needed, nor what it would do on prompts that were not asked; above 1 it lacks edges that work
+against the answer.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ def run_circuit(
     other: Float[Tensor, "sender position dim"],
     keep: Bool[Tensor, "receiver sender"],
 ) -> Float[Tensor, "position dim"]:
-    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed" writes now."""
+    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed"
+    writes now."""
     lm = layers.lm
     wires = wiring(lm)
     more = torch.zeros_like(other)  # what a sender writes in this run, less `other`
@@ -68,8 +73,12 @@ def run_circuit(
         rows = keep[layer * width : (layer + 1) * width]
         x, which = inputs(rows[:-1], first)
         heads = layers.attention(layer, x)
-        z = heads.z(*(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES)))
-        more[first:mlp] = head_writes(lm, layer, z[0].transpose(0, 1), layers.outer) - other[first:mlp]
+        z = heads.z(
+            *(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES))
+        )
+        more[first:mlp] = (
+            head_writes(lm, layer, z[0].transpose(0, 1), layers.outer) - other[first:mlp]
+        )
         x, _ = inputs(rows[-1:], first if wires.parallel else mlp)
         more[mlp] = layers.mlp(layer, x)[0] - other[mlp]
     return inputs(keep[-1:], len(other))[0][0].to(lm.model.dtype)
@@ -80,12 +89,18 @@ Shares = Callable[[Bool[Tensor, "circuit receiver sender"]], Float[Tensor, " cir
 
 
 def shares(lm: LM, both: Pair, ablation: Ablation) -> list[Shares]:
-    """For each example, the function from circuits to faithfulness. Raises InputError when no edge and all agree."""
+    """For each example, the function from circuits to faithfulness. Raises InputError when no edge
+    and all agree."""
     if ablation not in ("resample", "mean"):
-        raise InputError(f"ablation {ablation!r}: choose 'resample' (the corrupt prompt's writes) or 'mean'.")
+        raise InputError(
+            f"ablation {ablation!r}: choose 'resample' (the corrupt prompt's writes) or 'mean'."
+        )
     every = list(ends(lm, both))
     mean = _mean([one.source.writes for one in every]) if ablation == "mean" else None
-    return [_share(one, one.source.writes if mean is None else mean[:, : one.source.writes.shape[1]]) for one in every]
+    return [
+        _share(one, one.source.writes if mean is None else mean[:, : one.source.writes.shape[1]])
+        for one in every
+    ]
 
 
 def _share(one: Ends, other: Tensor) -> Shares:
@@ -100,7 +115,8 @@ def _share(one: Ends, other: Tensor) -> Shares:
     none, whole = metric(torch.zeros_like(mask)), metric(mask)
     if abs(whole - none) < 1e-3:
         raise InputError(
-            f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there is nothing to be "
+            f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there "
+            "is nothing to be "
             f"faithful to. Change the corrupt prompts, or use ablation='resample'."
         )
 
@@ -112,7 +128,8 @@ def _share(one: Ends, other: Tensor) -> Shares:
 
 
 def _mean(writes: list[Tensor]) -> Float[Tensor, "sender position dim"]:
-    """The mean of (sender, position, dim) of several lengths: position by position, over the prompts that have the position."""
+    """The mean of (sender, position, dim) of several lengths: position by position, over the
+    prompts that have the position."""
     width = max(w.shape[1] for w in writes)
     padded = [torch.nn.functional.pad(w, (0, 0, 0, width - w.shape[1])) for w in writes]
     counts = sum(torch.arange(width, device=w.device) < w.shape[1] for w in writes)
@@ -149,12 +166,12 @@ def measure(
     draws: int = 3,
     seed: int = 0,
 ) -> xr.Dataset:
-    """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of mean faithfulness,
-    NaN, with a note, for fewer than five examples.
+    """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of
+    mean faithfulness, NaN, with a note, for fewer than five examples.
 
-    inputs, corrupt: prompts in pairs of equal token length. circuit: pairs of names, or a result with an `edge` axis
-    (`circuits.discover`); default every edge. draws: random circuits. Raises SiteError for a family without edges,
-    InputError for an edge that the model lacks.
+    inputs, corrupt: prompts in pairs of equal token length. circuit: pairs of names, or a result
+    with an `edge` axis (`circuits.discover`); default every edge. draws: random circuits. Raises
+    SiteError for a family without edges, InputError for an edge that the model lacks.
     """
     both = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires = wiring(lm)

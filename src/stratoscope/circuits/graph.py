@@ -1,7 +1,9 @@
-"""A circuit as a graph: networkx to think with, JSON for circuit-tracer's viewer, orders of edges, and pruning.
+"""A circuit as a graph: networkx to think with, JSON for circuit-tracer's viewer, orders of edges,
+and pruning.
 
-A circuit is any labelled result with an `edge` axis, whose coordinates `sender` and `receiver` name the ends; select
-from it what belongs: `found.isel(edge=abs(found.effect[0]) > 0.2)`. Pairs [("L0H1", "L1H2.k"), ...] are taken as well.
+A circuit is any labelled result with an `edge` axis, whose coordinates `sender` and `receiver` name
+the ends; select from it what belongs: `found.isel(edge=abs(found.effect[0]) > 0.2)`. Pairs
+[("L0H1", "L1H2.k"), ...] are taken as well.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ def component(receiver: str) -> str:
 
 
 def pairs(circuit: Circuit) -> list[tuple[str, str]]:
-    """(sender, receiver) of every edge that belongs to the circuit. Raises InputError when it has no `edge` axis."""
+    """(sender, receiver) of every edge that belongs to the circuit. Raises InputError when it has
+    no `edge` axis."""
     if not isinstance(circuit, xr.Dataset | xr.DataArray):
         return [(str(sender), str(receiver)) for sender, receiver in circuit]
     if "edge" not in circuit.dims or not {"sender", "receiver"} <= set(circuit.coords):
-        raise InputError(f"a circuit has an `edge` axis with coordinates sender and receiver; got axes {circuit.dims}.")
+        raise InputError(
+            "a circuit has an `edge` axis with coordinates sender and receiver; got axes "
+            f"{circuit.dims}."
+        )
     return list(zip(circuit["sender"].values.tolist(), circuit["receiver"].values.tolist()))
 
 
@@ -56,17 +62,23 @@ def to_networkx(circuit: Circuit, variable: str = "effect") -> nx.MultiDiGraph:
 
 
 def prune(circuit: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The edges that lie on a path from "embed" to "logits"; the others cannot carry anything of the prompt there."""
+    """The edges that lie on a path from "embed" to "logits"; the others cannot carry anything of
+    the prompt there."""
     found = list(circuit)
     graph = nx.DiGraph([(sender, component(receiver)) for sender, receiver in found])
     graph.add_nodes_from(("embed", "logits"))
     down = {"embed", *nx.descendants(graph, "embed")}
     up = {"logits", *nx.ancestors(graph, "logits")}
-    return [(sender, receiver) for sender, receiver in found if sender in down and component(receiver) in up]
+    return [
+        (sender, receiver)
+        for sender, receiver in found
+        if sender in down and component(receiver) in up
+    ]
 
 
 def growth(wires: Wiring, strength: Float[Tensor, "receiver sender"]) -> Int[Tensor, "edge ends=2"]:
-    """Every edge (receiver, sender) in the order in which a circuit grows: greedily, backwards from the logits.
+    """Every edge (receiver, sender) in the order in which a circuit grows: greedily, backwards from
+    the logits.
 
     Next is always the strongest edge into a component that has a way to the logits already.
     """
@@ -86,37 +98,49 @@ def growth(wires: Wiring, strength: Float[Tensor, "receiver sender"]) -> Int[Ten
     return torch.tensor(order)
 
 
-def ranking(wires: Wiring, strength: Float[Tensor, "receiver sender"]) -> Int[Tensor, "edge ends=2"]:
+def ranking(
+    wires: Wiring, strength: Float[Tensor, "receiver sender"]
+) -> Int[Tensor, "edge ends=2"]:
     """Every edge (receiver, sender), strongest first, whatever it connects to."""
     edges = wires.mask.nonzero()
     return edges[strength[wires.mask].argsort(descending=True, stable=True)]
 
 
-def first(wires: Wiring, order: Int[Tensor, "edge ends=2"], size: int) -> Bool[Tensor, "receiver sender"]:
+def first(
+    wires: Wiring, order: Int[Tensor, "edge ends=2"], size: int
+) -> Bool[Tensor, "receiver sender"]:
     """The circuit of the first `size` edges."""
     kept = torch.zeros_like(wires.mask)
     kept[order[:size, 0], order[:size, 1]] = True
     return kept
 
 
-def to_circuit_tracer(circuit: xr.Dataset, path: str | Path | None = None, *, slug: str = "circuit") -> dict[str, Any]:
-    """The graph in circuit-tracer's JSON (metadata, qParams, nodes, links), also written to `path` if one is given.
+def to_circuit_tracer(
+    circuit: xr.Dataset, path: str | Path | None = None, *, slug: str = "circuit"
+) -> dict[str, Any]:
+    """The graph in circuit-tracer's JSON (metadata, qParams, nodes, links), also written to `path`
+    if one is given.
 
-    Its nodes stand at token positions; ours act at all of them and are put at the last. A link's weight is the sum of
-    the effects through q, k and v, which `inputs` lists. Embedding and logits are one node each.
+    Its nodes stand at token positions; ours act at all of them and are put at the last. A link's
+    weight is the sum of the effects through q, k and v, which `inputs` lists. Embedding and logits
+    are one node each.
     """
     graph = to_networkx(circuit)
     words = circuit["text"].values[0].tolist() if "text" in circuit.coords else []
     words = [word for word in words if word]
     depth = int(circuit["receiver_layer"].max()) if "receiver_layer" in circuit.coords else 0
-    ends = [str(circuit[name].values[0]) if name in circuit.coords else "" for name in ("answer", "foil")]
+    ends = [
+        str(circuit[name].values[0]) if name in circuit.coords else ""
+        for name in ("answer", "foil")
+    ]
     nodes = [_node(name, max(len(words) - 1, 0), depth, ends) for name in graph.nodes]
     number = {node["clerp_name"]: node["node_id"] for node in nodes}
     links: dict[tuple[str, str], dict[str, Any]] = {}
     for sender, receiver, side, held in graph.edges(keys=True, data=True):
         effect = float(held.get("effect", 1.0))
         link = links.setdefault(
-            (sender, receiver), {"source": number[sender], "target": number[receiver], "weight": 0.0, "inputs": {}}
+            (sender, receiver),
+            {"source": number[sender], "target": number[receiver], "weight": 0.0, "inputs": {}},
         )
         link["weight"] += effect
         link["inputs"][side or "input"] = effect
@@ -130,8 +154,16 @@ def to_circuit_tracer(circuit: xr.Dataset, path: str | Path | None = None, *, sl
             "node_threshold": None,
             "schema_version": 1,
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-        "nodes": [{key: value for key, value in node.items() if key != "clerp_name"} for node in nodes],
+        "qParams": {
+            "pinnedIds": [],
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": "",
+            "sg_pos": "",
+        },
+        "nodes": [
+            {key: value for key, value in node.items() if key != "clerp_name"} for node in nodes
+        ],
         "links": list(links.values()),
     }
     if path is not None:
@@ -141,9 +173,15 @@ def to_circuit_tracer(circuit: xr.Dataset, path: str | Path | None = None, *, sl
 
 def _node(name: str, position: int, depth: int, ends: list[str]) -> dict[str, Any]:
     is_head = "H" in name
-    layer = {"embed": "E", "logits": str(depth + 1)}.get(name) or name[1:].replace("H", " ").split()[0]
-    kind = {"embed": "embedding", "logits": "logit"}.get(name, "attention head" if is_head else "mlp")
-    feature = int(name.partition("H")[2]) if is_head else 0 if layer == "E" or name == "logits" else -1
+    layer = {"embed": "E", "logits": str(depth + 1)}.get(name) or name[1:].replace(
+        "H", " "
+    ).split()[0]
+    kind = {"embed": "embedding", "logits": "logit"}.get(
+        name, "attention head" if is_head else "mlp"
+    )
+    feature = (
+        int(name.partition("H")[2]) if is_head else 0 if layer == "E" or name == "logits" else -1
+    )
     said = f'Output "{ends[0]}" over "{ends[1]}"' if name == "logits" and any(ends) else name
     return {
         "node_id": f"{layer}_{feature}_{position}",
@@ -163,8 +201,12 @@ def _node(name: str, position: int, depth: int, ends: list[str]) -> dict[str, An
     }
 
 
-def _effects(circuit: xr.Dataset | xr.DataArray, values: xr.DataArray | None) -> dict[tuple[str, str], float]:
+def _effects(
+    circuit: xr.Dataset | xr.DataArray, values: xr.DataArray | None
+) -> dict[tuple[str, str], float]:
     if values is None:
         return {}
     mean = values.mean([axis for axis in values.dims if axis != "edge"]).values.tolist()
-    return dict(zip(zip(circuit["sender"].values.tolist(), circuit["receiver"].values.tolist()), mean))
+    return dict(
+        zip(zip(circuit["sender"].values.tolist(), circuit["receiver"].values.tolist()), mean)
+    )

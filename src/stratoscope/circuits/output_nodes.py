@@ -1,21 +1,24 @@
-"""Output nodes: the few heads and MLPs that, at the last token alone, carry the answer from the clean prompt to the corrupt.
+"""Output nodes: the few heads and MLPs that, at the last token alone, carry the answer from the
+clean prompt to the corrupt.
 
 Paper: mcq-circuit-chinchilla
 
-    direct[c]     = (N(write_c) . u in the clean run - the same in the corrupt run) / (d(clean) - d(corrupt))
-    recovered[k]  = (d(corrupt with c_0 .. c_k <- clean, at the last token) - d(corrupt)) / (d(clean) - d(corrupt)),
+    direct[c]     = (N(write_c) . u in the clean run - the same in the corrupt run) / (d(clean) -
+                  d(corrupt))
+    recovered[k]  = (d(corrupt with c_0 .. c_k <- clean, at the last token) - d(corrupt)) /
+                  (d(clean) - d(corrupt)),
                     the mean over prompts, each weighted by |d(clean) - d(corrupt)|
 
-u = u_answer - u_foil, d the logit difference at the last token, N the final norm with its scale held. All direct shares,
-with those of the embedding and of biases, sum to 1. The nodes c_0, c_1 .. are those with the largest mean direct share;
-they are patched together. What a patched node feeds later nodes counts as well; a node whose
-neighbours undo its work recovers less than it writes. A pair whose clean difference is below its
-corrupt one is asked the question the other way round: it counts, in both, by the share of its own
-way that is gone, and a note names it.
+u = u_answer - u_foil, d the logit difference at the last token, N the final norm with its scale
+held. All direct shares, with those of the embedding and of biases, sum to 1. The nodes c_0, c_1 ..
+are those with the largest mean direct share; they are patched together. What a patched node feeds
+later nodes counts as well; a node whose neighbours undo its work recovers less than it writes. A
+pair whose clean difference is below its corrupt one is asked the question the other way round: it
+counts, in both, by the share of its own way that is gone, and a note names it.
 
 null: as many heads and MLPs drawn at random.
-Reads as: how few components the last step of the answer goes through. Does not show how they know: what they read at
-other tokens comes from the whole model. Direct shares see no soft-cap on logits.
+Reads as: how few components the last step of the answer goes through. Does not show how they know:
+what they read at other tokens comes from the whole model. Direct shares see no soft-cap on logits.
 """
 
 from __future__ import annotations
@@ -46,11 +49,15 @@ NULL = "as many heads and MLPs drawn at random"
 
 
 def share(
-    patched: Float[Tensor, "*cells example"], start: Float[Tensor, " example"], end: Float[Tensor, " example"]
+    patched: Float[Tensor, "*cells example"],
+    start: Float[Tensor, " example"],
+    end: Float[Tensor, " example"],
 ) -> Float[Tensor, "*cells"]:
-    """How far from start to end, 0 nothing, 1 all: the mean over examples, weighted by the length of their way.
+    """How far from start to end, 0 nothing, 1 all: the mean over examples, weighted by the length
+    of their way.
 
-    Summed with their signs, two ways that point in opposite directions would cancel in the denominator.
+    Summed with their signs, two ways that point in opposite directions would cancel in the
+    denominator.
     """
     way = end - start
     return ((patched - start) * way.sign()).sum(dim=-1) / way.abs().sum()
@@ -69,15 +76,20 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """direct (example, component), recovered (rank,) and null (draw, rank); `node` names the node of each rank.
+    """direct (example, component), recovered (rank,) and null (draw, rank); `node` names the node
+    of each rank.
 
-    inputs, corrupt: clean and corrupt prompts, pair by pair of equal token length. nodes: how many to take, or which
-    ("L3H2", "L3 mlp"), in this order: those found on other prompts. Raises SiteError where the stream is no sum of
-    writes or logits are not linear in it; InputError for an unknown node or number.
+    inputs, corrupt: clean and corrupt prompts, pair by pair of equal token length. nodes: how many
+    to take, or which ("L3H2", "L3 mlp"), in this order: those found on other prompts. Raises
+    SiteError where the stream is no sum of writes or logits are not linear in it; InputError for an
+    unknown node or number.
     """
     wires = wiring(lm)
     if len(lm.layout.head) != 1:
-        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")
+        raise SiteError(
+            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the "
+            "writes."
+        )
     names = wires.senders[1:]
     both = pair(lm, inputs, corrupt, answer, foil)
     points = ["layers.*.attn.z", "layers.*.mlp.out", f"layers.{wires.layers - 1}.resid_post"]
@@ -86,13 +98,17 @@ def measure(
     written = _direct(lm, source, both.target) - _direct(lm, base, both.target)
     direct = written.cpu() / gap[:, None]
     chosen = _chosen(nodes, names, direct.mean(dim=0))
-    dice = np.random.default_rng(seed)
-    rivals = [dice.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
+    generator = np.random.default_rng(seed)
+    rivals = [generator.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
     cells = [
-        _patch(source, [names[n] for n in order[: k + 1]]) for order in (chosen, *rivals) for k in range(len(order))
+        _patch(source, [names[n] for n in order[: k + 1]])
+        for order in (chosen, *rivals)
+        for k in range(len(order))
     ]
     patched = sweep(lm, both.base, cells, both.target.difference, progress=progress).cpu()
-    found = share(patched, both.corrupt_difference, both.clean_difference).reshape(1 + draws, len(chosen))
+    found = share(patched, both.corrupt_difference, both.clean_difference).reshape(
+        1 + draws, len(chosen)
+    )
     return dataset(
         {
             "direct": (("example", "component"), direct),
@@ -118,7 +134,9 @@ def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example compon
     towards = unembed[asked.answer] - unembed[asked.foil]
     columns = []
     for layer in range(lm.dims.layers):
-        heads = head_writes(lm, layer, seen[f"layers.{layer}.attn.z"])  # examples in the place of positions
+        heads = head_writes(
+            lm, layer, seen[f"layers.{layer}.attn.z"]
+        )  # examples in the place of positions
         writes = torch.cat([heads, seen[f"layers.{layer}.mlp.out"][None]]).float()
         columns.append(torch.einsum("ced,ed->ec", wide.linear(writes), towards))
     return torch.cat(columns, dim=1)
@@ -128,11 +146,16 @@ def _chosen(nodes: int | Sequence[str], names: list[str], strength: Tensor) -> l
     """The numbers of the nodes: the strongest, or those named."""
     if isinstance(nodes, int):
         if not 1 <= nodes <= len(names):
-            raise InputError(f"nodes={nodes}: this model has {len(names)} heads and MLPs; choose 1 to {len(names)}.")
+            raise InputError(
+                f"nodes={nodes}: this model has {len(names)} heads and MLPs; choose 1 to "
+                f"{len(names)}."
+            )
         return strength.argsort(descending=True, stable=True)[:nodes].tolist()
     unknown = [name for name in nodes if name not in names]
     if unknown or not nodes:
-        raise InputError(f"nodes {unknown or '[]'}: nodes here run {names[0]}, {names[1]} ... {names[-1]}.")
+        raise InputError(
+            f"nodes {unknown or '[]'}: nodes here run {names[0]}, {names[1]} ... {names[-1]}."
+        )
     return [names.index(name) for name in nodes]
 
 
@@ -149,5 +172,7 @@ def _patch(source: Trace, nodes: Sequence[str]) -> list[Intervention]:
             changes.append(replaced(site, source[site][:, None], positions=-1))
     for layer, units in heads.items():
         z = source[f"layers.{layer}.attn.z"]
-        changes.append(replaced(f"layers.{layer}.attn.z", z[:, None, units], units=units, positions=-1))
+        changes.append(
+            replaced(f"layers.{layer}.attn.z", z[:, None, units], units=units, positions=-1)
+        )
     return changes

@@ -1,18 +1,22 @@
-"""Path patching: change what some components send to some later inputs, and only there, and see what the answer does.
+"""Path patching: change what some components send to some later inputs, and only there, and see
+what the answer does.
 
 Paper: textbook (Wang et al., "Interpretability in the Wild", 2022; Goldowsky-Dill et al., 2023)
 
-    effect[edge] = (d(base; x_v <- x_v + sum_u delta_u, for every receiver v) - d(base)) / (d(source) - d(base))
+    effect[edge] = (d(base; x_v <- x_v + sum_u delta_u, for every receiver v) - d(base)) /
+        (d(source) - d(base))
     delta_u = write_u(source run) - write_u(base run)
 
-d is the logit difference answer - foil at the last token. An edge runs from a sender u to a receiver v as
-`engine.edges` defines them, keys and values per query head; or from several to several, changed together. Nodes between
-senders and receivers stay as they were; everything after the receivers is computed anew. direction="noise": base is the
-clean run, 1 means the edge alone carries the whole difference. direction="denoise": base is the corrupt run.
+d is the logit difference answer - foil at the last token. An edge runs from a sender u to a
+receiver v as `engine.edges` defines them, keys and values per query head; or from several to
+several, changed together. Nodes between senders and receivers stay as they were; everything after
+the receivers is computed anew. direction="noise": base is the clean run, 1 means the edge alone
+carries the whole difference. direction="denoise": base is the corrupt run.
 
-null: the same edges with every delta replaced, position by position, by a random direction of the same length.
-Reads as: how much of the difference between the two prompts passes along this edge. Does not show what both prompts
-share, and edges that back each other up can each have no effect alone.
+null: the same edges with every delta replaced, position by position, by a random direction of the
+same length.
+Reads as: how much of the difference between the two prompts passes along this edge. Does not show
+what both prompts share, and edges that back each other up can each have no effect alone.
 """
 
 from __future__ import annotations
@@ -47,11 +51,13 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Effect and null of every path: (example, edge), with coordinates sender, receiver and their layers.
+    """Effect and null of every path: (example, edge), with coordinates sender, receiver and their
+    layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. paths: (senders, receivers) by name, each one name or
-    several; default every edge of the model alone: about 1.5 * (layers * heads)^2 of them, twice with the null. Raises
-    SiteError for a family without edges, InputError for an unknown name or a path that leads backwards.
+    inputs, corrupt: prompts in pairs of equal token length. paths: (senders, receivers) by name,
+    each one name or several; default every edge of the model alone: about 1.5 * (layers * heads)^2
+    of them, twice with the null. Raises SiteError for a family without edges, InputError for an
+    unknown name or a path that leads backwards.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
@@ -72,7 +78,8 @@ def measure(
     differences = torch.stack(found).unflatten(0, (-1, 2)).permute(1, 2, 0)  # kind, edge, example
     effect, null = both.normalise(differences.float()).transpose(1, 2)
     return dataset(
-        {"effect": (("example", "edge"), effect), "null": (("example", "edge"), null)} | both.differences,
+        {"effect": (("example", "edge"), effect), "null": (("example", "edge"), null)}
+        | both.differences,
         method="circuits.path_patching",
         provenance=lm.provenance,
         settings={"direction": direction},

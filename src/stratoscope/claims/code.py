@@ -1,10 +1,10 @@
 """What a verdict was measured with, and whether that is still what stands here.
 
-A verdict keeps eight characters for every module of stratoscope that was loaded when it was measured:
-the hash of the module's syntax tree without comments, docstrings and layout, so that only a change of
-what is computed makes a verdict stale. Of its own paper file it keeps the claim and what the claim may
-call, not the other claims nor the words it is judged by. Pinned data and model weights are hashes in
-those modules, and so are the recipes of miniatures.
+A verdict keeps eight characters for every module of stratoscope that was loaded when it was
+measured: the hash of the module's syntax tree without comments, docstrings and layout, so that only
+a change of what is computed makes a verdict stale. Of its own paper file it keeps the claim and
+what the claim may call, not the other claims nor the words it is judged by. Pinned data and model
+weights are hashes in those modules, and so are the recipes of miniatures.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ CLAIM = "claim"  # the name under which the claim's own digest is kept
 
 
 def loaded() -> dict[str, str]:
-    """The digest of every module of stratoscope that is loaded now and computes something, by its name."""
-    names = (name.removeprefix("stratoscope.") for name in sys.modules if name.startswith("stratoscope."))
-    return {name: found for name in sorted(names) if not _shows(name) and (found := of_module(name))}
+    """The digest of every module of stratoscope that is loaded now and computes something, by its
+    name."""
+    names = (
+        name.removeprefix("stratoscope.") for name in sys.modules if name.startswith("stratoscope.")
+    )
+    return {
+        name: found for name in sorted(names) if not _shows(name) and (found := of_module(name))
+    }
 
 
 def of_module(name: str) -> str:
@@ -45,7 +50,8 @@ def of_module(name: str) -> str:
 
 
 def of_claim(path: Path, name: str) -> str:
-    """The digest of one claim of a paper file, with all that the file defines beside the other claims."""
+    """The digest of one claim of a paper file, with all that the file defines beside the other
+    claims."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     others = [node for node in tree.body if _is_claim(node) and getattr(node, "name", "") != name]
     tree.body = [node for node in tree.body if node not in others]
@@ -56,7 +62,8 @@ def of_claim(path: Path, name: str) -> str:
 
 
 def changed(verdict: Verdict, path: Path) -> list[str]:
-    """Why a verdict about a claim of the paper file `path` is stale, in words; empty while it is not.
+    """Why a verdict about a claim of the paper file `path` is stale, in words; empty while it is
+    not.
 
     A library counts when it is older than this package now asks for.
     """
@@ -90,8 +97,12 @@ def commit() -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -120,12 +131,18 @@ def _digest(tree: ast.Module) -> str:
 
 
 def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _is_claim(node: ast.AST) -> bool:
     marks = getattr(node, "decorator_list", [])
-    return any(isinstance(m, ast.Call) and ast.unparse(m.func).rpartition(".")[2] == "claim" for m in marks)
+    return any(
+        isinstance(m, ast.Call) and ast.unparse(m.func).rpartition(".")[2] == "claim" for m in marks
+    )
 
 
 def _parts(version: str) -> tuple[int, ...]:

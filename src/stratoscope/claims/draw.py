@@ -1,7 +1,8 @@
-"""A claim's figure three times: as text for a terminal, as SVG for the pages, as plotly for a report.
+"""A claim's figure three times: as text for a terminal, as SVG for the pages, as plotly for a
+report.
 
-`null` names the series or places that belong to the null: they are grey wherever there are colours, and so is what says
-of itself that it is shuffled, untrained, chance or a null.
+`null` names the series or places that belong to the null: they are grey wherever there are colours,
+and so is what says of itself that it is shuffled, untrained, chance or a null.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _LEFT = " ▏▎▍▌▋▊▉█"
 
 
 def short(value: float) -> str:
-    """A measured number with the digits that matter: 0.0213, 4.57, 1,234, 2.1 × 10⁻⁶, and a dash for NaN."""
+    """A measured number with the digits that matter: 0.0213, 4.57, 1,234, 2.1 × 10⁻⁶, and a dash
+    for NaN."""
     if 1e-3 <= abs(value) < 0.1 or 1000 <= abs(value) < 1e6:
         return f"{value:{'.3g' if abs(value) < 1 else ',.0f'}}".replace("-", "−")
     return scientific(value)
@@ -38,7 +40,11 @@ def short(value: float) -> str:
 
 def colours(drawing: Drawing, null: Collection[str] = ()) -> list[str]:
     """One colour for each series, or for each place where there is only one series of bars."""
-    names = drawing.places if drawing.kind == "bars" and len(drawing.series) == 1 else list(drawing.series)
+    names = (
+        drawing.places
+        if drawing.kind == "bars" and len(drawing.series) == 1
+        else list(drawing.series)
+    )
     spread = drawing.kind == "lines" or len(drawing.series) > 1
     if not spread:
         return [GREYS[0] if _is_null(name, null) else COLOURS[0] for name in names]
@@ -85,8 +91,15 @@ def _text_bars(drawing: Drawing, width: int, colour: Sequence[str]) -> list[tupl
                 bar = " " * (zero - round(size)) + "█" * round(size) + "│"
             else:
                 whole = int(size)
-                bar = " " * zero + ("│" if low < 0 else "") + "█" * whole + _LEFT[int((size - whole) * 8)].strip()
-            head = f"  {place if j == 0 else '':<{label}}  " + (f"{series:<{name}}" if several else "")
+                bar = (
+                    " " * zero
+                    + ("│" if low < 0 else "")
+                    + "█" * whole
+                    + _LEFT[int((size - whole) * 8)].strip()
+                )
+            head = f"  {place if j == 0 else '':<{label}}  " + (
+                f"{series:<{name}}" if several else ""
+            )
             out.append((f"{head}{bar} {short(value)}", colour[j if several else i]))
     return out
 
@@ -107,7 +120,9 @@ def _text_columns(drawing: Drawing, width: int, colour: Sequence[str]) -> list[t
             mark = ends[0] if row == height - 1 else ends[1] if row == 0 else ""
             cells = "".join(_block(level - 8 * row, row == 0) * wide for level in levels)
             out.append((f"  {mark:>{margin}} ┤{cells}", shade))
-    out.append((f"  {'':<{margin}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", ""))
+    out.append(
+        (f"  {'':<{margin}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", "")
+    )
     return out
 
 
@@ -118,9 +133,13 @@ def _text_cells(drawing: Drawing, width: int, _: Sequence[str]) -> list[tuple[st
     out = []
     for series, values in drawing.series.items():
         shares = [(values[i] - low) / ((high - low) or 1.0) for i in shown]
-        cells = "".join((_SHADES[min(int(s * 5), 4)] if math.isfinite(s) else "·") * wide for s in shares)
+        cells = "".join(
+            (_SHADES[min(int(s * 5), 4)] if math.isfinite(s) else "·") * wide for s in shares
+        )
         out.append((f"  {series:<{label}}  {cells}", ""))
-    out.append((f"  {'':<{label}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", ""))
+    out.append(
+        (f"  {'':<{label}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", "")
+    )
     out.append((f"  {'':<{label}}  from {short(low)} (blank) to {short(high)} (█)", "dim"))
     return out
 
@@ -135,7 +154,9 @@ def _fit(n: int, room: int) -> tuple[list[int], int]:
 def _block(level: float, lowest: bool) -> str:
     if not math.isfinite(level):
         return " "
-    return _EIGHTHS[max(int(lowest), min(8, round(level)))]  # a value at the foot still leaves a mark
+    return _EIGHTHS[
+        max(int(lowest), min(8, round(level)))
+    ]  # a value at the foot still leaves a mark
 
 
 def _ruler(labels: list[str], wide: int, axis: str) -> str:
@@ -163,26 +184,44 @@ def svg(drawing: Drawing, null: Collection[str] = ()) -> str:
 def plotly(drawing: Drawing, null: Collection[str] = ()) -> go.Figure:
     """The figure as plotly, by the functions of `plots`."""
     shades, dim = colours(drawing, null), drawing.axis or "value"
-    counted = all(place.lstrip("-").isdigit() for place in drawing.places)  # numbers are thinned out, words are not
+    counted = all(
+        place.lstrip("-").isdigit() for place in drawing.places
+    )  # numbers are thinned out, words are not
     places = [int(place) if counted else place for place in drawing.places]
-    arrays = {name: xr.DataArray(np.array(values), {dim: places}, (dim,)) for name, values in drawing.series.items()}
+    arrays = {
+        name: xr.DataArray(np.array(values), {dim: places}, (dim,))
+        for name, values in drawing.series.items()
+    }
     first = next(iter(arrays.values()))
     if drawing.kind == "cells":
         names = np.array(list(arrays), dtype=object)
         grid = xr.DataArray(np.stack([a.values for a in arrays.values()]), dims=("series", dim))
         grid = grid.assign_coords({dim: places, "series": names})
         low, _ = drawing.range
-        return heatmap.heatmap(grid, x=dim, y="series", centre=low < 0, unit=drawing.unit, upward=False, column=18)
+        return heatmap.heatmap(
+            grid, x=dim, y="series", centre=low < 0, unit=drawing.unit, upward=False, column=18
+        )
     if drawing.kind == "bars" and len(arrays) == 1:
         return bars.bars(first, dim=dim, unit=drawing.unit, colours=shades, write=short, row=28)
     if drawing.kind == "bars":
         drawn = bars.grouped(arrays, dim=dim, unit=drawing.unit)
     else:
-        every = [lines.line(array, dim=dim, unit=drawing.unit, height=300) for array in arrays.values()]
+        every = [
+            lines.line(array, dim=dim, unit=drawing.unit, height=300) for array in arrays.values()
+        ]
         drawn = every[0]
         drawn.add_traces([trace for other in every[1:] for trace in other.data])
         above = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        drawn.update_layout(legend=above, showlegend=len(arrays) > 1, margin_t=theme.TOP + 26, xaxis_title=plain(dim))
+        drawn.update_layout(
+            legend=above,
+            showlegend=len(arrays) > 1,
+            margin_t=theme.TOP + 26,
+            xaxis_title=plain(dim),
+        )
     for trace, name, shade in zip(drawn.data, arrays, shades):
-        trace.update(name=plain(name), marker_color=shade, **({} if drawing.kind == "bars" else {"line_color": shade}))
+        trace.update(
+            name=plain(name),
+            marker_color=shade,
+            **({} if drawing.kind == "bars" else {"line_color": shade}),
+        )
     return drawn

@@ -24,7 +24,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Due:
-    """One claim on one seed. seconds: what it last took, NaN where it never ran. why: "not run", or what changed."""
+    """One claim on one seed. seconds: what it last took, NaN where it never ran. why: "not run", or
+    what changed."""
 
     entry: Entry
     claim: Claim
@@ -35,11 +36,20 @@ class Due:
     @property
     def command(self) -> list[str]:
         start = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
-        return [*start, "claim", self.entry.row.key, "--claim", self.claim.name, "--seed", str(self.seed)]
+        return [
+            *start,
+            "claim",
+            self.entry.row.key,
+            "--claim",
+            self.claim.name,
+            "--seed",
+            str(self.seed),
+        ]
 
 
 def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] = ()) -> list[Due]:
-    """Small claims without a verdict on one of the seeds and, if stale, those whose verdict is; the quickest first.
+    """Small claims without a verdict on one of the seeds and, if stale, those whose verdict is; the
+    quickest first.
 
     keys: only these papers. Claims that were never timed come last.
     """
@@ -57,12 +67,16 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
 def work(
     pieces: Sequence[Due],
     budget: float,
-    measure: Callable[[Due], int] = lambda piece: subprocess.run(piece.command, check=False).returncode,
+    measure: Callable[[Due], int] = lambda piece: (
+        subprocess.run(piece.command, check=False).returncode
+    ),
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Due, str]]:
-    """Measure one after another, and say of each what became of it: "measured", "failed", or "left" for another time.
+    """Measure one after another, and say of each what became of it: "measured", "failed", or "left"
+    for another time.
 
-    budget: seconds. A claim that is known to take longer than what is left is left out; one that runs is never stopped.
+    budget: seconds. A claim that is known to take longer than what is left is left out; one that
+    runs is never stopped.
     """
     end = clock() + budget
     for piece in pieces:

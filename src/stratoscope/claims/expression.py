@@ -1,7 +1,9 @@
-"""Expectations as small comparison expressions, such as `attention <= 0.5 * mlp and attention < random`.
+"""Expectations as small comparison expressions, such as `attention <= 0.5 * mlp and attention <
+random`.
 
-They may hold names, numbers, + - * /, < <= > >= ==, and, or, brackets, abs, min and max; nothing else is Python here.
-What is not a number never holds: NaN among the named values, or a division by zero, makes the whole expression false.
+They may hold names, numbers, + - * /, < <= > >= ==, and, or, brackets, abs, min and max; nothing
+else is Python here. What is not a number never holds: NaN among the named values, or a division by
+zero, makes the whole expression false.
 """
 
 from __future__ import annotations
@@ -13,19 +15,35 @@ from collections.abc import Mapping
 
 from stratoscope.errors import ClaimError
 
-_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq}
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_COMPARE = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+}
 _CALLS = {"abs": abs, "min": min, "max": max}
 
 
 def names(text: str) -> set[str]:
-    """The names that `text` compares. Raises ClaimError when it is no comparison that can be judged."""
+    """The names that `text` compares. Raises ClaimError when it is no comparison that can be
+    judged."""
     tree = _parsed(text)
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions}
-    _truth(tree, dict.fromkeys(found, 1.0), text)  # a first judgement with ones, only to see that it can be judged
+    _truth(
+        tree, dict.fromkeys(found, 1.0), text
+    )  # a first judgement with ones, only to see that it can be judged
     if not found:
-        raise ClaimError(f"{text!r} names nothing that is measured: it cannot fail. Compare a measured value.")
+        raise ClaimError(
+            f"{text!r} names nothing that is measured: it cannot fail. Compare a measured value."
+        )
     return found
 
 
@@ -33,8 +51,12 @@ def holds(text: str, values: Mapping[str, float]) -> bool:
     """Whether `text` is true of `values`. Raises ClaimError when it names what was not measured."""
     used = names(text)
     if missing := sorted(used - values.keys()):
-        raise ClaimError(f"{text!r} names {missing}, which was not measured; measured: {sorted(values)}.")
-    return not any(math.isnan(values[name]) for name in used) and _truth(_parsed(text), values, text)
+        raise ClaimError(
+            f"{text!r} names {missing}, which was not measured; measured: {sorted(values)}."
+        )
+    return not any(math.isnan(values[name]) for name in used) and _truth(
+        _parsed(text), values, text
+    )
 
 
 def _parsed(text: str) -> ast.expr:
@@ -46,11 +68,15 @@ def _parsed(text: str) -> ast.expr:
 
 def _truth(node: ast.expr, values: Mapping[str, float], text: str) -> bool:
     if isinstance(node, ast.BoolOp):
-        parts = [_truth(part, values, text) for part in node.values]  # all of them: no part goes unread
+        parts = [
+            _truth(part, values, text) for part in node.values
+        ]  # all of them: no part goes unread
         return all(parts) if isinstance(node.op, ast.And) else any(parts)
     if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
         sides = [_number(side, values, text) for side in (node.left, *node.comparators)]
-        return all(_COMPARE[type(op)](left, right) for op, left, right in zip(node.ops, sides, sides[1:]))
+        return all(
+            _COMPARE[type(op)](left, right) for op, left, right in zip(node.ops, sides, sides[1:])
+        )
     raise _refused(node, text)
 
 
@@ -63,8 +89,17 @@ def _number(node: ast.expr, values: Mapping[str, float], text: str) -> float:
         return -_number(node.operand, values, text)
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         left, right = _number(node.left, values, text), _number(node.right, values, text)
-        return _ARITHMETIC[type(node.op)](left, right) if right or not isinstance(node.op, ast.Div) else math.nan
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS and not node.keywords:
+        return (
+            _ARITHMETIC[type(node.op)](left, right)
+            if right or not isinstance(node.op, ast.Div)
+            else math.nan
+        )
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in _CALLS
+        and not node.keywords
+    ):
         given = [_number(argument, values, text) for argument in node.args]
         if len(given) != 1 if node.func.id == "abs" else len(given) < 2:
             raise _refused(node, text)
@@ -76,6 +111,7 @@ def _number(node: ast.expr, values: Mapping[str, float], text: str) -> float:
 
 def _refused(node: ast.expr, text: str) -> ClaimError:
     return ClaimError(
-        f"{text!r}: {ast.unparse(node)!r} has no place here. An expectation compares numbers (< <= > >= ==) made of "
+        f"{text!r}: {ast.unparse(node)!r} has no place here. An expectation compares numbers (< <= "
+        "> >= ==) made of "
         "names, numbers, + - * /, abs, min and max, and joins comparisons with `and` and `or`."
     )

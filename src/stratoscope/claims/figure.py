@@ -1,11 +1,12 @@
-"""A claim's small figure: a labelled array, as JSON in the verdict, and what kind of picture its shape asks for.
+"""A claim's small figure: a labelled array, as JSON in the verdict, and what kind of picture its
+shape asks for.
 
 | axes of the array                                   | drawn as                          |
-|-----------------------------------------------------|-----------------------------------|
-| one, words                                          | bars                              |
-| one, numbers                                        | a line                            |
-| two, of which one is short (up to six)              | lines or bars, one colour a series |
-| two, both long; three or more                       | shaded cells, a row a series      |
+|-----------------------------------------------------|-----------------------------------| | one,
+words                                          | bars                              | | one, numbers
+| a line                            | | two, of which one is short (up to six)              | lines
+or bars, one colour a series | | two, both long; three or more                       | shaded cells,
+a row a series      |
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ STYLE = 4  # of the drawn pictures: a change of how they look gives them new nam
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw: one value for each series and place; NaN is a gap. axis: what the places are called together."""
+    """What to draw: one value for each series and place; NaN is a gap. axis: what the places are
+    called together."""
 
     kind: Literal["bars", "lines", "cells"]
     title: str
@@ -41,14 +43,16 @@ class Drawing:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest finite number, with 0 for bars; (0, 1) where there is none."""
+        """The smallest and the largest finite number, with 0 for bars; (0, 1) where there is
+        none."""
         found = [value for values in self.series.values() for value in values if np.isfinite(value)]
         found += [0.0] if self.kind == "bars" else []
         return (min(found), max(found)) if found else (0.0, 1.0)
 
 
 def encode(array: xr.DataArray) -> dict[str, Any]:
-    """The array as JSON keeps it: six digits, None for what is no number. Raises ClaimError when it is not numeric."""
+    """The array as JSON keeps it: six digits, None for what is no number. Raises ClaimError when it
+    is not numeric."""
     if array.dtype.kind not in "biuf":
         raise ClaimError(f"The figure {array.name!r} holds {array.dtype}; a figure holds numbers.")
     words = {name: str(array.attrs[name]) for name in ("title", "unit") if array.attrs.get(name)}
@@ -65,19 +69,27 @@ def encode(array: xr.DataArray) -> dict[str, Any]:
 
 
 def decode(data: Mapping[str, Any]) -> xr.DataArray:
-    """The array that `encode` was given, but for its precision. Raises ClaimError when `data` is no figure."""
+    """The array that `encode` was given, but for its precision. Raises ClaimError when `data` is no
+    figure."""
     try:
-        coords = {name: (coord["dims"], _array(coord["values"])) for name, coord in data["coords"].items()}
+        coords = {
+            name: (coord["dims"], _array(coord["values"])) for name, coord in data["coords"].items()
+        }
         words = {name: data[name] for name in ("title", "unit") if name in data}
         values = np.asarray(data["values"], dtype=float)
         return xr.DataArray(values, coords, data["dims"], name=data["name"], attrs=words)
     except (KeyError, TypeError, ValueError) as error:
-        raise ClaimError(f"A stored figure cannot be read ({error}). Run its claim again.") from error
+        raise ClaimError(
+            f"A stored figure cannot be read ({error}). Run its claim again."
+        ) from error
 
 
 def digest(data: Mapping[str, Any], null: Collection[str] = ()) -> str:
-    """Eight characters that change whenever the figure, or what is drawn as its null, does: part of its file's name."""
-    return hashlib.sha256(json.dumps([STYLE, data, sorted(null)], sort_keys=True).encode()).hexdigest()[:8]
+    """Eight characters that change whenever the figure, or what is drawn as its null, does: part of
+    its file's name."""
+    return hashlib.sha256(
+        json.dumps([STYLE, data, sorted(null)], sort_keys=True).encode()
+    ).hexdigest()[:8]
 
 
 def drawing(array: xr.DataArray) -> Drawing:
@@ -88,19 +100,28 @@ def drawing(array: xr.DataArray) -> Drawing:
     series = {}
     for place in itertools.product(*(range(array.sizes[dim]) for dim in rows)):
         at = dict(zip(rows, place))
-        said = [names[d][i] if _words(array, str(d)) else f"{_plain(d)} {names[d][i]}" for d, i in at.items()]
+        said = [
+            names[d][i] if _words(array, str(d)) else f"{_plain(d)} {names[d][i]}"
+            for d, i in at.items()
+        ]
         values = np.atleast_1d(array.isel(at).values.astype(float))
         label = " · ".join(said)
-        series[label + "′" * sum(key.rstrip("′") == label for key in series)] = tuple(values.tolist())
+        series[label + "′" * sum(key.rstrip("′") == label for key in series)] = tuple(
+            values.tolist()
+        )
     words = along is None or _words(array, str(along))
     counted = [f"{_plain(along)} {name}" for name in names.get(along, ())]
-    kind = "cells" if len(series) > SERIES else "bars" if words or array.sizes[along] < 3 else "lines"
+    kind = (
+        "cells" if len(series) > SERIES else "bars" if words or array.sizes[along] < 3 else "lines"
+    )
     return Drawing(
         kind,
         title=array.attrs.get("title") or _plain(array.name or "value"),
         unit=array.attrs.get("unit", "") or _plain(array.name or "value"),
         axis="" if along is None else _plain(along),
-        places=("",) if along is None else tuple(names[along] if words or kind != "bars" else counted),
+        places=("",)
+        if along is None
+        else tuple(names[along] if words or kind != "bars" else counted),
         series=series,
     )
 
@@ -114,7 +135,9 @@ def _along(array: xr.DataArray) -> Any:
 def _coordinate(array: xr.DataArray, dim: str) -> xr.DataArray | None:
     """The coordinate that names the places of an axis: words where there are any."""
     own = [coord for coord in array.coords.values() if coord.dims == (dim,)]
-    return next((c for c in own if c.dtype.kind in "OU"), next((c for c in own if c.name == dim), None))
+    return next(
+        (c for c in own if c.dtype.kind in "OU"), next((c for c in own if c.name == dim), None)
+    )
 
 
 def _words(array: xr.DataArray, dim: str) -> bool:
@@ -131,7 +154,8 @@ def _labels(array: xr.DataArray, dim: str) -> list[str]:
 
 
 def _spaced(name: str) -> str:
-    """A name from code as words: short_list reads short list. A token of that shape cannot be told from one."""
+    """A name from code as words: short_list reads short list. A token of that shape cannot be told
+    from one."""
     return name.replace("_", " ") if re.fullmatch("[a-z0-9]+(_[a-z0-9]+)+", name) else name
 
 
@@ -151,4 +175,8 @@ def _numbers(values: Any) -> Any:
 
 def _array(values: Any) -> np.ndarray:
     words = np.array(values, dtype=object)  # a number that is None comes back as NaN
-    return words if any(isinstance(value, str) for value in words.flat) else np.array(values, dtype=float)
+    return (
+        words
+        if any(isinstance(value, str) for value in words.flat)
+        else np.array(values, dtype=float)
+    )

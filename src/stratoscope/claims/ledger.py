@@ -41,7 +41,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row with what was built for it: its paper file (or None) and all verdicts of its key, in order of recording."""
+    """A row with what was built for it: its paper file (or None) and all verdicts of its key, in
+    order of recording."""
 
     row: Row
     paper: Paper | None
@@ -49,10 +50,12 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """The worst word among the paper's statements, each the best over its subjects; `built, not run` until all ran.
+        """The worst word among the paper's statements, each the best over its subjects; `built, not
+        run` until all ran.
 
-        Small claims that say the same (`says`, to the letter) of several subjects are one statement: a model too small
-        for an effect does not refute it where a miniature built for it shows it. Both verdicts stay visible.
+        Small claims that say the same (`says`, to the letter) of several subjects are one
+        statement: a model too small for an effect does not refute it where a miniature built for it
+        shows it. Both verdicts stay visible.
         """
         if self.paper is None:
             return NOT_BUILT
@@ -60,7 +63,9 @@ class Entry:
         for claim in self.small:
             statements.setdefault(claim.says, []).append(_word(self.verdict(claim)))
         best = (min if NOT_RUN in words else max for words in statements.values())
-        found = {pick(words, key=WORST_FIRST.index) for pick, words in zip(best, statements.values())}
+        found = {
+            pick(words, key=WORST_FIRST.index) for pick, words in zip(best, statements.values())
+        }
         return next((word for word in WORST_FIRST if word in found), NOT_RUN)
 
     @property
@@ -90,7 +95,9 @@ class Entry:
 
     def counting(self) -> list[tuple[Claim, Verdict]]:
         """The claims that have a verdict that counts, in the order of the file."""
-        found = ((claim, self.verdict(claim)) for claim in (self.paper.claims if self.paper else ()))
+        found = (
+            (claim, self.verdict(claim)) for claim in (self.paper.claims if self.paper else ())
+        )
         return [(claim, verdict) for claim, verdict in found if verdict is not None]
 
     def deciding(self) -> list[tuple[Claim, Verdict]]:
@@ -99,19 +106,29 @@ class Entry:
         return sorted(found, key=lambda pair: WORST_FIRST.index(pair[1].status))
 
     def stale(self) -> dict[str, list[str]]:
-        """Why verdicts that count are stale, in words, by the claim's name; claims that are not stale are left out."""
+        """Why verdicts that count are stale, in words, by the claim's name; claims that are not
+        stale are left out."""
         if self.paper is None:
             return {}
         found = {
-            claim.name: list(dict.fromkeys(why for v in self.seeds(claim) for why in code.changed(v, self.paper.path)))
+            claim.name: list(
+                dict.fromkeys(
+                    why for v in self.seeds(claim) for why in code.changed(v, self.paper.path)
+                )
+            )
             for claim in self.small
         }
         return {name: reasons for name, reasons in found.items() if reasons}
 
     def outdated(self) -> list[Verdict]:
-        """Verdicts about words that have changed since, or about claims that are gone: they do not count."""
+        """Verdicts about words that have changed since, or about claims that are gone: they do not
+        count."""
         claims = self.paper.claims if self.paper else ()
-        return [verdict for verdict in self.verdicts if not any(verdict.judges(claim) for claim in claims)]
+        return [
+            verdict
+            for verdict in self.verdicts
+            if not any(verdict.judges(claim) for claim in claims)
+        ]
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,9 @@ def rows(table: Path = TABLE) -> dict[str, Row]:
     with open(table, encoding="utf-8", newline="") as file:
         lines = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         numbers = ("id", "year")
-        read = (Row(**{k: int(v) if k in numbers else v for k, v in line.items()}) for line in lines)
+        read = (
+            Row(**{k: int(v) if k in numbers else v for k, v in line.items()}) for line in lines
+        )
         return {row.key: row for row in read}
 
 
@@ -148,23 +167,40 @@ def row(key: str) -> Row:
 
 
 def levels() -> list[str]:
-    """The levels, in the order in which they are told: from the token outwards, then what changes and builds."""
-    first = ["token", "embedding", "neuron", "head-circuit", "layer", "model-editing", "retrieval", "architecture"]
-    return sorted({row.level for row in rows().values()}, key=lambda x: (first.index(x) if x in first else 99, x))
+    """The levels, in the order in which they are told: from the token outwards, then what changes
+    and builds."""
+    first = [
+        "token",
+        "embedding",
+        "neuron",
+        "head-circuit",
+        "layer",
+        "model-editing",
+        "retrieval",
+        "architecture",
+    ]
+    return sorted(
+        {row.level for row in rows().values()},
+        key=lambda x: (first.index(x) if x in first else 99, x),
+    )
 
 
 def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> Atlas:
-    """All rows with the paper files of `folder` and the verdicts of `folders` (default: this package's, and the user's)."""
+    """All rows with the paper files of `folder` and the verdicts of `folders` (default: this
+    package's, and the user's)."""
     built, broken = papers.shelf(folder)
     kept, problems = verdicts.read(verdicts.places() if folders is None else folders)
     problems += [f"{reason}" for reason in broken.values()]
     problems += [
-        f"{built[key].path.name} is no paper of the ledger. {_nearest(key)}" for key in built.keys() - rows().keys()
+        f"{built[key].path.name} is no paper of the ledger. {_nearest(key)}"
+        for key in built.keys() - rows().keys()
     ]
     of: dict[str, list[Verdict]] = {}
     for verdict in kept:
         of.setdefault(verdict.key, []).append(verdict)
-    entries = {key: Entry(row, built.get(key), tuple(of.get(key, ()))) for key, row in rows().items()}
+    entries = {
+        key: Entry(row, built.get(key), tuple(of.get(key, ()))) for key, row in rows().items()
+    }
     return Atlas(entries, problems)
 
 
@@ -175,5 +211,13 @@ def _word(verdict: Verdict | None) -> str:
 def _nearest(key: str) -> str:
     """A hint: keys that look alike, or whose title has the word."""
     near = get_close_matches(key, rows(), 3, 0.5)
-    near += [row.key for row in rows().values() if key.casefold() in f"{row.key} {row.title}".casefold() and key][:3]
-    return f"Nearest: {', '.join(dict.fromkeys(near))}." if near else "`stratoscope papers` lists them all."
+    near += [
+        row.key
+        for row in rows().values()
+        if key.casefold() in f"{row.key} {row.title}".casefold() and key
+    ][:3]
+    return (
+        f"Nearest: {', '.join(dict.fromkeys(near))}."
+        if near
+        else "`stratoscope papers` lists them all."
+    )

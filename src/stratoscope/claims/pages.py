@@ -1,12 +1,14 @@
-"""The pages under `docs/papers/`, their pictures, and the atlas table of the README: generated, never edited.
+"""The pages under `docs/papers/`, their pictures, and the atlas table of the README: generated,
+never edited.
 
     python -m stratoscope.claims.pages            writes them
     python -m stratoscope.claims.pages --check    says what is stale, and exits with 1
 
-They are made of this package's paper files and its `verdicts/`. A picture's name carries a hash of what it shows, so
-that what is stale is seen from texts and names alone. A paper has pages of its own and one line of the index, which git
-joins by union, so that two branches which each add a paper do not meet; the table that counts them all, in the README,
-is made anew where branches come together, and a branch may leave it behind.
+They are made of this package's paper files and its `verdicts/`. A picture's name carries a hash of
+what it shows, so that what is stale is seen from texts and names alone. A paper has pages of its
+own and one line of the index, which git joins by union, so that two branches which each add a paper
+do not meet; the table that counts them all, in the README, is made anew where branches come
+together, and a branch may leave it behind.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from stratoscope.errors import ClaimError
 
 ROOT = Path(__file__).parents[3]
 FOLDER = Path("docs", "papers")
-OPEN, CLOSE = "<!-- atlas: python -m stratoscope.claims.pages writes this -->", "<!-- end of atlas -->"
+OPEN, CLOSE = (
+    "<!-- atlas: python -m stratoscope.claims.pages writes this -->",
+    "<!-- end of atlas -->",
+)
 
 
 def own() -> Atlas:
@@ -41,28 +46,42 @@ def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:
     readme = root / "README.md"
     if readme.is_file() and OPEN in (text := readme.read_text(encoding="utf-8")):
         before, _, rest = text.partition(OPEN)
-        pages[Path("README.md")] = f"{before}{OPEN}\n\n{_table(atlas)}\n\n{CLOSE}{rest.partition(CLOSE)[2]}"
+        pages[Path("README.md")] = (
+            f"{before}{OPEN}\n\n{_table(atlas)}\n\n{CLOSE}{rest.partition(CLOSE)[2]}"
+        )
     return pages
 
 
 def pictures(atlas: Atlas) -> dict[Path, Verdict]:
     """The verdict behind every picture, by the picture's path."""
-    shown = (verdict for entry in atlas.entries.values() for _, verdict in entry.counting() if verdict.figure)
+    shown = (
+        verdict
+        for entry in atlas.entries.values()
+        for _, verdict in entry.counting()
+        if verdict.figure
+    )
     return {FOLDER / _picture(verdict): verdict for verdict in shown}
 
 
 def stale(atlas: Atlas, root: Path = ROOT) -> list[str]:
-    """What on disk is not what would be written: paths, with what is wrong. The README's counts may be behind."""
+    """What on disk is not what would be written: paths, with what is wrong. The README's counts may
+    be behind."""
     wanted = {path: text for path, text in texts(atlas, root).items() if path != Path("README.md")}
-    found = [f"{path} is not up to date" for path, text in wanted.items() if _read(root / path) != text]
+    found = [
+        f"{path} is not up to date" for path, text in wanted.items() if _read(root / path) != text
+    ]
     missing = [f"{path} is missing" for path in pictures(atlas) if not (root / path).is_file()]
-    return sorted(found + missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)])
+    return sorted(
+        found + missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
+    )
 
 
 def write(atlas: Atlas, root: Path = ROOT) -> list[Path]:
     """Write what is stale, remove what is left over, and return the paths that changed."""
     if not (root / "docs").is_dir():
-        raise ClaimError(f"{root} has no docs folder: pages are written in a checkout of the source.")
+        raise ClaimError(
+            f"{root} has no docs folder: pages are written in a checkout of the source."
+        )
     wanted = texts(atlas, root)
     changed = [path for path, text in wanted.items() if _read(root / path) != text]
     for path in changed:
@@ -111,17 +130,29 @@ def _page(entry: Entry) -> Iterator[str]:
     yield f"**{entry.status}**{', *stale*' if old else ''}{tally}. Level: {row.level}."
     if old:
         yield ""
-        yield f"*Stale*: what {', '.join(f'`{name}`' for name in old)} was measured with has changed since."
-        yield f"`stratoscope papers --stale` says what, `stratoscope claim {row.key}` measures again."
+        yield (
+            f"*Stale*: what {', '.join(f'`{name}`' for name in old)} was measured with has "
+            "changed since."
+        )
+        yield (
+            f"`stratoscope papers --stale` says what, `stratoscope claim {row.key}` measures again."
+        )
     yield ""
-    yield f"Methods: {', '.join(map(_method, paper.methods))}. Claims: {_link(paper.path.stem, 'papers', paper.path.stem)}."
+    yield (
+        f"Methods: {', '.join(map(_method, paper.methods))}. Claims: "
+        f"{_link(paper.path.stem, 'papers', paper.path.stem)}."
+    )
     for claim in paper.claims:
         if claim.tier != "identity":
             yield from _claim(entry, claim)
     for claim in paper.claims:
         if claim.tier == "identity":
             yield from ("", f"## Identity: {_prose(claim.says)}", "")
-            yield f"`{claim.name}` on {_prose(claim.subject)} expects `{claim.expect}`; it runs in every test run."
+            yield (
+                f"`{claim.name}` on {_prose(claim.subject)} expects `{claim.expect}`; it runs "
+                "in "
+                "every test run."
+            )
             yield from _after(claim.about)
     if outdated := [verdict for verdict in entry.outdated() if verdict.tier != "identity"]:
         yield from ("", "## Verdicts that do not count", "")
@@ -143,15 +174,26 @@ def _claim(entry: Entry, claim: Claim) -> Iterator[str]:
         yield f"| verdict | {ledger.NOT_RUN} |"
     else:
         word = verdict.status.upper() if verdict.status == FAILED else verdict.status
-        yield f"| verdict | **{word}**, {verdict.date[:10]}, n = {verdict.n:,}, {verdict.seconds:,.0f} s, seed {verdict.seed} |"
+        yield (
+            f"| verdict | **{word}**, {verdict.date[:10]}, n = {verdict.n:,}, "
+            f"{verdict.seconds:,.0f} s, seed {verdict.seed} |"
+        )
         for other in entry.seeds(claim)[1:]:
             yield f"| seed {other.seed} | {other.status}, {other.date[:10]} |"
         yield from _numbers(verdict)
         if verdict.figure:
             yield from ("", f"![{_prose(claim.says)}]({_picture(verdict)})")
         yield from _after(verdict.note)
-        yield from ("", f"Measured with {', '.join(f'{name} {v}' for name, v in verdict.versions.items())}.")
-    yield from ("", "```", f"stratoscope claim {entry.row.key} --tier {claim.tier} --claim {claim.name}", "```")
+        yield from (
+            "",
+            f"Measured with {', '.join(f'{name} {v}' for name, v in verdict.versions.items())}.",
+        )
+    yield from (
+        "",
+        "```",
+        f"stratoscope claim {entry.row.key} --tier {claim.tier} --claim {claim.name}",
+        "```",
+    )
 
 
 def _numbers(verdict: Verdict) -> Iterator[str]:
@@ -167,8 +209,14 @@ def _changed(verdict: Verdict, claims: tuple[Claim, ...]) -> str:
     if now is None:
         return f"{verdict.status}; the claim is no longer in the file."
     if (now.expect, now.direction) == (verdict.expect, verdict.direction):
-        return f"{verdict.status}, on {verdict.subject} at tier {verdict.tier}; the claim is about another subject now."
-    was = f"`{verdict.expect}`" + (f" (direction `{verdict.direction}`)" if verdict.direction else "")
+        return (
+            f"{verdict.status}, on {verdict.subject} at tier {verdict.tier}; the claim is "
+            "about "
+            "another subject now."
+        )
+    was = f"`{verdict.expect}`" + (
+        f" (direction `{verdict.direction}`)" if verdict.direction else ""
+    )
     return f"{verdict.status}; **the expectation changed after the measurement**. It was {was}."
 
 
@@ -176,8 +224,16 @@ def _changed(verdict: Verdict, claims: tuple[Claim, ...]) -> str:
 
 
 def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
-    yield from ("# The papers", "", f"Those of the ledger's {len(atlas.entries)} papers that are built.")
-    yield "A paper's word is the worst among its small claims; failed claims stay. These pages are generated from"
+    yield from (
+        "# The papers",
+        "",
+        f"Those of the ledger's {len(atlas.entries)} papers that are built.",
+    )
+    yield (
+        "A paper's word is the worst among its small claims; failed claims stay. These pages "
+        "are "
+        "generated from"
+    )
     yield "[the paper files](../../src/stratoscope/papers/) and their recorded verdicts."
     yield from ("", "```", "stratoscope papers            # all of them, with what became of each")
     yield from (
@@ -189,7 +245,10 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
     yield from ("| paper | level | verdict | small claims | measured |", "|---|---|---|---|---|")
     for entry in sorted(built, key=lambda e: (ledger.levels().index(e.row.level), e.row.key)):
         title = _cell(entry.paper.title if entry.paper else entry.row.title)
-        yield f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {_word(entry)} | {entry.tally} | {entry.date} |"
+        yield (
+            f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {_word(entry)} | "
+            f"{entry.tally} | {entry.date} |"
+        )
     yield from ("", "## Tiers", "")
     yield from (f"- **{tier}**: {words}." for tier, words in TIERS.items())
 
@@ -202,9 +261,15 @@ def _table(atlas: Atlas) -> str:
     counts = atlas.counts()
     rows = [f"| level | {' | '.join(ledger.STATUSES)} |", f"|---|{'---|' * len(ledger.STATUSES)}"]
     for level in [*ledger.levels(), ""]:
-        found = [sum(n for (of, word), n in counts.items() if word == s and level in ("", of)) for s in ledger.STATUSES]
+        found = [
+            sum(n for (of, word), n in counts.items() if word == s and level in ("", of))
+            for s in ledger.STATUSES
+        ]
         bold = "" if level else "**"
-        rows.append(f"| {bold}{level or 'all'}{bold} | {' | '.join(f'{bold}{n}{bold}' if n else '' for n in found)} |")
+        rows.append(
+            f"| {bold}{level or 'all'}{bold} | "
+            f"{' | '.join(f'{bold}{n}{bold}' if n else '' for n in found)} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,4 +1,5 @@
-"""A paper file, read by its text: nothing is imported, so that one broken file cannot hide the others.
+"""A paper file, read by its text: nothing is imported, so that one broken file cannot hide the
+others.
 
     '''Title.
 
@@ -31,7 +32,8 @@ _PART = re.compile(r"^(Claim|Methods):", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """One paper file. source: the line with authors, year and where it appeared; arxiv: its number, or ""."""
+    """One paper file. source: the line with authors, year and where it appeared; arxiv: its number,
+    or ""."""
 
     key: str
     path: Path
@@ -50,7 +52,9 @@ class Paper:
         if not found:
             have = ", ".join(f"{c.name} ({c.tier})" for c in self.claims)
             asked = f" named {name!r}" if name else ""
-            raise ClaimError(f"{self.key} has no {f'{tier} ' if tier else ''}claim{asked}; it has {have}.")
+            raise ClaimError(
+                f"{self.key} has no {f'{tier} ' if tier else ''}claim{asked}; it has {have}."
+            )
         return found
 
 
@@ -78,7 +82,9 @@ def read(path: Path) -> Paper:
         raise ClaimError(f"{path.name} cannot be read as a paper: {error}") from error
     year, arxiv = _YEAR.search(source), _ARXIV.search(source)
     if not claims or not year:
-        lacks = "a year in the line under its title" if claims else "a function marked with @claim(...)"
+        lacks = (
+            "a year in the line under its title" if claims else "a function marked with @claim(...)"
+        )
         raise ClaimError(f"{path.name} cannot be read as a paper: it lacks {lacks}.")
     return Paper(
         key=path.stem.replace("_", "-"),
@@ -99,7 +105,10 @@ def _paragraphs(docstring: str) -> tuple[str, str, dict[str, str]]:
     title, _, rest = docstring.partition("\n\n")
     source, *parts = _PART.split(rest)
     # a part ends at an empty line: what follows may be anything
-    said = {name: " ".join(text.partition("\n\n")[0].split()) for name, text in zip(parts[::2], parts[1::2])}
+    said = {
+        name: " ".join(text.partition("\n\n")[0].split())
+        for name, text in zip(parts[::2], parts[1::2])
+    }
     for name in ("Claim", "Methods"):
         if not said.get(name):
             raise ClaimError(f"its docstring has no line `{name}: ...`.")
@@ -109,17 +118,29 @@ def _paragraphs(docstring: str) -> tuple[str, str, dict[str, str]]:
 def _claims(tree: ast.Module) -> Iterator[Claim]:
     seen = set()
     for node in tree.body:
-        marks = [m for m in getattr(node, "decorator_list", []) if isinstance(m, ast.Call) and _name(m) == "claim"]
+        marks = [
+            m
+            for m in getattr(node, "decorator_list", [])
+            if isinstance(m, ast.Call) and _name(m) == "claim"
+        ]
         if not marks or not isinstance(node, ast.FunctionDef):
             continue
         if node.name in seen:
             raise ClaimError(f"it has two claims named {node.name}.")
         seen.add(node.name)
-        words = {word.arg: word.value.value for word in marks[0].keywords if isinstance(word.value, ast.Constant)}
-        if len(words) < len(marks[0].keywords) or not all(isinstance(word, str) for word in words.values()):
+        words = {
+            word.arg: word.value.value
+            for word in marks[0].keywords
+            if isinstance(word.value, ast.Constant)
+        }
+        if len(words) < len(marks[0].keywords) or not all(
+            isinstance(word, str) for word in words.values()
+        ):
             raise ClaimError(f"the words of claim {node.name} must be plain text, not computed.")
         try:
-            yield Claim(name=node.name, about=" ".join((ast.get_docstring(node) or "").split()), **words)
+            yield Claim(
+                name=node.name, about=" ".join((ast.get_docstring(node) or "").split()), **words
+            )
         except TypeError as error:  # a word too many or too few
             raise ClaimError(f"claim {node.name}: {error}.") from error
 

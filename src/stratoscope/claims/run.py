@@ -1,4 +1,5 @@
-"""Run a claim: import its paper file, measure, judge. What is kept of it, and where, is `verdicts.append`'s."""
+"""Run a claim: import its paper file, measure, judge. What is kept of it, and where, is
+`verdicts.append`'s."""
 
 from __future__ import annotations
 
@@ -22,21 +23,25 @@ PACKAGES = ("stratoscope", "torch", "transformers")
 
 
 def run(paper: Paper, claim: Claim, seed: int = 0) -> Verdict:
-    """Measure one claim of `paper` and judge it; nothing is written. Whatever the measurement raises goes through.
+    """Measure one claim of `paper` and judge it; nothing is written. Whatever the measurement
+    raises goes through.
 
-    Raises ClaimError when the file runs differently than it reads, or gives something else than a Measured.
+    Raises ClaimError when the file runs differently than it reads, or gives something else than a
+    Measured.
     """
     function = functions(paper).get(claim.name)
     if function is None or getattr(function, "claim", None) != claim:
         raise ClaimError(
-            f"{paper.path.name} says one thing about {claim.name} and runs another: mark it once, plainly."
+            f"{paper.path.name} says one thing about {claim.name} and runs another: mark it once, "
+            "plainly."
         )
     began = time.perf_counter()
     measured = function(seed)
     seconds = time.perf_counter() - began
     if not isinstance(measured, Measured):
         raise ClaimError(
-            f"Claim {claim.name} of {paper.key} gave {type(measured).__name__}; it must give Measured(...)."
+            f"Claim {claim.name} of {paper.key} gave {type(measured).__name__}; it must give "
+            "Measured(...)."
         )
     return Verdict(
         key=paper.key,
@@ -63,9 +68,14 @@ def run(paper: Paper, claim: Claim, seed: int = 0) -> Verdict:
 
 
 def functions(paper: Paper) -> dict[str, Callable[[int], Any]]:
-    """The marked functions of a paper file, by name; the file is imported. Its own errors go through."""
+    """The marked functions of a paper file, by name; the file is imported. Its own errors go
+    through."""
     module = _module(paper)
-    return {name: value for name, value in vars(module).items() if isinstance(getattr(value, "claim", None), Claim)}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(getattr(value, "claim", None), Claim)
+    }
 
 
 def _module(paper: Paper) -> ModuleType:

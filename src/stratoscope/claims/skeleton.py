@@ -1,10 +1,11 @@
 """A new paper's files, begun from its row of the ledger and its entry in a specification.
 
-    python -m stratoscope.claims.skeleton KEY [--spec FILE] [--method ROOM.NAME]       (make new KEY)
+    python -m stratoscope.claims.skeleton KEY [--spec FILE] [--method ROOM.NAME]       (make new
+    KEY)
 
-Four files that pass the linter and fail their test until they are written: the method, its test, the paper, a
-line for the changelog. The verdicts and the page come with the first `stratoscope claim` and `make pages`. No
-file that exists is touched.
+Four files that pass the linter and fail their test until they are written: the method, its test,
+the paper, a line for the changelog. The verdicts and the page come with the first `stratoscope
+claim` and `make pages`. No file that exists is touched.
 """
 
 from __future__ import annotations
@@ -23,12 +24,23 @@ from stratoscope.errors import ClaimError, StratoscopeError
 ROOT = Path(__file__).parents[3]
 # where a paper of a level usually has its method, and the verb it usually offers
 ROOMS = {
-    "token": "tokens", "embedding": "embeddings", "neuron": "neurons", "head-circuit": "heads", "layer": "layers",
-    "model-editing": "editing", "retrieval": "retrieval", "training": "training", "evaluation": "benchmarks",
+    "token": "tokens", "embedding": "embeddings", "neuron": "neurons", "head-circuit": "heads",
+    "layer": "layers", "model-editing": "editing", "retrieval": "retrieval",
+    "training": "training", "evaluation": "benchmarks",
 }  # fmt: skip
-VERBS = {"editing": "edit", "training": "fit", "retrieval": "fit", "architectures": "build", "benchmarks": "items"}
-_ROOMS = "tokens|embeddings|neurons|features|heads|layers|circuits|editing|retrieval|vision|architectures|training|benchmarks"
-_SHELVES = "recommend|graphs|molecules|series|codecs|control|rows|bytes|generate|memory"  # of architectures/
+VERBS = {
+    "editing": "edit",
+    "training": "fit",
+    "retrieval": "fit",
+    "architectures": "build",
+    "benchmarks": "items",
+}
+_ROOMS = (
+    "tokens|embeddings|neurons|features|heads|layers|circuits|editing|retrieval|vision"
+    "|architectures|training|benchmarks"
+)
+# of architectures/
+_SHELVES = "recommend|graphs|molecules|series|codecs|control|rows|bytes|generate|memory"
 _FILE = re.compile(rf"`((?:{_ROOMS}|{_SHELVES})(?:/\w+)*)/(\w+)\.py")
 _GIVEN = {
     "edit": "lm: LM, request: Any", "build": "config: Any", "items": "seed: int",
@@ -38,7 +50,8 @@ _GIVEN = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written for one paper. room: `layers`, or `architectures/vision`; entry: the specification's, or ""."""
+    """What is to be written for one paper. room: `layers`, or `architectures/vision`; entry: the
+    specification's, or ""."""
 
     row: Row
     room: str
@@ -63,7 +76,9 @@ def entry(text: str, key: str) -> str:
     ends = [*(match.start() for match in headings[1:]), len(text)]
     for match, end in zip(headings, ends):
         if key in (match[1], match[2]):
-            body = re.split(r"^(?:---|#{1,3} )", text[match.end() : end], maxsplit=1, flags=re.MULTILINE)[0]
+            body = re.split(
+                r"^(?:---|#{1,3} )", text[match.end() : end], maxsplit=1, flags=re.MULTILINE
+            )[0]
             return body.strip()
     known = ", ".join(match[1] or match[2] for match in headings)
     raise ClaimError(f"That specification has no entry {key!r}; it has {known or 'none at all'}.")
@@ -81,8 +96,9 @@ def expected(text: str) -> str:
 
 
 def plan(key: str, spec: str = "", method: str = "") -> Plan:
-    """Where a paper's files go. spec: the specification's text. Raises ClaimError when the ledger has no such key, or when
-    neither the level nor the specification says where the method belongs."""
+    """Where a paper's files go. spec: the specification's text. Raises ClaimError when the ledger
+    has no such key, or when neither the level nor the specification says where the method
+    belongs."""
     row = ledger.row(key)
     found = entry(spec, key) if spec else ""
     if method:
@@ -93,7 +109,9 @@ def plan(key: str, spec: str = "", method: str = "") -> Plan:
     else:
         room, name = ROOMS.get(row.level, ""), key.replace("-", "_")
     if not room or not name.isidentifier():
-        raise ClaimError(f"Where does the method of {key} ({row.level}) belong? Say it: --method ROOM.NAME.")
+        raise ClaimError(
+            f"Where does the method of {key} ({row.level}) belong? Say it: --method ROOM.NAME."
+        )
     return Plan(row, room, name, found)
 
 
@@ -143,7 +161,8 @@ from typing import Any
 
 
 def _test(plan: Plan) -> str:
-    return f'''"""{plan.address}: the number is known beforehand, and a wrong implementation is caught."""
+    return f'''"""{plan.address}: the number is known beforehand, and a wrong implementation is
+    caught."""
 
 from __future__ import annotations
 
@@ -210,8 +229,14 @@ def _wrapped(text: str, indent: str) -> str:
 
 @click.command(help=__doc__)
 @click.argument("key")
-@click.option("--spec", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The specification's file.")
-@click.option("--method", default="", help="ROOM.NAME, where the ledger and the specification do not say it.")
+@click.option(
+    "--spec",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The specification's file.",
+)
+@click.option(
+    "--method", default="", help="ROOM.NAME, where the ledger and the specification do not say it."
+)
 def main(key: str, spec: Path | None, method: str) -> None:
     try:
         made = write(plan(key, spec.read_text(encoding="utf-8") if spec else "", method))

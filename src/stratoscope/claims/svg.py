@@ -1,8 +1,9 @@
 """A claim's figure as a small SVG: text as text, a few kilobytes, the same bytes each time.
 
-Written by hand rather than by a plotting library, whose files are ten times as large and whose every
-change of style rewrites all of them. Light and dark follow the page. What a page must show is the
-number: bars carry theirs, lines and cells have their scale; the whole data stand in the verdict.
+Written by hand rather than by a plotting library, whose files are ten times as large and whose
+every change of style rewrites all of them. Light and dark follow the page. What a page must show is
+the number: bars carry theirs, lines and cells have their scale; the whole data stand in the
+verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from stratoscope.claims.figure import Drawing
 from stratoscope.plots import theme
 from stratoscope.plots.text import shorten
 
-WIDTH, MARGIN, HEAD, ROW = 720, 14, 34, 22  # pixels; HEAD: the title's; ROW: one bar's or legend row's
+WIDTH, MARGIN, HEAD, ROW = (
+    720,
+    14,
+    34,
+    22,
+)  # pixels; HEAD: the title's; ROW: one bar's or legend row's
 LETTER = 6.6  # what a letter of 12 pixels takes on average, generously
 SHADES = 12  # of a grid of cells: more are not told apart
 _COLUMN = 168  # pixels that a legend's entry takes
@@ -40,7 +46,7 @@ def svg(drawing: Drawing, colours: Sequence[str], write: Write) -> str:
     )
 
 
-# --- the three kinds ----------------------------------------------------------------------------------
+# --- the three kinds ------------------------------------------------------------------------------
 
 
 def _bars(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) -> Drawn:
@@ -86,7 +92,9 @@ def _lines(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
     for values, colour in zip(drawing.series.values(), colours):
         at = [(x[i], y(value)) if math.isfinite(value) else None for i, value in enumerate(values)]
         parts.append(f'<path fill="none" stroke="{colour}" stroke-width="2" d="{_track(at)}"/>')
-        dots = "".join(f"M{p[0] - 2.5:.1f} {p[1]:.1f}a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0" for p in at if p)
+        dots = "".join(
+            f"M{p[0] - 2.5:.1f} {p[1]:.1f}a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0" for p in at if p
+        )
         parts.append(f'<path fill="{colour}" d="{dots}"/>')
     parts += _below(drawing, x, bottom + 18)
     return bottom + 46, parts
@@ -106,7 +114,9 @@ def _cells(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
         for i, value in enumerate(values):
             if math.isfinite(value):
                 shade = min(int((value - low) / ((high - low) or 1.0) * SHADES), SHADES - 1)
-                paths[shade].append(f"M{left + i * wide:.1f} {y}h{wide - 1:.1f}v{tall - 1}h-{wide - 1:.1f}z")
+                paths[shade].append(
+                    f"M{left + i * wide:.1f} {y}h{wide - 1:.1f}v{tall - 1}h-{wide - 1:.1f}z"
+                )
     names = [f"s{shade}" for shade in range(SHADES)]
     parts += [_path("".join(path), name) for path, name in zip(paths, names) if path]
     y = top + tall * len(drawing.series)
@@ -117,7 +127,7 @@ def _cells(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
     return y + 60, [*parts, *bar, told, _text(WIDTH - MARGIN, y + 47, drawing.unit, "e m")]
 
 
-# --- parts --------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

@@ -1,8 +1,9 @@
 """The files that remember: `papers/verdicts/KEY.jsonl`, one verdict a line, only ever appended to.
 
-A line is written at once, under a lock, and forced to the disk, so that two claims at the same time cannot mix. Where the
-package's folder cannot be written to, verdicts go to the user's cache; both are read. One file for each paper, so that
-two people who measure two papers change no file of each other's.
+A line is written at once, under a lock, and forced to the disk, so that two claims at the same time
+cannot mix. Where the package's folder cannot be written to, verdicts go to the user's cache; both
+are read. One file for each paper, so that two people who measure two papers change no file of each
+other's.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ def home() -> Path:
 
 
 def cache() -> Path:
-    """The user's cache: `$STRATOSCOPE_CACHE`, or `stratoscope` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The user's cache: `$STRATOSCOPE_CACHE`, or `stratoscope` in `$XDG_CACHE_HOME` or
+    `~/.cache`."""
     if chosen := os.environ.get("STRATOSCOPE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratoscope"
 
 
 def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:
-    """Add one line to the paper's file in the first folder that can be written to, and return that file.
+    """Add one line to the paper's file in the first folder that can be written to, and return that
+    file.
 
     Raises ClaimError when none can.
     """
@@ -55,13 +58,16 @@ def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:
         else:
             return file
     raise ClaimError(
-        f"The verdict of {verdict.key} could not be kept ({'; '.join(refused)}). Make room, or set STRATOSCOPE_CACHE "
-        f"to a folder you can write to, and run it again. It was: {verdict.status}, {dict(verdict.values)}."
+        f"The verdict of {verdict.key} could not be kept ({'; '.join(refused)}). Make room, or set "
+        "STRATOSCOPE_CACHE "
+        f"to a folder you can write to, and run it again. It was: {verdict.status}, "
+        f"{dict(verdict.values)}."
     )
 
 
 def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
-    """All verdicts, a paper's in order, and a sentence for each line that is none: nothing is dropped in silence."""
+    """All verdicts, a paper's in order, and a sentence for each line that is none: nothing is
+    dropped in silence."""
     found: list[Verdict] = []
     problems: list[str] = []
     for file in (file for folder in folders for file in sorted(folder.glob("*.jsonl"))):
@@ -78,7 +84,9 @@ def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
             except (ValueError, TypeError, KeyError, AttributeError, ClaimError) as error:
                 torn = number == text.count("\n") + 1  # a whole line ends with a newline
                 what = "is cut short: its writing was interrupted" if torn else "is no verdict"
-                problems.append(f"Line {number} of {file} {what} ({error}). Remove that line; the others count.")
+                problems.append(
+                    f"Line {number} of {file} {what} ({error}). Remove that line; the others count."
+                )
     return found, problems
 
 
@@ -86,15 +94,20 @@ def to_line(verdict: Verdict) -> str:
     """One verdict as strict JSON on one line; NaN and infinities as text."""
     data = {field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
     data |= {name: {key: _out(value) for key, value in data[name].items()} for name in _NUMBERS}
-    data["interval"] = {key: [_out(low), _out(high)] for key, (low, high) in verdict.interval.items()}
+    data["interval"] = {
+        key: [_out(low), _out(high)] for key, (low, high) in verdict.interval.items()
+    }
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
 def from_line(line: str) -> Verdict:
-    """The verdict of one line. Raises ValueError, TypeError, KeyError or ClaimError for anything else."""
+    """The verdict of one line. Raises ValueError, TypeError, KeyError or ClaimError for anything
+    else."""
     data = json.loads(line)
     data |= {name: {key: float(value) for key, value in data[name].items()} for name in _NUMBERS}
-    data["interval"] = {key: (float(low), float(high)) for key, (low, high) in data["interval"].items()}
+    data["interval"] = {
+        key: (float(low), float(high)) for key, (low, high) in data["interval"].items()
+    }
     return Verdict(**data)
 
 

@@ -1,4 +1,5 @@
-"""The `stratoscope` command: one file of this folder per subcommand, imported only when it is used."""
+"""The `stratoscope` command: one file of this folder per subcommand, imported only when it is
+used."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         width = min(shutil.get_terminal_size().columns, 100)
-        text = textwrap.fill(f"Error: {self.message}", width, break_long_words=False, break_on_hyphens=False)
+        text = textwrap.fill(
+            f"Error: {self.message}", width, break_long_words=False, break_on_hyphens=False
+        )
         click.echo(text, file=file, err=file is None)
 
 
 class Commands(click.Group):
-    """Subcommands by file name: `cli/name.py` defines `command`, and its docstring opens with the summary."""
+    """Subcommands by file name: `cli/name.py` defines `command`, and its docstring opens with the
+    summary."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py"))
@@ -45,17 +49,24 @@ class Commands(click.Group):
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-"):
             near = get_close_matches(args[0], names, 3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"The commands are {', '.join(names)}."
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else f"The commands are {', '.join(names)}."
+            )
             raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         files = {name: FOLDER / f"{name.replace('-', '_')}.py" for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, catalogue.summary(path.read_text("utf-8"))) for name, path in files.items()])
+            formatter.write_dl(
+                [(name, catalogue.summary(path.read_text("utf-8"))) for name, path in files.items()]
+            )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand; without --debug, whatever goes wrong ends in one paragraph and an exit code."""
+        """Run the subcommand; without --debug, whatever goes wrong ends in one paragraph and an
+        exit code."""
         if ctx.params["debug"]:
             return super().invoke(ctx)
         try:
@@ -68,7 +79,10 @@ class Commands(click.Group):
         except StratoscopeError as error:
             raise Failure(str(error), 2) from error
         except Exception as error:
-            text = f"Unexpected {type(error).__name__}: {error}. Stratoscope or the model's code is at fault."
+            text = (
+                f"Unexpected {type(error).__name__}: {error}. Stratoscope or the model's code "
+                "is at fault."
+            )
             raise Failure(f"{text} Run `stratoscope --debug ...` to see where.", 1) from error
 
 
@@ -76,4 +90,5 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the whole traceback when something fails.")
 @click.version_option(package_name="stratoscope")
 def main(debug: bool) -> None:
-    """See, measure and change what a transformer represents, on the Hugging Face model you already have."""
+    """See, measure and change what a transformer represents, on the Hugging Face model you already
+    have."""

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
     from stratoscope.claims.claim import Claim, Verdict
 
-STYLES = {"reproduced": "bold green", "direction only": "bold yellow", "not reproduced": "bold red", "not built": "dim"}
+STYLES = {
+    "reproduced": "bold green",
+    "direction only": "bold yellow",
+    "not reproduced": "bold red",
+    "not built": "dim",
+}
 
 
 def console() -> Console:
@@ -24,7 +29,8 @@ def console() -> Console:
 
 
 def facts(to: Console, rows: Mapping[str, str | Text]) -> None:
-    """Words at the left, what they stand for at the right, wrapped under itself; what is empty is left out."""
+    """Words at the left, what they stand for at the right, wrapped under itself; what is empty is
+    left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -42,7 +48,10 @@ def expectation(to: Console, claim: Claim) -> None:
     from rich.text import Text
 
     to.print(Text(claim.says, style="bold"))
-    rows = {"where": f"{claim.where}; here on {claim.subject}, tier {claim.tier}", "expected": claim.expect}
+    rows = {
+        "where": f"{claim.where}; here on {claim.subject}, tier {claim.tier}",
+        "expected": claim.expect,
+    }
     facts(to, rows | {"direction": claim.direction, "null": claim.null})
 
 
@@ -55,7 +64,8 @@ def measured(to: Console, verdict: Verdict, others: Iterable[Verdict] = ()) -> N
 
     word = Text(verdict.status, style=STYLES[verdict.status])
     word.append(
-        f"  {verdict.date[:10]}, n = {verdict.n:,}, {verdict.seconds:,.1f} s, seed {verdict.seed}", style="not bold dim"
+        f"  {verdict.date[:10]}, n = {verdict.n:,}, {verdict.seconds:,.1f} s, seed {verdict.seed}",
+        style="not bold dim",
     )
     numbers: dict[str, str | Text] = {"verdict": word}
     for name, value in {**verdict.values, **verdict.null}.items():

@@ -1,6 +1,8 @@
-"""Run the claims of one paper, or all that are due: print what is expected, measure, judge, and keep the verdict.
+"""Run the claims of one paper, or all that are due: print what is expected, measure, judge, and
+keep the verdict.
 
-Ctrl-C stops without keeping anything of the claim that runs; the same command goes on from there. Examples:
+Ctrl-C stops without keeping anything of the claim that runs; the same command goes on from there.
+Examples:
 
 stratoscope claim llm-drop --tier small --seed 0
 
@@ -19,17 +21,37 @@ from stratoscope.cli import _claims
 
 @click.command(help=__doc__)
 @click.argument("key", required=False)
-@click.option("--tier", type=click.Choice(["identity", "small", "paper"]), default="small", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the claim.")
+@click.option(
+    "--tier", type=click.Choice(["identity", "small", "paper"]), default="small", show_default=True
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of everything random in the claim."
+)
 @click.option("--claim", "name", help="Only the claim of this name.")
 @click.option(
-    "--all", "everything", is_flag=True, help="Every small claim that is due (of KEY, if given), quickest first."
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every small claim that is due (of KEY, if given), quickest first.",
 )
-@click.option("--stale", is_flag=True, help="With --all: also those whose code has changed since they were measured.")
-@click.option("--seeds", default="0-2", show_default=True, help="With --all: the seeds, as 0-2 or 0,1,5.")
-@click.option("--budget", default="30m", show_default=True, help="With --all: begin no more after 90s, 30m or 2h.")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="With --all: also those whose code has changed since they were measured.",
+)
+@click.option(
+    "--seeds", default="0-2", show_default=True, help="With --all: the seeds, as 0-2 or 0,1,5."
+)
+@click.option(
+    "--budget",
+    default="30m",
+    show_default=True,
+    help="With --all: begin no more after 90s, 30m or 2h.",
+)
 @click.option("--dry-run", is_flag=True, help="With --all: only list what is due.")
-def command(key: str | None, tier: str, seed: int, name: str | None, everything: bool, **queue: Any) -> None:
+def command(
+    key: str | None, tier: str, seed: int, name: str | None, everything: bool, **queue: Any
+) -> None:
     if not everything:
         if key is None:
             raise click.UsageError("Name a paper (`stratoscope papers` lists them), or give --all.")
@@ -56,9 +78,15 @@ def _all(keys: list[str], stale: bool, seeds: str, budget: str, dry_run: bool) -
         became[word] = became.get(word, 0) + 1
         if word == "failed":
             click.echo(
-                f"  {piece.entry.row.key} {piece.claim.name} seed {piece.seed} did not run to its end.", err=True
+                f"  {piece.entry.row.key} {piece.claim.name} seed {piece.seed} did not run to its "
+                "end.",
+                err=True,
             )
-    click.echo("\n" + (", ".join(f"{count} {word}" for word, count in became.items()) or "Nothing to do") + ".")
+    click.echo(
+        "\n"
+        + (", ".join(f"{count} {word}" for word, count in became.items()) or "Nothing to do")
+        + "."
+    )
 
 
 def _one(key: str, tier: str, seed: int, name: str | None) -> None:
@@ -85,7 +113,9 @@ def _one(key: str, tier: str, seed: int, name: str | None) -> None:
             with console.status(f"measuring {claim.name} ..."):
                 verdict = run(paper, claim, seed)
         except BaseException:  # Ctrl-C as well: it goes on up, and says why
-            click.echo(f"  {claim.name} was not measured to its end: nothing is kept of it.", err=True)
+            click.echo(
+                f"  {claim.name} was not measured to its end: nothing is kept of it.", err=True
+            )
             raise
         file = verdicts.append(verdict)
         _claims.measured(console, verdict)

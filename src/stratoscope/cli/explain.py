@@ -2,7 +2,8 @@
 
 Example:
 
-stratoscope explain "When Mary and John went to the store, John gave a drink to" --answer " Mary" --foil " John"
+stratoscope explain "When Mary and John went to the store, John gave a drink to" --answer " Mary"
+--foil " John"
 """
 
 from __future__ import annotations
@@ -49,13 +50,31 @@ NAMES = {
 @click.argument("prompt")
 @click.option("--answer", help="Explain this next token (default: the most probable one).")
 @click.option("--foil", help="... rather than this one (default: a likely one of its kind).")
-@click.option("--corrupt", help="A prompt of as many tokens with another answer (default: made automatically).")
-@click.option("--model", default="smollm2", show_default=True, help="A name, a Hugging Face id or a local folder.")
+@click.option(
+    "--corrupt",
+    help="A prompt of as many tokens with another answer (default: made automatically).",
+)
+@click.option(
+    "--model",
+    default="smollm2",
+    show_default=True,
+    help="A name, a Hugging Face id or a local folder.",
+)
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 @click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
-@click.option("--skip", multiple=True, metavar="STEP", help="Leave out a step, such as heads.roles; repeatable.")
-@click.option("--seed", default=0, show_default=True, help="Of nulls, random sequences and the corrupt prompt.")
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="STEP",
+    help="Leave out a step, such as heads.roles; repeatable.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Of nulls, random sequences and the corrupt prompt.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -70,15 +89,20 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
         if question[name] == "":
             raise InputError(f"--{name} is empty: leave it out, or give at least one token.")
     if question["corrupt"] == question["prompt"]:
-        raise InputError("--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it.")
+        raise InputError(
+            "--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it."
+        )
     if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ResultError(f"{out} cannot be written: its folder does not exist, or it is a folder itself.")
+        raise ResultError(
+            f"{out} cannot be written: its folder does not exist, or it is a folder itself."
+        )
     began = time.perf_counter()
     kept: list[Explanation] = []
     written = began
 
     def keep(found: Explanation) -> None:
-        """The file is a whole page from the first step on, and never far behind: a page takes a second to draw."""
+        """The file is a whole page from the first step on, and never far behind: a page takes a
+        second to draw."""
         nonlocal written
         first, kept[:] = not kept, [found]
         if first or time.perf_counter() - written > _BETWEEN:
@@ -111,14 +135,17 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
             with suppress(ResultError):  # a full disk has been told already
                 write_page()
             done = len(kept[0].results)
-            click.echo(f"What was finished ({done} results) is in {out.absolute().as_uri()}", err=True)
+            click.echo(
+                f"What was finished ({done} results) is in {out.absolute().as_uri()}", err=True
+            )
         raise
     _summary(kept[0])
     click.echo(f"\nReport: {out.absolute().as_uri()}")
 
 
 class _progress:
-    """A line that says which step runs, and how long is left; a quiet line for each step without a terminal."""
+    """A line that says which step runs, and how long is left; a quiet line for each step without a
+    terminal."""
 
     def __init__(self, circuit: bool) -> None:
         self.order = [name for name in NAMES if circuit or name != "circuits.discover"]
@@ -127,7 +154,14 @@ class _progress:
 
     def __enter__(self) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
         columns = (
@@ -137,7 +171,9 @@ class _progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.live = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self.live = (
+            Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        )
         self.task: Any = None
         if self.live:
             self.live.start()
@@ -193,7 +229,10 @@ def _summary(found: Explanation) -> None:
         console.print(_plain(f"Note: {note}"), style="yellow")
     for name, why in found.missing.items():
         console.print(_plain(f"Without {NAMES.get(name, name)}: {why}"), style="yellow")
-    console.print(f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB", style="dim")
+    console.print(
+        f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB",
+        style="dim",
+    )
 
 
 def _rows(found: Explanation) -> list[tuple[str, str]]:
@@ -201,7 +240,9 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
     from stratoscope.plots.text import percent
     from stratoscope.report import words
 
-    rows = [("next token", ", ".join(f"{token!r} {percent(p)}" for token, p in found.predictions[:4]))]
+    rows = [
+        ("next token", ", ".join(f"{token!r} {percent(p)}" for token, p in found.predictions[:4]))
+    ]
     question = f"why {found.answer!r} rather than {found.foil!r}"
     direct = found.one("layers.direct_logit_attribution")
     if direct is not None:
@@ -214,7 +255,12 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
         clear = words.causes(heads.effect, heads.null, 5)
         names = ", ".join(f"{words.head_name(place)} {place['value']:+.0%}" for place in clear)
         reach = f"(beyond the null, which reaches {words.bound(heads.null):.0%})"
-        rows.append(("caused by", f"{names}  {reach}" if names else words.strongest_heads(heads.effect, heads.null)))
+        rows.append(
+            (
+                "caused by",
+                f"{names}  {reach}" if names else words.strongest_heads(heads.effect, heads.null),
+            )
+        )
     if found.corrupt_prompt is not None:
         rows.append(("corrupt prompt", repr(found.corrupt_prompt)))
     return rows

@@ -28,10 +28,19 @@ def command(model_type: str | None) -> None:
         named = [entry for entry in found if entry.type == model_type]
         if not named:
             near = get_close_matches(model_type, [entry.type for entry in found], 3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`stratoscope families` lists them."
-            raise FamilyError(f"{model_type!r} is not in the table, so it is probed and proved when wrapped. {hint}")
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else "`stratoscope families` lists them."
+            )
+            raise FamilyError(
+                f"{model_type!r} is not in the table, so it is probed and proved when wrapped. "
+                f"{hint}"
+            )
         for one in named:
-            console.print(Text(f"{one.type} ({one.kind}): {one.status}, that is, {MEANING[one.status]}."))
+            console.print(
+                Text(f"{one.type} ({one.kind}): {one.status}, that is, {MEANING[one.status]}.")
+            )
             if one.residual:
                 console.print(Text(f"residual stream: {one.residual}"))
             for points, where, reason in one.lacks:

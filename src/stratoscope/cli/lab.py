@@ -29,7 +29,8 @@ KINDS = ("datasets", "models", "miniatures")
 
 @dataclass(frozen=True)
 class Subject:
-    """A line of the list: what it is, what it costs to get, and how much of the disk it takes if it is here."""
+    """A line of the list: what it is, what it costs to get, and how much of the disk it takes if it
+    is here."""
 
     kind: str
     name: str
@@ -59,11 +60,15 @@ def list_command(kind: str | None) -> None:
 
     console = Console(highlight=False)
     for one in KINDS if kind is None else (kind,):
-        table = Table(box=box.SIMPLE_HEAD, title=one, title_justify="left", title_style="bold", expand=True)
+        table = Table(
+            box=box.SIMPLE_HEAD, title=one, title_justify="left", title_style="bold", expand=True
+        )
         table.add_column("name", no_wrap=True)
         table.add_column("what it is", ratio=1, overflow="fold")
         table.add_column("here", no_wrap=True, justify="right")
-        table.add_column("download" if one != "miniatures" else "to make", no_wrap=True, justify="right")
+        table.add_column(
+            "download" if one != "miniatures" else "to make", no_wrap=True, justify="right"
+        )
         for subject in _SUBJECTS[one]():
             says = Text(subject.about)
             if subject.licence:
@@ -72,16 +77,27 @@ def list_command(kind: str | None) -> None:
             table.add_row(subject.name, says, here, _cost(subject))
         console.print(table)
         if one == "datasets":
-            console.print("  * One download, and one folder, for all datasets with this number.\n", style="dim")
+            console.print(
+                "  * One download, and one folder, for all datasets with this number.\n",
+                style="dim",
+            )
     console.print(
-        f"The cache is {cache_root()}; `stratoscope lab make NAME` puts one there.", style="dim", soft_wrap=True
+        f"The cache is {cache_root()}; `stratoscope lab make NAME` puts one there.",
+        style="dim",
+        soft_wrap=True,
     )
 
 
 @command.command()
 @click.argument("name")
-@click.option("--seed", default=0, show_default=True, help="For a miniature: the seed it is trained from.")
-@click.option("--path", type=click.Path(path_type=Path), help="For a download: its archive, or a folder that holds it.")
+@click.option(
+    "--seed", default=0, show_default=True, help="For a miniature: the seed it is trained from."
+)
+@click.option(
+    "--path",
+    type=click.Path(path_type=Path),
+    help="For a download: its archive, or a folder that holds it.",
+)
 def make(name: str, seed: int, path: Path | None) -> None:
     """Fetch a dataset or model, or train a miniature, and print its folder."""
     use_free_cores()
@@ -103,10 +119,13 @@ def make(name: str, seed: int, path: Path | None) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--seed", default=0, show_default=True, help="For a miniature: the seed it was trained from.")
+@click.option(
+    "--seed", default=0, show_default=True, help="For a miniature: the seed it was trained from."
+)
 @click.option("--json", "as_json", is_flag=True, help="The whole card, as JSON.")
 def card(name: str, seed: int, as_json: bool) -> None:
-    """Say what one is: source, licence, splits; of a miniature, how it was trained and how well it does."""
+    """Say what one is: source, licence, splits; of a miniature, how it was trained and how well it
+    does."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -172,14 +191,18 @@ def _models() -> Iterator[Subject]:
     for name, source in pretrained.NAMED.items():
         about = f"{source.upstream}\n{source.precision}"
         size = sum(package.size for package in source.packages)
-        yield Subject("models", name, about, source.licence, size, False, _held(pretrained.place(name)))
+        yield Subject(
+            "models", name, about, source.licence, size, False, _held(pretrained.place(name))
+        )
     for name in nets.names():
         yield _downloaded("models", nets.card(name))
 
 
 def _downloaded(kind: str, card: dict[str, Any]) -> Subject:
     held, shared = _held(card["folder"]), "shared" in card
-    return Subject(kind, card["name"], card["about"], card["licence"], card["download_bytes"], shared, held)
+    return Subject(
+        kind, card["name"], card["about"], card["licence"], card["download_bytes"], shared, held
+    )
 
 
 def _miniatures() -> Iterator[Subject]:
@@ -192,12 +215,15 @@ def _miniatures() -> Iterator[Subject]:
 
 
 def _trained(name: str) -> int:
-    """Bytes of the miniature of seed 0, if it is trained; only then is its file, which needs torch, opened."""
+    """Bytes of the miniature of seed 0, if it is trained; only then is its file, which needs torch,
+    opened."""
     from stratoscope import lab
 
     if not any((cache_root() / "miniatures").glob(f"{name}-seed0-*/card.json")):
         return 0
-    with suppress(InputError):  # what is there was trained by another version, or with other settings
+    with suppress(
+        InputError
+    ):  # what is there was trained by another version, or with other settings
         return sum(lab.card(name)["bytes"].values())
     return 0
 
@@ -210,11 +236,19 @@ _SUBJECTS: dict[str, Callable[[], Iterator[Subject]]] = {
 
 
 def _held(folder: Path | str | None) -> int:
-    return 0 if not folder else sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return (
+        0
+        if not folder
+        else sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    )
 
 
 def _cost(subject: Subject) -> str:
-    return f"{_megabytes(subject.size)}{'*' if subject.shared else ' '}" if subject.size else "training"
+    return (
+        f"{_megabytes(subject.size)}{'*' if subject.shared else ' '}"
+        if subject.size
+        else "training"
+    )
 
 
 def _megabytes(size: int) -> str:
@@ -222,7 +256,8 @@ def _megabytes(size: int) -> str:
 
 
 def _worded(key: str, value: Any) -> str:
-    """A field of a card for reading: sizes in MB, lists one to a line, long ones cut in the middle. key: "" inside one."""
+    """A field of a card for reading: sizes in MB, lists one to a line, long ones cut in the middle.
+    key: "" inside one."""
     if key == "download_bytes":
         return _megabytes(value)
     if isinstance(value, dict):

@@ -2,7 +2,8 @@
 
 METHOD is ROOM.NAME as `stratoscope methods` lists it. Example:
 
-stratoscope measure layers.logit_lens --model HuggingFaceTB/SmolLM2-135M --prompt "The capital of France is"
+stratoscope measure layers.logit_lens --model HuggingFaceTB/SmolLM2-135M --prompt "The capital of
+France is"
 """
 
 from __future__ import annotations
@@ -32,14 +33,28 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat for several.")
 @click.option(
-    "--unit", "units", multiple=True, metavar="LAYER,NEURON", help="Instead of prompts, for methods on neurons."
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="LAYER,NEURON",
+    help="Instead of prompts, for methods on neurons.",
 )
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method, as JSON or text.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also save the result here (netCDF).")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the method, as JSON or text.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also save the result here (netCDF).",
+)
 @click.option(
     "--save",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="For sweeps: keep what is finished here; interrupted, the same command goes on from there.",
+    help="For sweeps: keep what is finished here; after an interruption, go on from there.",
 )
 def command(
     method: str,
@@ -56,15 +71,23 @@ def command(
     # All that can be refused is refused before the model, which is slow, is loaded.
     entry = catalogue.find(method)
     if "measure" not in entry.verbs:
-        raise MethodError(f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from Python.")
+        raise MethodError(
+            f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from "
+            "Python."
+        )
     if out is not None and not out.absolute().parent.is_dir():
-        raise ResultError(f"The folder of {out} does not exist. Create it, or give another path to --out.")
+        raise ResultError(
+            f"The folder of {out} does not exist. Create it, or give another path to --out."
+        )
     measure = catalogue.module(method).measure
     settings = read_settings(method, measure, pairs)
     options = inspect.signature(measure).parameters
     if save is not None:
         if "save" not in options:
-            raise MethodError(f"{method} is no sweep that could be resumed: it has no option save. Leave out --save.")
+            raise MethodError(
+                f"{method} is no sweep that could be resumed: it has no option save. Leave out "
+                "--save."
+            )
         settings["save"] = save
     inputs = read_inputs(prompts, units)
     with progress_bar(method) as advance:
@@ -81,26 +104,33 @@ def command(
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield progress(done, total); a bar on stderr, only where it is a terminal, and only once there is progress."""
+    """Yield progress(done, total); a bar on stderr, only where it is a terminal, and only once
+    there is progress."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(name, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def read_inputs(prompts: Sequence[str], units: Sequence[str]) -> list[str] | list[list[int]]:
-    """The prompts, or the units as [layer, neuron]; InputError when there are none, both, or an unreadable one."""
+    """The prompts, or the units as [layer, neuron]; InputError when there are none, both, or an
+    unreadable one."""
     if bool(prompts) == bool(units):
-        raise InputError("give either --prompt (once or more) or, for methods on neurons, --unit LAYER,NEURON.")
+        raise InputError(
+            "give either --prompt (once or more) or, for methods on neurons, --unit LAYER,NEURON."
+        )
     if unreadable := [unit for unit in units if not re.fullmatch(r"\d+,\d+", unit)]:
         raise InputError(f"--unit {unreadable[0]!r}: write LAYER,NEURON, as in 29,573.")
     return [[int(part) for part in unit.split(",")] for unit in units] or list(prompts)
 
 
 def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into keyword arguments; MethodError on one that `measure` has not, or lacks."""
+    """Turn `key=value` texts into keyword arguments; MethodError on one that `measure` has not, or
+    lacks."""
     parameters = inspect.signature(measure).parameters.values()
     options = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     valid = ", ".join(options) or "none"
@@ -108,7 +138,9 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise MethodError(f"--set takes KEY=VALUE, and got {pair!r}. Options of {method}: {valid}.")
+            raise MethodError(
+                f"--set takes KEY=VALUE, and got {pair!r}. Options of {method}: {valid}."
+            )
         if key not in options:
             near = get_close_matches(key, options, 1)
             hint = f"Did you mean {near[0]}? " if near else ""
@@ -116,12 +148,16 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
         settings[key] = read_value(key, text, str(options[key].annotation))
     missing = [name for name, p in options.items() if p.default is p.empty and name not in settings]
     if missing:
-        raise MethodError(f"{method} needs {', '.join(missing)}. Add {' '.join(f'--set {m}=...' for m in missing)}.")
+        raise MethodError(
+            f"{method} needs {', '.join(missing)}. Add "
+            f"{' '.join(f'--set {m}=...' for m in missing)}."
+        )
     return settings
 
 
 def read_value(key: str, text: str, annotation: str) -> Any:
-    """Read `text` as JSON, or else as itself; " 42" stays text for an option that takes no numbers."""
+    """Read `text` as JSON, or else as itself; " 42" stays text for an option that takes no
+    numbers."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

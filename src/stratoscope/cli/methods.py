@@ -29,7 +29,9 @@ def command(room: str | None) -> None:
     for name, group in groupby(entries, key=lambda entry: entry.room):
         if room not in (None, name):
             continue
-        table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True)
+        table = Table(
+            box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True
+        )
         table.add_column("method", no_wrap=True)
         table.add_column("verbs", no_wrap=True)
         table.add_column("what it does", ratio=1)

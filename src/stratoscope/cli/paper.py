@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 @click.command(help=__doc__)
 @click.argument("key")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write it as one HTML page that works offline.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Also write it as one HTML page that works offline.",
+)
 def command(key: str, out: Path | None) -> None:
     from rich.text import Text
 
@@ -39,16 +43,31 @@ def command(key: str, out: Path | None) -> None:
     if entry.tally:
         status.append(f"  {entry.tally} small claims at least in direction", style="not bold dim")
     if entry.paper is None:
-        facts = {"key": key, "year": str(entry.row.year), "level": entry.row.level, "status": status}
-        facts |= {"to build": entry.row.component, "to check": entry.row.claim_check, "needs": entry.row.needs}
+        facts = {
+            "key": key,
+            "year": str(entry.row.year),
+            "level": entry.row.level,
+            "status": status,
+        }
+        facts |= {
+            "to build": entry.row.component,
+            "to check": entry.row.claim_check,
+            "needs": entry.row.needs,
+        }
         _claims.facts(console, facts)
     else:
         built = "\n".join(_summary(address) for address in entry.paper.methods)
-        facts = {"source": entry.paper.source, "level": entry.row.level, "it says": entry.paper.claim}
+        facts = {
+            "source": entry.paper.source,
+            "level": entry.row.level,
+            "it says": entry.paper.claim,
+        }
         _claims.facts(console, facts | {"we built": built, "status": status})
         _show_claims(console, entry, entry.paper)
     about = [
-        problem for problem in atlas.problems if problem.startswith(f"{key.replace('-', '_')}.py") or "Line" in problem
+        problem
+        for problem in atlas.problems
+        if problem.startswith(f"{key.replace('-', '_')}.py") or "Line" in problem
     ]
     _claims.warn(console, about)
     if out is not None:
@@ -69,11 +88,18 @@ def _show_claims(console: Console, entry: Entry, paper: Paper) -> None:
             _claims.facts(console, {"verdict": "built, not run"})
     changed = [v for v in entry.outdated() if v.tier != "identity"]
     for verdict in changed:
-        what = f"A verdict on {verdict.claim} ({verdict.status}, {verdict.date[:10]}) does not count:"
-        _claims.warn(console, [f"{what} the claim's words or subject were changed after the measurement."])
+        what = (
+            f"A verdict on {verdict.claim} ({verdict.status}, {verdict.date[:10]}) does not count:"
+        )
+        _claims.warn(
+            console, [f"{what} the claim's words or subject were changed after the measurement."]
+        )
     tiers = dict.fromkeys(claim.tier for claim in paper.claims)
     console.print()
-    _claims.facts(console, {"run it": "\n".join(f"stratoscope claim {entry.row.key} --tier {tier}" for tier in tiers)})
+    _claims.facts(
+        console,
+        {"run it": "\n".join(f"stratoscope claim {entry.row.key} --tier {tier}" for tier in tiers)},
+    )
 
 
 def _summary(address: str) -> str:

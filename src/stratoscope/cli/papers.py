@@ -1,7 +1,7 @@
 """List the papers of the ledger, level by level, with what became of each.
 
-A paper's word is the worst among its small claims: reproduced, direction only, not reproduced; or built, not run; or not
-built. `stratoscope paper KEY` tells more of one.
+A paper's word is the worst among its small claims: reproduced, direction only, not reproduced; or
+built, not run; or not built. `stratoscope paper KEY` tells more of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.command(help=__doc__)
 @click.option("--level", help="Only this level, such as token, neuron or layer.")
 @click.option("--status", help="Only this status, such as 'reproduced' or 'not built'.")
-@click.option("--stale", is_flag=True, help="Only those whose verdicts are stale, and what has changed since.")
+@click.option(
+    "--stale", is_flag=True, help="Only those whose verdicts are stale, and what has changed since."
+)
 def command(level: str | None, status: str | None, stale: bool) -> None:
     from rich import box
     from rich.table import Table
@@ -33,14 +35,26 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
     _known("level", level, ledger.levels())
     _known("status", status, ledger.STATUSES)
     atlas = ledger.atlas()
-    chosen = [e for e in atlas.entries.values() if level in (None, e.row.level) and status in (None, e.status)]
+    chosen = [
+        e
+        for e in atlas.entries.values()
+        if level in (None, e.row.level) and status in (None, e.status)
+    ]
     if stale:
         _say_stale([entry for entry in chosen if entry.stale()])
         return
-    chosen.sort(key=lambda e: (ledger.levels().index(e.row.level), ledger.STATUSES.index(e.status), e.row.key))
+    chosen.sort(
+        key=lambda e: (
+            ledger.levels().index(e.row.level),
+            ledger.STATUSES.index(e.status),
+            e.row.key,
+        )
+    )
     console = _claims.console()
     for name, group in groupby(chosen, key=lambda e: e.row.level):
-        table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True)
+        table = Table(
+            box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True
+        )
         table.add_column("paper", no_wrap=True, width=max(len(e.row.key) for e in chosen))
         table.add_column("status", no_wrap=True, width=max(map(len, ledger.STATUSES)))
         table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -50,7 +64,9 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
         console.print(table)
     told = ((sum(e.status == word for e in chosen), word) for word in ledger.STATUSES)
     counts = ", ".join(f"{n} {word}" for n, word in told if n)
-    console.print(Text(f"{len(chosen)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}."))
+    console.print(
+        Text(f"{len(chosen)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}.")
+    )
     _claims.warn(console, atlas.problems)
 
 
@@ -62,7 +78,9 @@ def _say_stale(entries: list[Entry]) -> None:
             names.setdefault("; ".join(reasons), []).append(name)
         told = (f"{why}: {', '.join(claims)}" for why, claims in names.items())
         _claims.facts(console, {entry.row.key: "\n".join(told)})
-    click.echo(f"{len(entries)} papers are stale. `stratoscope claim --all --stale` measures them again.")
+    click.echo(
+        f"{len(entries)} papers are stale. `stratoscope claim --all --stale` measures them again."
+    )
 
 
 def _known(what: str, given: str | None, words: list[str] | tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
-"""Methods that change what a model does, by weights or by sites, and give an edit that can be undone."""
+"""Methods that change what a model does, by weights or by sites, and give an edit that can be
+undone."""
 
 from __future__ import annotations
 

@@ -1,18 +1,21 @@
-"""Low-rank attention: leave a head only a few directions of its queries and keys, those that some prompts use most.
+"""Low-rank attention: leave a head only a few directions of its queries and keys, those that some
+prompts use most.
 
 Paper: mcq-circuit-chinchilla
 
-    Q = queries of the head at the asking tokens of the prompts,  (n, head_dim);   K = keys at the tokens asked about
+    Q = queries of the head at the asking tokens of the prompts,  (n, head_dim);   K = keys at the
+                                                                  tokens asked about
     P_Q, P_K = projections on the first `rank` right singular vectors of Q and of K
     score[query, key] = (P_Q q) . (P_K k)
 
-P_K is taken over to the query, q <- P_K P_Q q: the same score, and no other head that shares these keys (grouped
-queries) is changed. The vectors are those whose product is the score, after rotary embedding. The paper leaves open
-whether a mean is taken away first; here it is not, so that one direction holds what all keys share.
+P_K is taken over to the query, q <- P_K P_Q q: the same score, and no other head that shares these
+keys (grouped queries) is changed. The vectors are those whose product is the score, after rotary
+embedding. The paper leaves open whether a mean is taken away first; here it is not, so that one
+direction holds what all keys share.
 
 null: `null=seed` projects on as many random directions.
-Reads as: how simple a head's question is, where outputs stay the same. Does not show what the directions mean, nor that
-they serve on other prompts: measure there too.
+Reads as: how simple a head's question is, where outputs stay the same. Does not show what the
+directions mean, nor that they serve on other prompts: measure there too.
 """
 
 from __future__ import annotations
@@ -50,16 +53,27 @@ def edit(
 ) -> Edit:
     """An edit that leaves heads `rank` directions of query and of key, at the positions `queries`.
 
-    request: heads as (layer, head). prompts: those that say which directions matter. queries, keys: at which of their
-    tokens (default each one's last, and all). null: a seed; random directions in the place of the prompts' own. Raises
-    InputError for a head that is not there, a rank outside 1 .. head_dim - 1, and without prompts.
+    request: heads as (layer, head). prompts: those that say which directions matter. queries, keys:
+    at which of their tokens (default each one's last, and all). null: a seed; random directions in
+    the place of the prompts' own. Raises InputError for a head that is not there, a rank outside 1
+    .. head_dim - 1, and without prompts.
     """
     heads = [tuple(head) for head in request]
-    wrong = [h for h in heads if len(h) != 2 or not (0 <= h[0] < lm.dims.layers and 0 <= h[1] < lm.dims.heads)]
+    wrong = [
+        h
+        for h in heads
+        if len(h) != 2 or not (0 <= h[0] < lm.dims.layers and 0 <= h[1] < lm.dims.heads)
+    ]
     if wrong or not heads:
-        raise InputError(f"heads are (layer, head), at least one, of {lm.dims.layers} x {lm.dims.heads}; got {heads}.")
+        raise InputError(
+            f"heads are (layer, head), at least one, of {lm.dims.layers} x {lm.dims.heads}; got "
+            f"{heads}."
+        )
     if prompts is None:
-        raise InputError("give `prompts=` that show what the heads look for: their queries and keys say what is kept.")
+        raise InputError(
+            "give `prompts=` that show what the heads look for: their queries and keys say what is "
+            "kept."
+        )
     batch = lm.batch(prompts)
     asks = capture(
         lm,
@@ -68,20 +82,30 @@ def edit(
         positions=[queries] if isinstance(queries, int) else queries,
     )
     has = capture(lm, batch, *(f"layers.{layer}.attn.k" for layer, _ in heads), positions=keys)
-    asking, asked = (batch.text[1] if where is None else ... for where in (queries, keys))  # padding left out
-    dice = None if null is None else torch.Generator().manual_seed(null)
+    asking, asked = (
+        batch.text[1] if where is None else ... for where in (queries, keys)
+    )  # padding left out
+    generator = None if null is None else torch.Generator().manual_seed(null)
     changes = []
     for layer, head in heads:
         q, k = asks[f"layers.{layer}.attn.q"], has[f"layers.{layer}.attn.k"]
-        size = q.shape[-1]  # not `dims.head_dim`, which is that of values: latent attention's queries are wider
+        size = q.shape[
+            -1
+        ]  # not `dims.head_dim`, which is that of values: latent attention's queries are wider
         if not 1 <= rank < size:
-            raise InputError(f"rank={rank}: choose 1 to {size - 1}, less than the width of a head's queries and keys.")
+            raise InputError(
+                f"rank={rank}: choose 1 to {size - 1}, less than the width of a head's queries and "
+                "keys."
+            )
         q = q[:, :, head][asking].reshape(-1, size)
         k = k[:, :, head * k.shape[2] // lm.dims.heads][asked].reshape(-1, size)
-        if dice is not None:
-            q, k = (torch.randn(rank, size, generator=dice).to(x) for x in (q, k))
+        if generator is not None:
+            q, k = (torch.randn(rank, size, generator=generator).to(x) for x in (q, k))
         changes += [
-            project_out(f"layers.{layer}.attn.q", complement(x, rank), units=[head], positions=queries) for x in (q, k)
+            project_out(
+                f"layers.{layer}.attn.q", complement(x, rank), units=[head], positions=queries
+            )
+            for x in (q, k)
         ]
     told = ", ".join(f"L{layer}H{head}" for layer, head in heads)
     return Edit(lm, changes, note=f"queries and keys of {told} at rank {rank}")

@@ -1,4 +1,5 @@
-"""Methods whose result has one value, or one vector, per embedding of a whole text, image or word."""
+"""Methods whose result has one value, or one vector, per embedding of a whole text, image or
+word."""
 
 from __future__ import annotations
 

@@ -1,20 +1,26 @@
-"""Human categories: whether clusters of embeddings are the kinds that people know, and which of the two costs less.
+"""Human categories: whether clusters of embeddings are the kinds that people know, and which of the
+two costs less.
 
 Paper: tokens-to-thoughts
 
-    complexity = I(X; C)   = log2 n - sum_c (n_c / n) log2 n_c                     n examples, n_c of them in c: bits
+    complexity = I(X; C)   = log2 n - sum_c (n_c / n) log2 n_c                     n examples, n_c
+                           of them in c: bits
     distortion             = sum_c (n_c / n) mean over c of |e[example] - mean_c|^2
-    objective              = complexity + beta * distortion                         the less, the more compressed
-    ami[draw]              = adjusted mutual information of k-means clusters and human categories, as many of each
+    objective              = complexity + beta * distortion                         the less, the
+                           more compressed
+    ami[draw]              = adjusted mutual information of k-means clusters and human categories,
+                           as many of each
     typicality[example]    = cos(e[example], mean of the others of its category)
 
-Embeddings are centred and divided by one number, so that their total variance is 1: the units of a space would otherwise set
-the price of distortion. The paper takes them as they are; beta is therefore not its beta.
+Embeddings are centred and divided by one number, so that their total variance is 1: the units of a
+space would otherwise set the price of distortion. The paper takes them as they are; beta is
+therefore not its beta.
 
 null: the same numbers for the human categories, shuffled among the examples.
-Reads as: whether kinds are heaps in the space; and whether the space itself would have cut it more cheaply. Does not show
-that people pay for meaning: k-means minimises distortion in this very space, which people never saw, so that it wins this
-half by construction; only complexity is open. A cosine says little where all embeddings point one way.
+Reads as: whether kinds are heaps in the space; and whether the space itself would have cut it more
+cheaply. Does not show that people pay for meaning: k-means minimises distortion in this very space,
+which people never saw, so that it wins this half by construction; only complexity is open. A cosine
+says little where all embeddings point one way.
 """
 
 from __future__ import annotations
@@ -80,8 +86,11 @@ def shared(one: Labels, two: Labels) -> float:
     return float(adjusted_mutual_info_score(one, two))
 
 
-def typicality(e: Embeddings, labels: Labels, means: Labels | None = None) -> Float[np.ndarray, " example"]:
-    """Cosine of each example with the mean of category `means[example]` (default: its own), itself left out.
+def typicality(
+    e: Embeddings, labels: Labels, means: Labels | None = None
+) -> Float[np.ndarray, " example"]:
+    """Cosine of each example with the mean of category `means[example]` (default: its own), itself
+    left out.
 
     NaN for the only one of its category.
     """
@@ -91,21 +100,25 @@ def typicality(e: Embeddings, labels: Labels, means: Labels | None = None) -> Fl
         others = (labels == wanted) & (np.arange(len(e)) != example)
         if others.any():
             mean = e[others].mean(axis=0)
-            near[example] = e[example] @ mean / (np.linalg.norm(e[example]) * np.linalg.norm(mean) or 1.0)
+            near[example] = (
+                e[example] @ mean / (np.linalg.norm(e[example]) * np.linalg.norm(mean) or 1.0)
+            )
     return near
 
 
 def compare(
     e: Embeddings, labels: Labels, *, beta: float = 1.0, draws: int = 5, seed: int = 0
 ) -> dict[str, Float[np.ndarray, " draw"]]:
-    """ami, complexity, distortion, objective of k-means; the same with `human_` and, shuffled, with `null_` before them.
+    """ami, complexity, distortion, objective of k-means; the same with `human_` and, shuffled, with
+    `null_` before them.
 
-    Each over `draws`: another start of k-means and another shuffle. beta: bits for the whole variance of the space.
+    Each over `draws`: another start of k-means and another shuffle. beta: bits for the whole
+    variance of the space.
     """
-    x, count, dice = scaled(e), len(np.unique(labels)), np.random.default_rng(seed)
+    x, count, generator = scaled(e), len(np.unique(labels)), np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
     for draw in range(draws):
-        own, mixed = clusters(x, count, seed=1000 * seed + draw), dice.permutation(labels)
+        own, mixed = clusters(x, count, seed=1000 * seed + draw), generator.permutation(labels)
         for before, partition in (("", own), ("human_", labels), ("null_", mixed)):
             bits, spread = complexity(partition), distortion(x, partition)
             row = {"complexity": bits, "distortion": spread, "objective": bits + beta * spread}
@@ -130,9 +143,10 @@ def measure(
 ) -> xr.Dataset:
     """`compare`'s numbers, (draw), for inputs whose human categories are named.
 
-    categories: one name for each input (default: each input its own: nothing to compress). site: where the embedding of an
-    input is read; the paper reads token embeddings, `layers.0.resid_pre`. pooling: over an input's tokens. beta: bits for
-    the whole variance. Raises InputError when names and inputs differ in number, SiteError for a site without positions.
+    categories: one name for each input (default: each input its own: nothing to compress). site:
+    where the embedding of an input is read; the paper reads token embeddings, `layers.0.resid_pre`.
+    pooling: over an input's tokens. beta: bits for the whole variance. Raises InputError when names
+    and inputs differ in number, SiteError for a site without positions.
     """
     e = relative_representations.embed(lm, inputs, site=site, pooling=pooling).cpu().numpy()
     names = list(map(str, range(len(e)))) if categories is None else list(categories)
@@ -140,7 +154,10 @@ def measure(
         raise InputError(f"{len(names)} categories for {len(e)} inputs: give one for each.")
     kinds, labels = np.unique(names, return_inverse=True)
     return dataset(
-        {name: (("draw",), values) for name, values in compare(e, labels, beta=beta, draws=draws, seed=seed).items()},
+        {
+            name: (("draw",), values)
+            for name, values in compare(e, labels, beta=beta, draws=draws, seed=seed).items()
+        },
         method="embeddings.human_categories",
         provenance=lm.provenance,
         settings={"site": site, "pooling": pooling, "beta": beta, "categories": kinds.tolist()},

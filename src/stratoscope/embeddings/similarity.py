@@ -1,20 +1,23 @@
-"""Similarity: how alike two sets of representations of the same samples are, layer by layer: CKA and RSA.
+"""Similarity: how alike two sets of representations of the same samples are, layer by layer: CKA
+and RSA.
 
 Paper: human-cat-cka
 
-    cka = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))        K, L: kernels between samples, linear or Gaussian (rbf)
+    cka = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))        K, L: kernels between samples, linear or
+                                                          Gaussian (rbf)
     rsa = rank correlation of the distances between samples in the one and in the other
 
-HSIC is the estimate of Song et al. (2012), whose mean is 0 for unrelated samples (debiased); the usual one grows with the
-number of features. The Gaussian's width is half the median distance. None of them changes when a space is rotated,
-mirrored, scaled or moved.
+HSIC is the estimate of Song et al. (2012), whose mean is 0 for unrelated samples (debiased); the
+usual one grows with the number of features. The Gaussian's width is half the median distance. None
+of them changes when a space is rotated, mirrored, scaled or moved.
 
-interval: 5 to 95 % over random halves of the samples, which differ as much as whole new samples would. A bootstrap would
-put the same sample twice into a kernel, which looks like likeness.
-null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high: what
-unrelated samples exceed, in size, in 5 % of cases (`maths.resample.bound`).
-Reads as: whether the same samples lie near each other in both. Does not show that the same features are there: linear
-cka is led by the few directions of largest variance, and is high when those alone agree.
+interval: 5 to 95 % over random halves of the samples, which differ as much as whole new samples
+would. A bootstrap would put the same sample twice into a kernel, which looks like likeness.
+null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high:
+what unrelated samples exceed, in size, in 5 % of cases (`maths.resample.bound`).
+Reads as: whether the same samples lie near each other in both. Does not show that the same features
+are there: linear cka is led by the few directions of largest variance, and is high when those alone
+agree.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ def linear(x: Samples) -> Kernel:
 
 
 def distances(x: Samples) -> Kernel:
-    """Euclidean distances between samples; what is below a millionth of the largest is rounding, and 0."""
+    """Euclidean distances between samples; what is below a millionth of the largest is rounding,
+    and 0."""
     k = linear(x)
     squared = np.maximum(np.diag(k)[:, None] + np.diag(k) - 2 * k, 0.0)
     return np.sqrt(np.where(squared > 1e-12 * squared.max(), squared, 0.0))
@@ -62,19 +66,26 @@ def rbf(x: Samples, width: float = 0.5) -> Kernel:
 
 
 def hsic(k: Kernel, other: Kernel) -> float:
-    """The debiased Hilbert-Schmidt independence criterion. Raises InputError for fewer than four samples."""
+    """The debiased Hilbert-Schmidt independence criterion. Raises InputError for fewer than four
+    samples."""
     n = len(k)
     if k.shape != other.shape or n < LEAST:
-        raise InputError(f"kernels of {n} and {len(other)} samples: both need the same ones, at least {LEAST}.")
+        raise InputError(
+            f"kernels of {n} and {len(other)} samples: both need the same ones, at least {LEAST}."
+        )
     a, b = (np.where(np.eye(n, dtype=bool), 0.0, m) for m in (k, other))
     whole = a.sum() * b.sum() / ((n - 1) * (n - 2))
-    return float(((a * b).sum() + whole - 2 * (a.sum(axis=0) @ b.sum(axis=0)) / (n - 2)) / (n * (n - 3)))
+    return float(
+        ((a * b).sum() + whole - 2 * (a.sum(axis=0) @ b.sum(axis=0)) / (n - 2)) / (n * (n - 3))
+    )
 
 
 def centred(k: Kernel) -> Kernel:
-    """A kernel as HSIC sees it, divided by its length: rows and columns sum to 0, and the diagonal is left out.
+    """A kernel as HSIC sees it, divided by its length: rows and columns sum to 0, and the diagonal
+    is left out.
 
-    The inner product of two of them is their CKA, in whatever order the samples stand. NaN where HSIC is not above 0.
+    The inner product of two of them is their CKA, in whatever order the samples stand. NaN where
+    HSIC is not above 0.
     """
     n, a = len(k), np.where(np.eye(len(k), dtype=bool), 0.0, k)
     rows = a.sum(axis=0) / (n - 2)
@@ -97,7 +108,8 @@ def ranks(d: Kernel) -> Kernel:
 
 
 def cka(k: Kernel, other: Kernel) -> float:
-    """Centred kernel alignment: 1 for equal kernels, 0 in the mean for unrelated ones, NaN for one that says nothing."""
+    """Centred kernel alignment: 1 for equal kernels, 0 in the mean for unrelated ones, NaN for one
+    that says nothing."""
     return float((centred(k) * centred(other)).sum())
 
 
@@ -109,16 +121,23 @@ def rsa(d: Kernel, other: Kernel) -> float:
 def compare(
     one: Samples, two: Float[np.ndarray, "sample other"], *, draws: int = 20, seed: int = 0
 ) -> dict[str, float]:
-    """linear, rbf, rsa; each also with `null_`, `null_high_`, `low_` and `high_` before it: shuffled, and the interval.
+    """linear, rbf, rsa; each also with `null_`, `null_high_`, `low_` and `high_` before it:
+    shuffled, and the interval.
 
     Raises InputError for fewer than four samples, or not as many in both.
     """
     if len(one) != len(two) or len(one) < LEAST:
-        raise InputError(f"{len(one)} and {len(two)} samples: give the same ones to both, at least {LEAST}.")
-    dice, n = np.random.default_rng(seed), len(one)
-    orders = [dice.permutation(n) for _ in range(SHUFFLES)]
-    halves = [dice.permutation(n)[: max(n // 2, LEAST)] for _ in range(draws)]
-    kinds = {"linear": (linear, centred, cka), "rbf": (rbf, centred, cka), "rsa": (distances, ranks, rsa)}
+        raise InputError(
+            f"{len(one)} and {len(two)} samples: give the same ones to both, at least {LEAST}."
+        )
+    generator, n = np.random.default_rng(seed), len(one)
+    orders = [generator.permutation(n) for _ in range(SHUFFLES)]
+    halves = [generator.permutation(n)[: max(n // 2, LEAST)] for _ in range(draws)]
+    kinds = {
+        "linear": (linear, centred, cka),
+        "rbf": (rbf, centred, cka),
+        "rsa": (distances, ranks, rsa),
+    }
     found: dict[str, float] = {}
     for name, (kernel, ready, score) in kinds.items():
         a, b = kernel(one), kernel(two)
@@ -127,7 +146,9 @@ def compare(
         null = [float((x * y[np.ix_(order, order)]).sum()) for order in orders]
         found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), bound(np.abs(null))
         spread = [score(a[np.ix_(half, half)], b[np.ix_(half, half)]) for half in halves]
-        found[f"low_{name}"], found[f"high_{name}"] = np.quantile(spread, [0.05, 0.95]) if spread else (np.nan, np.nan)
+        found[f"low_{name}"], found[f"high_{name}"] = (
+            np.quantile(spread, [0.05, 0.95]) if spread else (np.nan, np.nan)
+        )
     return found
 
 
@@ -146,10 +167,11 @@ def measure(
 ) -> xr.Dataset:
     """`compare`'s numbers for each layer: (layer).
 
-    other: the model that reads the same (default: `lm` itself); its layer at the same relative depth is taken. corrupt: what
-    the other reads instead, another view of each input. samples: tokens, one for one, or texts, the mean over each. most:
-    samples kept, drawn at random. draws: halves for the interval. Raises InputError when the two have not the same
-    samples, or fewer than four.
+    other: the model that reads the same (default: `lm` itself); its layer at the same relative
+    depth is taken. corrupt: what the other reads instead, another view of each input. samples:
+    tokens, one for one, or texts, the mean over each. most: samples kept, drawn at random. draws:
+    halves for the interval. Raises InputError when the two have not the same samples, or fewer than
+    four.
     """
     if samples not in ("tokens", "texts"):
         raise InputError(f"samples={samples!r}: choose tokens or texts.")
@@ -157,7 +179,9 @@ def measure(
     one = _layers(lm, inputs, site, samples)
     two = _layers(second, inputs if corrupt is None else corrupt, site, samples)
     if len(one[0]) != len(two[0]):
-        raise InputError(f"{len(one[0])} and {len(two[0])} {samples}: compare texts, or inputs of equal length.")
+        raise InputError(
+            f"{len(one[0])} and {len(two[0])} {samples}: compare texts, or inputs of equal length."
+        )
     kept = np.sort(np.random.default_rng(seed).permutation(len(one[0]))[:most])
     paired = np.round(np.linspace(0, len(two) - 1, len(one))).astype(int)
     rows = [compare(a[kept], two[p][kept], draws=draws, seed=seed) for a, p in zip(one, paired)]
@@ -165,7 +189,12 @@ def measure(
         {name: (("layer",), [row[name] for row in rows]) for name in rows[0]},
         method="embeddings.similarity",
         provenance=lm.provenance,
-        settings={"site": site, "samples": samples, "number": len(kept), "other": second.provenance},
+        settings={
+            "site": site,
+            "samples": samples,
+            "number": len(kept),
+            "other": second.provenance,
+        },
         seed=seed,
         coords={"layer": list(range(len(one))), "other_layer": (("layer",), paired)},
         null_kind=NULL,
@@ -177,7 +206,9 @@ def _layers(lm: LM, inputs: Any, site: str, samples: str) -> list[Samples]:
     batch = lm.batch(inputs)
     names = [f"layers.{layer}.{site}" for layer in range(lm.dims.layers)]
     if samples == "texts":
-        return [relative_representations.embed(lm, batch, site=name).cpu().numpy() for name in names]
+        return [
+            relative_representations.embed(lm, batch, site=name).cpu().numpy() for name in names
+        ]
     real: Tensor = batch.text[1].bool()
     seen = capture(lm, batch, *names)
     return [seen[name][real.to(seen[name].device)].float().cpu().numpy() for name in names]

@@ -1,6 +1,7 @@
 """An edit: a change to a model as a value, applied inside a `with` block and taken back exactly.
 
-It joins changes of weights and changes at sites. It can be saved (safetensors and JSON in one file) and loaded.
+It joins changes of weights and changes at sites. It can be saved (safetensors and JSON in one file)
+and loaded.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from stratoscope.models.sites import parse
 
 @dataclass
 class Edit:
-    """Weight deltas by parameter name, and interventions; `with edit:` makes them, leaving the block undoes them.
+    """Weight deltas by parameter name, and interventions; `with edit:` makes them, leaving the
+    block undoes them.
 
-    A parameter's own storage is put aside, not written to, so weights are bit-identical afterwards; of several edits
-    each can be left first, and the others stay.
+    A parameter's own storage is put aside, not written to, so weights are bit-identical afterwards;
+    of several edits each can be left first, and the others stay.
     """
 
     lm: LM
@@ -43,7 +45,9 @@ class Edit:
         for name, delta in self.deltas.items():
             if name not in parameters or parameters[name].shape != delta.shape:
                 found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-                raise InputError(f"delta for `{name}` has shape {tuple(delta.shape)}; the model has {found}.")
+                raise InputError(
+                    f"delta for `{name}` has shape {tuple(delta.shape)}; the model has {found}."
+                )
 
     def __enter__(self) -> Edit:
         with ExitStack() as opening:
@@ -51,8 +55,12 @@ class Edit:
             for name, delta in self.deltas.items():
                 opening.callback(_hold(parameters[name], delta))
             if self.deltas or self.note:
-                names = list(self.deltas) if len(self.deltas) <= 8 else f"{len(self.deltas)} parameters"
-                told = {"edit": self.note or "weights"} | ({"weights": names} if self.deltas else {})
+                names = (
+                    list(self.deltas) if len(self.deltas) <= 8 else f"{len(self.deltas)} parameters"
+                )
+                told = {"edit": self.note or "weights"} | (
+                    {"weights": names} if self.deltas else {}
+                )
                 opening.enter_context(self.lm.taps.declare(**told))
             opening.enter_context(intervene(self.lm, *self.interventions))
             self._open.append(opening.pop_all())
@@ -63,8 +71,12 @@ class Edit:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; what is not a tensor stands in its JSON header."""
-        # clones: a file does not take tensors that share memory, as those of one intervention at `*` do
-        tensors = {f"delta/{name}": delta.detach().clone().contiguous() for name, delta in self.deltas.items()}
+        # clones: a file does not take tensors that share memory, as those of one intervention at
+        # `*` do
+        tensors = {
+            f"delta/{name}": delta.detach().clone().contiguous()
+            for name, delta in self.deltas.items()
+        }
         table = []
         for number, change in enumerate(self.interventions):
             tensors[f"value/{number}"] = change.value.detach().clone().contiguous()
@@ -79,23 +91,32 @@ class Edit:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
         changes = [
-            Intervention(parse(row.pop("site")), row.pop("operation"), tensors[f"value/{number}"], **row)
+            Intervention(
+                parse(row.pop("site")), row.pop("operation"), tensors[f"value/{number}"], **row
+            )
             for number, row in enumerate(json.loads(header.get("interventions", "[]")))
         ]
-        deltas = {name.removeprefix("delta/"): x for name, x in tensors.items() if name.startswith("delta/")}
+        deltas = {
+            name.removeprefix("delta/"): x
+            for name, x in tensors.items()
+            if name.startswith("delta/")
+        }
         return cls(lm, changes, deltas, header.get("note", ""))
 
 
 @dataclass
 class _Held:
-    """A parameter while edits are open: it, its own storage, and what each edit adds, in the order in which they came."""
+    """A parameter while edits are open: it, its own storage, and what each edit adds, in the order
+    in which they came."""
 
     parameter: Tensor
     own: Tensor
     deltas: dict[object, Tensor] = field(default_factory=dict)
 
 
-_held: dict[int, _Held] = {}  # by the parameter's id; an entry lives as long as an edit of it is open
+_held: dict[
+    int, _Held
+] = {}  # by the parameter's id; an entry lives as long as an edit of it is open
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Greedy generation with the KV cache, with traces and interventions active: forward pass 0 is the prompt."""
+"""Greedy generation with the KV cache, with traces and interventions active: forward pass 0 is the
+prompt."""
 
 from __future__ import annotations
 
@@ -17,21 +18,26 @@ from stratoscope.models.taps import StopForward
 _REFUSED = {
     "max_new_tokens": "say how many new tokens with `tokens=`",
     "max_length": "say how many new tokens with `tokens=`",
-    "return_dict_in_generate": "the new ids are returned; see what happens inside with `trace(..., stop=False)`",
-    "prefill_chunk_size": "the prompt must be one forward pass, step 0, so that positions in it can be named",
-    "past_key_values": "a run that goes on from a cache would count positions anew: give whole prompts",
+    "return_dict_in_generate": "the new ids are returned; see what happens inside with `trace(..., "
+    "stop=False)`",
+    "prefill_chunk_size": "the prompt must be one forward pass, step 0, so that positions in it "
+    "can be named",
+    "past_key_values": "a run that goes on from a cache would count positions anew: give whole "
+    "prompts",
     "inputs_embeds": "give prompts or token ids",
 }
 
 
 @torch.no_grad()
 def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[Tensor]:
-    """Up to `tokens` new ids for each example, as Hugging Face's `generate` gives them, greedy unless options say other.
+    """Up to `tokens` new ids for each example, as Hugging Face's `generate` gives them, greedy
+    unless options say other.
 
-    Use it inside `with trace(..., stop=False)` or `with intervene(...)`: `steps` and the trace's steps count forward
-    passes, and named positions mean an example's own tokens whatever the padding. With beams or several sequences for
-    each prompt, examples are still the prompts, all of whose rows are meant; a trace holds every row. Raises InputError
-    for a model that cannot generate and for options that would be lost, FamilyError for a cache that cannot be followed.
+    Use it inside `with trace(..., stop=False)` or `with intervene(...)`: `steps` and the trace's
+    steps count forward passes, and named positions mean an example's own tokens whatever the
+    padding. With beams or several sequences for each prompt, examples are still the prompts, all of
+    whose rows are meant; a trace holds every row. Raises InputError for a model that cannot
+    generate and for options that would be lost, FamilyError for a cache that cannot be followed.
     """
     if not lm.model.can_generate():
         raise InputError(f"{type(lm.model).__name__} cannot generate text.")
@@ -44,27 +50,45 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
     refuse_mixed_lengths(lm.layout.config(), batch.lengths.tolist(), tokens)
     arguments, shift = batch.left_padded()
     pad = lm.tokenizer.pad_token_id if lm.tokenizer is not None else None
-    settings = {"do_sample": False, "use_cache": True, "pad_token_id": pad if pad is not None else 0} | options
+    settings = {
+        "do_sample": False,
+        "use_cache": True,
+        "pad_token_id": pad if pad is not None else 0,
+    } | options
     if not settings["use_cache"]:
-        raise InputError("use_cache=False: steps are forward passes that go on from the cache, so it is needed.")
+        raise InputError(
+            "use_cache=False: steps are forward passes that go on from the cache, so it is needed."
+        )
     settings |= {"return_dict_in_generate": False, "prefill_chunk_size": None}
-    settings |= {"disable_compile": True}  # Transformers compiles by itself on accelerators, and hooks would not run
+    settings |= {
+        "disable_compile": True
+    }  # Transformers compiles by itself on accelerators, and hooks would not run
     heard = {site.point for pair in lm.taps.listening for table in pair for site in table}
     if "logits" in heard and "logits_to_keep" in signature(lm.model.forward).parameters:
-        settings |= {"logits_to_keep": 0}  # else only the last position's are computed, and others could not be named
+        settings |= {
+            "logits_to_keep": 0
+        }  # else only the last position's are computed, and others could not be named
     config = settings.get("generation_config") or lm.model.generation_config
-    rows = max(settings.get(name, getattr(config, name, None)) or 1 for name in ("num_beams", "num_return_sequences"))
+    rows = max(
+        settings.get(name, getattr(config, name, None)) or 1
+        for name in ("num_beams", "num_return_sequences")
+    )
     with lm.taps.running(batch, shift, rows):
         try:
             ids = lm.model.generate(**arguments, max_new_tokens=tokens, **settings)
         except StopForward:
-            raise InputError("a trace that stops early cannot watch generation: use trace(..., stop=False).") from None
+            raise InputError(
+                "a trace that stops early cannot watch generation: use trace(..., stop=False)."
+            ) from None
         new = ids[:, arguments["input_ids"].shape[1] :]
         if lm.taps.listening and lm.taps.run.step == 0 and new.shape[1] > 1:
             raise FamilyError(
-                f"{type(lm.model).__name__} took more than one forward pass without a cache that stratoscope can see: "
+                f"{type(lm.model).__name__} took more than one forward pass without a cache that "
+                "stratoscope can see: "
                 "positions and steps would be wrong from the second on."
             )
     ends = settings.get("eos_token_id", lm.model.generation_config.eos_token_id)
     ends = set(ends if isinstance(ends, list) else [ends])
-    return [row[: next((i for i, t in enumerate(row.tolist()) if t in ends), len(row))] for row in new]
+    return [
+        row[: next((i for i, t in enumerate(row.tolist()) if t in ends), len(row))] for row in new
+    ]

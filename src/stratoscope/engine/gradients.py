@@ -1,4 +1,5 @@
-"""Gradients of a metric with respect to sites, with the weights left out of the graph and their flags restored."""
+"""Gradients of a metric with respect to sites, with the weights left out of the graph and their
+flags restored."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ from stratoscope.models.taps import Run
 
 @contextmanager
 def frozen(lm: LM) -> Iterator[None]:
-    """Weights take no gradient inside the block: half the work, and works on models frozen or quantized anyway.
+    """Weights take no gradient inside the block: half the work, and works on models frozen or
+    quantized anyway.
 
     Raises InputError under torch.inference_mode, where no graph can be kept.
     """
     made = next(lm.model.parameters(), None)
     if torch.is_inference_mode_enabled() or (made is not None and made.is_inference()):
         raise InputError(
-            "gradients were asked for under torch.inference_mode() (or of weights made there), which keeps no graph: "
+            "gradients were asked for under torch.inference_mode() (or of weights made there), "
+            "which keeps no graph: "
             "use torch.no_grad() instead, or load the model outside."
         )
     flags = [(parameter, parameter.requires_grad) for parameter in lm.model.parameters()]
@@ -52,15 +55,17 @@ def gradients(
 ) -> tuple[Tensor, dict[Site, Tensor], dict[Site, Tensor]]:
     """One forward and one backward pass.
 
-    metric: what the model says of each example (logits of the next token, of classes: (example, output)) -> (example,).
-    start: replaces what enters layer 0 (example, position, dim), e.g. a point on a path. Returns the metric, and for
-    every site its value and gradient.
+    metric: what the model says of each example (logits of the next token, of classes: (example,
+    output)) -> (example,). start: replaces what enters layer 0 (example, position, dim), e.g. a
+    point on a path. Returns the metric, and for every site its value and gradient.
     """
     batch = lm.batch(inputs)
     found = lm.layout.resolve(sites)
     last = Site("", lm.dims.layers - 1, "resid_post")
     changed = lm.layout.resolve([change.site for change in interventions])
-    whole = any(outside.after_the_layers(site) for site in (*found, *changed)) or outside.reads_out_anew(lm)
+    whole = any(
+        outside.after_the_layers(site) for site in (*found, *changed)
+    ) or outside.reads_out_anew(lm)
     entry = Site("", 0, "resid_pre")
 
     def begin(x: Tensor, run: Run) -> Tensor:

@@ -1,12 +1,15 @@
-"""`intervene`: change any site while the model runs. An intervention is a value: where, what, and nothing hidden.
+"""`intervene`: change any site while the model runs. An intervention is a value: where, what, and
+nothing hidden.
 
-    with intervene(lm, ablate("layers.5.attn.z", units=[3]), add("layers.9.resid_post", vector, positions=-1)):
+    with intervene(lm, ablate("layers.5.attn.z", units=[3]), add("layers.9.resid_post", vector,
+    positions=-1)):
         lm(prompts)
 
-The site's axes decide what can be narrowed: `examples`, `positions` (queries, for scores and patterns), `keys`, and
-`units`: heads, neurons or dimensions, whichever the site has. `steps` counts forward passes while generating: 0 is the
-prompt. Named positions are the prompt's, so they act on step 0 alone; but keys and values (`attn.k`, `attn.v`, and
-`keys` of scores and patterns) are read again at every later step, and stay changed there, as in a run without a cache.
+The site's axes decide what can be narrowed: `examples`, `positions` (queries, for scores and
+patterns), `keys`, and `units`: heads, neurons or dimensions, whichever the site has. `steps` counts
+forward passes while generating: 0 is the prompt. Named positions are the prompt's, so they act on
+step 0 alone; but keys and values (`attn.k`, `attn.v`, and `keys` of scores and patterns) are read
+again at every later step, and stay changed there, as in a run without a cache.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Intervention:
     """One change at one site (or at all layers, with `*`).
 
-    value: broadcasts against the selection, whose axes are the site's, narrowed: e.g. (example, position, head,
-    head_dim).
+    value: broadcasts against the selection, whose axes are the site's, narrowed: e.g. (example,
+    position, head, head_dim).
     """
 
     site: Site
@@ -58,16 +61,22 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
-            raise InputError(f"operation {self.operation!r} at `{self.site}`: choose one of {', '.join(OPERATIONS)}.")
+            raise InputError(
+                f"operation {self.operation!r} at `{self.site}`: choose one of "
+                f"{', '.join(OPERATIONS)}."
+            )
 
     def describe(self) -> dict[str, Any]:
         """What provenance tells of it, beside the site."""
         where = {name: getattr(self, name) for name in WHERE if getattr(self, name) is not None}
-        told = {name: x.tolist() if hasattr(x, "tolist") else _lists(x) for name, x in where.items()}
+        told = {
+            name: x.tolist() if hasattr(x, "tolist") else _lists(x) for name, x in where.items()
+        }
         return {"operation": self.operation, "value": value_told(self.value), **told}
 
     def apply(self, x: Tensor, run: Run) -> Tensor:
-        """The site's tensor with the change made; the same tensor when this step or position is not concerned."""
+        """The site's tensor with the change made; the same tensor when this step or position is not
+        concerned."""
         run = run_at(self.site, run)
         axis = key_axis(self.site)
         queries = self.positions is not None and (axis is None or "query" in self.site.axes)
@@ -75,7 +84,9 @@ class Intervention:
             return x
         named = self.positions if self.keys is None else self.keys
         gone = run.gone(x.shape[axis]) if axis is not None and named is not None else 0
-        if gone:  # make place for what a sliding window's cache has let go, so that keys count from 0
+        if (
+            gone
+        ):  # make place for what a sliding window's cache has let go, so that keys count from 0
             changed = self._change(with_gone(x, axis, gone, 0.0), run)
             return changed.narrow(axis, gone, x.shape[axis])
         return self._change(x, run)
@@ -97,8 +108,10 @@ class Intervention:
         pairs = zip(reversed(value.shape), reversed(chosen.shape))
         if value.ndim > chosen.ndim or any(own not in (1, there) for own, there in pairs):
             raise InputError(
-                f"a value of shape {tuple(value.shape)} does not fit what is selected at `{self.site}`, of shape "
-                f"{tuple(chosen.shape)} ({', '.join(self.site.axes)}; a single position keeps its axis)."
+                f"a value of shape {tuple(value.shape)} does not fit what is selected at "
+                f"`{self.site}`, of shape "
+                f"{tuple(chosen.shape)} ({', '.join(self.site.axes)}; a single position keeps its "
+                "axis)."
             )
 
     def index(self, x: Tensor, run: Run) -> tuple[Tensor, ...] | None:
@@ -109,9 +122,13 @@ class Intervention:
             if word == "example" and self.examples is not None:
                 chosen[axis] = rows[:, None]
             elif word in ("position", "query") and self.positions is not None:
-                chosen[axis] = position_index(self.positions, run, len(x), x.shape[axis], rows.tolist())[rows]
+                chosen[axis] = position_index(
+                    self.positions, run, len(x), x.shape[axis], rows.tolist()
+                )[rows]
             elif word == "key" and self.keys is not None:
-                chosen[axis] = position_index(self.keys, run, len(x), x.shape[axis], rows.tolist())[rows]
+                chosen[axis] = position_index(self.keys, run, len(x), x.shape[axis], rows.tolist())[
+                    rows
+                ]
             elif word in UNIT_AXES and self.units is not None:
                 chosen[axis] = _units(self.units, x.shape[axis], word, self.site)[None]
         if not chosen:
@@ -131,14 +148,17 @@ class Intervention:
             return torch.arange(count)
         there = count // run.copies
         if not all(0 <= example < there for example in self.examples):
-            raise InputError(f"examples {list(self.examples)}: this batch has {there}, numbered from 0.")
+            raise InputError(
+                f"examples {list(self.examples)}: this batch has {there}, numbered from 0."
+            )
         first = torch.tensor(list(self.examples), dtype=torch.long) * run.copies
         return (first[:, None] + torch.arange(run.copies)).flatten()
 
 
 @contextmanager
 def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
-    """Make the changes inside the block; sites are refused before anything runs. Nests; the outer acts first."""
+    """Make the changes inside the block; sites are refused before anything runs. Nests; the outer
+    acts first."""
     edits: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {}
     for change in resolve(lm, interventions):
         edits.setdefault(change.site, []).append(change.apply)
@@ -147,20 +167,24 @@ def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
 
 
 def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Each intervention once for every site its pattern names. Raises SiteError; InputError for a misplaced option."""
+    """Each intervention once for every site its pattern names. Raises SiteError; InputError for a
+    misplaced option."""
     found = []
     for change in interventions:
         for site in lm.layout.resolve(change.site):
             if site.point == "mlp.router":
                 raise SiteError(
-                    f"`{site}` can be read but not changed: Transformers chooses the experts beside these logits, so a "
+                    f"`{site}` can be read but not changed: Transformers chooses the experts "
+                    "beside these logits, so a "
                     f"change of them would do nothing. Change `mlp.out`."
                 )
             _refuse_unknown_units(lm, change, site)
             narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
             for option, words in narrowed.items():
                 if getattr(change, option) is not None and not set(words) & set(site.axes):
-                    raise InputError(f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}.")
+                    raise InputError(
+                        f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
+                    )
             found.append(replace(change, site=site))
     return found
 
@@ -181,7 +205,9 @@ def replaced(site: str | Site, value: Tensor | float, **where: object) -> Interv
     return Intervention(parse(site), "replace", torch.as_tensor(value), **where)
 
 
-def add(site: str | Site, value: Tensor | float, *, scale: float = 1.0, **where: object) -> Intervention:
+def add(
+    site: str | Site, value: Tensor | float, *, scale: float = 1.0, **where: object
+) -> Intervention:
     """Add `scale * value`, e.g. a steering vector."""
     return Intervention(parse(site), "add", torch.as_tensor(value) * scale, **where)
 
@@ -191,7 +217,9 @@ def scaled(site: str | Site, factor: Tensor | float, **where: object) -> Interve
     return Intervention(parse(site), "scale", torch.as_tensor(factor), **where)
 
 
-def clamped(site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object) -> Intervention:
+def clamped(
+    site: str | Site, low: float = -torch.inf, high: float = torch.inf, **where: object
+) -> Intervention:
     """Keep values between `low` and `high`; low == high fixes them."""
     if low > high:
         raise InputError(f"clamp at `{site}`: low {low} is above high {high}.")
@@ -199,17 +227,21 @@ def clamped(site: str | Site, low: float = -torch.inf, high: float = torch.inf, 
 
 
 def project_out(site: str | Site, directions: Tensor, **where: object) -> Intervention:
-    """Remove the component in the span of `directions`: (dim,) or (direction, dim), of any length, repeated or
-    dependent; a zero vector spans nothing. Raises InputError for directions that are not numbers.
+    """Remove the component in the span of `directions`: (dim,) or (direction, dim), of any length,
+    repeated or dependent; a zero vector spans nothing. Raises InputError for directions that are
+    not numbers.
     """
     given = torch.atleast_2d(torch.as_tensor(directions)).detach().float()
     if given.ndim != 2 or not given.isfinite().all():
         raise InputError(
-            f"directions at `{site}` must be finite, (dim,) or (direction, dim); got {tuple(given.shape)}."
+            f"directions at `{site}` must be finite, (dim,) or (direction, dim); got "
+            f"{tuple(given.shape)}."
         )
     given = given / given.norm(dim=1, keepdim=True).clamp_min(torch.finfo(given.dtype).tiny)
     _, sizes, basis = torch.linalg.svd(given.double(), full_matrices=False)
-    least = max(given.shape) * torch.finfo(torch.float32).eps  # below this, rounding of what was given
+    least = (
+        max(given.shape) * torch.finfo(torch.float32).eps
+    )  # below this, rounding of what was given
     return Intervention(parse(site), "project_out", basis[sizes > least].float(), **where)
 
 
@@ -224,20 +256,26 @@ def ablate(
 ) -> Intervention:
     """Take a site's information away.
 
-    zero: put zeros. mean: put `reference`, the site's mean as `Trace.mean` gives it (real tokens only). resample: put
-    the values of `reference` with its examples permuted, none left in its own place; there, reference is the site
-    (narrowed alike) on other or the same prompts, as `trace` gives it. Where a reference prompt is shorter than the one
-    it stands for, its own tokens begin again: its padding is never put anywhere. lengths: the tokens of each reference
-    prompt, which a traced tensor knows until it is computed with.
+    zero: put zeros. mean: put `reference`, the site's mean as `Trace.mean` gives it (real tokens
+    only). resample: put the values of `reference` with its examples permuted, none left in its own
+    place; there, reference is the site (narrowed alike) on other or the same prompts, as `trace`
+    gives it. Where a reference prompt is shorter than the one it stands for, its own tokens begin
+    again: its padding is never put anywhere. lengths: the tokens of each reference prompt, which a
+    traced tensor knows until it is computed with.
     """
     if kind == "zero":
         return replaced(site, 0.0, **where)
     if reference is None:
-        raise InputError(f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference prompts.")
+        raise InputError(
+            f"{kind} ablation of `{site}` needs `reference=`: the site's values on reference "
+            "prompts."
+        )
     if kind == "mean":
         return replaced(site, reference, **where)
     if reference.shape[0] < 2:
-        raise InputError(f"resample ablation of `{site}` needs at least two reference examples; got one.")
+        raise InputError(
+            f"resample ablation of `{site}` needs at least two reference examples; got one."
+        )
     generator = torch.Generator().manual_seed(seed)
     shift = int(torch.randint(1, reference.shape[0], (1,), generator=generator))
     return replaced(site, _without_padding(site, reference, lengths).roll(shift, dims=0), **where)
@@ -250,13 +288,22 @@ def _without_padding(site: str | Site, reference: Tensor, lengths: Sequence[int]
     if reference.ndim < len(words) or reference.shape[axis] == 1:
         return reference  # one position of each
     known = getattr(reference, "own_lengths", None) if lengths is None else list(lengths)
-    if known is None or len(known) != len(reference) or not all(0 < n <= reference.shape[axis] for n in known):
+    if (
+        known is None
+        or len(known) != len(reference)
+        or not all(0 < n <= reference.shape[axis] for n in known)
+    ):
         raise InputError(
-            f"resample ablation of `{site}`: how many of the {reference.shape[axis]} positions of each of the "
-            f"{len(reference)} reference prompts are tokens, and how many padding? Give `lengths=`, one for each."
+            f"resample ablation of `{site}`: how many of the {reference.shape[axis]} positions of "
+            "each of the "
+            f"{len(reference)} reference prompts are tokens, and how many padding? Give "
+            "`lengths=`, one for each."
         )
     if words[axis] == "query" and len(set(known)) > 1:
-        raise InputError(f"resample ablation of `{site}` needs reference prompts of one length; they have {known}.")
+        raise InputError(
+            f"resample ablation of `{site}` needs reference prompts of one length; they have "
+            f"{known}."
+        )
     along = torch.arange(reference.shape[axis], device=reference.device)
     return take(reference, axis, along % torch.tensor(known, device=reference.device)[:, None])
 
@@ -264,9 +311,12 @@ def _without_padding(site: str | Site, reference: Tensor, lengths: Sequence[int]
 def knock_out(
     layer: int | str, queries: Positions, keys: Positions, *, heads: Sequence[int] | None = None
 ) -> Intervention:
-    """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf before softmax."""
+    """Cut attention from `queries` to `keys` in one layer or all (`"*"`): those scores become -inf
+    before softmax."""
     site = parse(f"layers.{layer}.attn.scores")
-    return Intervention(site, "replace", torch.tensor(-torch.inf), positions=queries, keys=keys, units=heads)
+    return Intervention(
+        site, "replace", torch.tensor(-torch.inf), positions=queries, keys=keys, units=heads
+    )
 
 
 def _lists(x: Any) -> Any:
@@ -276,5 +326,7 @@ def _lists(x: Any) -> Any:
 def _units(units: Sequence[int], size: int, word: str, site: Site) -> Tensor:
     index = torch.as_tensor(list(units))
     if index.numel() == 0 or int(index.max()) >= size or int(index.min()) < -size:
-        raise InputError(f"{word} {list(units)} at `{site}`: this site has {size}, numbered 0 to {size - 1}.")
+        raise InputError(
+            f"{word} {list(units)} at `{site}`: this site has {size}, numbered 0 to {size - 1}."
+        )
     return index % size

@@ -1,8 +1,8 @@
 """What kind of word a token is, and the rival of an answer: a likely token of the answer's kind.
 
 A question "why A rather than B" is sharp when A and B could stand in the same place: a name against
-a name, a number against a number. Against " the", nearly all that the model knows of A counts for A,
-and no head stands out from chance.
+a name, a number against a number. Against " the", nearly all that the model knows of A counts for
+A, and no head stands out from chance.
 """
 
 from __future__ import annotations
@@ -19,29 +19,40 @@ from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 
-LIKELY, FAR = 200, 10.0  # a rival is among so many of the most probable tokens, at most so many logits below the best,
-NEAREST_OF = 10  # and of so many most probable ones of the kind it is the nearest in the unembedding
+LIKELY, FAR = (
+    200,
+    10.0,
+)  # a rival is among so many of the most probable tokens, at most so many logits below the best,
+NEAREST_OF = (
+    10  # and of so many most probable ones of the kind it is the nearest in the unembedding
+)
 
-# The closed classes of English: articles, pronouns, prepositions, conjunctions, auxiliaries, and the
-# like. Other languages have no list here: there, shape and script alone make the kind.
+# The closed classes of English: articles, pronouns, prepositions, conjunctions, auxiliaries, and
+# the like. Other languages have no list here: there, shape and script alone make the kind.
 FUNCTION_WORDS = frozenset(
-    """a about above across after again against all along also although always am among an and another
+    """a about above across after again against all along also although always am among an and
+    another
     any anyone anything are around as at away back be because been before behind being below beside
     between beyond both but by can cannot could did do does doing done down during each either else
     ever every everyone everything few for from further had has have having he her here hers herself
-    him himself his how however i if in inside into is it its itself just many may me might mine more
+    him himself his how however i if in inside into is it its itself just many may me might mine
+    more
     most much must my myself near neither never no nobody none nor not nothing now of off often on
-    once one only onto or other others ought our ours ourselves out over own per perhaps quite rather
+    once one only onto or other others ought our ours ourselves out over own per perhaps quite
+    rather
     s same shall she should since so some someone something still such t than that the their theirs
     them themselves then there therefore these they this those though through thus till to together
-    too toward towards under unless until up upon us very was we well were what whatever when whenever
-    where wherever whether which while who whoever whole whom whose why will with within without would
+    too toward towards under unless until up upon us very was we well were what whatever when
+    whenever
+    where wherever whether which while who whoever whole whom whose why will with within without
+    would
     yes yet you your yours yourself""".split()
 )
 
 
 class Kind(NamedTuple):
-    """How a token is written and whether it is a function word; two tokens are of one kind if equal."""
+    """How a token is written and whether it is a function word; two tokens are of one kind if
+    equal."""
 
     opening: str  # "space", "##" (a piece of BERT's) or ""
     case: str  # "lower", "Capital", "UPPER", or "" for scripts that have none
@@ -52,35 +63,50 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         """For a sentence: what is said of both the answer and its rival."""
         if self.signs != "letters":
-            return {"digits": "number", "blank": "piece of white space", "marks": "punctuation mark"}[self.signs]
+            return {
+                "digits": "number",
+                "blank": "piece of white space",
+                "marks": "punctuation mark",
+            }[self.signs]
         word = "function word" if self.function else "word"
         case = {"Capital": "capitalised ", "UPPER": "upper-case ", "lower": ""}.get(self.case, "")
         script = "" if self.script == "LATIN" else f"{self.script.capitalize()} "
-        return f"{case}{script}{word}" + ("" if self.opening != "" else " without a space before it")
+        return f"{case}{script}{word}" + (
+            "" if self.opening != "" else " without a space before it"
+        )
 
 
 def kind(text: str) -> Kind:
     """The kind of one token's text."""
-    opening = "##" if text.startswith("##") else "space" if text[:1].isspace() and text.strip() else ""
+    opening = (
+        "##" if text.startswith("##") else "space" if text[:1].isspace() and text.strip() else ""
+    )
     bare = text.removeprefix("##").strip()
     if not bare:
         return Kind(opening, "", "blank", "", False)
     if bare.isdecimal():
         return Kind(opening, "", "digits", _script(bare), False)
-    if not all(c.isalpha() or unicodedata.category(c)[0] == "M" or c in "'’-" for c in bare) or not any(
-        c.isalpha() for c in bare
-    ):
+    if not all(
+        c.isalpha() or unicodedata.category(c)[0] == "M" or c in "'’-" for c in bare
+    ) or not any(c.isalpha() for c in bare):
         return Kind(opening, "", "marks", "", False)
     letters = [c for c in bare if c.isalpha()]
     case = ""
     if any(c.isupper() or c.islower() for c in letters):
-        case = "UPPER" if all(c.isupper() for c in letters) else "Capital" if letters[0].isupper() else "lower"
+        case = (
+            "UPPER"
+            if all(c.isupper() for c in letters)
+            else "Capital"
+            if letters[0].isupper()
+            else "lower"
+        )
     return Kind(opening, case, "letters", _script(letters[0]), bare.lower() in FUNCTION_WORDS)
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The token to compare an answer with; `why` is one sentence, `weak` says that none of its kind was likely."""
+    """The token to compare an answer with; `why` is one sentence, `weak` says that none of its kind
+    was likely."""
 
     token: int
     why: str
@@ -90,8 +116,8 @@ class Rival:
 def rivals(lm: LM, logits: Float[Tensor, " vocab"], answer: int, n: int = NEAREST_OF) -> list[int]:
     """The n most probable tokens of the answer's kind, the nearest to it in the unembedding first.
 
-    logits: at the answer's place. Only LIKELY tokens count, at most FAR below the best; [] where none
-    is of its kind, for classes, and without a tokenizer, which alone knows kinds.
+    logits: at the answer's place. Only LIKELY tokens count, at most FAR below the best; [] where
+    none is of its kind, for classes, and without a tokenizer, which alone knows kinds.
     """
     if lm.readout.names:
         return []
@@ -99,8 +125,16 @@ def rivals(lm: LM, logits: Float[Tensor, " vocab"], answer: int, n: int = NEARES
     if answer in special:
         return []
     text, top = token_text(lm.tokenizer, answer), logits.topk(min(LIKELY, len(logits)))
-    likely = [t for t, x in zip(top.indices.tolist(), top.values.tolist()) if x > float(top.values[0]) - FAR]
-    same = [t for t in likely if t != answer and t not in special and _other(token_text(lm.tokenizer, t), text)][:n]
+    likely = [
+        t
+        for t, x in zip(top.indices.tolist(), top.values.tolist())
+        if x > float(top.values[0]) - FAR
+    ]
+    same = [
+        t
+        for t in likely
+        if t != answer and t not in special and _other(token_text(lm.tokenizer, t), text)
+    ][:n]
     try:
         unembed = lm.weight("logits")
     except (SiteError, FamilyError):  # a read-out of several layers
@@ -124,12 +158,15 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
     found = rivals(lm, logits, answer)
     if not found:
         why = (
-            f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable other one, "
-            f"{token_text(lm.tokenizer, other)!r}, and the question is weak. Give a foil that could stand in its place."
+            f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable "
+            "other one, "
+            f"{token_text(lm.tokenizer, other)!r}, and the question is weak. Give a foil that "
+            "could stand in its place."
         )
         return Rival(other, why, True)
     why = (
-        f"The foil {token_text(lm.tokenizer, found[0])!r} was chosen by itself: like the answer a {wanted}, of the "
+        f"The foil {token_text(lm.tokenizer, found[0])!r} was chosen by itself: like the answer a "
+        f"{wanted}, of the "
         f"{len(found)} most probable of these the nearest to it in the unembedding."
     )
     return Rival(found[0], why, False)
@@ -138,7 +175,9 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
 def _other(text: str, answer: str) -> bool:
     """Of the answer's kind, and not the same word inflected or cut short."""
     mine, yours = text.strip().lower(), answer.strip().lower()
-    inflected = len(mine) > 2 and len(yours) > 2 and (mine.startswith(yours) or yours.startswith(mine))
+    inflected = (
+        len(mine) > 2 and len(yours) > 2 and (mine.startswith(yours) or yours.startswith(mine))
+    )
     return kind(text) == kind(answer) and not inflected
 
 

@@ -1,4 +1,5 @@
-"""What a prediction is asked: the logit of an answer minus the logit of a foil, at one position of each example."""
+"""What a prediction is asked: the logit of an answer minus the logit of a foil, at one position of
+each example."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Target:
 
     @property
     def runs(self) -> float:
-        """Prompts that are run for each given one: of whole texts, one for every token, less one."""
+        """Prompts that are run for each given one: of whole texts, one for every token, less
+        one."""
         whole = [len(answer) + len(foil) - 1 for answer, foil in self.tokens]
         return sum(whole) / len(whole) if whole else 1.0
 
@@ -62,8 +64,11 @@ class Target:
     def difference(
         self, logits: Float[Tensor, "example vocab"], example: Tensor | None = None
     ) -> Float[Tensor, " example"]:
-        """logit(answer) - logit(foil) of each row; `example` says which example a row is of (default: in order)."""
-        answer, foil = (x if example is None else x[example.to(x.device)] for x in (self.answer, self.foil))
+        """logit(answer) - logit(foil) of each row; `example` says which example a row is of
+        (default: in order)."""
+        answer, foil = (
+            x if example is None else x[example.to(x.device)] for x in (self.answer, self.foil)
+        )
         pair = torch.stack([answer, foil], dim=1).to(logits.device)
         chosen = logits.gather(1, pair)
         return chosen[:, 0] - chosen[:, 1]
@@ -71,13 +76,16 @@ class Target:
 
 @torch.no_grad()
 def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
-    """Logits of the next token after each example's last real one; of a classifier those of its classes."""
+    """Logits of the next token after each example's last real one; of a classifier those of its
+    classes."""
     from stratoscope.engine import outside
     from stratoscope.engine.trace import capture
 
     batch = lm.batch(inputs)
     if batch.mask is None and lm.readout.kind == "vocab":
-        raise InputError("these inputs hold no tokens, so there is no next token to ask about: give a prompt.")
+        raise InputError(
+            "these inputs hold no tokens, so there is no next token to ask about: give a prompt."
+        )
     if outside.reads_out_anew(lm):
         logits = outside.answers(lm, batch)
         finite.refuse({"the model's logits": logits})
@@ -101,20 +109,23 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     """Read answer and foil (one for all examples, or one each).
 
     Defaults: the answer is the most probable token (other than the foil), the foil a likely token
-    of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A classifier's are its classes,
-    by name or number. A text of several tokens stands for its first, and a note says so. Raises
-    InputError when answer and foil are the same, a list does not fit the batch, or the model has one
-    output only.
+    of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A classifier's are its
+    classes, by name or number. A text of several tokens stands for its first, and a note says so.
+    Raises InputError when answer and foil are the same, a list does not fit the batch, or the model
+    has one output only.
     """
     batch = lm.batch(inputs)
     if lm.readout.kind == "values":
         raise InputError(
-            "this model gives one value, so there is no answer and no foil: ask for `last_logits`, or give a sweep a "
+            "this model gives one value, so there is no answer and no foil: ask for `last_logits`, "
+            "or give a sweep a "
             "metric of your own."
         )
     n = len(batch)
     notes = list(batch.notes)
-    answers, foils = (_ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil")))
+    answers, foils = (
+        _ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil"))
+    )
     rivals: list[Rival] = []
     if answers is None or foils is None:
         logits = last_logits(lm, batch)
@@ -129,7 +140,8 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     if len(same):
         text, kind = word(lm, int(answers[same[0]])), "class" if lm.readout.names else "token"
         raise InputError(
-            f"answer and foil are the same {kind} {text!r}: their difference is always zero. Give another foil."
+            f"answer and foil are the same {kind} {text!r}: their difference is always zero. Give "
+            "another foil."
         )
     texts = [tuple(word(lm, int(i)) for i in ids) for ids in (answers, foils)]
     return Target(answers, foils, *texts, tuple(dict.fromkeys(notes)), tuple(rivals))
@@ -160,12 +172,19 @@ def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
     if isinstance(word, int):
         if not 0 <= word < readout.size:
             among = "vocabulary" if readout.kind == "vocab" else "read-out"
-            told = "tokens" if readout.kind == "vocab" else f"outputs ({', '.join(readout.names):.200})"
+            told = (
+                "tokens"
+                if readout.kind == "vocab"
+                else f"outputs ({', '.join(readout.names):.200})"
+            )
             raise InputError(f"{what} id {word} is outside the {among} of {readout.size} {told}.")
         return word
     if readout.names:
         if word not in readout.names:
-            raise InputError(f"{what} {word!r} is no class of this model; it has {', '.join(readout.names):.400}.")
+            raise InputError(
+                f"{what} {word!r} is no class of this model; it has "
+                f"{', '.join(readout.names):.400}."
+            )
         return readout.names.index(word)
     ids = tokens_of(lm, word, what)
     if len(ids) > 1:
@@ -177,7 +196,9 @@ def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
 def tokens_of(lm: LM, text: str, what: str) -> list[int]:
     """The token ids of a text alone, without special ones. Raises InputError where it has none."""
     if lm.tokenizer is None:
-        raise InputError(f"{what} {text!r}: this model was wrapped without a tokenizer; give a token id.")
+        raise InputError(
+            f"{what} {text!r}: this model was wrapped without a tokenizer; give a token id."
+        )
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise InputError(f"{what} {text!r} has no token.")

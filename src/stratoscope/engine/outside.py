@@ -73,7 +73,9 @@ def own_logits(lm: LM, batch: Batch) -> Tensor:
     with lm.taps.using(reads=reads):
         own = own_output(lm, batch)
     if own is None:
-        raise SiteError(f"{type(lm.model).__name__} gives no logits, so there is nothing to measure.")
+        raise SiteError(
+            f"{type(lm.model).__name__} gives no logits, so there is nothing to measure."
+        )
     return own[..., None] if own.ndim == 2 and lm.readout.where == "every" else own
 
 
@@ -100,6 +102,7 @@ def _wait(x: Tensor, run: Run) -> None:
 
 @contextmanager
 def unheard(lm: LM) -> Iterator[None]:
-    """Outer changes act inside the block, outer readers do not hear it: they have seen their run."""
+    """Outer changes act inside the block, outer readers do not hear it: they have seen their
+    run."""
     with lm.taps.only(*((edits, {}) for edits, _ in lm.taps.listening if edits)):
         yield

@@ -1,9 +1,11 @@
-"""Packed execution, the inside of `sweep`: live rows of many cells go through the Hugging Face layers as one matrix.
+"""Packed execution, the inside of `sweep`: live rows of many cells go through the Hugging Face
+layers as one matrix.
 
-A row is one position of one cell on one example. Each layer is called once with all rows as (1, row, dim); its other
-arguments (rotary angles and the like) are those of the base run, gathered row by row. Attention keeps cells apart: a
-cell's queries see the base run's keys and values before its first changed position, and its own from there on. Of the
-last layer only the position is finished that the metric reads.
+A row is one position of one cell on one example. Each layer is called once with all rows as (1,
+row, dim); its other arguments (rotary angles and the like) are those of the base run, gathered row
+by row. Attention keeps cells apart: a cell's queries see the base run's keys and values before its
+first changed position, and its own from there on. Of the last layer only the position is finished
+that the metric reads.
 """
 
 from __future__ import annotations
@@ -24,14 +26,22 @@ from stratoscope.engine import outside
 from stratoscope.engine.intervene import OPERATIONS, Intervention
 from stratoscope.engine.linear import FastLinear
 from stratoscope.engine.select import position_index
-from stratoscope.models.attention import looks_ahead, masked, repeat_heads, scores_of, seam, softmax_visible
+from stratoscope.models.attention import (
+    looks_ahead,
+    masked,
+    repeat_heads,
+    scores_of,
+    seam,
+    softmax_visible,
+)
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
 from stratoscope.models.weights import row_independent
 
-# sites whose tensor has one row for each position, so that cells can share a matrix and still be edited apart
+# sites whose tensor has one row for each position, so that cells can share a matrix and still be
+# edited apart
 PACKED_POINTS = frozenset(
     {
         "resid_pre",
@@ -51,7 +61,8 @@ PACKED_POINTS = frozenset(
 
 @dataclass(frozen=True, eq=False)  # a job is itself: its changes hold tensors
 class Job:
-    """A cell on one example: it starts at `layer`, from position `first` on. packed=False: to be run naively."""
+    """A cell on one example: it starts at `layer`, from position `first` on. packed=False: to be
+    run naively."""
 
     cell: int
     example: int
@@ -66,10 +77,12 @@ Changes = dict[str, list[tuple[Job, Intervention]]]  # by point, the changes mad
 
 @dataclass
 class Base:
-    """The base run: its metric, and for each layer what enters it, its keys and values, its mask and its arguments."""
+    """The base run: its metric, and for each layer what enters it, its keys and values, its mask
+    and its arguments."""
 
     batch: Batch
-    asked: Tensor  # what the metric is given: (example, vocab), or (example, dim) of a model without a read-out
+    # what the metric is given: (example, vocab), or (example, dim) of a model without a read-out
+    asked: Tensor
     metric: Tensor
     values: dict[Site, Tensor]
     causal: bool
@@ -82,41 +95,63 @@ class Base:
     shareable: bool = True
     width: int = 0  # positions, padding included
     lengths: list[int] = field(default_factory=list)  # of each example
-    reads: list[int] = field(default_factory=list)  # the position of each example that the metric reads
-    outer: list[Intervention] = field(default_factory=list)  # changes made outside the sweep: part of every cell
+    reads: list[int] = field(
+        default_factory=list
+    )  # the position of each example that the metric reads
+    outer: list[Intervention] = field(
+        default_factory=list
+    )  # changes made outside the sweep: part of every cell
 
     def positions(self, change: Intervention, example: int) -> Tensor:
-        """The positions that a change names in one example (padding included when it names none)."""
-        return position_index(change.positions, Run(self.batch), len(self.batch), self.width, [example])[example]
+        """The positions that a change names in one example (padding included when it names
+        none)."""
+        return position_index(
+            change.positions, Run(self.batch), len(self.batch), self.width, [example]
+        )[example]
 
 
 def read(lm: LM, resid: Tensor) -> Tensor:
-    """(row, dim) final residuals -> (row, output); as they are for a model without a read-out (a bare encoder)."""
+    """(row, dim) final residuals -> (row, output); as they are for a model without a read-out (a
+    bare encoder)."""
     return resid if lm.readout.kind == "vectors" else lm.readout(resid)
 
 
 def answers(lm: LM, resid: Tensor, batch: Batch) -> Tensor:
-    """(example, position, dim) final residuals -> (example, output): what the metric is given of each example."""
+    """(example, position, dim) final residuals -> (example, output): what the metric is given of
+    each example."""
     if lm.readout.kind != "vectors":
         return lm.readout.of(resid, batch)
     return resid[torch.arange(len(batch)), lm.readout.positions(batch)]
 
 
 def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
-    """Whether a cell can be packed: only sites inside the main stack's layers that have one row for each position."""
-    return all(c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS for c in cell)
+    """Whether a cell can be packed: only sites inside the main stack's layers that have one row for
+    each position."""
+    return all(
+        c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS
+        for c in cell
+    )
 
 
-def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]) -> Base:
-    """Run the base inputs once, keeping what packed cells start from and the base value at every changed site."""
-    kept = {site for site in sites if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS}
+def base_run(
+    lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]
+) -> Base:
+    """Run the base inputs once, keeping what packed cells start from and the base value at every
+    changed site."""
+    kept = {
+        site
+        for site in sites
+        if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS
+    }
     tower, depth = lm.family.towers[""], lm.dims.layers
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
     base = Base(batch, torch.empty(0), torch.empty(0), {}, tower.causal, depth)
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
     anew = lm.readout.kind != "vectors" and outside.reads_out_anew(lm)
-    if not (anew or any(heard for _, heard in lm.taps.listening)):  # nobody waits for the logits of every position
+    if not (
+        anew or any(heard for _, heard in lm.taps.listening)
+    ):  # nobody waits for the logits of every position
         reads[last].append(_stop)
     with lm.taps.using(reads=reads):
         whole = outside.answers(lm, batch) if anew else lm(batch)
@@ -127,7 +162,9 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
     base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
     outer, single = outside.changes(lm), lm.readout.single
     base.reads = lm.readout.positions(batch).tolist() if single else []
-    base.shareable = lm.layout.packable and single and not anew and outer is not None and shareable(lm, outer)
+    base.shareable = (
+        lm.layout.packable and single and not anew and outer is not None and shareable(lm, outer)
+    )
     base.shareable = base.shareable and row_independent(lm.model)
     if tower.between and batch.extra:  # what is added between two layers is no part of either
         base.shareable = False
@@ -140,17 +177,21 @@ def base_run(lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, T
 def _note_layers(lm: LM, base: Base, entries: Sequence[Site]) -> None:
     """A second pass, for keys, values and the layers' arguments.
 
-    The values above come from the model's own kernel, as the user's captures do: only then is a replacement that changes
-    nothing equal bit for bit.
+    The values above come from the model's own kernel, as the user's captures do: only then is a
+    replacement that changes nothing equal bit for bit.
     """
     with outside.unheard(lm), lm.taps.using(), ExitStack() as stack:
         for layer in lm.layout.layers[""]:
             hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
             stack.callback(hook.remove)
         attentions = [lm.layout.attention(entry) for entry in entries]
-        stack.enter_context(seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base))))
+        stack.enter_context(
+            seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base)))
+        )
         lm(base.batch)
-    once = len(base.calls) == len(base.keys) == base.depth  # not so where a layer's attention is left out
+    once = (
+        len(base.calls) == len(base.keys) == base.depth
+    )  # not so where a layer's attention is left out
     base.shareable = once and all(_can_gather(base, layer) for layer in range(base.depth))
 
 
@@ -167,7 +208,8 @@ def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any
 
 
 def beside_the_stream(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """What a layer is called with beside the stream; without a cache, to which other rows would be appended."""
+    """What a layer is called with beside the stream; without a cache, to which other rows would be
+    appended."""
     given = ("hidden_states", "use_cache", "cache", "layer_past")
     rest = tuple(None if isinstance(x, Cache) else x for x in args[1:])
     return rest, {k: x for k, x in kwargs.items() if k not in given and not isinstance(x, Cache)}
@@ -194,8 +236,9 @@ def _note_attention(
 
 
 def _can_gather(base: Base, layer: int) -> bool:
-    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to single rows, and its
-    attention has one mask for all heads (BEiT adds a bias of relative positions to each head's)."""
+    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to
+    single rows, and its attention has one mask for all heads (BEiT adds a bias of relative
+    positions to each head's)."""
     mask = base.masks[layer]
     if mask is not None and mask.shape[1] > 1:
         return False
@@ -209,7 +252,8 @@ def _can_gather(base: Base, layer: int) -> bool:
 
 
 def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -> Any:
-    """A layer argument of the base run, for rows at (example, position). Raises ValueError for an unknown shape."""
+    """A layer argument of the base run, for rows at (example, position). Raises ValueError for an
+    unknown shape."""
     if isinstance(x, dict):
         return {name: _gather(value, base, layer, example, position) for name, value in x.items()}
     if isinstance(x, (tuple, list)):
@@ -223,7 +267,9 @@ def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -
     if (
         x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows
     ):  # rotary cos and sin: (..., example, position, dim)
-        return x[..., example if x.shape[-3] > 1 else torch.zeros_like(example), position, :].unsqueeze(-3)
+        return x[
+            ..., example if x.shape[-3] > 1 else torch.zeros_like(example), position, :
+        ].unsqueeze(-3)
     if x.ndim == 2 and x.shape[1] == width and x.shape[0] in rows:  # position ids
         return x[example if x.shape[0] > 1 else torch.zeros_like(example), position][None]
     if x.ndim == 1 and x.shape[0] == width:
@@ -234,26 +280,30 @@ def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -
 class Wave:
     """Some packed jobs on their way through the layers.
 
-    Rows of a job are contiguous, from its first position to its end, and jobs of one example that begin at the same
-    position are neighbours: their attention is one call.
+    Rows of a job are contiguous, from its first position to its end, and jobs of one example that
+    begin at the same position are neighbours: their attention is one call.
     """
 
     def __init__(self, lm: LM, base: Base, jobs: Sequence[Job]) -> None:
         self.lm, self.base, self.jobs = lm, base, jobs
         self.lengths = base.lengths
         self.start: dict[Job, int] = {}  # first row of each live job
-        self.read_only = (
-            False  # whether each job has come down to the row that is read, which alone ends the last layer
-        )
+        # whether each job has come down to the row that is read, which alone ends the last layer
+        self.read_only = False
         self.heard: list[Tensor] | None = None  # the last layer's q, k and v of all rows
         self.rows = base.residual[0].new_empty(0, lm.dims.dim)
         self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
-        self.groups: list[tuple[int, int, int, int]] = []  # example, first position, first row, how many jobs
+        self.groups: list[
+            tuple[int, int, int, int]
+        ] = []  # example, first position, first row, how many jobs
 
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
         lm, depth = self.lm, self.base.depth
-        attentions = {lm.layout.attention(Site("", n, "attn.q")): partial(self._attention, n) for n in range(depth)}
+        attentions = {
+            lm.layout.attention(Site("", n, "attn.q")): partial(self._attention, n)
+            for n in range(depth)
+        }
         with lm.taps.only(), lm.taps.using(), seam(lm.model, {}, attentions):
             for layer in range(min(job.layer for job in self.jobs), depth):
                 self._join([job for job in self.jobs if job.layer == layer])
@@ -266,9 +316,13 @@ class Wave:
                 self._change(self.rows, after)
             at = torch.tensor([self.start[job] for job in self.jobs], device=self.rows.device)
             examples = torch.tensor([job.example for job in self.jobs])
-            chunks = zip(at.split(256), examples.split(256))  # logits are wide: never for all jobs at once
+            chunks = zip(
+                at.split(256), examples.split(256)
+            )  # logits are wide: never for all jobs at once
             with FastLinear():
-                return torch.cat([metric(read(lm, self.rows[rows]), example) for rows, example in chunks])
+                return torch.cat(
+                    [metric(read(lm, self.rows[rows]), example) for rows, example in chunks]
+                )
 
     def _first(self, job: Job) -> int:
         """The position of a job's first row."""
@@ -288,11 +342,15 @@ class Wave:
             self.start[job] = at
             at += self._size(job)
         ordered = sorted(self.start, key=lambda job: (job.example, job.first))
-        old = torch.cat([torch.arange(self.start[job], self.start[job] + self._size(job)) for job in ordered])
+        old = torch.cat(
+            [torch.arange(self.start[job], self.start[job] + self._size(job)) for job in ordered]
+        )
         self.rows = torch.cat(parts)[old.to(device)]
         positions = [torch.arange(job.first, self.lengths[job.example]) for job in ordered]
         self.position = torch.cat(positions).to(device)
-        self.example = torch.cat([torch.full_like(x, job.example) for x, job in zip(positions, ordered)]).to(device)
+        self.example = torch.cat(
+            [torch.full_like(x, job.example) for x, job in zip(positions, ordered)]
+        ).to(device)
         self.groups, at = [], 0
         for (example, first), group in groupby(ordered, key=lambda job: (job.example, job.first)):
             begin = at
@@ -303,26 +361,42 @@ class Wave:
 
     def _layer(self, layer: int, changes: Changes) -> Tensor:
         """The rows through a Hugging Face layer, with changes inside it."""
-        edits = {Site("", layer, point): [partial(self._edit, found)] for point, found in changes.items()}
-        args, kwargs = _gather(self.base.calls[layer], self.base, layer, self.example, self.position)
+        edits = {
+            Site("", layer, point): [partial(self._edit, found)] for point, found in changes.items()
+        }
+        args, kwargs = _gather(
+            self.base.calls[layer], self.base, layer, self.example, self.position
+        )
         with self.lm.taps.using(edits=edits) if edits else ExitStack(), FastLinear():
             out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
 
     def _come_down(self, layer: int, changes: Changes) -> None:
-        """Go through the layer as far as its attention, for keys and values; then keep only the row that each job reads."""
-        before = {point: changes.pop(point) for point in ("attn.q", "attn.k", "attn.v") if point in changes}
+        """Go through the layer as far as its attention, for keys and values; then keep only the row
+        that each job reads."""
+        before = {
+            point: changes.pop(point)
+            for point in ("attn.q", "attn.k", "attn.v")
+            if point in changes
+        }
         self.heard = []
         with suppress(StopForward):
             self._layer(layer, before)
         ordered = sorted(self.start, key=self.start.__getitem__)
         own = [self.base.reads[job.example] - job.first for job in ordered]
-        kept = torch.tensor([self.start[job] + n for job, n in zip(ordered, own)], device=self.rows.device)
-        self.rows, self.example, self.position = self.rows[kept], self.example[kept], self.position[kept]
+        kept = torch.tensor(
+            [self.start[job] + n for job, n in zip(ordered, own)], device=self.rows.device
+        )
+        self.rows, self.example, self.position = (
+            self.rows[kept],
+            self.example[kept],
+            self.position[kept],
+        )
         self.start, self.read_only = {job: row for row, job in enumerate(ordered)}, True
 
     def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
-        """What the seam calls: the first time in the last layer it only listens, the second time it uses what it heard."""
+        """What the seam calls: the first time in the last layer it only listens, the second time it
+        uses what it heard."""
         if self.read_only and self.heard is not None:
             q, k, v = self.heard
         elif self.heard is not None:
@@ -362,7 +436,9 @@ class Wave:
             if change.operation in ("replace", "add", "scale"):
                 examples = list(range(count)) if change.examples is None else list(change.examples)
                 shape = (len(examples), len(index), *chosen.shape[1:])
-                value = torch.broadcast_to(value, shape)[examples.index(job.example), here.to(value.device)]
+                value = torch.broadcast_to(value, shape)[
+                    examples.index(job.example), here.to(value.device)
+                ]
             x[place] = OPERATIONS[change.operation](chosen, value).to(x.dtype)
 
     def _attend(
@@ -376,9 +452,11 @@ class Wave:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of the one that each job reads.
+        """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of
+        the one that each job reads.
 
-        Query heads that share a key/value head are laid one after another as more queries of that head.
+        Query heads that share a key/value head are laid one after another as more queries of that
+        head.
         """
         found = []
         shared, mask = q.shape[1] // k.shape[1], self.base.masks[layer]
@@ -386,24 +464,43 @@ class Wave:
             end = self.lengths[example]
             rows = slice(begin, begin + jobs * (end - first))
             key, value = (
-                torch.cat([clean[layer][example, :, :first].expand(jobs, -1, -1, -1), _by_job(own, rows, jobs)], dim=2)
+                torch.cat(
+                    [
+                        clean[layer][example, :, :first].expand(jobs, -1, -1, -1),
+                        _by_job(own, rows, jobs),
+                    ],
+                    dim=2,
+                )
                 for clean, own in ((self.base.keys, k), (self.base.vals, v))
             )
             own = self.base.reads[example] - first
             asks = slice(own, own + 1) if self.read_only else slice(None)
             query = _by_job(q, rows, jobs)[:, :, asks]
-            query = query.unflatten(1, (-1, shared)).flatten(2, 3)  # job, kv_head, (shared, own), head_dim
+            query = query.unflatten(1, (-1, shared)).flatten(
+                2, 3
+            )  # job, kv_head, (shared, own), head_dim
             hidden = None
             if mask is not None:
-                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(shared, 1)
+                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(
+                    shared, 1
+                )
             if softcap is None and sinks is None:
                 z = scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scaling)
             else:
                 sink = None
                 if sinks is not None:
-                    sink = sinks.reshape(-1, shared, 1, 1).expand(-1, -1, query.shape[2] // shared, 1).flatten(1, 2)
-                z = softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden), sink) @ value
-            z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)  # job, own, kv_head, shared, head_dim
+                    sink = (
+                        sinks.reshape(-1, shared, 1, 1)
+                        .expand(-1, -1, query.shape[2] // shared, 1)
+                        .flatten(1, 2)
+                    )
+                z = (
+                    softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden), sink)
+                    @ value
+                )
+            z = z.unflatten(2, (shared, -1)).permute(
+                0, 3, 1, 2, 4
+            )  # job, own, kv_head, shared, head_dim
             found.append(z.reshape(-1, q.shape[1], v.shape[-1]))
         return torch.cat(found)[None]
 

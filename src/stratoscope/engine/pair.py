@@ -1,4 +1,5 @@
-"""A clean and a corrupt prompt made ready for patching: aligned, with answer, foil and both logit differences."""
+"""A clean and a corrupt prompt made ready for patching: aligned, with answer, foil and both logit
+differences."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from stratoscope.models.lm import LM
 
 @dataclass(frozen=True)
 class Pair:
-    """base: the run that is patched; source: where vectors come from. Differences are answer - foil: (example,).
+    """base: the run that is patched; source: where vectors come from. Differences are answer -
+    foil: (example,).
 
-    rounding: (example,) the distance between neighbouring numbers of the model's precision, where the answer's and the
-    foil's logits lie.
+    rounding: (example,) the distance between neighbouring numbers of the model's precision, where
+    the answer's and the foil's logits lie.
     """
 
     clean: Batch
@@ -41,30 +43,39 @@ class Pair:
     def source(self) -> Batch:
         return self.clean if self.direction == "denoise" else self.corrupt
 
-    def normalise(self, difference: Float[Tensor, "*cells example"]) -> Float[Tensor, "*cells example"]:
+    def normalise(
+        self, difference: Float[Tensor, "*cells example"]
+    ) -> Float[Tensor, "*cells example"]:
         """0 where the base run is unchanged, 1 where it has become the source run."""
         ends = (self.corrupt_difference, self.clean_difference)
         start, end = ends if self.direction == "denoise" else ends[::-1]
         return (difference.cpu() - start) / (end - start)
 
     def notes(self, null: Tensor | None = None) -> str:
-        """What a reader must know: what was assumed of the target; pairs that run the other way; and, given the null's
-        effects, whether one step of rounding makes an effect of their size (at least half of the largest).
+        """What a reader must know: what was assumed of the target; pairs that run the other way;
+        and, given the null's effects, whether one step of rounding makes an effect of their size
+        (at least half of the largest).
         """
         said, gap = [*self.target.notes], self.clean_difference - self.corrupt_difference
         against = (gap < 0).nonzero()[:, 0].tolist()
         if against:
             named = f"{', '.join(map(str, against[:8]))}{' ...' if against[8:] else ''}"
             said.append(
-                f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt than on the clean one "
+                f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt "
+                "than on the clean one "
                 f"({named}): their effects are shares of the way back."
             )
         if null is not None and null.isfinite().any():
-            step, largest = float((self.rounding / gap.abs()).max()), float(null[null.isfinite()].abs().max())
+            step, largest = (
+                float((self.rounding / gap.abs()).max()),
+                float(null[null.isfinite()].abs().max()),
+            )
             if step >= largest / 2:
                 said.append(
-                    f"One step of rounding of a logit is an effect of up to {step:.2g}, the largest of the null "
-                    f"{largest:.2g}: smaller effects are rounding. Measure them in float32 (engine.precision.in_float32)."
+                    f"One step of rounding of a logit is an effect of up to {step:.2g}, the "
+                    "largest of the null "
+                    f"{largest:.2g}: smaller effects are rounding. Measure them in float32 "
+                    "(engine.precision.in_float32)."
                 )
         return " ".join(said)
 
@@ -96,25 +107,29 @@ def pair(
 ) -> Pair:
     """Align two prompts (or two equally long lists) and measure both.
 
-    Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is not the answer.
-    whole: whether answer and foil may be `Whole`, because cells are run by `sequence.swept`.
-    Raises InputError when the prompts differ in number or token length, or when their logit differences are too close
-    (1e-3) for an effect to be a share of anything.
+    Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is
+    not the answer. whole: whether answer and foil may be `Whole`, because cells are run by
+    `sequence.swept`. Raises InputError when the prompts differ in number or token length, or when
+    their logit differences are too close (1e-3) for an effect to be a share of anything.
     """
     if direction not in ("denoise", "noise"):
         raise InputError(
-            f"direction {direction!r}: choose 'denoise' (clean into corrupt) or 'noise' (corrupt into clean)."
+            f"direction {direction!r}: choose 'denoise' (clean into corrupt) or 'noise' (corrupt "
+            "into clean)."
         )
     first, second = lm.batch(clean), lm.batch(corrupt)
     if len(first) != len(second):
         raise InputError(
-            f"{len(first)} clean and {len(second)} corrupt prompts: give one corrupt prompt for each clean one."
+            f"{len(first)} clean and {len(second)} corrupt prompts: give one corrupt prompt for "
+            "each clean one."
         )
     for n, (a, b) in enumerate(zip(first.tokens, second.tokens)):
         if len(a) != len(b):
             raise InputError(
-                f"clean prompt {n} has {len(a)} tokens and its corrupt prompt {len(b)}: patching pairs token with token, "
-                f"so both need the same number. Exchange words for others of equal length. Clean {list(a)}, corrupt "
+                f"clean prompt {n} has {len(a)} tokens and its corrupt prompt {len(b)}: patching "
+                "pairs token with token, "
+                "so both need the same number. Exchange words for others of equal length. Clean "
+                f"{list(a)}, corrupt "
                 f"{list(b)}."
             )
     logits = last_logits(lm, first), last_logits(lm, second)
@@ -124,13 +139,18 @@ def pair(
         best = logits[1].topk(2, dim=-1).indices.cpu()
         foil = torch.where(best[:, 0] == answers, best[:, 1], best[:, 0]).tolist()
     asked = ask(lm, first, answer, foil)
-    differences = [sequence.unchanged(lm, side, asked, x).float().cpu() for side, x in zip((first, second), logits)]
+    differences = [
+        sequence.unchanged(lm, side, asked, x).float().cpu()
+        for side, x in zip((first, second), logits)
+    ]
     close = (differences[0] - differences[1]).abs() < 1e-3
     if close.any():
         n = int(close.nonzero()[0])
         raise InputError(
-            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - {asked.foil_text[n]!r} is the same in the "
-            f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there is nothing to restore. "
+            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - "
+            f"{asked.foil_text[n]!r} is the same in the "
+            f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there "
+            "is nothing to restore. "
             f"Change the corrupt prompt, the answer or the foil."
         )
     every = torch.arange(len(first))  # of whole texts, the first tokens: the sum is no better known
@@ -144,12 +164,16 @@ def random_like(
     source: Float[Tensor, "layer example position *rest"],
     seed: int,
 ) -> Float[Tensor, "layer example position *rest"]:
-    """The null of a patch: base plus a random direction of the length of (source - base), place by place.
+    """The null of a patch: base plus a random direction of the length of (source - base), place by
+    place.
 
-    Drawn position by position and alike for all examples, so that an example's null does not depend on its batch.
+    Drawn position by position and alike for all examples, so that an example's null does not depend
+    on its batch.
     """
     generator = torch.Generator().manual_seed(seed)
     layers, _, width, *rest = base.shape
     draws = [torch.randn(layers, *rest, generator=generator) for _ in range(width)]
     noise = torch.stack(draws, dim=1)[:, None].to(base)
-    return base + noise * ((source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+    return base + noise * (
+        (source - base).norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+    )

@@ -1,9 +1,11 @@
-"""Texts that become parts of one prompt: without the tokens that a tokenizer puts around a whole text.
+"""Texts that become parts of one prompt: without the tokens that a tokenizer puts around a whole
+text.
 
-    [*before(lm), *one, *between, *two]         what the model would be given, were the joined text one prompt
+    [*before(lm), *one, *between, *two]         what the model would be given, were the joined text
+                                                one prompt
 
-A tokenizer of Llama or Gemma begins every text with <s>, BERT's puts it between [CLS] and [SEP]. Joined as they come,
-these would stand in the middle of the prompt, be read, counted and looked at.
+A tokenizer of Llama or Gemma begins every text with <s>, BERT's puts it between [CLS] and [SEP].
+Joined as they come, these would stand in the middle of the prompt, be read, counted and looked at.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def before(lm: LM) -> list[int]:
 
 
 def pieces(lm: LM, inputs: Any) -> list[list[int]]:
-    """Each text's own ids; ids, tensors and chats are taken as they are given. Raises InputError as `LM.batch` does."""
+    """Each text's own ids; ids, tensors and chats are taken as they are given. Raises InputError as
+    `LM.batch` does."""
     ids, mask = lm.batch(inputs).text
     tokenizer, given = lm.tokenizer, texts(inputs)
     if tokenizer is not None and given:

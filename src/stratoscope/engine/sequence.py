@@ -59,7 +59,10 @@ def target(lm: LM, batch: Batch, answer: Words = None, foil: Words = None) -> Ta
     for length, pair in zip(batch.lengths.tolist(), pairs):
         _refuse_pair(lm, length, *pair)
     spaced = apart(lm.tokenizer)
-    texts = [tuple(joined(token_texts(lm.tokenizer, ids), words=spaced) for ids in side) for side in sides]
+    texts = [
+        tuple(joined(token_texts(lm.tokenizer, ids), words=spaced) for ids in side)
+        for side in sides
+    ]
     counts = [", ".join(map(str, dict.fromkeys(map(len, side)))) for side in sides]
     note = (
         f"Answer and foil are scored as wholes, of {counts[0]} and {counts[1]} tokens: differences "
@@ -104,7 +107,9 @@ def unchanged(lm: LM, batch: Batch, asked: Target, logits: Tensor) -> Float[Tens
     return longer.summed(longer.metric(logits, torch.arange(len(logits))))
 
 
-def probabilities(lm: LM, batch: Batch, asked: Target, logits: Tensor) -> Float[Tensor, "example 2"]:
+def probabilities(
+    lm: LM, batch: Batch, asked: Target, logits: Tensor
+) -> Float[Tensor, "example 2"]:
     """Of answer and foil: of the first token, or of the whole text. logits: see `unchanged`."""
     if not asked.tokens:
         pair = torch.stack([asked.answer, asked.foil], dim=1).to(logits.device)
@@ -233,7 +238,8 @@ def _refuse_unfit(lm: LM, batch: Batch) -> None:
     if not lm.family.towers[""].causal or lm.readout.kind != "vocab":
         raise SiteError(
             f"a whole answer is scored token after token, each given those before it, and "
-            f"{type(lm.model).__name__} ({lm.family.name}) is no causal language model. Ask for one "
+            f"{type(lm.model).__name__} ({lm.family.name}) is no causal language model. Ask for "
+            "one "
             f"token or class."
         )
     if batch.ids is None or set(batch.extra) - set(lm.family.per_token):
@@ -247,7 +253,8 @@ def _refuse_unfit(lm: LM, batch: Batch) -> None:
 def _refuse_pair(lm: LM, length: int, one: tuple[int, ...], other: tuple[int, ...]) -> None:
     if one == other:
         raise InputError(
-            f"answer and foil are the same {len(one)} tokens {list(token_texts(lm.tokenizer, one))}: "
+            f"answer and foil are the same {len(one)} tokens "
+            f"{list(token_texts(lm.tokenizer, one))}: "
             f"their difference is always zero. Give another foil."
         )
     longest = length + max(len(one), len(other)) - 1

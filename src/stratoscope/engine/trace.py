@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine.memory import available, predicted, refuse_above, working
-from stratoscope.engine.select import Positions, as_index, key_axis, position_index, run_at, take, with_gone
+from stratoscope.engine.select import (
+    Positions,
+    as_index,
+    key_axis,
+    position_index,
+    run_at,
+    take,
+    with_gone,
+)
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
@@ -28,25 +36,32 @@ from stratoscope.models.taps import StopForward
 
 
 class Trace:
-    """What was seen, by site. Each forward pass adds a step (generation runs many); indexing gives the last one."""
+    """What was seen, by site. Each forward pass adds a step (generation runs many); indexing gives
+    the last one."""
 
-    def __init__(self, lm: LM, sites: list[Site], positions: Positions, *, grad: bool, stop: bool) -> None:
+    def __init__(
+        self, lm: LM, sites: list[Site], positions: Positions, *, grad: bool, stop: bool
+    ) -> None:
         self.lm, self.sites, self.positions, self.grad, self.stop = lm, sites, positions, grad, stop
         self._steps: dict[Site, list[Tensor]] = {site: [] for site in sites}
         self._padding: Padding | None = None
 
     def __getitem__(self, site: str | Site) -> Tensor:
-        """The tensor at a site, with the site's axes (a single int position drops its axis). Raises SiteError."""
+        """The tensor at a site, with the site's axes (a single int position drops its axis). Raises
+        SiteError."""
         return self.steps(site)[-1]
 
     def steps(self, site: str | Site) -> list[Tensor]:
         """The tensors of every forward pass, first to last."""
         at = self.lm.layout.resolve_one(site)
         if at not in self._steps:
-            raise SiteError(f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ...")
+            raise SiteError(
+                f"`{at}` was not traced; the trace holds {', '.join(map(str, self.sites[:6]))} ..."
+            )
         if not self._steps[at]:
             raise SiteError(
-                f"`{at}` was never reached: run the model inside the `with` block, with inputs that reach it"
+                f"`{at}` was never reached: run the model inside the `with` block, with inputs "
+                "that reach it"
                 f" and without an edit that leaves its module out."
             )
         return self._steps[at]
@@ -64,11 +79,18 @@ class Trace:
         return torch.stack([self[site] for site in self.lm.sites(pattern)])
 
     def mean(self, site: str | Site) -> Tensor:
-        """The site's mean over examples and real positions, padding left out: the reference of a mean ablation."""
+        """The site's mean over examples and real positions, padding left out: the reference of a
+        mean ablation."""
         at, value, padding = self.lm.layout.resolve_one(site), self[site], self._padding
         if "position" not in at.axes:
-            raise InputError(f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there.")
-        if self.positions is None and padding is not None and run_at(at, Run(padding=padding)).padding is not None:
+            raise InputError(
+                f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there."
+            )
+        if (
+            self.positions is None
+            and padding is not None
+            and run_at(at, Run(padding=padding)).padding is not None
+        ):
             return value[padding.mask].mean(dim=0)
         return value.flatten(0, value.ndim - len(at.axes) + 1).mean(dim=0)
 
@@ -77,9 +99,13 @@ class Trace:
             self._refuse_too_large(run)
         if run.step == 0:
             mask = None if run.batch is None else run.batch.mask
-            self._padding = run.padding if mask is None else Padding(mask.repeat_interleave(run.copies, dim=0))
+            self._padding = (
+                run.padding if mask is None else Padding(mask.repeat_interleave(run.copies, dim=0))
+            )
         newest = isinstance(self.positions, int) and self.positions == -1
-        if run.step == 0 or self.positions is None or newest:  # else the position came with the prompt
+        if (
+            run.step == 0 or self.positions is None or newest
+        ):  # else the position came with the prompt
             self._steps[site].append(self._select(site, x, run))
         counts = {len(steps) for steps in self._steps.values()}
         if (
@@ -95,38 +121,58 @@ class Trace:
         axis = next((i for i, word in enumerate(site.axes) if word in ("position", "query")), None)
         narrowed, keys = self.positions is not None and axis is not None, key_axis(site)
         x = x if keys is None else _whole(x, site, keys, run)
-        own = run.batch is not None or narrowed  # else a user's own call, whose tensors stay as the user laid them out
+        own = (
+            run.batch is not None or narrowed
+        )  # else a user's own call, whose tensors stay as the user laid them out
         if run.start is not None and own:
             axes = (
-                [keys] if run.step else [i for i, word in enumerate(site.axes) if word in ("position", "query", "key")]
+                [keys]
+                if run.step
+                else [i for i, word in enumerate(site.axes) if word in ("position", "query", "key")]
             )
             for moved in axes:
                 if moved is not None and not (narrowed and moved == axis):
-                    x = take(x, moved, (torch.arange(x.shape[moved]) + run.start.cpu()[:, None]) % x.shape[moved])
+                    x = take(
+                        x,
+                        moved,
+                        (torch.arange(x.shape[moved]) + run.start.cpu()[:, None]) % x.shape[moved],
+                    )
         if narrowed:
             width, at = x.shape[axis], self.positions
-            index = torch.full((len(x), 1), width - 1) if run.step else position_index(at, run, len(x), width)
+            index = (
+                torch.full((len(x), 1), width - 1)
+                if run.step
+                else position_index(at, run, len(x), width)
+            )
             x = take(x, axis, index)
             x = x.squeeze(axis) if isinstance(at, int) else x
-        # a copy: the model may overwrite its tensor in place later, and a view would keep the whole of it alive
+        # a copy: the model may overwrite its tensor in place later, and a view would keep the whole
+        # of it alive
         kept = x if self.grad else x.detach().clone()
         if own and axis is not None and kept.ndim == len(site.axes) and not run.step:
             known = None if narrowed and site.axes[axis] == "position" else run.lengths
-            kept.own_lengths = [kept.shape[axis]] * len(kept) if known is None else known.tolist()  # `ablate` asks
+            kept.own_lengths = (
+                [kept.shape[axis]] * len(kept) if known is None else known.tolist()
+            )  # `ablate` asks
         return kept
 
     def _refuse_too_large(self, run: Run) -> None:
         if run.batch is None:
             return
         kept = None if self.positions is None else max(1, as_index(self.positions).numel())
-        needed = predicted(self.lm, self.sites, run.batch, kept) + working(self.lm, self.sites, run.batch)
+        needed = predicted(self.lm, self.sites, run.batch, kept) + working(
+            self.lm, self.sites, run.batch
+        )
         told = "ask for fewer layers or sites, give `positions=`, or split the batch"
-        refuse_above(needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told)
+        refuse_above(
+            needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told
+        )
 
 
 def _whole(x: Tensor, site: Site, axis: int, run: Run) -> Tensor:
-    """Keys from the sequence's first position on, and none of the empty places of a cache of fixed size. What a sliding
-    window has let go: nothing is read from there (pattern 0, score -inf), and keys and values are not there (NaN)."""
+    """Keys from the sequence's first position on, and none of the empty places of a cache of fixed
+    size. What a sliding window has let go: nothing is read from there (pattern 0, score -inf), and
+    keys and values are not there (NaN)."""
     if run.fixed and x.shape[axis] > run.past + run.new:
         x = x.narrow(axis, 0, run.past + run.new)
     gone = run.gone(x.shape[axis])
@@ -140,13 +186,15 @@ def trace(
 ) -> Iterator[Trace]:
     """Capture sites while the block runs the model.
 
-    positions: which token positions to keep; -1 is each example's last real token; None keeps all. While generating,
-    -1 is the newest token of every step, and other named positions are those of the prompt, seen at step 0 alone.
-    Keys count from an example's first token at every step. A direct call of `lm.model` is read by its attention_mask:
-    named positions are an example's own; without names, tensors are as the call laid them out.
-    grad: keep the graph (else the block runs without gradients and values are detached). stop: end each forward pass
-    after the last site, so that `lm(...)` returns None; a direct call of `lm.model` runs on. Raises SiteError for
-    sites the model lacks, before anything runs, and MemoryRefusal when they would not fit.
+    positions: which token positions to keep; -1 is each example's last real token; None keeps all.
+    While generating,
+    -1 is the newest token of every step, and other named positions are those of the prompt, seen at
+    step 0 alone. Keys count from an example's first token at every step. A direct call of
+    `lm.model` is read by its attention_mask: named positions are an example's own; without names,
+    tensors are as the call laid them out. grad: keep the graph (else the block runs without
+    gradients and values are detached). stop: end each forward pass after the last site, so that
+    `lm(...)` returns None; a direct call of `lm.model` runs on. Raises SiteError for sites the
+    model lacks, before anything runs, and MemoryRefusal when they would not fit.
     """
     if not sites:
         raise InputError("trace was given no site; name at least one, e.g. 'layers.*.resid_post'.")
@@ -157,10 +205,13 @@ def trace(
         yield seen
 
 
-def capture(lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False) -> Trace:
+def capture(
+    lm: LM, inputs: Any, *sites: str | Site, positions: Positions = None, grad: bool = False
+) -> Trace:
     """One forward pass over the inputs with a `trace` of the sites; see there.
 
-    Raises InputError for a value that is not a number: a trace shows it, a method must not measure with it.
+    Raises InputError for a value that is not a number: a trace shows it, a method must not measure
+    with it.
     """
     batch = lm.batch(inputs)
     with trace(lm, *sites, positions=positions, grad=grad) as seen:

@@ -46,8 +46,10 @@ def final_norm(lm: LM, resid: Float[Tensor, "*rows dim"]) -> FrozenNorm:
     changed = next(filter(outside.after_the_layers, outside.sites(lm)), None)
     if changed is not None:
         raise SiteError(
-            f"inside a change at `{changed}` logits are not a sum of what components write through norm and unembedding: "
-            f"measure by intervening (heads.activation_patching, tokens.next_token), which has the change in it."
+            f"inside a change at `{changed}` logits are not a sum of what components write through "
+            "norm and unembedding: "
+            "measure by intervening (heads.activation_patching, tokens.next_token), which has the "
+            "change in it."
         )
     return freeze(lm.layout.final_norm, resid)
 
@@ -59,7 +61,11 @@ def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
     sums to the stream.
     """
     points = ("attn.out", "resid_pre", "resid_mid", "resid_post")
-    here = {s for s in outside.sites(lm) if s.tower == "" and s.point in points and s != Site("", 0, "resid_pre")}
+    here = {
+        s
+        for s in outside.sites(lm)
+        if s.tower == "" and s.point in points and s != Site("", 0, "resid_pre")
+    }
     if not here:
         return None
     last, at = torch.arange(len(batch)), batch.lengths - 1
@@ -73,7 +79,10 @@ def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
         total.add_(x[last, at])
 
     outer = [(edits, {}) for edits, _ in lm.taps.listening]
-    with torch.no_grad(), lm.taps.only(({s: [before] for s in here}, {}), *outer, ({}, {s: [after] for s in here})):
+    with (
+        torch.no_grad(),
+        lm.taps.only(({s: [before] for s in here}, {}), *outer, ({}, {s: [after] for s in here})),
+    ):
         lm(batch)
     return total
 

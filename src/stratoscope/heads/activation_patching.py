@@ -1,17 +1,21 @@
-"""Activation patching of heads: put one head's clean output into the corrupt run and see how much comes back.
+"""Activation patching of heads: put one head's clean output into the corrupt run and see how much
+comes back.
 
 Paper: textbook (Wang et al., "Interpretability in the Wild", 2022; Zhang and Nanda, 2024)
 
-    effect[layer, head] = (d(corrupt with z[layer, head] <- clean) - d(corrupt)) / (d(clean) - d(corrupt))
+    effect[layer, head] = (d(corrupt with z[layer, head] <- clean) - d(corrupt)) / (d(clean) -
+        d(corrupt))
 
-z is what a query head reads, before the output projection, at all positions; with grouped queries it is one
-query head's, and the others of its group stay. d is the logit difference answer - foil at the last token: 0
-means nothing came back, 1 the whole clean prediction. direction="noise" runs the other way: clean with one
-corrupt head, 0 nothing was lost, 1 everything.
+z is what a query head reads, before the output projection, at all positions; with grouped queries
+it is one query head's, and the others of its group stay. d is the logit difference answer - foil at
+the last token: 0 means nothing came back, 1 the whole clean prediction. direction="noise" runs the
+other way: clean with one corrupt head, 0 nothing was lost, 1 everything.
 
-null: the same sweep with, at each position, a random direction as long as clean z is far from corrupt z.
-Reads as: which heads carry what tells the two prompts apart. Does not show at which token, nor whether a head
-writes to the answer itself or feeds another; a head whose work another one repeats can score zero.
+null: the same sweep with, at each position, a random direction as long as clean z is far from
+corrupt z.
+Reads as: which heads carry what tells the two prompts apart. Does not show at which token, nor
+whether a head writes to the answer itself or feeds another; a head whose work another one repeats
+can score zero.
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "at each position a random direction, as long as the difference between the head's clean and corrupt z"
+NULL = (
+    "at each position a random direction, as long as the difference between the head's clean "
+    "and corrupt z"
+)
 
 
 @torch.no_grad()
@@ -49,11 +56,11 @@ def measure(
 ) -> xr.Dataset:
     """Effect and null of every query head: (example, layer, head).
 
-    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil: default the
-    clean run's top token, and the corrupt run's; `metric.Whole` texts are scored with all their
-    tokens. seed: of the null. save: a file that keeps what is finished, so that an interrupted sweep
-    goes on. Raises InputError when prompts differ in length, or when both runs give the same logit
-    difference.
+    inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil:
+    default the clean run's top token, and the corrupt run's; `metric.Whole` texts are scored with
+    all their tokens. seed: of the null. save: a file that keeps what is finished, so that an
+    interrupted sweep goes on. Raises InputError when prompts differ in length, or when both runs
+    give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     site = "layers.*.attn.z"

@@ -1,4 +1,5 @@
-"""Answer suppression: how far one layer, by default the last, turns the prediction away from the answer, and by which heads.
+"""Answer suppression: how far one layer, by default the last, turns the prediction away from the
+answer, and by which heads.
 
 Paper: factual-recall-pipeline
 
@@ -6,13 +7,15 @@ Paper: factual-recall-pipeline
     change = all that the layer writes there: heads, MLP and their biases
     removal[head] = log p(answer with z[layer, last, head] <- 0) - log p(answer)
 
-N is the final norm with its scale held at the value it has on this input. Logits are taken about their mean over the
-vocabulary, because what is added to all of them alike changes no prediction; the abstract leaves this open, so
-`raw_change`, without the mean, stands beside it. `change` below 0 is the paper's anti-overconfidence.
+N is the final norm with its scale held at the value it has on this input. Logits are taken about
+their mean over the vocabulary, because what is added to all of them alike changes no prediction;
+the abstract leaves this open, so `raw_change`, without the mean, stands beside it. `change` below 0
+is the paper's anti-overconfidence.
 
 null: removal of nothing, but z moved as far in a random direction.
-Reads as: which heads of the layer write against the answer, and what the answer gains without them. Does not show why:
-a head that lowers every confident guess alike cannot be told from one that knows this answer to be wrong.
+Reads as: which heads of the layer write against the answer, and what the answer gains without them.
+Does not show why: a head that lowers every confident guess alike cannot be told from one that knows
+this answer to be wrong.
 """
 
 from __future__ import annotations
@@ -36,24 +39,36 @@ from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 
-def log_probability(logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+def log_probability(
+    logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
     """Natural logarithm of the answer's probability in each row."""
     return logits.float().log_softmax(dim=-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed: int = 0) -> xr.Dataset:
-    """change, raw_change, mlp_write, log_probability (example); head_write, removal and its null (example, head).
+def measure(
+    lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed: int = 0
+) -> xr.Dataset:
+    """change, raw_change, mlp_write, log_probability (example); head_write, removal and its null
+    (example, head).
 
-    answer: default the model's top token. layer: which, from the end if negative. seed: of the null. Raises SiteError
-    for a layer that is not there, and where logits are not linear in what a layer writes.
+    answer: default the model's top token. layer: which, from the end if negative. seed: of the
+    null. Raises SiteError for a layer that is not there, and where logits are not linear in what a
+    layer writes.
     """
     lm.layout.resolve("logits")
     if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
-        raise SiteError(f"{lm.family.name}'s logits are not linear in what its heads write, so no head has a share.")
+        raise SiteError(
+            f"{lm.family.name}'s logits are not linear in what its heads write, so no head has a "
+            "share."
+        )
     depth = lm.dims.layers
     if not -depth <= layer < depth:
-        raise SiteError(f"layer={layer}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1 from the end.")
+        raise SiteError(
+            f"layer={layer}: this model has {depth}, 0 to {depth - 1}, or -{depth} to -1 from the "
+            "end."
+        )
     at = f"layers.{layer + depth if layer < 0 else layer}"
     lm.layout.resolve(f"{at}.attn.z")
     batch = lm.batch(inputs)
@@ -76,7 +91,12 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed:
         for head in range(lm.dims.heads)
     ]
     said = log_probability(last_logits(lm, batch), asked.answer)
-    changed = sweep(lm, batch, cells, lambda logits, example: log_probability(logits, asked.answer[example.cpu()]))
+    changed = sweep(
+        lm,
+        batch,
+        cells,
+        lambda logits, example: log_probability(logits, asked.answer[example.cpu()]),
+    )
     removal, null = (changed - said).T.unflatten(1, (2, lm.dims.heads)).unbind(1)
     by_head, alone = ("example", "head"), ("example",)
     return dataset(

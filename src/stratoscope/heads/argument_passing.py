@@ -3,16 +3,20 @@
 Paper: factual-recall-pipeline
 
     attention[layer, head] = sum over tokens s of the subject of pattern[last, s]
-    effect[layer, head] = (d(clean) - d(clean with z[layer, last, head] <- corrupt)) / (d(clean) - d(corrupt))
+    effect[layer, head] = (d(clean) - d(clean with z[layer, last, head] <- corrupt)) / (d(clean) -
+        d(corrupt))
 
-The clean prompt asks about one subject ("The capital of France is"), the corrupt one about another; the subject is where
-the two differ, before the last token. d is the logit difference answer - foil at the last token. What is patched is what
-one query head reads at the last token alone: 0 says that nothing of the answer came through it there, 1 all of it.
-A head passes the argument when both are high. The abstract leaves open how heads are found; this is our reading.
+The clean prompt asks about one subject ("The capital of France is"), the corrupt one about another;
+the subject is where the two differ, before the last token. d is the logit difference answer - foil
+at the last token. What is patched is what one query head reads at the last token alone: 0 says that
+nothing of the answer came through it there, 1 all of it. A head passes the argument when both are
+high. The abstract leaves open how heads are found; this is our reading.
 
-null: the same patch with a random direction, as long as the difference between the clean and the corrupt z.
-Reads as: through which heads the last token learns what it is asked about. Does not show whether a head carries the
-subject or already the answer (see heads.answer_suppression for what it writes), and misses heads that another repeats.
+null: the same patch with a random direction, as long as the difference between the clean and the
+corrupt z.
+Reads as: through which heads the last token learns what it is asked about. Does not show whether a
+head carries the subject or already the answer (see heads.answer_suppression for what it writes),
+and misses heads that another repeats.
 """
 
 from __future__ import annotations
@@ -32,7 +36,10 @@ from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "at the last token a random direction, as long as the difference between the head's clean and corrupt z"
+NULL = (
+    "at the last token a random direction, as long as the difference between the head's clean "
+    "and corrupt z"
+)
 
 
 def attention_to(
@@ -55,9 +62,10 @@ def measure(
 ) -> xr.Dataset:
     """Attention to the subject, effect and null of every query head: (example, layer, head).
 
-    inputs: clean prompts. corrupt: as many, of the same token length each, with another subject. answer, foil: default
-    the clean run's top token, and the corrupt run's. seed: of the null. Raises InputError when prompts differ in
-    length or both give the same logit difference, SiteError where attention cannot be seen (Bloom).
+    inputs: clean prompts. corrupt: as many, of the same token length each, with another subject.
+    answer, foil: default the clean run's top token, and the corrupt run's. seed: of the null.
+    Raises InputError when prompts differ in length or both give the same logit difference,
+    SiteError where attention cannot be seen (Bloom).
     """
     lm.layout.resolve("layers.*.attn.pattern")
     both = pair(lm, inputs, corrupt, answer, foil, "noise")
@@ -71,7 +79,9 @@ def measure(
     attention = attention_to(clean.stack(sites[1]).float(), subject)
     shape = (lm.dims.layers, lm.dims.heads)
     cells = [
-        replaced(f"layers.{layer}.attn.z", z[layer, :, :, head : head + 1], positions=-1, units=[head])
+        replaced(
+            f"layers.{layer}.attn.z", z[layer, :, :, head : head + 1], positions=-1, units=[head]
+        )
         for z in (source, random_like(base, source, seed))
         for layer in range(shape[0])
         for head in range(shape[1])
@@ -80,7 +90,11 @@ def measure(
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "head")
     return dataset(
-        {"attention": (axes, attention.transpose(0, 1)), "effect": (axes, effect), "null": (axes, null)}
+        {
+            "attention": (axes, attention.transpose(0, 1)),
+            "effect": (axes, effect),
+            "null": (axes, null),
+        }
         | both.differences,
         method="heads.argument_passing",
         provenance=lm.provenance,

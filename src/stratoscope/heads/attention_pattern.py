@@ -2,12 +2,15 @@
 
 Paper: textbook (Vaswani et al., "Attention Is All You Need", 2017)
 
-    pattern[layer, head, query, key] = softmax over key of (q[query] . k[key] * scaling, capped and masked)
+    pattern[layer, head, query, key] = softmax over key of (q[query] . k[key] * scaling, capped and
+        masked)
 
-A row sums to one over the tokens that its query can see. With grouped queries every query head has its own.
+A row sums to one over the tokens that its query can see. With grouped queries every query head has
+its own.
 
-Reads as: where a head looks. Does not show what it takes from there, nor that it matters: a head that has
-nothing to do often rests on the first token, and a value vector that is read may be close to zero.
+Reads as: where a head looks. Does not show what it takes from there, nor that it matters: a head
+that has nothing to do often rests on the first token, and a value vector that is read may be close
+to zero.
 """
 
 from __future__ import annotations
@@ -37,23 +40,34 @@ def without_padding(
 
 @torch.no_grad()
 def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.DataArray:
-    """The pattern of every head: (example, layer, head, query, key), NaN at padding, 0 where it may not look.
+    """The pattern of every head: (example, layer, head, query, key), NaN at padding, 0 where it may
+    not look.
 
-    layers: which ones (default all; negative ones count from the last). The tokens stand in the coordinates
-    text_query and text_key. Raises SiteError for a layer that is not there, and for a model whose attention
-    cannot be seen (Bloom); MemoryRefusal when the patterns, once in the model's memory and twice in the result, would
-    not fit.
+    layers: which ones (default all; negative ones count from the last). The tokens stand in the
+    coordinates text_query and text_key. Raises SiteError for a layer that is not there, and for a
+    model whose attention cannot be seen (Bloom); MemoryRefusal when the patterns, once in the
+    model's memory and twice in the result, would not fit.
     """
     if layers is not None and not len(layers):
-        raise InputError("layers=[] asks for no pattern: name at least one layer, or leave it out for all.")
-    names = ["layers.*.attn.pattern"] if layers is None else [f"layers.{n}.attn.pattern" for n in layers]
+        raise InputError(
+            "layers=[] asks for no pattern: name at least one layer, or leave it out for all."
+        )
+    names = (
+        ["layers.*.attn.pattern"]
+        if layers is None
+        else [f"layers.{n}.attn.pattern" for n in layers]
+    )
     sites = lm.layout.resolve(names)
     batch = lm.batch(inputs)
     narrow = "ask for fewer layers, or for fewer or shorter prompts at once"
     wide = torch.promote_types(lm.model.dtype, torch.float32)
     bits = torch.finfo(lm.model.dtype).bits
-    size = torch.finfo(wide).bits * predicted(lm, sites, batch) // bits  # of the result, which copies once
-    refuse_above(2 * size + size // len(sites), available(torch.device("cpu")), "these patterns", narrow)
+    size = (
+        torch.finfo(wide).bits * predicted(lm, sites, batch) // bits
+    )  # of the result, which copies once
+    refuse_above(
+        2 * size + size // len(sites), available(torch.device("cpu")), "these patterns", narrow
+    )
     seen = capture(lm, batch, *sites)
     shape = seen[sites[0]].shape
     pattern = torch.empty(shape[0], len(sites), *shape[1:], dtype=wide)
@@ -62,7 +76,10 @@ def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.D
         pattern[:, number] = own if batch.mask is None else without_padding(own, batch.mask)
         if site not in sites[number + 1 :]:
             seen.release(site)
-    coords: dict[str, Any] = {"layer": [site.layer for site in sites], "head": list(range(lm.dims.heads))}
+    coords: dict[str, Any] = {
+        "layer": [site.layer for site in sites],
+        "head": list(range(lm.dims.heads)),
+    }
     if batch.mask is not None:  # a vision model has patches, which have no text and no padding
         coords |= batch.coords("query", "text_query") | batch.coords("key", "text_key")
     return label(

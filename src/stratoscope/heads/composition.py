@@ -1,20 +1,25 @@
-"""Composition of heads, from their weights: how far what one head writes is what a later head reads, and by which part.
+"""Composition of heads, from their weights: how far what one head writes is what a later head
+reads, and by which part.
 
 Paper: talking-heads
 
     W_OV = O V = sum_r  s_r u_r v_r^T                 the components of head w, strongest first
-    score[w -> h.k]       = |Q^T K O V|_F / (|Q^T K|_F |O V|_F)           .q: K^T Q O V;  .v: O' V' O V
+    score[w -> h.k]       = |Q^T K O V|_F / (|Q^T K|_F |O V|_F)           .q: K^T Q O V;  .v: O' V'
+                                                                          O V
     component_score       = the same with u_r v_r^T in the place of O V, for the best r
 
-Q, K, V (head_dim, dim) of a reader hold the norm before it: its weight, LayerNorm's centring, neither bias nor scale.
-They are found by asking the layer itself, at position 0, where rotary embedding turns nothing: scores are those of equal
-positions. O (dim, head_dim) of a writer holds the weight of a post-norm. With grouped queries each query head has its
-own Q and O, and the K and V that it shares. What MLPs in between make of a write is left out.
+Q, K, V (head_dim, dim) of a reader hold the norm before it: its weight, LayerNorm's centring,
+neither bias nor scale. They are found by asking the layer itself, at position 0, where rotary
+embedding turns nothing: scores are those of equal positions. O (dim, head_dim) of a writer holds
+the weight of a post-norm. With grouped queries each query head has its own Q and O, and the K and V
+that it shares. What MLPs in between make of a write is left out.
 
-null: in random directions a score, or one component's, is about 1 / sqrt(dim); the best of many is higher.
-used[layer, head, rank]: of what the head writes on the prompts, the share along u_r, as squared length.
+null: in random directions a score, or one component's, is about 1 / sqrt(dim); the best of many is
+higher. used[layer, head, rank]: of what the head writes on the prompts, the share along u_r, as
+squared length.
 
-Reads as: which heads can talk to which, over which channel. Does not show that they do: weights know no prompt (`edit`).
+Reads as: which heads can talk to which, over which channel. Does not show that they do: weights
+know no prompt (`edit`).
 """
 
 from __future__ import annotations
@@ -39,13 +44,19 @@ from stratoscope.models.lm import LM
 from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
 
-SILENT, LOUD = 0.01, 100.0  # a component that weak is rounding; at a probe's mean square 1e4 a norm's epsilon vanishes
+SILENT, LOUD = (
+    0.01,
+    100.0,
+)  # a component that weak is rounding; at a probe's mean square 1e4 a norm's epsilon vanishes
 
 
 def svd_of_product(
     left: Float[Tensor, "*head dim inner"], right: Float[Tensor, "*head inner dim"]
-) -> tuple[Float[Tensor, "*head dim rank"], Float[Tensor, "*head rank"], Float[Tensor, "*head rank dim"]]:
-    """The SVD of left @ right by way of two small triangles: as many components as the product can have."""
+) -> tuple[
+    Float[Tensor, "*head dim rank"], Float[Tensor, "*head rank"], Float[Tensor, "*head rank dim"]
+]:
+    """The SVD of left @ right by way of two small triangles: as many components as the product can
+    have."""
     q1, r1 = torch.linalg.qr(left)
     q2, r2 = torch.linalg.qr(right.mT)
     u, s, vt = torch.linalg.svd(r1 @ r2.mT)
@@ -53,9 +64,12 @@ def svd_of_product(
 
 
 def composition(
-    outer: Float[Tensor, "dim inner"], inner: Float[Tensor, "inner dim"], u: Float[Tensor, "*head dim rank"]
+    outer: Float[Tensor, "dim inner"],
+    inner: Float[Tensor, "inner dim"],
+    u: Float[Tensor, "*head dim rank"],
 ) -> Float[Tensor, "*head rank"]:
-    """|outer inner u_r| / |outer inner|_F for every direction u_r: the score of each component, its strength left out."""
+    """|outer inner u_r| / |outer inner|_F for every direction u_r: the score of each component, its
+    strength left out."""
     gram = outer.T @ outer  # |outer y|^2 = y^T gram y
     y = inner @ u
     size = (gram @ (inner @ inner.T)).trace().clamp_min(1e-30)
@@ -64,15 +78,19 @@ def composition(
 
 @torch.no_grad()
 def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
-    """score, component_score, component of every edge between heads of different layers, (edge,); used; null.
+    """score, component_score, component of every edge between heads of different layers, (edge,);
+    used; null.
 
-    Edges are named as in circuits: "L0H1 -> L1H2.k". component: which of the sender's scores best, 0 the strongest;
-    those weaker than a hundredth of the strongest do not count. inputs: prompts, for `used` alone. top: how many of a
-    sender's strongest may be chosen (default all). Raises SiteError where q, k and v are not linear in the stream.
+    Edges are named as in circuits: "L0H1 -> L1H2.k". component: which of the sender's scores best,
+    0 the strongest; those weaker than a hundredth of the strongest do not count. inputs: prompts,
+    for `used` alone. top: how many of a sender's strongest may be chosen (default all). Raises
+    SiteError where q, k and v are not linear in the stream.
     """
     wires = wiring(lm)
     if wires.layers < 2:
-        raise SiteError(f"this {lm.family.name} has one layer: no head writes before another one reads.")
+        raise SiteError(
+            f"this {lm.family.name} has one layer: no head writes before another one reads."
+        )
     (q, k, v), o = reads(lm), writes(lm)
     u, s, _ = svd_of_product(o, v)
     if top is not None and not 1 <= top <= u.shape[-1]:
@@ -83,16 +101,22 @@ def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
     paths: list[Path] = []
     for layer in range(1, wires.layers):
         before, loud, weak = (x[:layer].flatten(0, 1) for x in (u, strength, silent))
-        senders = [wires.head(earlier) + head for earlier in range(layer) for head in range(wires.heads)]
+        senders = [
+            wires.head(earlier) + head for earlier in range(layer) for head in range(wires.heads)
+        ]
         for head in range(wires.heads):
             a, b, c, d = (x[layer, head] for x in (q, k, v, o))
             sides = ((b.T, a), (a.T, b), (d, c))
-            each = torch.stack([composition(*side, before) for side in sides])  # (side, sender, rank)
+            each = torch.stack(
+                [composition(*side, before) for side in sides]
+            )  # (side, sender, rank)
             best = each.masked_fill(weak, 0)[..., :top].max(dim=-1)
             columns.append(((each * loud).norm(dim=-1), best.values, best.indices))
             first = layer * (3 * wires.heads + 1) + 3 * head
             paths += [((sender,), (first + side,)) for side in range(3) for sender in senders]
-    score, component_score, component = (torch.cat([x.flatten() for x in column]) for column in zip(*columns))
+    score, component_score, component = (
+        torch.cat([x.flatten() for x in column]) for column in zip(*columns)
+    )
     return dataset(
         {
             "score": (("edge",), score),
@@ -105,7 +129,11 @@ def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
         provenance=lm.provenance,
         settings={"top": top},
         coords=wires.coords(paths)
-        | {"layer": list(range(wires.layers)), "head": list(range(wires.heads)), "rank": list(range(u.shape[-1]))},
+        | {
+            "layer": list(range(wires.layers)),
+            "head": list(range(wires.heads)),
+            "rank": list(range(u.shape[-1])),
+        },
         null_kind="the score of random directions, 1 / sqrt(dim)",
     )
 
@@ -119,40 +147,57 @@ def edit(
     factor: float = 0.0,
     null: int | None = None,
 ) -> Edit:
-    """An edit of weights that scales components of heads' W_OV: 0 takes them out, 2 makes them twice as loud.
+    """An edit of weights that scales components of heads' W_OV: 0 takes them out, 2 makes them
+    twice as loud.
 
-    request: heads as (layer, head). components: which of each, 0 the strongest. null: a seed; as many random directions
-    that the head can write are scaled instead. Raises InputError for a head or a component that is not there.
+    request: heads as (layer, head). components: which of each, 0 the strongest. null: a seed; as
+    many random directions that the head can write are scaled instead. Raises InputError for a head
+    or a component that is not there.
     """
     _, _, v = reads(lm)
     o, deltas = writes(lm), {}
     names = {parameter: name for name, parameter in lm.model.named_parameters()}
-    dice = None if null is None else torch.Generator().manual_seed(null)
+    generator = None if null is None else torch.Generator().manual_seed(null)
     for head in request:
         if len(head) != 2 or not (0 <= head[0] < len(o) and 0 <= head[1] < o.shape[1]):
-            raise InputError(f"head {tuple(head)}: heads are (layer, head), 0 to {len(o) - 1} and {o.shape[1] - 1}.")
+            raise InputError(
+                f"head {tuple(head)}: heads are (layer, head), 0 to {len(o) - 1} and "
+                f"{o.shape[1] - 1}."
+            )
         layer, number = head
         projection, *post = lm.layout.writers(lm.layout.resolve_one(f"layers.{layer}.attn.out"))
         if post:
-            raise SiteError(f"{lm.family.name} norms what its heads write together: no component can be scaled alone.")
+            raise SiteError(
+                f"{lm.family.name} norms what its heads write together: no component can be scaled "
+                "alone."
+            )
         u = svd_of_product(o[layer, number], v[layer, number])[0]
         if not components or not all(0 <= c < u.shape[1] for c in components):
-            raise InputError(f"components {list(components)}: each head has {u.shape[1]}, numbered from 0.")
+            raise InputError(
+                f"components {list(components)}: each head has {u.shape[1]}, numbered from 0."
+            )
         basis = u[:, list(components)]
-        if dice is not None:
-            basis = torch.linalg.qr(u @ torch.randn(u.shape[1], len(components), generator=dice).to(u)).Q
+        if generator is not None:
+            basis = torch.linalg.qr(
+                u @ torch.randn(u.shape[1], len(components), generator=generator).to(u)
+            ).Q
         size = lm.dims.head_dim
         delta = torch.zeros_like(matrix(projection), dtype=u.dtype)
-        delta[:, number * size : (number + 1) * size] = (factor - 1) * basis @ (basis.T @ o[layer, number])
+        delta[:, number * size : (number + 1) * size] = (
+            (factor - 1) * basis @ (basis.T @ o[layer, number])
+        )
         name = names[projection.weight]  # type: ignore[index]
-        deltas[name] = deltas.get(name, 0) + (delta.T.contiguous() if isinstance(projection, Conv1D) else delta)
+        deltas[name] = deltas.get(name, 0) + (
+            delta.T.contiguous() if isinstance(projection, Conv1D) else delta
+        )
     told = ", ".join(f"L{layer}H{number}" for layer, number in request)
     return Edit(lm, deltas=deltas, note=f"components {list(components)} of {told} times {factor}")
 
 
 @torch.no_grad()
 def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
-    """Q, K, V of every query head, with the norm before them, up to one factor. Raises SiteError if they are not linear."""
+    """Q, K, V of every query head, with the norm before them, up to one factor. Raises SiteError if
+    they are not linear."""
     wiring(lm)  # refuses what has no such sides
     eye, wave = torch.eye(dim := lm.dims.dim), (-1.0) ** torch.arange(lm.dims.dim)
     wave = (wave - wave.mean()) / dim**0.5
@@ -161,16 +206,22 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
     with lm.taps.only(), Layers(lm, lm.batch([[1]])) as layers:  # of the weights, not of a run
         for layer in range(lm.dims.layers):
             seen = layers.attention(layer, probe[:, None].to(lm.model.device, lm.model.dtype))
-            sides = torch.stack([x[:, :, 0].float() for x in (seen.q, seen.k, seen.v)])  # (3, probe, head, head_dim)
+            sides = torch.stack(
+                [x[:, :, 0].float() for x in (seen.q, seen.k, seen.v)]
+            )  # (3, probe, head, head_dim)
             up, down, others = sides.split([dim, dim, 2], dim=1)
             odd, bias = (up - down) / 2, (up + down)[:, :1] / 2
             louder, mixed = (others - bias).unbind(dim=1)
             sums = torch.einsum("sdhk,d->shk", odd, wave.to(odd))
             fit = sums * (mixed * sums).sum() / sums.pow(2).sum()
-            if (mixed - fit).norm() > 0.02 * mixed.norm() or (louder - odd[:, 0]).norm() > 0.02 * odd[:, 0].norm():
+            if (mixed - fit).norm() > 0.02 * mixed.norm() or (
+                louder - odd[:, 0]
+            ).norm() > 0.02 * odd[:, 0].norm():
                 raise SiteError(
-                    f"q, k and v of {lm.family.name} are not linear in the stream but for one norm before them (a norm of "
-                    f"queries and keys, or none before attention): there are no matrices to compose."
+                    f"q, k and v of {lm.family.name} are not linear in the stream but for one norm "
+                    "before them (a norm of "
+                    "queries and keys, or none before attention): there are no matrices to "
+                    "compose."
                 )
             found.append(odd.permute(0, 2, 3, 1) / dim**0.5)
     return torch.stack(found, dim=1)
@@ -191,7 +242,8 @@ def writes(lm: LM) -> Float[Tensor, "layer head dim head_dim"]:
 
 
 def _used(lm: LM, inputs: Any, o: Tensor, u: Tensor) -> Float[Tensor, "layer head rank"]:
-    """Of the squared length of what a head writes, at all real tokens together, the share along each component."""
+    """Of the squared length of what a head writes, at all real tokens together, the share along
+    each component."""
     batch = lm.batch(inputs)
     z = (
         capture(lm, batch, "layers.*.attn.z").stack("layers.*.attn.z")[:, batch.text[1]].float()

@@ -1,20 +1,25 @@
-"""Retrieval score: how often a head looks at the very needle token that the model says next, in a long haystack.
+"""Retrieval score: how often a head looks at the very needle token that the model says next, in a
+long haystack.
 
 Paper: retrieval-heads
 
-    text         = haystack[:depth]  needle  haystack[depth:]  needle[:cue]          the model goes on
-    hit[h, t]    = [the model says needle[t]]  and  j in needle  and  x_j = needle[t],   j = argmax_key pattern[h, t]
+    text         = haystack[:depth]  needle  haystack[depth:]  needle[:cue]          the model goes
+                                                               on
+    hit[h, t]    = [the model says needle[t]]  and  j in needle  and  x_j = needle[t],   j =
+                                                                      argmax_key pattern[h, t]
     score[h]     = mean over t = cue .. n-1 of hit[h, t]
 
-pattern[h, t] is that of the position which says needle[t]. Instead of decoding, one pass is given the whole needle
-again, and every needle token is asked at once. Where the model recites the needle this is greedy decoding exactly; after
-a mistake it is put right again, where decoding would go astray. The paper divides the set of copied words by the set
-of the needle's words; here each token counts, and those given as cue do not. The token that a tokenizer begins every
-text with (<s>) stands once, before the haystack.
+pattern[h, t] is that of the position which says needle[t]. Instead of decoding, one pass is given
+the whole needle again, and every needle token is asked at once. Where the model recites the needle
+this is greedy decoding exactly; after a mistake it is put right again, where decoding would go
+astray. The paper divides the set of copied words by the set of the needle's words; here each token
+counts, and those given as cue do not. The token that a tokenizer begins every text with (<s>)
+stands once, before the haystack.
 
 null: attention that reads alike all it may see, on the tokens that the model says.
-Reads as: who copies out of the context, token by token. Does not show that the model needs this head: mask it
-(`engine.intervene.ablate`). A head that always looks there, and copies nothing, scores as well.
+Reads as: who copies out of the context, token by token. Does not show that the model needs this
+head: mask it (`engine.intervene.ablate`). A head that always looks there, and copies nothing,
+scores as well.
 """
 
 from __future__ import annotations
@@ -36,7 +41,9 @@ from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "uniform attention over what may be seen: the share of it on the right token inside the needle"
+NULL = (
+    "uniform attention over what may be seen: the share of it on the right token inside the needle"
+)
 
 
 def hits(
@@ -47,8 +54,11 @@ def hits(
     return torch.stack([row[best[..., number]] for number, row in enumerate(match)], dim=-1)
 
 
-def matches(ids: Int[Tensor, " key"], said: Int[Tensor, " query"], start: int, stop: int) -> Bool[Tensor, "query key"]:
-    """Which positions hold the token that a query's position says, inside the needle (start to stop - 1)."""
+def matches(
+    ids: Int[Tensor, " key"], said: Int[Tensor, " query"], start: int, stop: int
+) -> Bool[Tensor, "query key"]:
+    """Which positions hold the token that a query's position says, inside the needle (start to stop
+    - 1)."""
     place = torch.arange(len(ids), device=ids.device)
     return (said[:, None] == ids) & (place >= start) & (place < stop)
 
@@ -64,27 +74,35 @@ def measure(
     length: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Score and null of every head on every needle, (example, layer, head); recall, the share of tokens said, (example,).
+    """Score and null of every head on every needle, (example, layer, head); recall, the share of
+    tokens said, (example,).
 
-    inputs: needles. haystack: a text or ids, of which the first `length` tokens are used; default random tokens, drawn
-    from `seed`, none in the needle and none twice. cue: how many of the needle's first tokens are said again, one number
-    or one for each. depth: where in the haystack the needle lies, 0 to 1. A haystack too long for the model's context is
-    cut, with a note. Raises InputError for a needle with nothing left after its cue; SiteError for a model that does not
+    inputs: needles. haystack: a text or ids, of which the first `length` tokens are used; default
+    random tokens, drawn from `seed`, none in the needle and none twice. cue: how many of the
+    needle's first tokens are said again, one number or one for each. depth: where in the haystack
+    the needle lies, 0 to 1. A haystack too long for the model's context is cut, with a note. Raises
+    InputError for a needle with nothing left after its cue; SiteError for a model that does not
     predict the next token, or whose attention cannot be seen.
     """
     lm.layout.resolve(["layers.*.attn.pattern", "logits"])
     if not lm.family.towers[""].causal or lm.family.vision_only:
-        raise SiteError(f"{lm.family.name} does not go on from a text: it cannot be asked to recite a needle.")
+        raise SiteError(
+            f"{lm.family.name} does not go on from a text: it cannot be asked to recite a needle."
+        )
     needles = pieces(lm, inputs)
     batch = lm.batch(needles)
     cues = [cue] * len(batch) if isinstance(cue, int) else list(cue)
     if len(cues) != len(batch) or not 0.0 <= depth <= 1.0:
-        raise InputError(f"{len(cues)} cues for {len(batch)} needles, depth={depth}: one cue each, a depth of 0 to 1.")
+        raise InputError(
+            f"{len(cues)} cues for {len(batch)} needles, depth={depth}: one cue each, a depth of 0 "
+            "to 1."
+        )
     score, chance, recall, notes = [], [], [], []
     for needle, given in zip(needles, cues):
         if not 1 <= given < len(needle):
             raise InputError(
-                f"cue={given} of a needle of {len(needle)} tokens: at least one is given and one is asked."
+                f"cue={given} of a needle of {len(needle)} tokens: at least one is given and one "
+                "is asked."
             )
         hay = _haystack(lm, haystack, needle, length, seed)
         if len(hay) < length:
@@ -115,11 +133,14 @@ def measure(
 
 
 def text(hay: Sequence[int], needle: Sequence[int], cue: int, at: int) -> list[int]:
-    """The prompt: the needle after `at` tokens of the haystack, and its first `cue` tokens again at the end."""
+    """The prompt: the needle after `at` tokens of the haystack, and its first `cue` tokens again at
+    the end."""
     return [*hay[:at], *needle, *hay[at:], *needle[:cue]]
 
 
-def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[Tensor, Tensor, Tensor]:
+def _one(
+    lm: LM, hay: list[int], needle: list[int], cue: int, at: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Score (layer, head), chance and recall of one needle."""
     start = before(lm)
     at += len(start)
@@ -136,21 +157,33 @@ def _one(lm: LM, hay: list[int], needle: list[int], cue: int, at: int) -> tuple[
     said = logits.argmax(dim=-1) == right
     match = matches(ids, right, at, at + len(needle)) & said[:, None]
     visible = torch.arange(len(ids) + asks[0], len(ids), device=match.device) + 1
-    found = hits(pattern, match).float().mean(dim=-1), (match.sum(dim=-1) / visible).mean(), said.float().mean()
+    found = (
+        hits(pattern, match).float().mean(dim=-1),
+        (match.sum(dim=-1) / visible).mean(),
+        said.float().mean(),
+    )
     return tuple(value.cpu() for value in found)  # type: ignore[return-value]
 
 
 def _haystack(lm: LM, given: Any, needle: Sequence[int], length: int, seed: int) -> list[int]:
-    """The first `length` tokens, or as many as there are and the context holds beside two needles."""
+    """The first `length` tokens, or as many as there are and the context holds beside two
+    needles."""
     context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
-    room = min(length, context - lm.family.reserved_positions - 2 * len(needle) + 1 - len(before(lm)))
+    room = min(
+        length, context - lm.family.reserved_positions - 2 * len(needle) + 1 - len(before(lm))
+    )
     if room < 1:
         raise InputError(
-            f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens, said twice."
+            f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens, "
+            "said twice."
         )
     if given is not None:
         return pieces(lm, given)[0][:room]
     known = lm.dims.vocab if lm.tokenizer is None else min(lm.dims.vocab, len(lm.tokenizer))
-    special = [] if lm.tokenizer is None else [*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder]
+    special = (
+        []
+        if lm.tokenizer is None
+        else [*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder]
+    )
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(known), special))
     return order[~np.isin(order, needle)][:room].tolist()

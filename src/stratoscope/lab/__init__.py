@@ -13,5 +13,10 @@ if TYPE_CHECKING:
     from stratoscope.lab.nets import net as net
 else:
     _miniatures = f"{__name__}.miniatures"
-    _own = {"data": f"{__name__}.datasets", "net": f"{__name__}.nets", "make": _miniatures, "card": _miniatures}
+    _own = {
+        "data": f"{__name__}.datasets",
+        "net": f"{__name__}.nets",
+        "make": _miniatures,
+        "card": _miniatures,
+    }
     __getattr__, __dir__ = lazy(__name__, __path__, **_own)

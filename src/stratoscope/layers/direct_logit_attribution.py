@@ -1,24 +1,29 @@
-"""Direct logit attribution: what the embedding, every head and every MLP write straight towards the answer.
+"""Direct logit attribution: what the embedding, every head and every MLP write straight towards the
+answer.
 
 Paper: textbook (Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021)
 
     logit(answer) - logit(foil) = sum_c  N(write_c) . (u_answer - u_foil)  +  bias
 
-write_c is what component c adds to the last position's residual stream; N is the final norm with its scale held at the
-value it has on this input, which makes it linear; u are rows of the unembedding. The sum is exact: `residual_error` is
-what floating point leaves. With a soft-cap on logits the difference is that of the logits before the cap.
+write_c is what component c adds to the last position's residual stream; N is the final norm with
+its scale held at the value it has on this input, which makes it linear; u are rows of the
+unembedding. The sum is exact: `residual_error` is what floating point leaves. With a soft-cap on
+logits the difference is that of the logits before the cap.
 
-A write to every logit alike changes nothing, so each half is counted from the component's mean over the vocabulary:
+A write to every logit alike changes nothing, so each half is counted from the component's mean over
+the vocabulary:
 
-    raises_answer[c] = N(write_c) . (u_answer - mean u)        lowers_foil[c] = N(write_c) . (mean u - u_foil)
+    raises_answer[c] = N(write_c) . (u_answer - mean u)        lowers_foil[c] = N(write_c) . (mean
+                                                               u - u_foil)
 
-and the two add up to the contribution. A head may have a large one by suppressing the foil and not touching the answer.
+and the two add up to the contribution. A head may have a large one by suppressing the foil and not
+touching the answer.
 
-Inside a change of the stream itself (`with intervene(lm, add("layers.3.resid_post", v))`), what that adds at the last
-position is one more component, "outer change".
+Inside a change of the stream itself (`with intervene(lm, add("layers.3.resid_post", v))`), what
+that adds at the last position is one more component, "outer change".
 
-Reads as: who writes the answer into the stream at the end. Does not show who caused it: a component that only feeds
-another scores zero here, and a large score may be cancelled by a neighbour.
+Reads as: who writes the answer into the stream at the end. Does not show who caused it: a component
+that only feeds another scores zero here, and a large score may be cancelled by a neighbour.
 """
 
 from __future__ import annotations
@@ -45,11 +50,11 @@ from stratoscope.results import dataset
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
     """Contribution of every component to the logit difference at each example's last token.
 
-    answer, foil: default as `engine.metric.target` chooses. Returns contribution and its two parts, raises_answer
-    and lowers_foil (example, component), in logits, with the coordinates layer, head (-1 where there
-    is none) and kind; and logit_difference, total, residual_error (example). "bias" joins the
-    attention output biases and the final norm's and read-out's. Raises SiteError for a model whose
-    residual stream is not a sum (post-norm encoders) or that has no linear read-out.
+    answer, foil: default as `engine.metric.target` chooses. Returns contribution and its two parts,
+    raises_answer and lowers_foil (example, component), in logits, with the coordinates layer, head
+    (-1 where there is none) and kind; and logit_difference, total, residual_error (example). "bias"
+    joins the attention output biases and the final norm's and read-out's. Raises SiteError for a
+    model whose residual stream is not a sum (post-norm encoders) or that has no linear read-out.
     """
     _refuse(lm)
     batch = lm.batch(inputs)
@@ -61,10 +66,13 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     norm = final_norm(lm, final)
     unembed = lm.weight("logits").double()
     middle = unembed.mean(dim=0)
-    sides = torch.stack([unembed[asked.answer] - middle, middle - unembed[asked.foil]])  # (part, example, dim)
+    sides = torch.stack(
+        [unembed[asked.answer] - middle, middle - unembed[asked.foil]]
+    )  # (part, example, dim)
 
     def score(write: Tensor) -> Tensor:
-        """Both parts (part, example) of a write (example, dim), or (part, example, head) of many."""
+        """Both parts (part, example) of a write (example, dim), or (part, example, head) of
+        many."""
         frozen = norm if write.ndim == 2 else _wider(norm)
         return torch.einsum("e...d,ped->pe...", frozen.linear(write.double()), sides)
 
@@ -112,7 +120,8 @@ def _wider(norm: FrozenNorm) -> FrozenNorm:
 def _scores(
     lm: LM, seen: Trace, score: Callable[[Tensor], Tensor]
 ) -> tuple[list[Tensor], list[tuple[str, int, int, str]], Tensor]:
-    """Of embedding, heads and MLPs: scores (part, example) and names; and the score of attention's biases."""
+    """Of embedding, heads and MLPs: scores (part, example) and names; and the score of attention's
+    biases."""
     columns, names = [score(seen["layers.0.resid_pre"])], [("embed", -1, -1, "embed")]
     bias = torch.zeros_like(columns[0])
     for layer in range(lm.dims.layers):
@@ -126,7 +135,8 @@ def _scores(
 
 
 def _head_bias(lm: LM, answer: Tensor, foil: Tensor) -> Tensor:
-    """(part, example): the read-out's own bias for the answer and against the foil, from its mean over the vocabulary."""
+    """(part, example): the read-out's own bias for the answer and against the foil, from its mean
+    over the vocabulary."""
     bias = weights.bias(lm.layout.head[-1])
     if bias is None:
         return torch.zeros(2, len(answer), dtype=torch.double)
@@ -138,10 +148,17 @@ def _refuse(lm: LM) -> None:
     lm.layout.resolve("logits")
     if lm.family.towers[""].residual == "post-norm":
         raise SiteError(
-            f"{lm.family.name} norms or scales its residual stream after additions, so logits are not a sum of writes: "
+            f"{lm.family.name} norms or scales its residual stream after additions, so logits are "
+            "not a sum of writes: "
             f"direct logit attribution does not exist for it. Use activation patching."
         )
     if not lm.readout.single:
-        raise SiteError(f"{type(lm.model).__name__} reads a mean over positions ({lm.readout.where}), not one of them.")
+        raise SiteError(
+            f"{type(lm.model).__name__} reads a mean over positions ({lm.readout.where}), not one "
+            "of them."
+        )
     if len(lm.layout.head) != 1:
-        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the writes.")
+        raise SiteError(
+            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the "
+            "writes."
+        )

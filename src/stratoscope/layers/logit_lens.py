@@ -6,9 +6,9 @@ Paper: textbook (nostalgebraist, "interpreting GPT: the logit lens", LessWrong 2
 
 depth counts the layers passed: 0 is what enters layer 0, n_layers is the model's own prediction.
 
-Reads as: the depth at which the answer comes to the top, at each token. Does not show that earlier layers "know" the
-answer in another basis: the final norm and read-out were trained for the last layer only, so early rows can look like
-noise while the information is there.
+Reads as: the depth at which the answer comes to the top, at each token. Does not show that earlier
+layers "know" the answer in another basis: the final norm and read-out were trained for the last
+layer only, so early rows can look like noise while the information is there.
 """
 
 from __future__ import annotations
@@ -38,22 +38,33 @@ _STREAMS = 2**28  # bytes of residual streams that are held at once
 _LOGITS = 2**26  # bytes of logits that are held at once
 
 
-def answer_rank(logits: Float[Tensor, "*rows vocab"], answer: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+def answer_rank(
+    logits: Float[Tensor, "*rows vocab"], answer: Int[Tensor, "*rows"]
+) -> Int[Tensor, "*rows"]:
     """How many tokens score higher than the answer; 0 is the top."""
     own = logits.gather(-1, answer[..., None])
     return (logits > own).sum(dim=-1)
 
 
-def told(logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"], top: int) -> tuple[Tensor, ...]:
+def told(
+    logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"], top: int
+) -> tuple[Tensor, ...]:
     """The largest probabilities and their tokens (row, top), the answer's rank and probability
     (row,); no second array of the logits' size is made but the one that counts ranks."""
     best, whole = logits.topk(top, dim=-1), logits.logsumexp(dim=-1, keepdim=True)
     own = logits.gather(-1, answer[:, None])
-    return (best.values - whole).exp(), best.indices, answer_rank(logits, answer), (own - whole).exp()[:, 0]
+    return (
+        (best.values - whole).exp(),
+        best.indices,
+        answer_rank(logits, answer),
+        (own - whole).exp()[:, 0],
+    )
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, answer: Words = None, top: int = 5, progress: Progress | None = None) -> xr.Dataset:
+def measure(
+    lm: LM, inputs: Any, *, answer: Words = None, top: int = 5, progress: Progress | None = None
+) -> xr.Dataset:
     """The top tokens at every depth and position, and the rank and probability of the answer.
 
     answer: one token for all examples or one each (default: the model's own prediction). top: how
@@ -70,7 +81,10 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, top: int = 5, progress
     real, depths = batch.text[1], lm.dims.layers + 1
     shape = (len(batch), depths, real.shape[1])
     _refuse_too_large(lm, batch, top)
-    values, indices = torch.full((*shape, top), torch.nan), torch.zeros(*shape, top, dtype=torch.long)
+    values, indices = (
+        torch.full((*shape, top), torch.nan),
+        torch.zeros(*shape, top, dtype=torch.long),
+    )
     rank, chosen = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
     rows, done, total = max(1, _LOGITS // (4 * lm.dims.vocab)), 0, depths * int(real.sum())
     anew = outside.reads_out_anew(lm)  # a change after the layers: then by whole runs

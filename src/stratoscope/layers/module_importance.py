@@ -1,17 +1,20 @@
-"""Module importance: how far attention, MLP and whole block each turn the residual stream, layer by layer.
+"""Module importance: how far attention, MLP and whole block each turn the residual stream, layer by
+layer.
 
 Paper: llm-drop
 
     importance[layer] = mean over tokens of 1 - cos(x, y)
 
-    attention: x = resid_pre, y = resid_mid;   mlp: x = resid_mid, y = resid_post;   block: x = resid_pre, y = resid_post
+    attention: x = resid_pre, y = resid_mid;   mlp: x = resid_mid, y = resid_post;   block: x =
+                                               resid_pre, y = resid_post
 
-y is x plus what the module writes; where attention and MLP run in parallel, each is taken alone: y = resid_pre + out.
-In encoders that norm after each addition, y is taken after the norm. Every token counts alike, as in the paper.
+y is x plus what the module writes; where attention and MLP run in parallel, each is taken alone: y
+= resid_pre + out. In encoders that norm after each addition, y is taken after the norm. Every token
+counts alike, as in the paper.
 
-Reads as: what may be left out at little cost, lowest first; `least` gives the names that `editing.drop_modules` takes. Does
-not show what a module is for: a small turn, made early, can be what all later layers need, and a cosine does not see how
-much longer the stream becomes.
+Reads as: what may be left out at little cost, lowest first; `least` gives the names that
+`editing.drop_modules` takes. Does not show what a module is for: a small turn, made early, can be
+what all later layers need, and a cosine does not see how much longer the stream becomes.
 """
 
 from __future__ import annotations
@@ -46,19 +49,24 @@ def turned(
 def measure(lm: LM, inputs: Any) -> xr.Dataset:
     """Importance of attention, mlp and block: (example, layer) each.
 
-    All positions of all layers are held at once: give long texts in several calls. Raises MemoryRefusal when they
-    would not fit, SiteError for an architecture without these sites.
+    All positions of all layers are held at once: give long texts in several calls. Raises
+    MemoryRefusal when they would not fit, SiteError for an architecture without these sites.
     """
     batch = lm.batch(inputs)
     parallel = lm.family.towers[""].residual == "parallel"
     inside = ("attn.out", "mlp.out") if parallel else ("resid_mid",)
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     seen = capture(lm, batch, *(f"layers.*.{point}" for point in ("resid_pre", *inside)), last)
-    mask = batch.mask if batch.mask is not None else torch.ones(seen[last].shape[:2], dtype=torch.bool)
+    mask = (
+        batch.mask if batch.mask is not None else torch.ones(seen[last].shape[:2], dtype=torch.bool)
+    )
     pairs = _pairs(seen, parallel, seen[last])
     texts = {"example_text": batch.coords()["example_text"]} if batch.tokens else {}
     return dataset(
-        {kind: (("example", "layer"), turned(x, y, mask.to(x.device))) for kind, (x, y) in pairs.items()},
+        {
+            kind: (("example", "layer"), turned(x, y, mask.to(x.device)))
+            for kind, (x, y) in pairs.items()
+        },
         method="layers.module_importance",
         provenance=lm.provenance,
         coords={"layer": list(range(lm.dims.layers))} | texts,
@@ -66,9 +74,11 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
 
 
 def least(importance: xr.Dataset, n: int, kind: Kind) -> list[str]:
-    """The sites to drop: the n modules of one kind, or of attention and MLP together ("joint"), that matter least.
+    """The sites to drop: the n modules of one kind, or of attention and MLP together ("joint"),
+    that matter least.
 
-    importance: as `measure` gives it; examples are averaged. Raises InputError when there are not as many.
+    importance: as `measure` gives it; examples are averaged. Raises InputError when there are not
+    as many.
     """
     kinds = ("attention", "mlp") if kind == "joint" else (kind,)
     scores = [
@@ -78,7 +88,9 @@ def least(importance: xr.Dataset, n: int, kind: Kind) -> list[str]:
     ]
     if not 0 <= n <= len(scores):
         raise InputError(f"{n} modules of kind {kind!r}: there are {len(scores)}.")
-    return [f"layers.{layer}.{site}" for _, layer, each in sorted(scores)[:n] for site in SITES[each]]
+    return [
+        f"layers.{layer}.{site}" for _, layer, each in sorted(scores)[:n] for site in SITES[each]
+    ]
 
 
 def _pairs(seen: Trace, parallel: bool, end: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -86,7 +98,9 @@ def _pairs(seen: Trace, parallel: bool, end: Tensor) -> dict[str, tuple[Tensor, 
     pre = seen.stack("layers.*.resid_pre")
     post = torch.cat([pre[1:], end[None]])
     if parallel:
-        attention, mlp = (pre + seen.stack(f"layers.*.{point}") for point in ("attn.out", "mlp.out"))
+        attention, mlp = (
+            pre + seen.stack(f"layers.*.{point}") for point in ("attn.out", "mlp.out")
+        )
         return {"attention": (pre, attention), "mlp": (pre, mlp), "block": (pre, post)}
     mid = seen.stack("layers.*.resid_mid")
     return {"attention": (pre, mid), "mlp": (mid, post), "block": (pre, post)}

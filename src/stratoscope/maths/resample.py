@@ -1,7 +1,8 @@
 """How far a mean, or a ratio of means, may be from the truth; and how high a null may reach.
 
     mean:   m +- q s / sqrt(n)
-    ratio:  r = sum(values) / sum(over),   s the standard deviation of  (values - r over) / mean(over)
+    ratio:  r = sum(values) / sum(over),   s the standard deviation of  (values - r over) /
+                                                                        mean(over)
 
 method="t" takes q from Student's distribution. "studentised" (the bootstrap-t) takes it from the
 data: the quantiles of (m* - m) / (s* / sqrt(n)) over samples m* drawn again with replacement, one
@@ -31,7 +32,8 @@ FEWEST = 5  # below this no interval of ours holds what it says when the values 
 
 
 class Interval(NamedTuple):
-    """value: the estimate. low, high: NaN where there is no interval, and `note` says why. n: independent units."""
+    """value: the estimate. low, high: NaN where there is no interval, and `note` says why. n:
+    independent units."""
 
     value: float
     low: float
@@ -50,11 +52,12 @@ def interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The interval of the mean of values (unit,), or, given `over` (unit,), of sum(values) / sum(over).
+    """The interval of the mean of values (unit,), or, given `over` (unit,), of sum(values) /
+    sum(over).
 
     groups: (unit,), which values belong together (prompts of one template, tokens of one text); the
-    groups are then the independent units, drawn as wholes. method: "studentised" or "t". There is no
-    interval for fewer than five units, nor of a ratio whose denominator may be zero. Raises
+    groups are then the independent units, drawn as wholes. method: "studentised" or "t". There is
+    no interval for fewer than five units, nor of a ratio whose denominator may be zero. Raises
     InputError for values that are not finite, lengths that differ, or an unknown method.
     """
     top = np.asarray(values, dtype=float)
@@ -113,14 +116,21 @@ def _refusal(bottom: np.ndarray, level: float) -> str:
     return ""
 
 
-def _check(top: np.ndarray, bottom: np.ndarray, groups: np.ndarray | None, level: float, method: str) -> None:
+def _check(
+    top: np.ndarray, bottom: np.ndarray, groups: np.ndarray | None, level: float, method: str
+) -> None:
     if method not in ("t", "studentised"):
         raise InputError(f"method {method!r}: choose 't' or 'studentised'.")
     if not 0 < level < 1:
         raise InputError(f"level {level}: a share between 0 and 1, such as 0.95.")
-    if top.ndim != 1 or top.shape != bottom.shape or (groups is not None and len(groups) != len(top)):
+    if (
+        top.ndim != 1
+        or top.shape != bottom.shape
+        or (groups is not None and len(groups) != len(top))
+    ):
         raise InputError(
-            f"values {top.shape}, over {bottom.shape}, groups {None if groups is None else len(groups)}: "
+            f"values {top.shape}, over {bottom.shape}, groups "
+            f"{None if groups is None else len(groups)}: "
             f"give one number of each for every unit, in one row."
         )
     if bad := int((~np.isfinite(top + bottom)).sum()):

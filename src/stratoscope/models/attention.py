@@ -1,8 +1,10 @@
-"""The attention seam: one function, registered with Transformers, through which every model's attention can be seen.
+"""The attention seam: one function, registered with Transformers, through which every model's
+attention can be seen.
 
-Transformers sends most models' attention through `AttentionInterface`. While a `seam` is open, the model's configs name
-our function, which computes what the eager kernel computes and hands q, k, v, scores and pattern to the taps. Outside,
-the user's own kernel runs and the configs are bit-identical to before.
+Transformers sends most models' attention through `AttentionInterface`. While a `seam` is open, the
+model's configs name our function, which computes what the eager kernel computes and hands q, k, v,
+scores and pattern to the taps. Outside, the user's own kernel runs and the configs are
+bit-identical to before.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from stratoscope.errors import FamilyError
 NAME = "stratoscope"
 # fire(point, value) -> value, for the attention module that is running
 Fire = Callable[[str, Tensor], Tensor]
-# attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when someone (the sweep) computes
-# attention its own way
+# attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when
+# someone (the sweep) computes attention its own way
 _listeners: dict[nn.Module, list[Fire]] = {}  # outermost first
 _replacements: dict[nn.Module, list[Callable[..., Tensor]]] = {}  # the last one counts
-_switched: dict[int, tuple[Any, list[Any]]] = {}  # configs by id, and the kernel outside, once for each open seam
+_switched: dict[
+    int, tuple[Any, list[Any]]
+] = {}  # configs by id, and the kernel outside, once for each open seam
 # arguments of other attention functions that change the result and that `attend` does not compute
 _UNHANDLED = ("position_bias", "cache")
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
-    """(example, kv_head, position, head_dim) -> (example, head, ...): query head h reads key/value head h // groups."""
+    """(example, kv_head, position, head_dim) -> (example, head, ...): query head h reads key/value
+    head h // groups."""
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
@@ -42,7 +47,8 @@ def scores_of(q: Tensor, k: Tensor, scaling: float, softcap: float | None) -> Te
 
 
 def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with Transformers' additive mask; what it hides becomes -inf, not merely very small."""
+    """Scores with Transformers' additive mask; what it hides becomes -inf, not merely very
+    small."""
     if mask is None:
         return scores
     mask = mask[..., : scores.shape[-1]]
@@ -50,7 +56,8 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def looks_ahead(mask: Tensor | None) -> bool:
-    """Whether a mask lets some query see a later key: a causal model does so for the tokens of a picture (Gemma 3)."""
+    """Whether a mask lets some query see a later key: a causal model does so for the tokens of a
+    picture (Gemma 3)."""
     if mask is None or mask.shape[-1] != mask.shape[-2]:
         return False
     shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -58,12 +65,15 @@ def looks_ahead(mask: Tensor | None) -> bool:
 
 
 def softmax_visible(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its row is zero.
+    """Softmax over keys; a query that sees no key (padding, or all knocked out) reads nothing: its
+    row is zero.
 
-    sinks (broadcasts against scores, last axis 1): scores of a key that holds nothing, as GPT-OSS has one for each head:
-    rows then sum to less than one.
+    sinks (broadcasts against scores, last axis 1): scores of a key that holds nothing, as GPT-OSS
+    has one for each head: rows then sum to less than one.
     """
-    seen = (scores != -torch.inf).any(dim=-1, keepdim=True)  # a score that is no number is seen: its row is none either
+    seen = (scores != -torch.inf).any(
+        dim=-1, keepdim=True
+    )  # a score that is no number is seen: its row is none either
     scores, kind = torch.where(seen, scores, 0.0), scores.dtype
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(kind).expand(*scores.shape[:-1], 1)], dim=-1)
@@ -83,10 +93,14 @@ def _attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What Transformers calls. query (example, head, position, head_dim) -> z (example, position, head, head_dim)."""
+    """What Transformers calls. query (example, head, position, head_dim) -> z (example, position,
+    head, head_dim)."""
     unhandled = [name for name in _UNHANDLED if others.get(name) is not None]
     if unhandled:
-        raise FamilyError(f"{type(module).__name__} passes {unhandled} to attention, which the seam does not compute.")
+        raise FamilyError(
+            f"{type(module).__name__} passes {unhandled} to attention, which the seam does not "
+            "compute."
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
     def fire(point: str, x: Tensor) -> Tensor:
@@ -95,10 +109,13 @@ def _attend(
         return x
 
     query, key, value = (
-        fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
+        fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2)
+        for name, x in zip("qkv", (query, key, value))
     )
     if module in _replacements:
-        return _replacements[module][-1](query, key, value, attention_mask, scaling, softcap, s_aux), None
+        return _replacements[module][-1](
+            query, key, value, attention_mask, scaling, softcap, s_aux
+        ), None
     groups = query.shape[1] // key.shape[1]
     scores = masked(scores_of(query, repeat_heads(key, groups), scaling, softcap), attention_mask)
     sinks = None if s_aux is None else s_aux.reshape(1, -1, 1, 1)
@@ -124,7 +141,8 @@ def seam(
     listeners: dict[nn.Module, Fire],
     replacements: dict[nn.Module, Callable[..., Tensor]] | None = None,
 ) -> Iterator[None]:
-    """Route the model's attention through `_attend` inside the block; configs and tables are restored on any exit."""
+    """Route the model's attention through `_attend` inside the block; configs and tables are
+    restored on any exit."""
     with ExitStack() as stack:
         for table, added in ((_listeners, listeners), (_replacements, replacements or {})):
             for module, call in added.items():
@@ -139,7 +157,8 @@ def seam(
 
 
 class _Kernel(str):
-    """Our kernel's name while a seam is open. A copy of the config that is made meanwhile names the user's own."""
+    """Our kernel's name while a seam is open. A copy of the config that is made meanwhile names the
+    user's own."""
 
     outside: str | None
 

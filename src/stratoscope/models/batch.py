@@ -1,8 +1,8 @@
 """A batch: token ids in one canonical layout, so that padding can never reach a result.
 
-Whatever side the user padded on, ids are stored right-padded: position 0 is an example's first real token. With a mask,
-right padding is exact for causal and bidirectional models and needs no position ids. Only generation pads left, inside
-`engine.generate`.
+Whatever side the user padded on, ids are stored right-padded: position 0 is an example's first real
+token. With a mask, right padding is exact for causal and bidirectional models and needs no position
+ids. Only generation pads left, inside `engine.generate`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stratoscope.models.text import apart, joined, token_texts
 class Batch:
     """Inputs of one forward pass.
 
-    ids: (example, position) token ids, right-padded; None for a vision-only model and for embeddings.
-    mask: (example, position), True at real tokens. `extra`: pixel_values and the like, passed on as they are.
-    tokens: the readable string of every real token. `image`: which positions hold image tokens.
-    words: whether tokens are words or word pieces, with a space between them in the text.
-    notes: what was assumed when the inputs were read, for a person.
+    ids: (example, position) token ids, right-padded; None for a vision-only model and for
+    embeddings. mask: (example, position), True at real tokens. `extra`: pixel_values and the like,
+    passed on as they are. tokens: the readable string of every real token. `image`: which positions
+    hold image tokens. words: whether tokens are words or word pieces, with a space between them in
+    the text. notes: what was assumed when the inputs were read, for a person.
     """
 
     ids: Tensor | None
@@ -48,7 +48,9 @@ class Batch:
     def text(self) -> tuple[Tensor, Tensor]:
         """ids and mask. Raises InputError for inputs that hold no tokens."""
         if self.ids is None or self.mask is None:
-            raise InputError("these inputs hold no token ids (images or embeddings): this needs a prompt.")
+            raise InputError(
+                "these inputs hold no token ids (images or embeddings): this needs a prompt."
+            )
         return self.ids, self.mask
 
     @property
@@ -73,9 +75,11 @@ class Batch:
         mask = {} if self.mask is None else {"attention_mask": self.mask.long()}
         return text | mask | dict(self.extra)
 
-    def coords(self, axis: str = "position", name: str = "text") -> dict[str, tuple[tuple[str, ...], list]]:
-        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each whole text ("" for a
-        picture, which has no tokens)."""
+    def coords(
+        self, axis: str = "position", name: str = "text"
+    ) -> dict[str, tuple[tuple[str, ...], list]]:
+        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each
+        whole text ("" for a picture, which has no tokens)."""
         if self.ids is None:
             return {"example_text": (("example",), [""] * len(self))}
         width = max(map(len, self.tokens), default=0)
@@ -88,14 +92,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         move = lambda x: None if x is None else x.to(device)  # noqa: E731
         extra = {name: move(x) for name, x in self.extra.items()}
-        return replace(self, ids=move(self.ids), mask=move(self.mask), image=move(self.image), extra=extra)
+        return replace(
+            self, ids=move(self.ids), mask=move(self.mask), image=move(self.image), extra=extra
+        )
 
     def example(self, index: int) -> Batch:
-        """One example alone, without padding. Images are kept only when the batch is one example already."""
+        """One example alone, without padding. Images are kept only when the batch is one example
+        already."""
         if len(self) == 1:
             return self
         if self.extra or self.ids is None:
-            raise InputError("a batch with images cannot be split into examples: pass them one by one.")
+            raise InputError(
+                "a batch with images cannot be split into examples: pass them one by one."
+            )
         ids, mask = self.text
         n = int(self.lengths[index])
         here = slice(index, index + 1)
@@ -103,12 +112,16 @@ class Batch:
         return Batch(*kept, words=self.words, notes=self.notes)
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward arguments with padding on the left, and how far each example moved: (example,)."""
+        """Forward arguments with padding on the left, and how far each example moved:
+        (example,)."""
         ids, mask = self.text
         width = ids.shape[1]
         shift = width - self.lengths
         index = (torch.arange(width, device=ids.device) - shift[:, None]) % width
-        arguments = {"input_ids": ids.gather(1, index), "attention_mask": mask.gather(1, index).long()}
+        arguments = {
+            "input_ids": ids.gather(1, index),
+            "attention_mask": mask.gather(1, index).long(),
+        }
         moved = {name: self.extra[name].gather(1, index) for name in BY_TOKEN if name in self.extra}
         return arguments | dict(self.extra) | moved, shift
 
@@ -129,9 +142,10 @@ def make(
 ) -> Batch:
     """Read prompts, ids, tensors or a mapping of model inputs into a Batch.
 
-    limit: the model's context length. pad: id for padding. image: id of the image token, if there is one. vocab: number
-    of token ids. predicts: whether what follows a text is asked. Raises InputError for an empty prompt, one longer than
-    the context, an id outside the vocabulary, a mask with a hole, a cache, or text without a tokenizer.
+    limit: the model's context length. pad: id for padding. image: id of the image token, if there
+    is one. vocab: number of token ids. predicts: whether what follows a text is asked. Raises
+    InputError for an empty prompt, one longer than the context, an id outside the vocabulary, a
+    mask with a hole, a cache, or text without a tokenizer.
     """
     extra: dict[str, Tensor] = {}
     mask = None
@@ -143,11 +157,15 @@ def make(
             return Batch(None, None, extra)
         shape = beside.shape(extra["inputs_embeds"] if inputs is None else inputs)
         for name, fill in BY_TOKEN.items():
-            if name in extra and (name != "labels" or extra[name].shape == shape):  # else labels of whole texts
+            if name in extra and (
+                name != "labels" or extra[name].shape == shape
+            ):  # else labels of whole texts
                 extra[name] = right_padded(_rows(extra[name], None, mask), fill)
         if inputs is None:
             embeds, real = beside.embeddings(extra["inputs_embeds"], mask, limit)
-            places = tuple(tuple(f"<{place}>" for place in range(n)) for n in real.sum(dim=1).tolist())
+            places = tuple(
+                tuple(f"<{place}>" for place in range(n)) for n in real.sum(dim=1).tolist()
+            )
             return Batch(None, real, extra | {"inputs_embeds": embeds}, places)
     rows = _rows(inputs, tokenizer, mask)
     if tokenizer is not None and (texts := beside.texts(inputs)):
@@ -158,11 +176,15 @@ def make(
         if not row:
             raise InputError(f"prompt {number} is empty: there is no token to explain.")
         if limit is not None and len(row) > limit:
-            raise InputError(f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten it.")
+            raise InputError(
+                f"prompt {number} has {len(row)} tokens; this model's context is {limit}: shorten "
+                "it."
+            )
         wrong = [i for i in row if i < 0 or (vocab is not None and i >= vocab and i != image)]
         if wrong:
             raise InputError(
-                f"prompt {number} has the token id {wrong[0]}; this model's ids run from 0 to {vocab or '...'} - 1."
+                f"prompt {number} has the token id {wrong[0]}; this model's ids run from 0 to "
+                f"{vocab or '...'} - 1."
             )
     ids = right_padded(rows, pad)
     real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
@@ -185,5 +207,7 @@ def _rows(inputs: Any, tokenizer: PreTrainedTokenizerBase | None, mask: Any) -> 
         return rows_of(inputs, tokenizer)
     ids, keep = table(inputs), mask
     if [len(row) for row in ids] != [len(row) for row in keep]:
-        raise InputError("attention_mask and input_ids differ in shape: each token needs its own 0 or 1.")
+        raise InputError(
+            "attention_mask and input_ids differ in shape: each token needs its own 0 or 1."
+        )
     return [[i for i, real in zip(row, reals) if real] for row, reals in zip(ids, keep)]

@@ -1,9 +1,9 @@
 """The user's cache: a folder in it is whole or it is not there.
 
-`cached("models", "smollm2", ...)` returns the folder `models/smollm2` of the cache, and makes it first if it must.
-Everything is built in a workshop beside the target and moved there in one step, so an interruption leaves nothing
-half-made; a second process waits at the lock, and then finds the folder done. Its `card.json` says what it was made of,
-and how many bytes each file has.
+`cached("models", "smollm2", ...)` returns the folder `models/smollm2` of the cache, and makes it
+first if it must. Everything is built in a workshop beside the target and moved there in one step,
+so an interruption leaves nothing half-made; a second process waits at the lock, and then finds the
+folder done. Its `card.json` says what it was made of, and how many bytes each file has.
 
 The cache is `$STRATOSCOPE_CACHE`, or `$XDG_CACHE_HOME/stratoscope`, or `~/.cache/stratoscope`.
 """
@@ -43,21 +43,28 @@ def cached(
     make: Callable[[Path, Path], None],
     say: Say,
 ) -> Path:
-    """The cache folder `kind/name` if it was made of `origin` (a sha256); else `make(workshop, ready)` makes it.
+    """The cache folder `kind/name` if it was made of `origin` (a sha256); else `make(workshop,
+    ready)` makes it.
 
-    `card` is written into it as card.json, with the sizes of the files and the sha256 of the weights. `say` is called
-    with a sentence when it is done. Raises `LoadError` when the cache cannot be written, and what `make` raises.
+    `card` is written into it as card.json, with the sizes of the files and the sha256 of the
+    weights. `say` is called with a sentence when it is done. Raises `LoadError` when the cache
+    cannot be written, and what `make` raises.
     """
     folder = cache_root() / kind / name
     if is_whole(folder, origin):
         return folder
-    workshop, lock = folder.with_name(f".{name}.making"), FileLock(folder.with_name(f".{name}.lock"))
+    workshop, lock = (
+        folder.with_name(f".{name}.making"),
+        FileLock(folder.with_name(f".{name}.lock")),
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock:
             if is_whole(folder, origin):
                 return folder
-            shutil.rmtree(workshop, ignore_errors=True)  # left there by a process that was killed outright
+            shutil.rmtree(
+                workshop, ignore_errors=True
+            )  # left there by a process that was killed outright
             try:
                 (workshop / "ready").mkdir(parents=True)
                 make(workshop, workshop / "ready")
@@ -76,11 +83,15 @@ def cached(
 
 
 def is_whole(folder: Path, origin: str) -> bool:
-    """Whether `folder` was made of `origin` and no file has changed its size. Cheap: reads no weights."""
+    """Whether `folder` was made of `origin` and no file has changed its size. Cheap: reads no
+    weights."""
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         sizes = {file: (folder / file).stat().st_size for file in card["bytes"]}
-        return sizes == card["bytes"] and (card["origin_sha256"], card["format"]) == (origin, _CARD_FORMAT)
+        return sizes == card["bytes"] and (card["origin_sha256"], card["format"]) == (
+            origin,
+            _CARD_FORMAT,
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

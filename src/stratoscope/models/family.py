@@ -1,7 +1,8 @@
 """A family: the table from sites to the modules of one architecture, and nothing else.
 
-Families are data. A `Tower` says, for one stack of layers, at which module each point can be read; a `Family` joins one
-or two towers with the read-out. `families/` holds one default table and short exceptions; `prove.py` proves them.
+Families are data. A `Tower` says, for one stack of layers, at which module each point can be read;
+a `Family` joins one or two towers with the read-out. `families/` holds one default table and short
+exceptions; `prove.py` proves them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Point:
-    """Where a point's value passes: the input or output of a module (path inside the layer, "" is the layer itself).
+    """Where a point's value passes: the input or output of a module (path inside the layer, "" is
+    the layer itself).
 
     `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
     `where="seam"`: it exists only inside the attention function that the module at `path` calls.
     `where="sum"`: it is resid_pre + attn.out (or mix.out), a value that no module receives alone.
-    `scale`: an attribute of the layer (a number or a parameter; a path inside the layer) that multiplies the module's
-    output before it is added: layer scale, Granite's residual multiplier.
+    `scale`: an attribute of the layer (a number or a parameter; a path inside the layer) that
+    multiplies the module's output before it is added: layer scale, Granite's residual multiplier.
     """
 
     path: str
@@ -37,8 +39,11 @@ def out_of(path: str, part: tuple[int, int] | None = None, scale: str | None = N
 
 
 def attention_points(attention: str, o_proj: str) -> dict[str, Point]:
-    """The points of an attention module that goes through the seam; z is read where the output projection takes it."""
-    inside = {f"attn.{name}": Point(attention, "seam") for name in ("q", "k", "v", "scores", "pattern")}
+    """The points of an attention module that goes through the seam; z is read where the output
+    projection takes it."""
+    inside = {
+        f"attn.{name}": Point(attention, "seam") for name in ("q", "k", "v", "scores", "pattern")
+    }
     return inside | {"attn.z": into(o_proj)}
 
 
@@ -47,15 +52,16 @@ RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_
 
 @dataclass(frozen=True)
 class Tower:
-    """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model, those of points and
-    writes at a layer.
+    """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model,
+    those of points and writes at a layer.
 
-    `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons into attn.out and
-    mlp.out: the projection, then a post-norm or a scale (a module, a parameter or a number) where there is one. Empty
-    when it is not such a product (experts).
+    `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons
+    into attn.out and mlp.out: the projection, then a post-norm or a scale (a module, a parameter or
+    a number) where there is one. Empty when it is not such a product (experts).
 
-    `kinds`: where layers of one stack differ, what `but` changes in every layer that holds the module at a path:
-    {"mlp.experts": {...}, "mamba": {...}}. A layer may hold several; they are made in order.
+    `kinds`: where layers of one stack differ, what `but` changes in every layer that holds the
+    module at a path: {"mlp.experts": {...}, "mamba": {...}}. A layer may hold several; they are
+    made in order.
     """
 
     layers: str
@@ -66,26 +72,34 @@ class Tower:
     final_norm: str | None = None
     config: str = ""
     # "sequential": mid = pre + attn, post = mid + mlp. "parallel": post = pre + attn + mlp.
-    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names the two. A norm may be
-    # a number of the layer's (Gemma 4's layer_scalar) or "" for none: either way the stream is no sum of writes.
+    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names
+    # the two. A norm may be a number of the layer's (Gemma 4's layer_scalar) or "" for none: either
+    # way the stream is no sum of writes.
     residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
     norms: tuple[str, str] | None = None
     causal: bool = True
-    # Whether positions hear of one another also beside the attention function (a state space, a convolution, a mask made
-    # from the values): then rows of several runs cannot be packed, and `sweep` runs its cells one by one.
+    # Whether positions hear of one another also beside the attention function (a state space, a
+    # convolution, a mask made from the values): then rows of several runs cannot be packed, and
+    # `sweep` runs its cells one by one.
     mixes: bool = False
-    # Whether a gate or a norm of each head stands between pattern @ v and z (Qwen 3.5's output gate).
+    # Whether a gate or a norm of each head stands between pattern @ v and z (Qwen 3.5's output
+    # gate).
     gated: bool = False
-    activation: str | None = None  # the MLP's activation, where it does not shut far below zero (xIELU)
-    # what the model adds to the stream between two layers when a picture is given, so that resid_post of one layer is
-    # not resid_pre of the next (DeepStack)
+    activation: str | None = (
+        None  # the MLP's activation, where it does not shut far below zero (xIELU)
+    )
+    # what the model adds to the stream between two layers when a picture is given, so that
+    # resid_post of one layer is not resid_pre of the next (DeepStack)
     between: str | None = None
-    flat: bool = False  # the stack carries (position, dim) with no example axis: all images in one row
+    flat: bool = (
+        False  # the stack carries (position, dim) with no example axis: all images in one row
+    )
     lacks: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def but(self, **changes) -> Tower:
-        """A copy with some fields changed; `points` are merged, and a point in `lacks` is removed from the table."""
+        """A copy with some fields changed; `points` are merged, and a point in `lacks` is removed
+        from the table."""
         added, lacking = changes.pop("points", {}), changes.pop("lacks", {})
         lacks = {**{name: why for name, why in self.lacks.items() if name not in added}, **lacking}
         points = {**self.points, **added}
@@ -96,21 +110,24 @@ class Tower:
 def under(prefix: str, tower: Tower, config: str = "") -> Tower:
     """The same tower inside a larger model: every path from the base model gets the prefix."""
     paths = {
-        name: f"{prefix}.{getattr(tower, name)}" for name in ("layers", "embed", "final_norm") if getattr(tower, name)
+        name: f"{prefix}.{getattr(tower, name)}"
+        for name in ("layers", "embed", "final_norm")
+        if getattr(tower, name)
     }
     return tower.but(config=config, **paths)
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its towers ("" is the main stack, "vision" the second), its read-out and its config keys.
+    """An architecture: its towers ("" is the main stack, "vision" the second), its read-out and its
+    config keys.
 
-    `head`: modules applied in turn to the normalised last residual to give logits; paths start at the whole model.
-    `logit_scale`: what the model multiplies the last of these modules' output by.
+    `head`: modules applied in turn to the normalised last residual to give logits; paths start at
+    the whole model. `logit_scale`: what the model multiplies the last of these modules' output by.
     `handles`: config keys, beyond the common ones, that the tables above take account of.
-    `per_token`: model inputs that its own processor gives for every token of a prompt, and their value (the prefix that
-    PaliGemma reads in both directions).
-    `pooled`: position that the head reads (ViT's class token); None when it reads every position.
+    `per_token`: model inputs that its own processor gives for every token of a prompt, and their
+    value (the prefix that PaliGemma reads in both directions). `pooled`: position that the head
+    reads (ViT's class token); None when it reads every position.
     """
 
     name: str

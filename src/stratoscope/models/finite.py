@@ -15,8 +15,9 @@ _MAY_BE_INFINITE = ("attn.scores", "logits")  # what a query may not read, and w
 def refuse(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
     """Raise InputError for the first value that is not a number, or infinite where it may not be.
 
-    values: by site, or by what a person calls it, the first axis the example where `mask` is given. mask:
-    (example, position) of what is real: in padding anything may stand. One look at the device when all is well.
+    values: by site, or by what a person calls it, the first axis the example where `mask` is given.
+    mask: (example, position) of what is real: in padding anything may stand. One look at the device
+    when all is well.
     """
     floats = {name: x for name, x in values.items() if x.is_floating_point() and x.numel()}
     flags = [_wrong(name, x).any().cpu() for name, x in floats.items()]
@@ -28,13 +29,17 @@ def refuse(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
         places = _wrong(name, x).nonzero()
         if mask is not None and x.ndim > 1 and x.shape[:2] == mask.shape:
             places = places[mask.to(x.device)[places[:, 0], places[:, 1]]]
-        elif mask is not None and x.ndim == 4 and (x.shape[0], x.shape[2]) == mask.shape:  # head before query
+        elif (
+            mask is not None and x.ndim == 4 and (x.shape[0], x.shape[2]) == mask.shape
+        ):  # head before query
             places = places[mask.to(x.device)[places[:, 0], places[:, 2]]]
         if len(places):
             at = tuple(places[0].tolist())
             raise InputError(
-                f"{name} is {float(x[at])} at {at}: not a number to measure with. Look for broken weights, a value put "
-                f"there by an intervention, or, in float16, one above 65504 (load in bfloat16 or float32)."
+                f"{name} is {float(x[at])} at {at}: not a number to measure with. Look for broken "
+                "weights, a value put "
+                "there by an intervention, or, in float16, one above 65504 (load in bfloat16 or "
+                "float32)."
             )
 
 

@@ -1,4 +1,5 @@
-"""What people pass as prompts, read as one row of token ids for each: texts, ids, tables, arrays, chats.
+"""What people pass as prompts, read as one row of token ids for each: texts, ids, tables, arrays,
+chats.
 
 What cannot be read is refused with what was found and what to give instead.
 """
@@ -25,10 +26,14 @@ def rows_of(inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[list
     if isinstance(inputs, str) or _is_chat(inputs):
         inputs = [inputs]
     if isinstance(inputs, (bytes, bytearray)):
-        raise InputError("inputs are bytes: decode them to text first, e.g. prompt.decode('utf-8').")
+        raise InputError(
+            "inputs are bytes: decode them to text first, e.g. prompt.decode('utf-8')."
+        )
     if not isinstance(inputs, Sequence) or not inputs:
         told = f"{type(inputs).__name__} {inputs!r:.80}"
-        raise InputError(f"inputs must be prompts, token ids or model inputs; got {told}: {_FORMS}.")
+        raise InputError(
+            f"inputs must be prompts, token ids or model inputs; got {told}: {_FORMS}."
+        )
     if all(isinstance(x, str) for x in inputs):
         return _of_texts(inputs, tokenizer)
     if all(map(_is_chat, inputs)):
@@ -53,14 +58,19 @@ def _row(number: int, row: Any) -> list[int]:
         raise InputError(f"prompt {number} is {row!r:.60} ({type(row).__name__}): {_FORMS}.")
     wrong = next((x for x in row if not isinstance(_plain(x), Integral)), None)
     if isinstance(wrong, str):
-        raise InputError(f"prompt {number} is a list of texts, {row!r:.60}: give one text for each.")
+        raise InputError(
+            f"prompt {number} is a list of texts, {row!r:.60}: give one text for each."
+        )
     if wrong is not None:
-        raise InputError(f"prompt {number} holds {wrong!r:.60}, where token ids are integers: {_FORMS}.")
+        raise InputError(
+            f"prompt {number} holds {wrong!r:.60}, where token ids are integers: {_FORMS}."
+        )
     return [int(x) for x in row]
 
 
 def _plain(x: Any) -> Any:
-    """Tensors, arrays and table columns as lists. Raises InputError for ids that are no integers."""
+    """Tensors, arrays and table columns as lists. Raises InputError for ids that are no
+    integers."""
     if not hasattr(x, "tolist"):
         return x
     shape, kind = tuple(getattr(x, "shape", ())), str(getattr(x, "dtype", ""))
@@ -71,7 +81,9 @@ def _plain(x: Any) -> Any:
 
 def _of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
     if tokenizer is None:
-        raise InputError("this model was wrapped without a tokenizer: pass token ids instead of text.")
+        raise InputError(
+            "this model was wrapped without a tokenizer: pass token ids instead of text."
+        )
     for number, text in enumerate(texts):
         if not text:
             raise InputError(f"prompt {number} is empty: there is no token to explain.")
@@ -85,10 +97,16 @@ def _of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -
 
 def _is_chat(x: Any) -> bool:
     """A list of messages, {"role": ..., "content": ...}."""
-    return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(turn, Mapping) and "role" in turn for turn in x)
+    return (
+        isinstance(x, (list, tuple))
+        and bool(x)
+        and all(isinstance(turn, Mapping) and "role" in turn for turn in x)
+    )
 
 
-def _of_chat(chat: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+def _of_chat(
+    chat: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None
+) -> list[int]:
     """The chat as the model's own template writes it, up to where the model goes on."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError(
@@ -97,7 +115,8 @@ def _of_chat(chat: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBa
         )
     if not all(isinstance(turn.get("content"), str) for turn in chat):
         raise InputError(
-            "a chat message's content is text here; for pictures, let the model's processor make the "
+            "a chat message's content is text here; for pictures, let the model's processor make "
+            "the "
             "inputs and pass its mapping (input_ids, pixel_values, ...)."
         )
     open_end = chat[-1]["role"] == "assistant"  # an answer that has begun is gone on with

@@ -1,4 +1,5 @@
-"""A layout: a family's table resolved against one model, from site names to the modules that carry them."""
+"""A layout: a family's table resolved against one model, from site names to the modules that carry
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from stratoscope.models.weights import Scaled, shape
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes of one tower: how many layers, query heads, key/value heads, and how wide each axis is."""
+    """Sizes of one tower: how many layers, query heads, key/value heads, and how wide each axis
+    is."""
 
     layers: int
     heads: int
@@ -28,25 +30,33 @@ class Dims:
 
 
 class Layout:
-    """Where each site of this model lives. Raises FamilyError when the family's paths do not fit the model."""
+    """Where each site of this model lives. Raises FamilyError when the family's paths do not fit
+    the model."""
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
-        self.found: Any = None  # the `Readout` of a head that the family does not name, once it is found
+        self.found: Any = (
+            None  # the `Readout` of a head that the family does not name, once it is found
+        )
         self.base: nn.Module = model.base_model
-        self.layers = {name: list(self._global(tower.layers)) for name, tower in family.towers.items()}
+        self.layers = {
+            name: list(self._global(tower.layers)) for name, tower in family.towers.items()
+        }
         self._towers = {
-            name: [self._as_in(layer, family.towers[name]) for layer in layers] for name, layers in self.layers.items()
+            name: [self._as_in(layer, family.towers[name]) for layer in layers]
+            for name, layers in self.layers.items()
         }
         if family.head and not self.family_head and _reads_out(model):
             raise FamilyError(
-                f"{type(model).__name__} has an output embedding, but not at {family.head}, where family "
+                f"{type(model).__name__} has an output embedding, but not at {family.head}, where "
+                "family "
                 f"`{family.name}` reads logits."
             )
         self.dims = {name: self._dims(name, tower) for name, tower in family.towers.items()}
 
     def resolve(self, sites: str | Site | Iterable[str | Site]) -> list[Site]:
-        """Parse and expand site names, and refuse those that this model does not have. Raises SiteError."""
+        """Parse and expand site names, and refuse those that this model does not have. Raises
+        SiteError."""
         found = expand(sites, {name: len(layers) for name, layers in self.layers.items()})
         for site in found:
             reason = self.lack(site)
@@ -57,37 +67,57 @@ class Layout:
         return found
 
     def _refuse_another_tensor(self, site: Site) -> None:
-        """TransformerLens shows queries and keys before rotary embedding, and an RMS norm's output before its weight."""
+        """TransformerLens shows queries and keys before rotary embedding, and an RMS norm's output
+        before its weight."""
         if site.point == "final_norm":
             if isinstance(self.final_norm, nn.LayerNorm):  # there it is the norm's output too
                 return
-            told = f"the final norm's output before its weight; `{site}` is after it, what the read-out takes"
+            told = (
+                f"the final norm's output before its weight; `{site}` is after it, what the "
+                "read-out takes"
+            )
         else:
-            turned = any("rotary" in type(module).__name__.lower() for module in self.base.modules())
-            if not turned and not any(getattr(self.config(), name, None) for name in ("rope_parameters", "rotary_dim")):
+            turned = any(
+                "rotary" in type(module).__name__.lower() for module in self.base.modules()
+            )
+            if not turned and not any(
+                getattr(self.config(), name, None) for name in ("rope_parameters", "rotary_dim")
+            ):
                 return
             told = (
-                f"taken before rotary embedding; `{site}` is after it, as `{site.alias.replace('hook_', 'hook_rot_')}`"
+                f"taken before rotary embedding; `{site}` is after it, as "
+                f"`{site.alias.replace('hook_', 'hook_rot_')}`"
             )
-        raise SiteError(f"TransformerLens's `{site.alias}` is {told}. Ask for `{site}` if that is what you want.")
+        raise SiteError(
+            f"TransformerLens's `{site.alias}` is {told}. Ask for `{site}` if that is what you "
+            "want."
+        )
 
     def resolve_one(self, site: str | Site) -> Site:
         """The one site that a name means. Raises SiteError, also for a name with `*`."""
         found = self.resolve(site)
         if len(found) != 1:
-            raise SiteError(f"`{site}` names {len(found)} sites where one is needed: give a layer's number for `*`.")
+            raise SiteError(
+                f"`{site}` names {len(found)} sites where one is needed: give a layer's number for "
+                "`*`."
+            )
         return found[0]
 
     def lack(self, site: Site) -> str | None:
         """Why this model has no such site, or None."""
         tower = self.tower(site)
         if site.layer is not None:
-            return tower.lacks.get(site.point) or (None if site.point in tower.points else "it has no such part")
+            return tower.lacks.get(site.point) or (
+                None if site.point in tower.points else "it has no such part"
+            )
         if site.tower and site.point not in ("embed", "final_norm"):
             return "a tower beside the main one has no such part of its own"
         if site.point == "logits":
             if self.head or (self.found and not self.found.reason):
-                two = "it has two outputs for each token, start_logits and end_logits; `lm.readout` gives both"
+                two = (
+                    "it has two outputs for each token, start_logits and end_logits; "
+                    "`lm.readout` gives both"
+                )
                 return two if hasattr(self.model, "qa_outputs") else None
             none = f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
             return self.found.reason.rstrip(".") if self.found else none
@@ -97,8 +127,18 @@ class Layout:
 
     def all_sites(self) -> list[Site]:
         """Every site of the model, in the order in which they are computed within a layer."""
-        names = [Site(t, layer, p) for t, ls in self.layers.items() for layer in range(len(ls)) for p in POINTS]
-        ends = [Site(t, None, p) for t in self.layers for p in GLOBAL_POINTS if t == "" or p in ("embed", "final_norm")]
+        names = [
+            Site(t, layer, p)
+            for t, ls in self.layers.items()
+            for layer in range(len(ls))
+            for p in POINTS
+        ]
+        ends = [
+            Site(t, None, p)
+            for t in self.layers
+            for p in GLOBAL_POINTS
+            if t == "" or p in ("embed", "final_norm")
+        ]
         return [site for site in names + ends if self.lack(site) is None]
 
     def locate(self, site: Site) -> tuple[nn.Module, Point]:
@@ -123,29 +163,40 @@ class Layout:
         return self._module(self.layer(site), self.tower(site).points["attn.q"].path)
 
     def tower(self, site: Site) -> Tower:
-        """The table that holds in the site's layer: the tower's own, changed by what that layer holds."""
-        return self.family.towers[site.tower] if site.layer is None else self._towers[site.tower][int(site.layer)]
+        """The table that holds in the site's layer: the tower's own, changed by what that layer
+        holds."""
+        return (
+            self.family.towers[site.tower]
+            if site.layer is None
+            else self._towers[site.tower][int(site.layer)]
+        )
 
     @property
     def packable(self) -> bool:
-        """Whether rows of several runs can go through the main stack as one: only attention, by the seam, mixes them."""
+        """Whether rows of several runs can go through the main stack as one: only attention, by the
+        seam, mixes them."""
         return all("attn.q" in tower.points and not tower.mixes for tower in self._towers[""])
 
     @property
     def gated(self) -> bool:
-        """Whether in some layer of the main stack z is not pattern @ v, but that times a gate or through a norm."""
+        """Whether in some layer of the main stack z is not pattern @ v, but that times a gate or
+        through a norm."""
         return any(tower.gated for tower in self._towers[""])
 
     def scale(self, site: Site, point: Point) -> Tensor | float | None:
-        """What stands as a factor between the module of `locate` and the stream: a number or (dim,)."""
+        """What stands as a factor between the module of `locate` and the stream: a number or
+        (dim,)."""
         return _value(self.layer(site), point.scale) if point.scale else None
 
     def writers(self, site: Site) -> list[nn.Module]:
-        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then a post-norm or scale."""
+        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then a
+        post-norm or scale."""
         tower = self.tower(site)
         paths = {"attn.out": tower.attn_write, "mlp.out": tower.mlp_write}.get(site.point)
         if not paths:
-            raise SiteError(f"`{site}` on {self.family.name} is not one projection of heads or neurons.")
+            raise SiteError(
+                f"`{site}` on {self.family.name} is not one projection of heads or neurons."
+            )
         layer = self.layer(site)
         found = [_value(layer, path) for path in paths]
         return [
@@ -157,7 +208,10 @@ class Layout:
         """What the stream goes through after each of a post-norm layer's additions."""
         found = [(path, _value(self.layer(site), path)) for path in self.tower(site).norms or ()]
         plain = {"": nn.Identity()}
-        return [plain.get(path) or (LayerScale(x) if not isinstance(x, nn.Module) else x) for path, x in found]
+        return [
+            plain.get(path) or (LayerScale(x) if not isinstance(x, nn.Module) else x)
+            for path, x in found
+        ]
 
     @property
     def final_norm(self) -> nn.Module | None:
@@ -166,7 +220,8 @@ class Layout:
 
     @property
     def head(self) -> list[nn.Module]:
-        """The read-out's modules in order; empty when this model class has none, or none that takes single rows."""
+        """The read-out's modules in order; empty when this model class has none, or none that takes
+        single rows."""
         return self.family_head or (self.found.modules if self.found else [])
 
     @property
@@ -175,7 +230,11 @@ class Layout:
         if not all(self._has(self.model, path) for path in self.family.head):
             return []
         found = [self._module(self.model, path) for path in self.family.head]
-        return found if self.family.logit_scale == 1.0 else [*found[:-1], Scaled(found[-1], self.family.logit_scale)]
+        return (
+            found
+            if self.family.logit_scale == 1.0
+            else [*found[:-1], Scaled(found[-1], self.family.logit_scale)]
+        )
 
     def config(self, tower: str = "") -> Any:
         """The config of one tower."""
@@ -194,7 +253,8 @@ class Layout:
         sizes = attend and shape(z := self._module(attend[0], attend[1].points["attn.z"].path))
         if attend and not (sizes and heads):
             raise FamilyError(
-                f"family `{self.family.name}`: {type(z).__name__} at `{attend[1].points['attn.z'].path}` has no matrix, "
+                f"family `{self.family.name}`: {type(z).__name__} at "
+                f"`{attend[1].points['attn.z'].path}` has no matrix, "
                 f"or {type(config).__name__} no number of heads, so heads cannot be told apart."
             )
         dim, width = sizes or (config.hidden_size, 0)
@@ -216,21 +276,25 @@ class Layout:
         return tower
 
     def _global(self, path: str) -> nn.Module:
-        """From the base model; from the whole model where its prefix names only the stack (DINOv3)."""
+        """From the base model; from the whole model where its prefix names only the stack
+        (DINOv3)."""
         whole = not self._has(self.base, path) and self._has(self.model, path)
         return self._module(self.model if whole else self.base, path)
 
     def _module(self, start: nn.Module, path: str) -> nn.Module:
         if not self._has(start, path):
             raise FamilyError(
-                f"family `{self.family.name}` looks for `{path}` in {type(start).__name__}, which has none: "
+                f"family `{self.family.name}` looks for `{path}` in {type(start).__name__}, which "
+                "has none: "
                 f"{type(self.model).__name__} is not laid out as this family says."
             )
         return start.get_submodule(path)
 
     @staticmethod
     def _has(start: nn.Module, path: str) -> bool:
-        return _value(start, path) is not None  # some modules name a part that their config leaves out
+        return (
+            _value(start, path) is not None
+        )  # some modules name a part that their config leaves out
 
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
@@ -238,14 +302,17 @@ _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 
 def _kv_heads(config: Any) -> int | None:
     """How many key/value heads the config says, or None."""
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):
         return 1
     keys = ("num_key_value_heads", "num_kv_heads")
     return next((n for key in keys if isinstance(n := getattr(config, key, None), int)), None)
 
 
 class LayerScale(nn.Module):
-    """A layer's scale, which models hold as a number or a bare parameter, as the module that multiplies by it."""
+    """A layer's scale, which models hold as a number or a bare parameter, as the module that
+    multiplies by it."""
 
     def __init__(self, scale: Tensor | float) -> None:
         super().__init__()

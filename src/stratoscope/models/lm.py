@@ -1,4 +1,5 @@
-"""LM: the Hugging Face model you have, its tokenizer, and the names of what is inside. The model is never rewritten."""
+"""LM: the Hugging Face model you have, its tokenizer, and the names of what is inside. The model is
+never rewritten."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ from stratoscope.models.weights import matrix
 
 
 class LM:
-    """A wrapped model. Call it on prompts to run it; use `engine.trace` and `engine.intervene` to look inside.
+    """A wrapped model. Call it on prompts to run it; use `engine.trace` and `engine.intervene` to
+    look inside.
 
-    model, tokenizer, processor: the Hugging Face objects, untouched. family, layout: where each site lives.
-    dims: sizes of the main tower (`layout.dims["vision"]` for the second). taps: who is listening.
+    model, tokenizer, processor: the Hugging Face objects, untouched. family, layout: where each
+    site lives. dims: sizes of the main tower (`layout.dims["vision"]` for the second). taps: who is
+    listening.
     """
 
     def __init__(
@@ -40,7 +43,12 @@ class LM:
         name: str | None = None,
         revision: str | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.processor, self.family = model, tokenizer, processor, family
+        self.model, self.tokenizer, self.processor, self.family = (
+            model,
+            tokenizer,
+            processor,
+            family,
+        )
         refuse_compiled(model)
         self.layout = Layout(model, family)
         self.taps = taps_of(model, self.layout)
@@ -50,7 +58,10 @@ class LM:
 
     def __repr__(self) -> str:
         d = self.dims
-        return f"LM({self._name!r}, {self.family.name}: {d.layers} layers, {d.heads} heads, dim {d.dim})"
+        return (
+            f"LM({self._name!r}, {self.family.name}: {d.layers} layers, {d.heads} heads, dim "
+            f"{d.dim})"
+        )
 
     @property
     def dims(self) -> Dims:
@@ -59,20 +70,27 @@ class LM:
         return dims if vocab == dims.vocab else replace(dims, vocab=vocab)
 
     def batch(self, inputs: Any) -> Batch:
-        """Read prompts (one or several), ids, a mapping of model inputs, or a Batch; padding side does not matter.
+        """Read prompts (one or several), ids, a mapping of model inputs, or a Batch; padding side
+        does not matter.
 
-        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or text without
-        tokenizer.
+        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or
+        text without tokenizer.
         """
         if isinstance(inputs, Batch):
             return inputs.to(self.model.device)
         config = self.model.config
         # the config's first: it is the one by which classifiers find where a prompt ends
-        pads = (getattr(held, "pad_token_id", None) for held in (self.layout.config(), self.tokenizer))
+        pads = (
+            getattr(held, "pad_token_id", None) for held in (self.layout.config(), self.tokenizer)
+        )
         pad = next((pad for pad in pads if pad is not None), 0)
-        image = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        image = getattr(config, "image_token_id", None) or getattr(
+            config, "image_token_index", None
+        )
         vocab = self.dims.vocab or None
-        pad = pad if 0 <= pad < (vocab or pad + 1) else 0  # never read, but looked up in the embedding all the same
+        pad = (
+            pad if 0 <= pad < (vocab or pad + 1) else 0
+        )  # never read, but looked up in the embedding all the same
         main = self.family.towers[""]
         made = batches.make(
             inputs,
@@ -84,16 +102,25 @@ class LM:
             predicts=main.causal and bool(self.layout.head),
         )
         if made.ids is not None and self.family.per_token:
-            given = {name: torch.full_like(made.ids, value) for name, value in self.family.per_token.items()}
+            given = {
+                name: torch.full_like(made.ids, value)
+                for name, value in self.family.per_token.items()
+            }
             made = replace(made, extra=given | dict(made.extra))
-        if made.tokens and not main.causal and self.layout.family_head and self.family.pooled is None:
+        if (
+            made.tokens
+            and not main.causal
+            and self.layout.family_head
+            and self.family.pooled is None
+        ):
             made = replace(made, notes=(*made.notes, _read_at(made.tokens)))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return made.to(self.model.device)
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
-        """One forward pass of the Hugging Face model, without a cache; None when a trace stopped it early."""
+        """One forward pass of the Hugging Face model, without a cache; None when a trace stopped it
+        early."""
         batch = self.batch(inputs)
         if self.model.can_generate():
             arguments.setdefault("use_cache", False)
@@ -104,14 +131,16 @@ class LM:
                 return None
 
     def sites(self, pattern: str | Site | None = None) -> list[Site]:
-        """The sites a pattern names (`layers.*.attn.z`), or every site of this model. Raises SiteError."""
+        """The sites a pattern names (`layers.*.attn.z`), or every site of this model. Raises
+        SiteError."""
         return self.layout.all_sites() if pattern is None else self.layout.resolve(pattern)
 
     def weight(self, site: str | Site) -> Tensor:
-        """The matrix (out, in) that writes `attn.out` or `mlp.out`, reads into `mlp.pre`, or is `embed` or `logits`.
+        """The matrix (out, in) that writes `attn.out` or `mlp.out`, reads into `mlp.pre`, or is
+        `embed` or `logits`.
 
-        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim). Raises InputError where
-        it holds what is not a number.
+        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
+        Raises InputError where it holds what is not a number.
         """
         at = self.layout.resolve_one(site)
         found = self._weight(at)
@@ -125,12 +154,19 @@ class LM:
             return matrix(self.layout.head[-1])
         module, point = self.layout.locate(at)
         if at.point not in ("embed", "mlp.pre") or not hasattr(module, "weight"):
-            raise SiteError(f"`{at}` has no one weight; ask for attn.out, mlp.out, mlp.pre, embed or logits.")
-        return matrix(module) if point.part is None else matrix(module).chunk(point.part[1])[point.part[0]]
+            raise SiteError(
+                f"`{at}` has no one weight; ask for attn.out, mlp.out, mlp.pre, embed or logits."
+            )
+        return (
+            matrix(module)
+            if point.part is None
+            else matrix(module).chunk(point.part[1])[point.part[0]]
+        )
 
     @property
     def readout(self) -> Readout:
-        """What the model makes of its last residual stream, and at which position: see `models.readout`.
+        """What the model makes of its last residual stream, and at which position: see
+        `models.readout`.
 
         Called on (..., dim) residuals it gives (..., vocab) logits, as the model does.
         """
@@ -142,14 +178,19 @@ class LM:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a result must carry to be repeated: model, weights (their name, anew where they have changed), dtype,
-        attention kernel, device, versions; and `changes`, where edits, interventions or others' hooks are at work.
+        """What a result must carry to be repeated: model, weights (their name, anew where they have
+        changed), dtype, attention kernel, device, versions; and `changes`, where edits,
+        interventions or others' hooks are at work.
         """
         changed = changes(self.taps)
         edits = tuple(number for number, told in self.taps.declared if "weights" in told)
         return {
             "model": self._name,
-            **({"title": known.title} if (known := pretrained.NAMED.get(self._name)) and known.title else {}),
+            **(
+                {"title": known.title}
+                if (known := pretrained.NAMED.get(self._name)) and known.title
+                else {}
+            ),
             "family": self.family.name,
             "weights": self.revision.name(edits),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -170,4 +211,7 @@ class LM:
 def _read_at(tokens: tuple[tuple[str, ...], ...]) -> str:
     """What is asked of a masked language model is not what follows a text: say where it is read."""
     told = ", ".join(dict.fromkeys(repr(row[-1]) for row in tokens))
-    return f"This model fills in masked tokens; its prediction is read at the last token of each prompt ({told:.60})."
+    return (
+        "This model fills in masked tokens; its prediction is read at the last token of each "
+        f"prompt ({told:.60})."
+    )

@@ -22,7 +22,8 @@ from stratoscope.models.specimen import specimens
 from stratoscope.models.taps import refuse_compiled
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "spiece.model",
 )  # fmt: skip
 
 
@@ -36,11 +37,12 @@ def wrap(
 ) -> LM:
     """An LM around a Hugging Face model in memory, which is left as it is.
 
-    The family is proved on this very model, with prompts of a few tokens: that of a known architecture after its config
-    keys are checked, one that is found in the structure of an unknown one, or `family`, a table of your own
-    (docs/families.md). Whether earlier positions see later ones is measured, whatever the architecture does by default.
-    A model inside DataParallel or `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot
-    be trusted, or its weights are not there, InputError when a part of it is compiled in place.
+    The family is proved on this very model, with prompts of a few tokens: that of a known
+    architecture after its config keys are checked, one that is found in the structure of an unknown
+    one, or `family`, a table of your own (docs/families.md). Whether earlier positions see later
+    ones is measured, whatever the architecture does by default. A model inside DataParallel or
+    `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot be
+    trusted, or its weights are not there, InputError when a part of it is compiled in place.
     """
     model = ready(model)
     refuse_compiled(model)
@@ -60,21 +62,31 @@ def wrap(
                 prove(lm, inputs)
         except FamilyError as error:
             failure = failure or error
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StratoscopeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            StratoscopeError,
+        ) as error:
             told = f"{type(error).__name__}: {str(error)[:200]}"
             failure = failure or FamilyError(
-                f"{type(model).__name__} does not run as family `{table.name}` has it ({told}); refused."
+                f"{type(model).__name__} does not run as family `{table.name}` has it ({told}); "
+                "refused."
             )
         else:
             return lm
     if known is not None and failure is not None:
         raise failure
-    raise FamilyError(f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}")
+    raise FamilyError(
+        f"`{model.config.model_type}` is not a known architecture ({known_types()}), and {failure}"
+    )
 
 
 def _turned_round(family: Family) -> Family:
-    """The family with a main stack that is causal where it was bidirectional, or the other way round: `is_causal=False`
-    in a config does that to any decoder."""
+    """The family with a main stack that is causal where it was bidirectional, or the other way
+    round: `is_causal=False` in a config does that to any decoder."""
     main = family.towers[""]
     return replace(family, towers={**family.towers, "": main.but(causal=not main.causal)})
 
@@ -90,15 +102,17 @@ def load(
 ) -> LM:
     """Load a model: a name of ours ("smollm2", "minilm"), a Hugging Face id, or a local folder.
 
-    dtype: "float32", "bfloat16", "float16", or "auto" for that of the file. device: as torch names it. tokenizer=False
-    allows a folder without one (then pass token ids). family: a table of your own, as for `wrap`.
-    Raises LoadError, saying what to do, when the model or its tokenizer cannot be had; FamilyError when it can not be
-    trusted.
+    dtype: "float32", "bfloat16", "float16", or "auto" for that of the file. device: as torch names
+    it. tokenizer=False allows a folder without one (then pass token ids). family: a table of your
+    own, as for `wrap`. Raises LoadError, saying what to do, when the model or its tokenizer cannot
+    be had; FamilyError when it can not be trusted.
     """
     import transformers
 
     if dtype not in ("float32", "bfloat16", "float16", "auto"):
-        raise LoadError(f"dtype {dtype!r}: choose float32, bfloat16, float16, or auto for that of the file.")
+        raise LoadError(
+            f"dtype {dtype!r}: choose float32, bfloat16, float16, or auto for that of the file."
+        )
     refuse_no_device(device)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     place = pretrained.resolve(str(name))
@@ -112,11 +126,14 @@ def load(
         reader, processor = _readers(place, options) if tokenizer else (None, None)
     if tokenizer and reader is None and processor is None:
         raise LoadError(
-            f"`{name}` has no tokenizer files (tokenizer.json, tokenizer_config.json) that Transformers can read. Add "
+            f"`{name}` has no tokenizer files (tokenizer.json, tokenizer_config.json) that "
+            "Transformers can read. Add "
             f"them, or load with tokenizer=False and pass token ids."
         )
     lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name), family=family)
-    lm.revision = Revision(lm.model, pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None))
+    lm.revision = Revision(
+        lm.model, pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None)
+    )
     return lm
 
 

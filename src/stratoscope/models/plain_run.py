@@ -1,7 +1,8 @@
-"""Two plain runs of a model that nobody has named: which outputs, times which factors, its layers add to the stream.
+"""Two plain runs of a model that nobody has named: which outputs, times which factors, its layers
+add to the stream.
 
-They also tell whether attention goes through Transformers' interface, whether the MLP reads what attention wrote, whether
-the model is causal, and what multiplies its logits.
+They also tell whether attention goes through Transformers' interface, whether the MLP reads what
+attention wrote, whether the model is causal, and what multiplies its logits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from stratoscope.models.family import Point, out_of
 from stratoscope.models.structure import Part
 
 _POST = {
-    "attention": ("post_attention_layernorm", "post_self_attn_layernorm", "post_operator_norm", "post_norm1"),
+    "attention": (
+        "post_attention_layernorm",
+        "post_self_attn_layernorm",
+        "post_operator_norm",
+        "post_norm1",
+    ),
     "mlp": ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm", "post_norm2"),
 }
 _POST |= {"mixer": _POST["attention"], "experts": _POST["mlp"]}
@@ -34,7 +40,12 @@ _FACTORS = {
     "experts": ("residual_multiplier", "residual_scale"),
 }
 _STREAM = ("layer_scalar",)
-_LOGIT_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
+_LOGIT_FACTORS = (
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logits_mup_width_multiplier",
+)
 
 
 Seam = Literal["open", "gated", "closed"]
@@ -42,10 +53,11 @@ Seam = Literal["open", "gated", "closed"]
 
 @dataclass(frozen=True)
 class Measured:
-    """One layer: its parts, where what each adds is read, whether they run in parallel, and how attention is reached.
+    """One layer: its parts, where what each adds is read, whether they run in parallel, and how
+    attention is reached.
 
-    seam: "open" (z is pattern @ v), "gated" (head by head, through a gate or a norm), or "closed" (not by Transformers'
-    attention interface, or heads are joined before z).
+    seam: "open" (z is pattern @ v), "gated" (head by head, through a gate or a norm), or "closed"
+    (not by Transformers' attention interface, or heads are joined before z).
     """
 
     layer: nn.Module
@@ -63,7 +75,9 @@ class PlainRun:
         self.model: Any = model
         self.stack = stack
         size = self.model.config.get_text_config().vocab_size
-        self.ids = torch.tensor([[(a + 31 * i) % size for i in range(6)] for a in (7, 11)], device=self.model.device)
+        self.ids = torch.tensor(
+            [[(a + 31 * i) % size for i in range(6)] for a in (7, 11)], device=self.model.device
+        )
         self.input: dict[nn.Module, Tensor] = {}
         self.output: dict[nn.Module, Tensor] = {}
         self.calls: dict[nn.Module, int] = {}
@@ -74,17 +88,29 @@ class PlainRun:
         kept = dict(self.input), dict(self.output)
         self._go(changed)
         self.causal = _equal(self.output[stack[-1]][:, :-1], before[:, :-1])
-        self.seams = self._seams([(at, p) for at, ps in zip(stack, found) for p in ps if p.kind == "attention"])
+        self.seams = self._seams(
+            [(at, p) for at, ps in zip(stack, found) for p in ps if p.kind == "attention"]
+        )
         self.input, self.output = kept
 
     @torch.no_grad()
-    def _go(self, ids: Tensor | None = None, held: dict[nn.Module, Tensor] | None = None) -> Tensor | None:
-        """Run, noting what goes into and comes out of each module; `held` is given to the layers in place of the stream."""
+    def _go(
+        self, ids: Tensor | None = None, held: dict[nn.Module, Tensor] | None = None
+    ) -> Tensor | None:
+        """Run, noting what goes into and comes out of each module; `held` is given to the layers in
+        place of the stream."""
         with ExitStack() as hooks:
             for layer in held or ():
-                hook = layer.register_forward_pre_hook(partial(_held, (held or {})[layer]), with_kwargs=True)
+                hook = layer.register_forward_pre_hook(
+                    partial(_held, (held or {})[layer]), with_kwargs=True
+                )
                 hooks.callback(hook.remove)
-            watched = [m for layer in self.stack for m in layer.modules() if not isinstance(m, nn.ModuleList)]
+            watched = [
+                m
+                for layer in self.stack
+                for m in layer.modules()
+                if not isinstance(m, nn.ModuleList)
+            ]
             for module in watched:
                 hooks.callback(module.register_forward_hook(self._note, with_kwargs=True).remove)
             hooks.callback(self.model.train, self.model.training)
@@ -94,14 +120,25 @@ class PlainRun:
         often, self.calls = max(self.calls.values(), default=0), {}
         if self.stack[-1] not in self.output or often != 1:
             told = (
-                f"calls its layers {often} times in one forward pass" if often > 1 else "does not call all its layers"
+                f"calls its layers {often} times in one forward pass"
+                if often > 1
+                else "does not call all its layers"
             )
-            raise FamilyError(f"{type(self.model).__name__} {told}, so a layer's sites have no one value: refused.")
+            raise FamilyError(
+                f"{type(self.model).__name__} {told}, so a layer's sites have no one value: "
+                "refused."
+            )
         return output.get("logits")
 
     def _note(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        gives = output if isinstance(output, Tensor) else output[0] if isinstance(output, (tuple, list)) else None
+        gives = (
+            output
+            if isinstance(output, Tensor)
+            else output[0]
+            if isinstance(output, (tuple, list))
+            else None
+        )
         if any(module is layer for layer in self.stack):
             self.calls[module] = self.calls.get(module, 0) + 1
         if isinstance(given, Tensor) and isinstance(gives, Tensor):
@@ -109,13 +146,22 @@ class PlainRun:
 
     @torch.no_grad()
     def _seams(self, found: list[tuple[nn.Module, Part]]) -> dict[nn.Module, Seam]:
-        """What becomes of values that are given to Transformers' attention interface on their way to z."""
-        modules = {layer.get_submodule(part.path): layer.get_submodule(part.write) for layer, part in found}
+        """What becomes of values that are given to Transformers' attention interface on their way
+        to z."""
+        modules = {
+            layer.get_submodule(part.path): layer.get_submodule(part.write) for layer, part in found
+        }
         given: dict[nn.Module, Tensor] = {}
 
-        def attend(module: nn.Module, first: float, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
+        def attend(
+            module: nn.Module, first: float, q: Tensor, k: Tensor, v: Tensor, *how: Any
+        ) -> Tensor:
             size = (q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
-            z = torch.sin(torch.arange(1, 1 + torch.Size(size).numel(), device=q.device)).reshape(size).to(q.dtype)
+            z = (
+                torch.sin(torch.arange(1, 1 + torch.Size(size).numel(), device=q.device))
+                .reshape(size)
+                .to(q.dtype)
+            )
             given[module] = torch.cat([first * z[:, :, :1], z[:, :, 1:]], dim=2)
             return given[module]
 
@@ -131,7 +177,8 @@ class PlainRun:
         return {m: _seam(given[m], came[0][m], came[1][m]) for m in given if m in modules}
 
     def logit_scale(self, norm: str | None, head: tuple[str, ...]) -> float:
-        """What the logits are multiplied by: the config's own number, where the measured one says so."""
+        """What the logits are multiplied by: the config's own number, where the measured one says
+        so."""
         config = self.model.config.get_text_config()
         given = [v for key in _LOGIT_FACTORS if (v := getattr(config, key, None))]
         if getattr(config, "dim_model_base", None):
@@ -145,7 +192,9 @@ class PlainRun:
             for name in head:
                 x = getattr(whole, name)(x)
         ratio = float((self.logits.double() * x.double()).sum() / x.double().pow(2).sum())
-        return next((v for f in given for v in (f, 1 / f) if abs(v - ratio) <= 1e-2 * abs(ratio)), 1.0)
+        return next(
+            (v for f in given for v in (f, 1 / f) if abs(v - ratio) <= 1e-2 * abs(ratio)), 1.0
+        )
 
 
 def _held(stream: Tensor, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -156,14 +205,17 @@ def _held(stream: Tensor, module: nn.Module, args: tuple, kwargs: dict) -> tuple
 
 
 def _seam(given: Tensor, with_first: Tensor, without: Tensor) -> Seam:
-    """given: what the interface gave without the first head; the others: what the output projection then took."""
+    """given: what the interface gave without the first head; the others: what the output projection
+    then took."""
     heads = given.shape[2]
     if without.shape[-1] % heads or without.numel() % given.shape[0]:
         return "closed"
     one, other = (x.reshape(*given.shape[:3], -1) for x in (with_first, without))
     if other.shape == given.shape and _equal(other, given):
         return "open"
-    return "gated" if _equal(one[:, :, 1:], other[:, :, 1:]) and not _equal(one, other) else "closed"
+    return (
+        "gated" if _equal(one[:, :, 1:], other[:, :, 1:]) and not _equal(one, other) else "closed"
+    )
 
 
 def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> Measured:
@@ -172,7 +224,8 @@ def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -
     if pre is None or post is None or pre.ndim != 3 or pre.shape != post.shape:
         shape = "nothing" if pre is None else f"a tensor of shape {tuple(pre.shape)}"
         raise FamilyError(
-            f"{type(seen.model).__name__}: layer {number} takes {shape}, not one residual stream (example, position, dim) "
+            f"{type(seen.model).__name__}: layer {number} takes {shape}, not one residual stream "
+            "(example, position, dim) "
             f"(several streams at once, as AltUp and hyper-connections keep): refused."
         )
     stream = next((name for name in _STREAM if hasattr(layer, name)), None)
@@ -188,7 +241,8 @@ def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -
 
 
 def _left_out(count: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring parts to leave out: none first, then few (a block whose output goes into another part, Zamba's)."""
+    """Neighbouring parts to leave out: none first, then few (a block whose output goes into another
+    part, Zamba's)."""
     yield 0, 0
     yield from ((n, n + gone) for gone in range(1, count) for n in range(count - gone + 1))
 
@@ -197,13 +251,22 @@ def _found(seen: PlainRun, layer: nn.Module, some: list[Part], outs: tuple[Point
     mixed = [_value(seen, layer, o) for o, p in zip(outs, some) if p.kind in ("attention", "mixer")]
     middle = seen.input[layer] + sum(mixed)
     inputs = [seen.input[m] for m in layer.modules() if m in seen.input and m is not layer]
-    parallel = bool(mixed) and len(mixed) < len(some) and not any(_equal(x, middle, None, x.dtype) for x in inputs)
-    seams = {seen.seams.get(layer.get_submodule(p.path), "closed") for p in some if p.kind == "attention"}
-    return Measured(layer, tuple(some), outs, parallel, seams.pop() if len(seams) == 1 else "closed")
+    parallel = (
+        bool(mixed)
+        and len(mixed) < len(some)
+        and not any(_equal(x, middle, None, x.dtype) for x in inputs)
+    )
+    seams = {
+        seen.seams.get(layer.get_submodule(p.path), "closed") for p in some if p.kind == "attention"
+    }
+    return Measured(
+        layer, tuple(some), outs, parallel, seams.pop() if len(seams) == 1 else "closed"
+    )
 
 
 def _outs(seen: PlainRun, layer: nn.Module, part: Part) -> Iterator[Point]:
-    """Where what a part adds might be read: after a post-norm, at its module or at its projection, times a factor."""
+    """Where what a part adds might be read: after a post-norm, at its module or at its projection,
+    times a factor."""
     size = seen.output[layer].numel()
     posts = [name for name in _POST[part.kind] if isinstance(getattr(layer, name, None), nn.Module)]
     for path in filter(None, (*posts, part.write, part.path)):
@@ -238,7 +301,8 @@ def _attribute(layer: nn.Module, path: str) -> Any:
 
 
 def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> str:
-    """The truth, as far as least squares tell it: the stream or what is added is multiplied by something."""
+    """The truth, as far as least squares tell it: the stream or what is added is multiplied by
+    something."""
     told = f"{type(seen.model).__name__}: layer {number} ({type(layer).__name__}) "
     options = [[out for out in _outs(seen, layer, part) if not out.scale] for part in found]
     for outs in product(*options):
@@ -246,12 +310,17 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
         columns = torch.stack([x.flatten(0, 1) for x in terms], dim=-1).double()  # row, dim, term
         target = seen.output[layer].flatten(0, 1).double()
         names = ["the stream", *(f"`{out.path}`" for out in outs)]
-        weights = torch.linalg.lstsq(columns.flatten(0, 1), target.flatten()[:, None]).solution[:, 0]
+        weights = torch.linalg.lstsq(columns.flatten(0, 1), target.flatten()[:, None]).solution[
+            :, 0
+        ]
         if _equal(columns @ weights, target):
             heard = [(w, name) for w, name in zip(weights.tolist(), names) if abs(w) > 1e-5]
             gives = " + ".join(f"{w:.3g} x {name}" for w, name in heard)
             if heard[0][1] != names[0]:
-                return f"{told}does not go on with the stream that enters it: it gives {gives}: refused."
+                return (
+                    f"{told}does not go on with the stream that enters it: it gives {gives}: "
+                    "refused."
+                )
             return f"{told}puts a multiplier before the sum: it gives {gives}: refused."
         if len(target) <= 2 * len(terms) or not outs:
             continue
@@ -265,19 +334,30 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
             if _equal((here @ weights)[..., 0].T, target):
                 return f"{told}multiplies {', '.join(names)} by {what} before the sum: refused."
     named = ", ".join(f"`{part.path}`" for part in found)
-    return f"{told}norms or mixes its residual stream: no sum of the stream and what {named} write gives its output: refused."
+    return (
+        f"{told}norms or mixes its residual stream: no sum of the stream and what {named} "
+        "write "
+        "gives its output: refused."
+    )
 
 
-def _equal(got: Any, expected: Tensor, scale: float | None = None, dtype: torch.dtype | None = None) -> bool:
-    """Equal up to rounding, of the largest value (or of `scale`, where a difference of large numbers is asked).
+def _equal(
+    got: Any, expected: Tensor, scale: float | None = None, dtype: torch.dtype | None = None
+) -> bool:
+    """Equal up to rounding, of the largest value (or of `scale`, where a difference of large
+    numbers is asked).
 
-    dtype: that of the model, where what is compared was made in float32 from values that it had rounded.
+    dtype: that of the model, where what is compared was made in float32 from values that it had
+    rounded.
     """
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return False
     allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
     size = max(float(expected.abs().max()), 1e-2 * (scale or 0.0), 1e-30)
     rounded = 0.0
-    if dtype in (torch.bfloat16, torch.float16):  # two additions, each rounded by half a step of the largest value
+    if dtype in (
+        torch.bfloat16,
+        torch.float16,
+    ):  # two additions, each rounded by half a step of the largest value
         rounded = torch.finfo(dtype).eps * max(float(expected.abs().max()), scale or 0.0)
     return float((got - expected).abs().max()) <= allowed * size + rounded

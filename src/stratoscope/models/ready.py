@@ -1,4 +1,5 @@
-"""Whether a model can be looked into at all: taken out of wrappers, its weights in memory and finite."""
+"""Whether a model can be looked into at all: taken out of wrappers, its weights in memory and
+finite."""
 
 from __future__ import annotations
 
@@ -20,27 +21,43 @@ _SHARDED = frozenset({"FullyShardedDataParallel", "DeepSpeedEngine"})
 def ready(model: Any) -> nn.Module:
     """The Hugging Face model itself, out of DataParallel or `torch.compile`'s wrapper.
 
-    Raises FamilyError for what is no such model (a pipeline, a peft wrapper), for weights that are not in memory, and
-    for weights that are not numbers, naming the first parameter.
+    Raises FamilyError for what is no such model (a pipeline, a peft wrapper), for weights that are
+    not in memory, and for weights that are not numbers, naming the first parameter.
     """
     kind = type(model).__name__
     if kind in _SHARDED:
-        raise FamilyError(f"{kind} holds a share of each weight on each device: gather the model on one, then wrap it.")
+        raise FamilyError(
+            f"{kind} holds a share of each weight on each device: gather the model on one, then "
+            "wrap it."
+        )
     while type(model).__name__ in _INSIDE:
         model = getattr(model, _INSIDE[type(model).__name__])
     if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
         raise FamilyError(
-            f"{kind} is peft's wrapper: wrap `model.get_base_model()`, in which the adapter stays active and is counted in "
+            f"{kind} is peft's wrapper: wrap `model.get_base_model()`, in which the adapter stays "
+            "active and is counted in "
             f"every weight, or `model.merge_and_unload()`."
         )
-    if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "base_model"):
-        inside = " Pass its `.model`, and its `.tokenizer` as tokenizer." if hasattr(model, "model") else ""
-        raise FamilyError(f"`wrap` takes a Hugging Face model (PreTrainedModel); this is {kind}.{inside}")
+    if (
+        not isinstance(model, nn.Module)
+        or not hasattr(model, "config")
+        or not hasattr(model, "base_model")
+    ):
+        inside = (
+            " Pass its `.model`, and its `.tokenizer` as tokenizer."
+            if hasattr(model, "model")
+            else ""
+        )
+        raise FamilyError(
+            f"`wrap` takes a Hugging Face model (PreTrainedModel); this is {kind}.{inside}"
+        )
     absent = next((name for name, p in model.named_parameters() if p.device.type == "meta"), None)
     if absent is not None:
         raise FamilyError(
-            f"`{absent}` of {kind} is not in memory (device `meta`: weights offloaded to disk or to another device, or never "
-            f'loaded). Load the model without `device_map="auto"` or offloading, in a smaller dtype if it must be.'
+            f"`{absent}` of {kind} is not in memory (device `meta`: weights offloaded to disk or "
+            "to another device, or never "
+            'loaded). Load the model without `device_map="auto"` or offloading, in a smaller '
+            "dtype if it must be."
         )
     refuse_not_finite(model)
     return model
@@ -52,13 +69,17 @@ def refuse_not_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         x = parameter.detach()
         # a sum is one quick pass; where it overflows the values are looked at
-        plain = type(parameter) is nn.Parameter and x.is_floating_point()  # quantised tensors answer few questions
+        plain = (
+            type(parameter) is nn.Parameter and x.is_floating_point()
+        )  # quantised tensors answer few questions
         if plain and not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
             wrong = ~x.isfinite()
             at = tuple(int(i) for i in wrong.nonzero()[0])
             raise FamilyError(
-                f"{int(wrong.sum())} of {x.numel()} values of `{name}` are not finite numbers, first {float(x[at])} at {at}: "
-                f"training diverged, or the file is damaged. Nothing can be measured on this model, so it is refused."
+                f"{int(wrong.sum())} of {x.numel()} values of `{name}` are not finite numbers, "
+                f"first {float(x[at])} at {at}: "
+                "training diverged, or the file is damaged. Nothing can be measured on this "
+                "model, so it is refused."
             )
 
 

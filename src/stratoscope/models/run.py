@@ -1,4 +1,5 @@
-"""What runs: which prompts, at which step of generating, and where each row's own tokens stand in the tensors."""
+"""What runs: which prompts, at which step of generating, and where each row's own tokens stand in
+the tensors."""
 
 from __future__ import annotations
 
@@ -32,23 +33,27 @@ class Padding:
         return self.mask.long().argmax(dim=1)
 
     def refuse_unknown(self) -> None:
-        """Raises InputError where a row's tokens are not one piece, so that they cannot be numbered."""
+        """Raises InputError where a row's tokens are not one piece, so that they cannot be
+        numbered."""
         last = self.mask.shape[1] - self.mask.flip(1).long().argmax(dim=1)
-        hole = not self.unknown and bool((self.mask.any(dim=1) & (last - self.start != self.lengths)).any())
+        hole = not self.unknown and bool(
+            (self.mask.any(dim=1) & (last - self.start != self.lengths)).any()
+        )
         if self.unknown or hole:
             told = self.unknown or "an attention_mask that hides tokens between others"
             raise InputError(
-                f"positions are named, and the model was called with {told}: an example's own tokens cannot be "
+                f"positions are named, and the model was called with {told}: an example's own "
+                "tokens cannot be "
                 f"counted. Call it with one 0 or 1 for each token, or through `lm(...)`."
             )
 
 
 @dataclass
 class Run:
-    """What is running: the batch (None when the user calls the Hugging Face model directly), how many forward passes
-    came before this one since the model was last started, how far generation shifted each example to the right, how
-    many positions the cache has seen, how many are new, how many rows each example has (beams), and whether the cache
-    has a fixed number of places.
+    """What is running: the batch (None when the user calls the Hugging Face model directly), how
+    many forward passes came before this one since the model was last started, how far generation
+    shifted each example to the right, how many positions the cache has seen, how many are new, how
+    many rows each example has (beams), and whether the cache has a fixed number of places.
     """
 
     batch: Batch | None = None
@@ -64,7 +69,11 @@ class Run:
     def lengths(self) -> Tensor | None:
         """(row,) real tokens of each row's prompt; None where nobody knows."""
         if self.batch is not None:
-            return None if self.batch.mask is None else self.batch.lengths.repeat_interleave(self.copies)
+            return (
+                None
+                if self.batch.mask is None
+                else self.batch.lengths.repeat_interleave(self.copies)
+            )
         return None if self.padding is None else self.padding.lengths
 
     @property
@@ -75,7 +84,8 @@ class Run:
         return self.padding.start
 
     def gone(self, width: int) -> int:
-        """How many of the oldest keys are not among `width` of them: a sliding window's cache has let them go."""
+        """How many of the oldest keys are not among `width` of them: a sliding window's cache has
+        let them go."""
         return max(0, self.past + self.new - width) if self.step else 0
 
     def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -103,5 +113,9 @@ def _padding(tokens: Tensor, mask: Any) -> Padding:
         return Padding(mask.bool())
     if len(tokens) == 1:  # nothing to pad beside
         return Padding(everywhere)
-    told = f"an attention_mask of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else "several masks"
+    told = (
+        f"an attention_mask of shape {tuple(mask.shape)}"
+        if isinstance(mask, Tensor)
+        else "several masks"
+    )
     return Padding(everywhere, told)

@@ -1,10 +1,12 @@
-"""A site: the address of one tensor inside a transformer, written the same way for every architecture.
+"""A site: the address of one tensor inside a transformer, written the same way for every
+architecture.
 
     embed   layers.3.resid_pre   layers.3.attn.z   layers.*.mlp.act   final_norm   logits
     vision.layers.2.resid_post   projector
 
-`POINTS` is the whole vocabulary. The axes named there are the axes of the tensor that `trace` returns and that
-`intervene` edits, whatever layout the model itself uses. TransformerLens names are accepted (`blocks.3.attn.hook_z`).
+`POINTS` is the whole vocabulary. The axes named there are the axes of the tensor that `trace`
+returns and that `intervene` edits, whatever layout the model itself uses. TransformerLens names are
+accepted (`blocks.3.attn.hook_z`).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from dataclasses import dataclass, field, replace
 
 from stratoscope.errors import SiteError
 
-# point -> axes of its tensor. `q` and `z` have one slice per query head; `k` and `v` one per key/value head.
-# q and k are the vectors whose product is the score: after rotary embedding and any q/k norm.
-# The order is that of computation: where two points pass through one module, the earlier is shown (and edited) first.
+# point -> axes of its tensor. `q` and `z` have one slice per query head; `k` and `v` one per
+# key/value head. q and k are the vectors whose product is the score: after rotary embedding and any
+# q/k norm. The order is that of computation: where two points pass through one module, the earlier
+# is shown (and edited) first.
 POINTS: dict[str, tuple[str, ...]] = {
     "resid_pre": ("example", "position", "dim"),
     "attn.q": ("example", "position", "head", "head_dim"),
@@ -42,15 +45,17 @@ GLOBAL_POINTS: dict[str, tuple[str, ...]] = {
     "logits": ("example", "position", "vocab"),
     "projector": ("example", "position", "dim"),
 }
-# The points whose value exists only inside the attention function: reading them switches the seam on.
+# The points whose value exists only inside the attention function: reading them switches the seam
+# on.
 SEAM_POINTS = frozenset({"attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern"})
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
-    "attn.hook_q": "attn.q", "attn.hook_k": "attn.k", "attn.hook_v": "attn.v", "attn.hook_z": "attn.z",
-    "attn.hook_attn_scores": "attn.scores", "attn.hook_pattern": "attn.pattern", "hook_attn_out": "attn.out",
-    "attn.hook_rot_q": "attn.q", "attn.hook_rot_k": "attn.k",
-    "mlp.hook_pre": "mlp.pre", "mlp.hook_post": "mlp.act", "hook_mlp_out": "mlp.out",
+    "attn.hook_q": "attn.q", "attn.hook_k": "attn.k", "attn.hook_v": "attn.v",
+    "attn.hook_z": "attn.z", "attn.hook_attn_scores": "attn.scores",
+    "attn.hook_pattern": "attn.pattern", "hook_attn_out": "attn.out", "attn.hook_rot_q": "attn.q",
+    "attn.hook_rot_k": "attn.k", "mlp.hook_pre": "mlp.pre", "mlp.hook_post": "mlp.act",
+    "hook_mlp_out": "mlp.out",
 }  # fmt: skip
 # names whose tensor TransformerLens takes before a step that our site comes after
 SOMETIMES_ANOTHER = frozenset({"attn.hook_q", "attn.hook_k", "ln_final.hook_normalized"})
@@ -59,12 +64,14 @@ _TRANSFORMER_LENS_GLOBAL = {"hook_embed": "embed", "ln_final.hook_normalized": "
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """An address: which tower ("" or "vision"), which layer (None for a global point, "*" for all), which point."""
+    """An address: which tower ("" or "vision"), which layer (None for a global point, "*" for all),
+    which point."""
 
     tower: str
     layer: int | str | None
     point: str
-    # the TransformerLens name it was asked by, where that is another tensor on some models (see `Layout.resolve`)
+    # the TransformerLens name it was asked by, where that is another tensor on some models (see
+    # `Layout.resolve`)
     alias: str = field(default="", compare=False, repr=False)
 
     @property
@@ -94,7 +101,12 @@ def parse(text: str | Site) -> Site:
     if rest in GLOBAL_POINTS:
         return Site(tower, None, rest)
     if rest in _TRANSFORMER_LENS_GLOBAL:
-        return Site(tower, None, _TRANSFORMER_LENS_GLOBAL[rest], alias=rest if rest in SOMETIMES_ANOTHER else "")
+        return Site(
+            tower,
+            None,
+            _TRANSFORMER_LENS_GLOBAL[rest],
+            alias=rest if rest in SOMETIMES_ANOTHER else "",
+        )
     match = re.fullmatch(r"(layers|blocks)\.(\*|-?\d+)\.(.+)", rest)
     if match:
         _, number, given = match.groups()
@@ -106,7 +118,8 @@ def parse(text: str | Site) -> Site:
 
 
 def expand(sites: str | Site | Iterable[str | Site], n_layers: dict[str, int]) -> list[Site]:
-    """Parse, resolve `*` and negative layers, and drop repetitions; `n_layers` gives each tower's depth.
+    """Parse, resolve `*` and negative layers, and drop repetitions; `n_layers` gives each tower's
+    depth.
 
     Raises SiteError for a tower that the model lacks or a layer out of range.
     """
@@ -114,7 +127,9 @@ def expand(sites: str | Site | Iterable[str | Site], n_layers: dict[str, int]) -
     found: dict[Site, None] = {}
     for site in map(parse, listed):
         if site.tower not in n_layers:
-            raise SiteError(f"site `{site}`: this model has no {site.tower or 'main'} tower of layers.")
+            raise SiteError(
+                f"site `{site}`: this model has no {site.tower or 'main'} tower of layers."
+            )
         depth = n_layers[site.tower]
         if site.layer is None:
             found[site] = None
@@ -124,7 +139,8 @@ def expand(sites: str | Site | Iterable[str | Site], n_layers: dict[str, int]) -
             layer = int(site.layer)
             if not -depth <= layer < depth:
                 raise SiteError(
-                    f"site `{site}`: layer {layer} of {depth}; layers run from 0 to {depth - 1} (or -{depth} to -1)."
+                    f"site `{site}`: layer {layer} of {depth}; layers run from 0 to {depth - 1} "
+                    f"(or -{depth} to -1)."
                 )
             found[site.at(layer % depth)] = None
     return list(found)
@@ -134,10 +150,13 @@ def _unreadable(text: str, point: str | None) -> str:
     if point is not None:
         near = [f"layers.N.{p}" for p in difflib.get_close_matches(point, POINTS, n=3, cutoff=0.3)]
     else:
-        near = difflib.get_close_matches(text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3)
+        near = difflib.get_close_matches(
+            text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3
+        )
     hint = f" Did you mean {', '.join(f'`{n}`' for n in near)}?" if near else ""
     points = ", ".join(POINTS)
     return (
-        f"`{text}` is not a site name.{hint} A site is one of {', '.join(GLOBAL_POINTS)}, or `layers.N.POINT` with N a "
+        f"`{text}` is not a site name.{hint} A site is one of {', '.join(GLOBAL_POINTS)}, or "
+        "`layers.N.POINT` with N a "
         f"number or `*` and POINT one of {points}; prefix `vision.` for a vision tower."
     )

@@ -1,4 +1,5 @@
-"""The smallest inputs that reach every part of a model: what a family and a read-out are proved on."""
+"""The smallest inputs that reach every part of a model: what a family and a read-out are proved
+on."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 def specimens(lm: LM) -> list[Any]:
     """What a family is proved on: inputs for its text, and for its pictures, as small as they come.
 
-    Of the two prompts the shorter begins the longer: what it has alone, beside it and within it tells what is causal and
-    where padding goes. Pictures are left out where no inputs can be made from the config: then only the text is proved.
+    Of the two prompts the shorter begins the longer: what it has alone, beside it and within it
+    tells what is causal and where padding goes. Pictures are left out where no inputs can be made
+    from the config: then only the text is proved.
     """
     if lm.family.vision_only:
         return [specimen(lm)] if _runs(lm, specimen(lm)) else []
@@ -34,15 +36,16 @@ def specimens(lm: LM) -> list[Any]:
 
 
 def specimen(lm: LM) -> Any:
-    """Two short prompts that have nothing in common, of different length; or one small picture of noise."""
+    """Two short prompts that have nothing in common, of different length; or one small picture of
+    noise."""
     if lm.family.vision_only:
         return picture(lm.model, lm.layout.config())
     return prompts(lm)
 
 
 def _with_picture(lm: LM, text: list[int]) -> list[dict[str, Any]]:
-    """One prompt with one picture, as this model takes it, or nothing: a prompt with one image token tells by what leaves
-    the projector how many it needs."""
+    """One prompt with one picture, as this model takes it, or nothing: a prompt with one image
+    token tells by what leaves the projector how many it needs."""
     config = lm.model.config
     token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if token is None:
@@ -57,21 +60,29 @@ def _with_picture(lm: LM, text: list[int]) -> list[dict[str, Any]]:
 
 def _pictures(lm: LM) -> list[dict[str, Any]]:
     vision = lm.layout.config("vision")
-    if getattr(vision, "spatial_merge_size", None) and hasattr(vision, "temporal_patch_size"):  # patches in a row
+    if getattr(vision, "spatial_merge_size", None) and hasattr(
+        vision, "temporal_patch_size"
+    ):  # patches in a row
         side = 2 * vision.spatial_merge_size
         channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", 3)
         width = channels * vision.temporal_patch_size * vision.patch_size**2
         return [
-            {"pixel_values": _wave(lm.model, side * side, width), "image_grid_thw": torch.tensor([[1, side, side]])}
+            {
+                "pixel_values": _wave(lm.model, side * side, width),
+                "image_grid_thw": torch.tensor([[1, side, side]]),
+            }
         ]
     pixels = noise(lm.model, vision)
     return [{"pixel_values": pixels}, {"pixel_values": pixels[:, None]}]
 
 
 def _projected(lm: LM, given: dict[str, Any]) -> int:
-    """How many image tokens leave the projector, also where the model then stops because it was given too few."""
+    """How many image tokens leave the projector, also where the model then stops because it was
+    given too few."""
     rows: list[int] = []
-    with lm.taps.using(reads={Site("", None, "projector"): [lambda x, run: rows.append(x[..., 0].numel())]}):
+    with lm.taps.using(
+        reads={Site("", None, "projector"): [lambda x, run: rows.append(x[..., 0].numel())]}
+    ):
         _runs(lm, given)
     return rows[-1] if rows else 0
 
@@ -87,7 +98,8 @@ def _runs(lm: LM, given: Any) -> bool:
 
 
 def prompts(lm: LM) -> list[list[int]]:
-    """Two short prompts of different length, of ids spread over the vocabulary, without the special ones."""
+    """Two short prompts of different length, of ids spread over the vocabulary, without the special
+    ones."""
     model, text = lm.model, lm.model.config.get_text_config()
     special = {
         value
@@ -104,12 +116,17 @@ def prompts(lm: LM) -> list[list[int]]:
 
 
 def picture(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    """One picture of noise, as a vision encoder takes it: pixels, or patches with the shape that they make (SigLIP 2)."""
+    """One picture of noise, as a vision encoder takes it: pixels, or patches with the shape that
+    they make (SigLIP 2)."""
     if "spatial_shapes" not in inspect.signature(model.forward).parameters:
         return {"pixel_values": noise(model, config)}
     patches = _wave(model, 4, config.num_channels * config.patch_size**2)[None]
     one = torch.ones(1, 4, dtype=torch.long, device=patches.device)
-    return {"pixel_values": patches, "pixel_attention_mask": one, "spatial_shapes": torch.tensor([[2, 2]])}
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": one,
+        "spatial_shapes": torch.tensor([[2, 2]]),
+    }
 
 
 def noise(model: Any, config: Any) -> torch.Tensor:
@@ -121,6 +138,7 @@ def noise(model: Any, config: Any) -> torch.Tensor:
 
 
 def _wave(model: Any, rows: int, width: int) -> torch.Tensor:
-    """(rows, width) numbers without a pattern, made without the random generator, which belongs to the user."""
+    """(rows, width) numbers without a pattern, made without the random generator, which belongs to
+    the user."""
     steps = torch.arange(1, rows * width + 1, dtype=torch.float32)
     return torch.sin(steps * steps).reshape(rows, width).to(model.device, model.dtype)

@@ -1,6 +1,8 @@
-"""What a layer holds, known by the names of its modules: attention, another mixer of positions, an MLP, experts.
+"""What a layer holds, known by the names of its modules: attention, another mixer of positions, an
+MLP, experts.
 
-Nothing here is trusted: `probe` measures what the parts found add to the stream, and `prove` proves it.
+Nothing here is trusted: `probe` measures what the parts found add to the stream, and `prove` proves
+it.
 """
 
 from __future__ import annotations
@@ -12,19 +14,47 @@ from typing import Literal
 from torch import nn
 
 _QUERY = (
-    "q_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "Wq", "q_b_proj", "query", "qkv"
-)  # fmt: skip
+    "q_proj",
+    "qkv_proj",
+    "query_key_value",
+    "c_attn",
+    "Wqkv",
+    "Wq",
+    "q_b_proj",
+    "query",
+    "qkv",
+)
 _O_PROJ = ("o_proj", "out_proj", "dense", "c_proj", "proj", "wo", "Wo")
-# a state space, a gated linear recurrence, a short convolution, RWKV's time mixing, lightning attention
+# a state space, a gated linear recurrence, a short convolution, RWKV's time mixing, lightning
+# attention
 _MIXER = ("conv1d", "conv", "conv_1d", "rg_lru", "time_shift", "output_gate", "mlstm_backend")
 _CHOOSER = ("indexer",)
 _DOWN = (
-    "down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "wo", "Wo", "fc_out", "output_linear", "proj_down"
-)  # fmt: skip
+    "down_proj",
+    "c_proj",
+    "fc2",
+    "dense_4h_to_h",
+    "w2",
+    "wo",
+    "Wo",
+    "fc_out",
+    "output_linear",
+    "proj_down",
+)
 # what the activation function takes comes first; a lone `up_proj` has no gate beside it
 _PRE = (
-    "gate_proj", "proj_up_gate", "c_fc", "fc1", "dense_h_to_4h", "w1", "fc_in", "gate_up_proj", "Wi", "input_linear", "up_proj"
-)  # fmt: skip
+    "gate_proj",
+    "proj_up_gate",
+    "c_fc",
+    "fc1",
+    "dense_h_to_4h",
+    "w1",
+    "fc_in",
+    "gate_up_proj",
+    "Wi",
+    "input_linear",
+    "up_proj",
+)
 FUSED = ("gate_up_proj", "Wi", "input_linear")
 _ROUTER = ("gate", "router")
 _EXPERTS = ("experts", "moe")
@@ -34,8 +64,8 @@ _EXPERTS = ("experts", "moe")
 class Part:
     """One thing that a layer adds to the stream. Paths start at the layer; "" is the layer itself.
 
-    write: the projection that turns heads or neurons into what is added, "" where there is no such product.
-    pre: the projection that the activation function takes. router: what chooses experts.
+    write: the projection that turns heads or neurons into what is added, "" where there is no such
+    product. pre: the projection that the activation function takes. router: what chooses experts.
     """
 
     kind: Literal["attention", "mixer", "mlp", "experts"]
@@ -47,14 +77,22 @@ class Part:
 
 
 def parts(layer: nn.Module) -> list[Part]:
-    """The parts of a layer, in the order of its modules; an MLP whose projections stand in the layer itself last."""
-    found = [part for name, child in layer.named_children() for part in _within(child, name, depth=2)]
+    """The parts of a layer, in the order of its modules; an MLP whose projections stand in the
+    layer itself last."""
+    found = [
+        part for name, child in layer.named_children() for part in _within(child, name, depth=2)
+    ]
     own = _mlp(layer, "")
     return [*found, own] if own and not any(part.kind == "mlp" for part in found) else found
 
 
 def _within(module: nn.Module, path: str, depth: int) -> list[Part]:
-    part = _experts(module, path) or _mixer(module, path) or _attention(module, path) or _mlp(module, path)
+    part = (
+        _experts(module, path)
+        or _mixer(module, path)
+        or _attention(module, path)
+        or _mlp(module, path)
+    )
     if part:
         return [part]
     inner = module.named_children() if depth > 1 else ()
@@ -83,7 +121,11 @@ def _experts(module: nn.Module, path: str) -> Part | None:
 
 def _mlp(module: nn.Module, path: str) -> Part | None:
     at = f"{path}." if path else ""
-    if isinstance(module, nn.Sequential) and len(module) == 3 and not any(True for _ in module[1].parameters()):
+    if (
+        isinstance(module, nn.Sequential)
+        and len(module) == 3
+        and not any(True for _ in module[1].parameters())
+    ):
         return Part("mlp", path, f"{at}2", f"{at}0")
     down, pre = first(module, _DOWN), first(module, _PRE)
     return Part("mlp", path, at + down, at + pre) if down and pre else None

@@ -1,8 +1,10 @@
-"""Taps: readers and editors of sites, carried by ordinary PyTorch hooks that exist only while someone listens.
+"""Taps: readers and editors of sites, carried by ordinary PyTorch hooks that exist only while
+someone listens.
 
-One hook per module and side, however many listeners: at a site all edits run first, outermost context first, then all
-reads, so that a reader always sees what the model goes on with. `trace` and `intervene` are built on this. All LMs
-around one model share its taps; one thread at a time may use them.
+One hook per module and side, however many listeners: at a site all edits run first, outermost
+context first, then all reads, so that a reader always sees what the model goes on with. `trace` and
+`intervene` are built on this. All LMs around one model share its taps; one thread at a time may use
+them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _LOCK = Lock()
 
 
 class Hook:
-    """A PyTorch hook of one model's taps. A deep copy of the model, made while it is up, gets one that does nothing."""
+    """A PyTorch hook of one model's taps. A deep copy of the model, made while it is up, gets one
+    that does nothing."""
 
     def __init__(self, taps: Taps, call: Callable[..., Any]) -> None:
         self.taps, self.call = taps, call
@@ -70,13 +73,19 @@ class Taps:
         self._training: list[nn.Module] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return taps_of, (self.model, self.layout)  # a copy listens to the copied model, and nobody to it
+        return taps_of, (
+            self.model,
+            self.layout,
+        )  # a copy listens to the copied model, and nobody to it
 
     @contextmanager
     def using(
-        self, edits: Mapping[Site, list[Edit]] | None = None, reads: Mapping[Site, list[Read]] | None = None
+        self,
+        edits: Mapping[Site, list[Edit]] | None = None,
+        reads: Mapping[Site, list[Read]] | None = None,
     ) -> Iterator[Run]:
-        """Listen inside the block. Sites must be resolved and exist (`LM.sites`); everything is undone on any exit.
+        """Listen inside the block. Sites must be resolved and exist (`LM.sites`); everything is
+        undone on any exit.
 
         Raises InputError for a compiled model, and while another thread uses it.
         """
@@ -105,8 +114,11 @@ class Taps:
             self.declared = [other for other in self.declared if other is not mine]
 
     @contextmanager
-    def only(self, *listening: tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]) -> Iterator[None]:
-        """Inside the block exactly these listen: for passes whose rows are not what listeners outside take them for."""
+    def only(
+        self, *listening: tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]
+    ) -> Iterator[None]:
+        """Inside the block exactly these listen: for passes whose rows are not what listeners
+        outside take them for."""
         with self._mine():
             outer, self.listening = self.listening, list(listening)
             try:
@@ -117,8 +129,11 @@ class Taps:
                 self._install()
 
     @contextmanager
-    def running(self, batch: Batch | None, shift: Tensor | None = None, copies: int = 1) -> Iterator[None]:
-        """Say what runs inside the block, so that `-1` means an example's last real token; steps count from 0.
+    def running(
+        self, batch: Batch | None, shift: Tensor | None = None, copies: int = 1
+    ) -> Iterator[None]:
+        """Say what runs inside the block, so that `-1` means an example's last real token; steps
+        count from 0.
 
         shift: (example,) how far padding moved it. copies: rows of each example.
         """
@@ -132,8 +147,8 @@ class Taps:
 
     @contextmanager
     def _mine(self) -> Iterator[None]:
-        """The model belongs to this thread inside the block, and is in evaluation mode: the same model with and without
-        listeners. The outermost block sets training flags back."""
+        """The model belongs to this thread inside the block, and is in evaluation mode: the same
+        model with and without listeners. The outermost block sets training flags back."""
         with _LOCK:
             if self._depth:
                 self.refuse_other_threads()
@@ -157,23 +172,32 @@ class Taps:
         """Raises InputError in any thread but the one that listens or runs."""
         if self._depth and self._thread != get_ident():
             raise InputError(
-                "this model is being run, read or changed by another thread, and what happens there would reach this "
-                "thread too. Give each thread a model of its own (`copy.deepcopy(lm)`), or let them take turns."
+                "this model is being run, read or changed by another thread, and what happens "
+                "there would reach this "
+                "thread too. Give each thread a model of its own (`copy.deepcopy(lm)`), or let "
+                "them take turns."
             )
 
     def _install(self) -> None:
         """Put up exactly the hooks that today's listeners need."""
         self._open.close()
-        sites = sorted({s for pair in self.listening for table in pair for s in table}, key=lambda s: _ORDER[s.point])
+        sites = sorted(
+            {s for pair in self.listening for table in pair for s in table},
+            key=lambda s: _ORDER[s.point],
+        )
         pre: dict[nn.Module, list[tuple[Site, Point]]] = {}
         post: dict[nn.Module, list[tuple[Site, Point]]] = {}
         inside: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
         for site in sites:
             module, point = self.layout.locate(site)
             if point.where == "seam":
-                inside[module] = lambda name, x, at=site: self._fire(Site(at.tower, at.layer, name), x)
+                inside[module] = lambda name, x, at=site: self._fire(
+                    Site(at.tower, at.layer, name), x
+                )
             else:
-                (pre if point.where == "input" else post).setdefault(module, []).append((site, point))
+                (pre if point.where == "input" else post).setdefault(module, []).append(
+                    (site, point)
+                )
             if site.layer is not None and site.point not in ("resid_pre", "resid_post"):
                 pre.setdefault(self.layout.layer(site), [])
         remember = {self.layout.layer(s): (s.tower, s.layer) for s in sites if s.layer is not None}
@@ -181,18 +205,25 @@ class Taps:
             hook = Hook(self, self._before(here, remember.get(module)))
             self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         for module, here in post.items():
-            # first of all: Transformers collects hidden states by hooks of its own, and LLaVA goes on with those
-            self._open.callback(module.register_forward_hook(Hook(self, self._after(here)), prepend=True).remove)
+            # first of all: Transformers collects hidden states by hooks of its own, and LLaVA goes
+            # on with those
+            self._open.callback(
+                module.register_forward_hook(Hook(self, self._after(here)), prepend=True).remove
+            )
         if self.listening:
             count = Hook(self, self._count)
-            self._open.callback(self.model.register_forward_pre_hook(count, with_kwargs=True, prepend=True).remove)
+            self._open.callback(
+                self.model.register_forward_pre_hook(count, with_kwargs=True, prepend=True).remove
+            )
         if inside:
             self._open.enter_context(seam(self.model, inside))
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.run.note(module, args, kwargs)
 
-    def _before(self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None) -> Callable[..., Any]:
+    def _before(
+        self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None
+    ) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
             value = original = args[0] if args else kwargs[name]
@@ -232,14 +263,23 @@ class Taps:
         return value
 
     def _through(self, site: Site, point: Point, x: Tensor) -> Tensor:
-        """Show listeners the site's value in canonical axes; return the module's own tensor, edited where they did."""
+        """Show listeners the site's value in canonical axes; return the module's own tensor, edited
+        where they did."""
         start = self._layer_input.get((site.tower, site.layer)) if point.where == "sum" else None
         scale = self.layout.scale(site, point)
         scaled = x if scale is None else x * scale
-        shown = canonical(site, point, scaled if start is None else start + scaled, self._heads(site), self._rows(site))
+        shown = canonical(
+            site,
+            point,
+            scaled if start is None else start + scaled,
+            self._heads(site),
+            self._rows(site),
+        )
         changed = self._fire(site, shown)
         if changed is shown and (shown is x or not shown.requires_grad):
-            return x  # with gradients the model must go on with the very tensor that is shown, not one beside it
+            # with gradients the model must go on with the very tensor that is shown, not one beside
+            # it
+            return x
         if start is not None or scale is not None:  # the model will scale, and add `start`, again
             back = changed.reshape(x.shape)
             back = back if start is None else back - start
@@ -258,39 +298,54 @@ class Taps:
         return 1 if before is None or before.ndim == 2 else before.shape[0]
 
 
-_TAPS: WeakValueDictionary[int, Taps] = WeakValueDictionary()  # by the model's id: taps hold their model
+_TAPS: WeakValueDictionary[int, Taps] = (
+    WeakValueDictionary()
+)  # by the model's id: taps hold their model
 
 
 def taps_of(model: nn.Module, layout: Layout) -> Taps:
     """The taps of a model, one for all LMs that name its sites alike."""
     found = _TAPS.get(id(model))
-    if found is None or (found.layout.family, found.layout.layers) != (layout.family, layout.layers):  # or was cut
+    if found is None or (found.layout.family, found.layout.layers) != (
+        layout.family,
+        layout.layers,
+    ):  # or was cut
         found = _TAPS[id(model)] = Taps(model, layout)
     return found
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Raises InputError where a part is compiled: compiled code does not see hooks that come after it."""
+    """Raises InputError where a part is compiled: compiled code does not see hooks that come after
+    it."""
     for name, module in model.named_modules():
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            told = f"`{name}` ({type(module).__name__})" if name else f"this {type(module).__name__}"
+            told = (
+                f"`{name}` ({type(module).__name__})" if name else f"this {type(module).__name__}"
+            )
             raise InputError(
-                f"{told} is compiled (torch.compile): compiled code runs past readers and interventions, which would "
+                f"{told} is compiled (torch.compile): compiled code runs past readers and "
+                "interventions, which would "
                 f"do nothing. Wrap the model before compiling it, or a copy loaded anew."
             )
 
 
 def _invertible(scale: Tensor | float, site: Site) -> Tensor | float:
     if scale == 0 if isinstance(scale, (float, int)) else bool((scale == 0).any()):
-        raise SiteError(f"`{site}` cannot be edited: the layer's scale, which comes after it, is zero in places.")
+        raise SiteError(
+            f"`{site}` cannot be edited: the layer's scale, which comes after it, is zero in "
+            "places."
+        )
     return scale
 
 
 def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Tensor:
-    """The module's tensor seen with the site's axes: chunk taken, example axis restored, heads split."""
+    """The module's tensor seen with the site's axes: chunk taken, example axis restored, heads
+    split."""
     if point.part is not None:
         x = x.chunk(point.part[1], dim=-1)[point.part[0]]
-    if x.ndim == 2:  # some models drop the example axis inside a layer, or flatten all images into one row
+    if (
+        x.ndim == 2
+    ):  # some models drop the example axis inside a layer, or flatten all images into one row
         x = x[:, None] if site.point == "logits" else x.reshape(rows, -1, x.shape[-1])
     return x.unflatten(-1, (heads, -1)) if heads else x
 
@@ -302,4 +357,6 @@ def _tensor_in(output: Any) -> Tensor:
 
 
 def _logits(output: Any) -> str:
-    return "logits" if "logits" in output else "prediction_logits"  # BertForPreTraining has two read-outs
+    return (
+        "logits" if "logits" in output else "prediction_logits"
+    )  # BertForPreTraining has two read-outs

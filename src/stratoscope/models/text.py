@@ -1,7 +1,9 @@
-"""Tokens as a person reads them: spaces kept, bytes joined over neighbouring tokens into the signs they spell.
+"""Tokens as a person reads them: spaces kept, bytes joined over neighbouring tokens into the signs
+they spell.
 
-Byte-level tokenizers cut Chinese, Hindi or an emoji in the middle of a sign. Alone, such a token is shown as its bytes
-(`<E4 BD>`); in a row of tokens the first of those that spell a sign together shows all of it, the others `JOINED`.
+Byte-level tokenizers cut Chinese, Hindi or an emoji in the middle of a sign. Alone, such a token is
+shown as its bytes (`<E4 BD>`); in a row of tokens the first of those that spell a sign together
+shows all of it, the others `JOINED`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 JOINED = "←"  # what this token holds is shown with the token to its left
-_LONGEST = 16  # tokens that may spell one group of signs together; after that, bytes are shown as bytes
+_LONGEST = (
+    16  # tokens that may spell one group of signs together; after that, bytes are shown as bytes
+)
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no sign
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
-    """One token alone: leading space kept, part of a sign as its bytes; the id itself without a tokenizer."""
+    """One token alone: leading space kept, part of a sign as its bytes; the id itself without a
+    tokenizer."""
     if tokenizer is None:
         return str(token)
     piece: Any = tokenizer.convert_ids_to_tokens(int(token))
@@ -31,8 +36,11 @@ def token_text(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     return piece if not text or piece.startswith("##") else text
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase | None, tokens: Sequence[int]) -> tuple[str, ...]:
-    """The tokens of one text, in order. Joined, they are the text, but for `JOINED` (see `joined`)."""
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase | None, tokens: Sequence[int]
+) -> tuple[str, ...]:
+    """The tokens of one text, in order. Joined, they are the text, but for `JOINED` (see
+    `joined`)."""
     alone = [token_text(tokenizer, token) for token in tokens]
     if tokenizer is None:
         return tuple(alone)
@@ -46,7 +54,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase | None, tokens: Sequence[int]
 
 
 def joined(tokens: Sequence[str], *, words: bool = False) -> str:
-    """The text that `token_texts` took apart; words: tokens are words or word pieces (see `apart`)."""
+    """The text that `token_texts` took apart; words: tokens are words or word pieces (see
+    `apart`)."""
     shown = [token for token in tokens if token != JOINED]
     return " ".join(shown).replace(" ##", "") if words else "".join(shown)
 

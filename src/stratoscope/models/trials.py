@@ -1,6 +1,8 @@
-"""Trials of a family: what must happen when a run is changed, beside the sums that every run must show (`prove`).
+"""Trials of a family: what must happen when a run is changed, beside the sums that every run must
+show (`prove`).
 
-The stream is rewritten through its parts, the last token taken away, attention silenced, padding left out.
+The stream is rewritten through its parts, the last token taken away, attention silenced, padding
+left out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ PADDING = "a prompt beside a longer one == the prompt alone"
 
 @dataclass(frozen=True)
 class Check:
-    """One invariant at one place: largest absolute difference (over the largest value) and relative norm."""
+    """One invariant at one place: largest absolute difference (over the largest value) and relative
+    norm."""
 
     name: str
     place: str
@@ -41,7 +44,8 @@ class Check:
 
 
 def gap(name: str, place: Site, got: Tensor, expected: Tensor, tolerance: float) -> Check:
-    """How far `got` is from `expected`: of its largest value, and of its norm. What is not a number fails."""
+    """How far `got` is from `expected`: of its largest value, and of its norm. What is not a number
+    fails."""
     missed, scale = (got - expected).float(), expected.float()
     absolute = float(missed.abs().max() / scale.abs().max().clamp_min(1e-6))
     relative = float(missed.norm() / scale.norm().clamp_min(1e-6))
@@ -53,20 +57,30 @@ def fact(name: str, place: Site, holds: bool, tolerance: float) -> Check:
     return Check(name, str(place), error, error, tolerance)
 
 
-def rewritten(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> tuple[list[Pair], list[Check]]:
-    """The stream rewritten through its parts: each part is made to write what turns the stream round by one dimension.
+def rewritten(
+    lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float
+) -> tuple[list[Pair], list[Check]]:
+    """The stream rewritten through its parts: each part is made to write what turns the stream
+    round by one dimension.
 
-    A sum over one run hides a part that is small beside the stream; here every part is as large as the stream, so a
-    factor between a part and the stream shows at any precision. The same pass shuts every neuron (mlp.pre far below
-    zero; a gate's other half would not), and tells whether an MLP hears the attention before it.
+    A sum over one run hides a part that is small beside the stream; here every part is as large as
+    the stream, so a factor between a part and the stream shows at any precision. The same pass
+    shuts every neuron (mlp.pre far below zero; a gate's other half would not), and tells whether an
+    MLP hears the attention before it.
     """
     pairs, facts = [], []
     for name, tower in lm.family.towers.items():
         here = sorted(s.layer for s in seen if s.tower == name and s.point == "resid_post")
         if not here:
             continue
-        both = [layer for layer in here if (at := Site(name, layer, "mlp.out")) in seen and _writes(seen, at)]
-        run = _Rewriting(lm, name, [layer for layer in here if layer >= min(both, default=0)], seen, tolerance)
+        both = [
+            layer
+            for layer in here
+            if (at := Site(name, layer, "mlp.out")) in seen and _writes(seen, at)
+        ]
+        run = _Rewriting(
+            lm, name, [layer for layer in here if layer >= min(both, default=0)], seen, tolerance
+        )
         last = Site(name, here[-1], "resid_post")
         try:
             with lm.taps.using(run.edits(), run.reads(last)):
@@ -75,18 +89,34 @@ def rewritten(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) 
             continue
         pairs += run.pairs()
         if tower.residual != "post-norm" and run.order is not None:
-            facts.append(fact(f"attention and MLP are {tower.residual}", run.order[0], run.hears(), tolerance))
+            facts.append(
+                fact(
+                    f"attention and MLP are {tower.residual}", run.order[0], run.hears(), tolerance
+                )
+            )
     return pairs, facts
 
 
 class _Rewriting:
     """One pass in which every part of a tower writes what turns the stream round."""
 
-    def __init__(self, lm: LM, tower: str, layers: list[int], seen: dict[Site, Tensor], tolerance: float) -> None:
-        self.lm, self.tower, self.layers, self.seen, self.tolerance = lm, tower, layers, seen, tolerance
+    def __init__(
+        self, lm: LM, tower: str, layers: list[int], seen: dict[Site, Tensor], tolerance: float
+    ) -> None:
+        self.lm, self.tower, self.layers, self.seen, self.tolerance = (
+            lm,
+            tower,
+            layers,
+            seen,
+            tolerance,
+        )
         self.now: dict[Site, Tensor] = {}  # what this pass showed
-        self.order: tuple[Site, Tensor] | None = None  # the first MLP beside attention, and what it computed here
-        self.deaf = False  # that MLP computes the same for every token (it was pruned): it tells no order
+        self.order: tuple[Site, Tensor] | None = (
+            None  # the first MLP beside attention, and what it computed here
+        )
+        self.deaf = (
+            False  # that MLP computes the same for every token (it was pruned): it tells no order
+        )
 
     def at(self, layer: int, point: str) -> Site:
         return Site(self.tower, layer, point)
@@ -103,7 +133,9 @@ class _Rewriting:
 
     def reads(self, last: Site) -> dict[Site, list[Any]]:
         points = ("resid_pre", "resid_mid", "mlp.act", "resid_post")
-        sites = [s for layer in self.layers for p in points if (s := self.at(layer, p)) in self.seen]
+        sites = [
+            s for layer in self.layers for p in points if (s := self.at(layer, p)) in self.seen
+        ]
         found: dict[Site, list[Any]] = {site: [partial(self._keep, site)] for site in sites}
         found[last].append(_stop if self.tower == "" else lambda x, run: None)
         return found
@@ -122,7 +154,8 @@ class _Rewriting:
             self.order = None if self.deaf else (site, x.clone())
 
     def hears(self) -> bool:
-        """Whether the first MLP computed something else, as it must where it comes after attention."""
+        """Whether the first MLP computed something else, as it must where it comes after
+        attention."""
         site, x = self.order  # type: ignore[misc]
         # not to the bit: where a picture comes first, its tower ran under another kernel
         same = bool((x - self.seen[site]).norm() <= self.tolerance * self.seen[site].norm())
@@ -140,7 +173,8 @@ class _Rewriting:
         return (_turned(start, before + 1) - _turned(start, before)).to(x.dtype)
 
     def _turns(self, layer: int) -> list[str]:
-        """The parts that write in a layer, in order: each turns the stream one dimension further."""
+        """The parts that write in a layer, in order: each turns the stream one dimension
+        further."""
         mixers = [site.point for site in _writes(self.seen, self.at(layer, ""))]
         return mixers + (["mlp.out"] if self.at(layer, "mlp.out") in self.seen else [])
 
@@ -160,7 +194,11 @@ class _Rewriting:
             if act in self.now and self.at(layer, "mlp.pre") in self.seen:
                 x, activation = self.now[act], self.lm.layout.tower(act).activation
                 shut = torch.full_like(x, -100) if activation else torch.zeros_like(x)
-                closed = self.lm.layout.layer(act).get_submodule(activation)(shut) if activation else shut
+                closed = (
+                    self.lm.layout.layer(act).get_submodule(activation)(shut)
+                    if activation
+                    else shut
+                )
                 yield "mlp.act shuts when mlp.pre is far below zero", act, x, closed
 
 
@@ -175,9 +213,10 @@ def _stop(x: Tensor, run: Run) -> None:
 def causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
     """Whether earlier positions feel the last token, as the family says: `sweep` relies on it.
 
-    Where one prompt begins another this is seen in the one run: is the longer one's beginning what the shorter is? Else
-    the last position of the stream is changed. At each position the difference counts by the stream there: a first
-    token that is a hundred times as large must not hide the others.
+    Where one prompt begins another this is seen in the one run: is the longer one's beginning what
+    the shorter is? Else the last position of the stream is changed. At each position the difference
+    counts by the stream there: a first token that is a hundred times as large must not hide the
+    others.
     """
     first, last = Site("", 0, "resid_pre"), Site("", lm.dims.layers - 1, "resid_post")
     if last not in seen or seen[last].shape[1] < 2:
@@ -198,7 +237,10 @@ def causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) 
         def change(x: Tensor, run: object) -> Tensor:
             return torch.index_put(x, (rows, at), 3 * x[rows, at].roll(1, dims=-1))
 
-        for edits in ({}, {first: [change]}):  # both by one kernel: rounding must not pass for hearing
+        for edits in (
+            {},
+            {first: [change]},
+        ):  # both by one kernel: rounding must not pass for hearing
             with lm.taps.using(edits, {last: [lambda x, run: after.append(x.clone()), _stop]}):
                 lm(batch)
         steps = torch.arange(seen[last].shape[1], device=lengths.device)
@@ -206,7 +248,12 @@ def causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) 
     felt = (one - other).float().norm(dim=-1) / other.float().norm(dim=-1).clamp_min(1e-6)
     causal = lm.family.towers[""].causal
     return [
-        fact("causal" if causal else "bidirectional", last, bool(felt.max() <= tolerance / 10) == causal, tolerance)
+        fact(
+            "causal" if causal else "bidirectional",
+            last,
+            bool(felt.max() <= tolerance / 10) == causal,
+            tolerance,
+        )
     ]
 
 
@@ -223,9 +270,16 @@ def _beginning(batch: Batch) -> tuple[int, int] | None:
 
 
 def padding(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> list[Pair]:
-    """The shortest prompt of a batch, alone: padding must not reach it. Not asked of layers that round by all rows."""
+    """The shortest prompt of a batch, alone: padding must not reach it. Not asked of layers that
+    round by all rows."""
     last = Site("", lm.dims.layers - 1, "resid_post")
-    if batch.ids is None or batch.extra or not batch.padded or last not in seen or not row_independent(lm.model):
+    if (
+        batch.ids is None
+        or batch.extra
+        or not batch.padded
+        or last not in seen
+        or not row_independent(lm.model)
+    ):
         return []
     row = int(batch.lengths.argmin())
     alone: list[Tensor] = []
@@ -235,9 +289,11 @@ def padding(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> list[Pair]:
 
 
 def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
-    """Whether positions hear of one another beside the attention function, as the family says: `sweep` packs rows if not.
+    """Whether positions hear of one another beside the attention function, as the family says:
+    `sweep` packs rows if not.
 
-    With attention silenced, another first token reaches no other position, and no mask, unless something else carries it.
+    With attention silenced, another first token reaches no other position, and no mask, unless
+    something else carries it.
     """
     depth = lm.dims.layers
     every = [Site("", n, "attn.q") for n in range(depth)]
@@ -270,14 +326,18 @@ def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
         found = list(zip(masks[:depth] + ends[:1], masks[depth:] + ends[1:]))
     else:
         found = [(x[0], x[-1]) for x in (*masks, *ends)]
-    same = all(x.shape == y.shape and bool(torch.isclose(x, y, tolerance, tolerance).all()) for x, y in found)
+    same = all(
+        x.shape == y.shape and bool(torch.isclose(x, y, tolerance, tolerance).all())
+        for x, y in found
+    )
     mixes = any(lm.layout.tower(site).mixes for site in every)
     # what is called mixed without need is only swept more slowly
     return [fact("nothing but attention mixes positions", last, same or mixes, tolerance)]
 
 
 def apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
-    """Where a gate stands between pattern @ v and z: a head that attends to nothing changes its own z and no other's."""
+    """Where a gate stands between pattern @ v and z: a head that attends to nothing changes its own
+    z and no other's."""
     for at in [s for s in seen if s.point == "attn.pattern" and lm.layout.tower(s).gated]:
         after: list[Tensor] = []
         z = replace(at, point="attn.z")
@@ -287,9 +347,15 @@ def apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
             lm(batch)
         yield "a head's pattern reaches its own z only", z, after[0][:, :, 1:], seen[z][:, :, 1:]
         own = (after[0] - seen[z])[:, :, :1]
-        yield "a head's pattern reaches its own z", z, own.norm().clamp_max(1e-3) * 1e3, torch.ones_like(own.norm())
+        yield (
+            "a head's pattern reaches its own z",
+            z,
+            own.norm().clamp_max(1e-3) * 1e3,
+            torch.ones_like(own.norm()),
+        )
 
 
 def _writes(seen: Container[Site], at: Site) -> list[Site]:
-    """What a layer's token mixing adds to the stream: attention, another mixer, or both side by side."""
+    """What a layer's token mixing adds to the stream: attention, another mixer, or both side by
+    side."""
     return [site for p in ("attn.out", "mix.out") if (site := Site(at.tower, at.layer, p)) in seen]

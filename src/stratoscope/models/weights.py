@@ -1,8 +1,9 @@
 """What a module's weight is: one matrix (out, in), whichever way the module stores it.
 
-A plain Linear, Conv1D or Embedding holds its matrix. Any other module that is linear in its input (quantised,
-with an adapter that is not merged, with a scale of its own) is asked for it: its columns are its answers to the
-unit vectors. So neither a scale nor an adapter can be forgotten, and no library of quantisation is known by name.
+A plain Linear, Conv1D or Embedding holds its matrix. Any other module that is linear in its input
+(quantised, with an adapter that is not merged, with a scale of its own) is asked for it: its
+columns are its answers to the unit vectors. So neither a scale nor an adapter can be forgotten, and
+no library of quantisation is known by name.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from stratoscope.errors import FamilyError
 
 _PLAIN = (nn.Linear.forward, Conv1D.forward, nn.Embedding.forward)
 _ROWS = 1024  # unit vectors asked at once
-# What rounding may do to a module that rounds its input or computes in half precision (LLM.int8 misses by 1e-2).
+# What rounding may do to a module that rounds its input or computes in half precision (LLM.int8
+# misses by 1e-2).
 ROUNDING = 3e-2
 
 
 class Scaled(nn.Module):
-    """A projection whose output the model multiplies by a number (Cohere's logit scale), as one projection."""
+    """A projection whose output the model multiplies by a number (Cohere's logit scale), as one
+    projection."""
 
     def __init__(self, projection: nn.Module, factor: float) -> None:
         super().__init__()
@@ -35,9 +38,12 @@ class Scaled(nn.Module):
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no more."""
+    """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no
+    more."""
     weight: Any = getattr(module, "weight", None)
-    own = "forward" in vars(module) and not hasattr(module, "_hf_hook")  # accelerate's only moves tensors
+    own = "forward" in vars(module) and not hasattr(
+        module, "_hf_hook"
+    )  # accelerate's only moves tensors
     return (
         type(module).forward in _PLAIN
         and not own
@@ -48,13 +54,18 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def shape(module: nn.Module) -> tuple[int, int] | None:
-    """(out, in) of a module that can have a matrix, or None; (vocab, dim) of an embedding. Nothing is computed."""
+    """(out, in) of a module that can have a matrix, or None; (vocab, dim) of an embedding. Nothing
+    is computed."""
     if isinstance(module, Scaled):
         return shape(module.projection)
     if is_plain(module):
         out, into = matrix(module).shape
         return out, into
-    for wide, deep in (("out_features", "in_features"), ("nf", "nx"), ("num_embeddings", "embedding_dim")):
+    for wide, deep in (
+        ("out_features", "in_features"),
+        ("nf", "nx"),
+        ("num_embeddings", "embedding_dim"),
+    ):
         out, into = getattr(module, wide, None), getattr(module, deep, None)
         if isinstance(out, int) and isinstance(into, int):
             return out, into
@@ -62,8 +73,9 @@ def shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def matrix(module: nn.Module) -> Tensor:
-    """The weight as (out, in), with W x + bias == module(x): dequantised, and adapters counted. (vocab, dim) of an
-    embedding, as it is looked up. The parameter itself, not a copy, of a plain module.
+    """The weight as (out, in), with W x + bias == module(x): dequantised, and adapters counted.
+    (vocab, dim) of an embedding, as it is looked up. The parameter itself, not a copy, of a plain
+    module.
 
     Raises FamilyError for a module that is not linear in its input.
     """
@@ -74,7 +86,10 @@ def matrix(module: nn.Module) -> Tensor:
         return weight.T if isinstance(module, Conv1D) else weight
     sizes = shape(module)
     if sizes is None:
-        raise FamilyError(f"{type(module).__name__} has no weight matrix (out, in): read its output, not its weight.")
+        raise FamilyError(
+            f"{type(module).__name__} has no weight matrix (out, in): read its output, not its "
+            "weight."
+        )
     with asked(module):
         if hasattr(module, "num_embeddings"):
             return _answer(module, torch.arange(sizes[0], device=_place(module)[0]))
@@ -102,11 +117,15 @@ def bias(module: nn.Module) -> Tensor | None:
 
 
 def quantised(model: nn.Module) -> bool:
-    """Whether some linear layer holds no floating-point matrix: what it gives is rounded, by kernels that may differ
-    with the number of rows."""
+    """Whether some linear layer holds no floating-point matrix: what it gives is rounded, by
+    kernels that may differ with the number of rows."""
     odd = (m for m in model.modules() if not is_plain(m) and shape(m))
     plain = (
-        any(type(p) is nn.Parameter and p.is_floating_point() and p.ndim == 2 for p in m.parameters()) for m in odd
+        any(
+            type(p) is nn.Parameter and p.is_floating_point() and p.ndim == 2
+            for p in m.parameters()
+        )
+        for m in odd
     )
     return not all(plain)
 
@@ -124,14 +143,16 @@ def tried(module: nn.Module) -> tuple[Tensor, Tensor]:
 def row_independent(model: nn.Module) -> bool:
     """Whether every linear layer answers a row alone as it does beside other rows.
 
-    False for layers that choose how to round by all rows at once (LLM.int8's outlier columns, one activation scale
-    for a whole tensor): there, packing rows of several inputs into one matrix is not exact. One layer of each kind
-    is tried, beside a row a hundred times as large.
+    False for layers that choose how to round by all rows at once (LLM.int8's outlier columns, one
+    activation scale for a whole tensor): there, packing rows of several inputs into one matrix is
+    not exact. One layer of each kind is tried, beside a row a hundred times as large.
     """
     kinds = {
         type(module): (module, sizes[1])
         for module in model.modules()
-        if not is_plain(module) and (sizes := shape(module)) and not hasattr(module, "num_embeddings")
+        if not is_plain(module)
+        and (sizes := shape(module))
+        and not hasattr(module, "num_embeddings")
     }
     return all(_rows_alone(module, width) for module, width in kinds.values())
 
@@ -141,20 +162,31 @@ def _rows_alone(module: nn.Module, width: int) -> bool:
     row = _wave(2, width, device, dtype)
     try:
         with asked(module):
-            alone, beside = _answer(module, row[:1]), _answer(module, row * row.new_tensor([[1], [100]]))[:1]
-    except (RuntimeError, TypeError, AttributeError):  # no map of rows to rows (Llama 4's router): it cannot be judged
+            alone, beside = (
+                _answer(module, row[:1]),
+                _answer(module, row * row.new_tensor([[1], [100]]))[:1],
+            )
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ):  # no map of rows to rows (Llama 4's router): it cannot be judged
         return False
     return bool((alone - beside).norm() <= 1e-3 * alone.norm())
 
 
-def _refuse_curved(module: nn.Module, found: Tensor, nothing: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+def _refuse_curved(
+    module: nn.Module, found: Tensor, nothing: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
     x = _wave(3, found.shape[1], device, dtype)
     told, true = x.to(found) @ found.T + nothing, _answer(module, x)
     missed = float((told - true).float().norm() / true.float().norm().clamp_min(1e-9))
     if not missed <= ROUNDING:
         raise FamilyError(
-            f"{type(module).__name__} is not linear in its input (W x misses module(x) by {missed:.1e} of its size), so "
-            f"it has no weight to read. Methods that read activations work; those that read weights do not."
+            f"{type(module).__name__} is not linear in its input (W x misses module(x) by "
+            f"{missed:.1e} of its size), so "
+            "it has no weight to read. Methods that read activations work; those that read "
+            "weights do not."
         )
 
 
@@ -173,12 +205,14 @@ def asked(module: nn.Module) -> Iterator[None]:
 
 
 def _answer(module: nn.Module, rows: Tensor) -> Tensor:
-    """(row, in) -> (row, out), by `forward`: who listens to the module must not hear these questions."""
+    """(row, in) -> (row, out), by `forward`: who listens to the module must not hear these
+    questions."""
     return module.forward(rows[None])[0]
 
 
 def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the module computes, and what it takes: that of its first floating-point tensor, else float32."""
+    """Where the module computes, and what it takes: that of its first floating-point tensor, else
+    float32."""
     held = [*module.parameters(), *module.buffers()]
     device = held[0].device if held else torch.device("cpu")
     wide = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -186,6 +220,7 @@ def _place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def _wave(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(rows, width) numbers without a pattern, made without the random generator, which belongs to the user."""
+    """(rows, width) numbers without a pattern, made without the random generator, which belongs to
+    the user."""
     steps = torch.arange(1, rows * width + 1, device=device, dtype=torch.float32)
     return torch.sin(steps * steps).reshape(rows, width).to(dtype)

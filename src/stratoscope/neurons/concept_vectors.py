@@ -1,17 +1,22 @@
-"""Concept vectors: the value vectors whose vocabulary projection is one concept, given as a list of its words.
+"""Concept vectors: the value vectors whose vocabulary projection is one concept, given as a list of
+its words.
 
 Paper: concept-vectors
 
-    score[neuron] = mean over the concept's tokens of (logits[neuron, token] - mean) / sd,   logits = U . N(W_down[:, neuron])
+    score[neuron] = mean over the concept's tokens of (logits[neuron, token] - mean) / sd,   logits
+        = U . N(W_down[:, neuron])
     share[neuron] = the part of the neuron's n first tokens that are among the concept's n tokens
 
-Mean and deviation are over the vocabulary, by the mean and covariance of U's rows (neurons.token_neurons). The paper lets
-GPT-4 and then people judge whether the first tokens of a vector are one concept; here a word list judges, which needs no
-judge and finds only concepts that somebody thought of.
+Mean and deviation are over the vocabulary, by the mean and covariance of U's rows
+(neurons.token_neurons). The paper lets GPT-4 and then people judge whether the first tokens of a
+vector are one concept; here a word list judges, which needs no judge and finds only concepts that
+somebody thought of.
 
-null: the best score and its share for as many random tokens. A search over so many vectors finds something for any list.
-Reads as: where a concept's words are written together. `activation`, its mean over these words, says whether the neuron
-speaks at them. Does not show that the model needs the vector: spoil it (`editing.needle`) and ask.
+null: the best score and its share for as many random tokens. A search over so many vectors finds
+something for any list.
+Reads as: where a concept's words are written together. `activation`, its mean over these words,
+says whether the neuron speaks at them. Does not show that the model needs the vector: spoil it
+(`editing.needle`) and ask.
 """
 
 from __future__ import annotations
@@ -33,17 +38,21 @@ from stratoscope.results import dataset
 NULL = "the vector that scores best for as many tokens of the vocabulary, drawn at random"
 
 
-def shared(logits: Float[Tensor, "unit vocab"], tokens: Int[Tensor, " token"]) -> Float[Tensor, " unit"]:
+def shared(
+    logits: Float[Tensor, "unit vocab"], tokens: Int[Tensor, " token"]
+) -> Float[Tensor, " unit"]:
     """The part of each row's first tokens, as many as are given, that are among those given."""
     return torch.isin(logits.topk(len(tokens)).indices, tokens).float().mean(dim=-1)
 
 
 @torch.no_grad()
 def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
-    """layer, neuron, score, share and activation of the best vectors of each concept: (example, rank).
+    """layer, neuron, score, share and activation of the best vectors of each concept: (example,
+    rank).
 
-    inputs: one text for each concept, made of its words, such as " January February March". Special tokens are left out.
-    Raises InputError for a concept without a token, or a `top` that is not there; SiteError as `neurons.vocabulary`.
+    inputs: one text for each concept, made of its words, such as " January February March". Special
+    tokens are left out. Raises InputError for a concept without a token, or a `top` that is not
+    there; SiteError as `neurons.vocabulary`.
     """
     linear(lm)
     if not 1 <= top <= lm.dims.layers * lm.dims.neurons:
@@ -52,7 +61,7 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
     ids, mask = batch.text
     special = [] if lm.tokenizer is None else lm.tokenizer.all_special_ids
     acts = capture(lm, batch, "layers.*.mlp.act").stack("layers.*.mlp.act")
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     rows = []
     for example, (row, real) in enumerate(zip(ids, mask)):
         real = real & ~torch.isin(row, torch.tensor(special, device=row.device, dtype=row.dtype))
@@ -60,7 +69,7 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
             raise InputError(f"concept {example} has no token of its own: give its words.")
         tokens = row[real].unique()
         layer, neuron, score = search(lm, tokens, side="down", top=top, joint=True)
-        stranger = torch.randperm(lm.dims.vocab, generator=dice)[: len(tokens)].to(tokens)
+        stranger = torch.randperm(lm.dims.vocab, generator=generator)[: len(tokens)].to(tokens)
         chance = search(lm, stranger, side="down", top=1, joint=True)
         active = acts[layer[0], example, :, neuron[0]][:, real].mean(dim=-1)
         kept = _shares(lm, layer, neuron, tokens), _shares(lm, *chance[:2], stranger)[0]
@@ -69,7 +78,10 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
     values = {name: torch.stack([row[number] for row in rows]) for number, name in enumerate(names)}
     axes = ("example", "rank")
     return dataset(
-        {name: (axes if value.ndim == 2 else axes[:1], value.cpu()) for name, value in values.items()},
+        {
+            name: (axes if value.ndim == 2 else axes[:1], value.cpu())
+            for name, value in values.items()
+        },
         method="neurons.concept_vectors",
         provenance=lm.provenance,
         settings={"top": top},

@@ -1,16 +1,19 @@
 """Neuron contribution: what every neuron writes straight towards the answer, at the last token.
 
-Paper: textbook (Geva et al., "Transformer Feed-Forward Layers Build Predictions", 2022; Elhage et al., 2021)
+Paper: textbook (Geva et al., "Transformer Feed-Forward Layers Build Predictions", 2022; Elhage et
+al., 2021)
 
-    contribution[layer, neuron] = activation[layer, neuron] * N(W_down[:, neuron]) . (u_answer - u_foil)
+    contribution[layer, neuron] = activation[layer, neuron] * N(W_down[:, neuron]) . (u_answer -
+        u_foil)
 
-N is the layer's post-norm, where there is one, then the final norm, each with its scale held at the value it
-has on this input, which makes them linear; u are rows of the unembedding. Over the neurons of a layer, the
-contributions and what the biases add are the MLP's direct logit attribution. With a soft-cap on logits, they
-are those before the cap.
+N is the layer's post-norm, where there is one, then the final norm, each with its scale held at the
+value it has on this input, which makes them linear; u are rows of the unembedding. Over the neurons
+of a layer, the contributions and what the biases add are the MLP's direct logit attribution. With a
+soft-cap on logits, they are those before the cap.
 
-Reads as: which neurons write the answer into the stream at the end. Does not show who caused it: a neuron that
-only feeds a later layer scores zero here, and so does one that worked at an earlier token.
+Reads as: which neurons write the answer into the stream at the end. Does not show who caused it: a
+neuron that only feeds a later layer scores zero here, and so does one that worked at an earlier
+token.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from stratoscope.models.sites import Site
 from stratoscope.results import dataset
 
 
-def before_norm(norm: FrozenNorm, towards: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim"]:
+def before_norm(
+    norm: FrozenNorm, towards: Float[Tensor, "example dim"]
+) -> Float[Tensor, "example dim"]:
     """The transposed map: its product with a part is that of `towards` with norm.linear(part)."""
     scaled = towards * norm.weight * norm.scale[:, None]
     return scaled - scaled.mean(dim=-1, keepdim=True) if norm.centred else scaled
@@ -49,16 +54,20 @@ def contributions(
 
 @torch.no_grad()
 def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) -> xr.Dataset:
-    """Activation and contribution of every neuron at each example's last token: (example, layer, neuron).
+    """Activation and contribution of every neuron at each example's last token: (example, layer,
+    neuron).
 
-    answer, foil: default as `target` chooses. Raises SiteError for a mixture of experts,
-    for a model whose residual stream is not a sum (post-norm encoders), and without a linear read-out; InputError for a
-    vision model.
+    answer, foil: default as `target` chooses. Raises SiteError for a mixture of experts, for a
+    model whose residual stream is not a sum (post-norm encoders), and without a linear read-out;
+    InputError for a vision model.
     """
     _refuse(lm)
     batch = lm.batch(inputs)
     if batch.ids is None:
-        raise InputError(f"{lm.family.name} reads no tokens: there is no last token and no next one to ask about.")
+        raise InputError(
+            f"{lm.family.name} reads no tokens: there is no last token and no next one to ask "
+            "about."
+        )
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     neurons = lm.layout.resolve("layers.*.mlp.act")
     seen = capture(lm, batch, "layers.*.mlp.act", last, positions=-1)
@@ -95,8 +104,12 @@ def _refuse(lm: LM) -> None:
     lm.layout.resolve(["layers.*.mlp.act", "logits"])
     if lm.family.towers[""].residual == "post-norm":
         raise SiteError(
-            f"{lm.family.name} norms or scales its residual stream after additions, so logits are not a sum of what "
+            f"{lm.family.name} norms or scales its residual stream after additions, so logits are "
+            "not a sum of what "
             f"neurons write. Clamp neurons (editing.clamp) and compare the outputs instead."
         )
     if len(lm.layout.head) != 1:
-        raise SiteError(f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the neurons.")
+        raise SiteError(
+            f"{lm.family.name}'s read-out has layers of its own, so logits are not linear in the "
+            "neurons."
+        )

@@ -1,15 +1,18 @@
-"""Parametric trace: how much of what value vectors said is still in the weights after an edit or in another model.
+"""Parametric trace: how much of what value vectors said is still in the weights after an edit or in
+another model.
 
 Paper: concept-vectors
 
     cosine[unit]  = cos(v, v')          v, v' = W_down[:, neuron] before and after
-    jaccard[unit] = |T(v) & T(v')| / |T(v) | T(v')|,    T = the `top` tokens of the vector's vocabulary projection
+    jaccard[unit] = |T(v) & T(v')| / |T(v) | T(v')|,    T = the `top` tokens of the vector's
+                                                        vocabulary projection
     distance[unit] = |v - v'|           in units of |v|
 
-null_cosine, null_jaccard: v against the value vector of another neuron of its layer, drawn at random: what is left when
-nothing is left. The paper's projection is through each model's own unembedding and final norm; so it is here.
-Reads as: 1, the trace is intact, whatever the model says now; near the null, it is erased. Does not show that the model
-uses the vector, nor that it holds the concept here alone.
+null_cosine, null_jaccard: v against the value vector of another neuron of its layer, drawn at
+random: what is left when nothing is left. The paper's projection is through each model's own
+unembedding and final norm; so it is here.
+Reads as: 1, the trace is intact, whatever the model says now; near the null, it is erased. Does not
+show that the model uses the vector, nor that it holds the concept here alone.
 """
 
 from __future__ import annotations
@@ -37,13 +40,19 @@ def jaccard(one: Int[Tensor, "unit rank"], two: Int[Tensor, "unit rank"]) -> Flo
 
 @torch.no_grad()
 def measure(
-    lm: LM, inputs: Sequence[Sequence[int]], *, after: LM | Edit | None = None, top: int = 50, seed: int = 0
+    lm: LM,
+    inputs: Sequence[Sequence[int]],
+    *,
+    after: LM | Edit | None = None,
+    top: int = 50,
+    seed: int = 0,
 ) -> xr.Dataset:
     """cosine, jaccard, distance and the nulls of each value vector: (unit,).
 
-    inputs: neurons as (layer, neuron). after: an edit of this model, or a model of the same shape; None compares the
-    model with itself, which shows the nulls alone. top: tokens of a projection (at most the vocabulary; the paper takes
-    200). Raises InputError for a neuron that is not there or a model of another shape, SiteError as `neurons.vocabulary`.
+    inputs: neurons as (layer, neuron). after: an edit of this model, or a model of the same shape;
+    None compares the model with itself, which shows the nulls alone. top: tokens of a projection
+    (at most the vocabulary; the paper takes 200). Raises InputError for a neuron that is not there
+    or a model of another shape, SiteError as `neurons.vocabulary`.
     """
     linear(lm)
     layers, neurons = units(lm, inputs)
@@ -51,9 +60,11 @@ def measure(
     if other.dims != lm.dims:
         raise InputError(f"the model to compare with has {other.dims}; this one has {lm.dims}.")
     top = min(top, lm.dims.vocab)
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     strangers = [
-        (neuron + int(torch.randint(1, lm.dims.neurons, (1,), generator=dice))) % lm.dims.neurons for neuron in neurons
+        (neuron + int(torch.randint(1, lm.dims.neurons, (1,), generator=generator)))
+        % lm.dims.neurons
+        for neuron in neurons
     ]
     before, said = _vectors(lm, layers, neurons, top)
     with after if isinstance(after, Edit) else nullcontext():
@@ -81,6 +92,9 @@ def measure(
 
 def _vectors(lm: LM, layers: list[int], neurons: list[int], top: int) -> tuple[Tensor, Tensor]:
     """Value vectors (unit, dim), and the ids of the tokens that they promote most (unit, rank)."""
-    rows = [directions(lm, layer, "down", fold=False)[neuron].float() for layer, neuron in zip(layers, neurons)]
+    rows = [
+        directions(lm, layer, "down", fold=False)[neuron].float()
+        for layer, neuron in zip(layers, neurons)
+    ]
     folded = [directions(lm, layer, "down")[neuron] for layer, neuron in zip(layers, neurons)]
     return torch.stack(rows), decode(lm, torch.stack(folded)).topk(top).indices

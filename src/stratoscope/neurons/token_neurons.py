@@ -1,19 +1,23 @@
-"""Which neurons stand for a token: every neuron's weights read through the LM head, and the index from tokens to neurons.
+"""Which neurons stand for a token: every neuron's weights read through the LM head, and the index
+from tokens to neurons.
 
 Paper: neuron-lm-head
 
-    logits[neuron, vocab] = U . N(N_mlp(W_up[neuron]))             as in neurons.vocabulary; fold=False: U . W_up[neuron]
+    logits[neuron, vocab] = U . N(N_mlp(W_up[neuron]))             as in neurons.vocabulary;
+                                                                   fold=False: U . W_up[neuron]
     score[neuron, token]  = (logits[neuron, token] - mean) / sd    over the vocabulary
 
-Mean and deviation come from the mean and covariance of U's rows: exact, and without the neuron x vocabulary table, so
-the whole model is searched at the price of one small product a layer. The paper gives token probabilities, a softmax of
-logits whose size depends on the length of the weights; the score does not, so neurons of all layers can be compared.
-The abstract does not say whether norms are folded in: `fold` does both.
+Mean and deviation come from the mean and covariance of U's rows: exact, and without the neuron x
+vocabulary table, so the whole model is searched at the price of one small product a layer. The
+paper gives token probabilities, a softmax of logits whose size depends on the length of the
+weights; the score does not, so neurons of all layers can be compared. The abstract does not say
+whether norms are folded in: `fold` does both.
 
 null: the activation of a random neuron of the same layer, there.
-Reads as: neurons whose weights are the token's direction; `place` 0 says that the token is the neuron's own first. Does
-not show that the neuron fires at the token, or for the concept: `activation` is that at the token itself, and a clamp
-(`editing.clamp`) shows what it does. With tied embeddings early layers match a token because they read it.
+Reads as: neurons whose weights are the token's direction; `place` 0 says that the token is the
+neuron's own first. Does not show that the neuron fires at the token, or for the concept:
+`activation` is that at the token itself, and a clamp (`editing.clamp`) shows what it does. With
+tied embeddings early layers match a token because they read it.
 """
 
 from __future__ import annotations
@@ -36,23 +40,30 @@ NULL = "the activation of a neuron of the same layer, drawn at random"
 
 
 def standardised(
-    rows: Float[Tensor, "neuron dim"], centred: Float[Tensor, "token dim"], covariance: Float[Tensor, "dim dim"]
+    rows: Float[Tensor, "neuron dim"],
+    centred: Float[Tensor, "token dim"],
+    covariance: Float[Tensor, "dim dim"],
 ) -> Float[Tensor, "neuron token"]:
-    """Each row's logits for some tokens, above their mean over the vocabulary and divided by their deviation.
+    """Each row's logits for some tokens, above their mean over the vocabulary and divided by their
+    deviation.
 
-    centred: those tokens' rows of the unembedding, less the mean of all its rows, whose covariance is given.
+    centred: those tokens' rows of the unembedding, less the mean of all its rows, whose covariance
+    is given.
     """
     spread = ((rows @ covariance) * rows).sum(dim=-1).clamp_min(1e-30).sqrt()
     return (rows @ centred.T) / spread[:, None]
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, side: Side = "up", top: int = 5, fold: bool = True, seed: int = 0) -> xr.Dataset:
+def measure(
+    lm: LM, inputs: Any, *, side: Side = "up", top: int = 5, fold: bool = True, seed: int = 0
+) -> xr.Dataset:
     """The neurons that stand for each token of the inputs, best first: (example, position, rank).
 
-    layer, neuron: which; score: as above; place: where the token stands in the neuron's own list; activation, null: at
-    that position. side: which weights are read. top: how many neurons. Raises SiteError where logits are not linear in
-    what a neuron reads or writes; InputError for a `top` that is not there.
+    layer, neuron: which; score: as above; place: where the token stands in the neuron's own list;
+    activation, null: at that position. side: which weights are read. top: how many neurons. Raises
+    SiteError where logits are not linear in what a neuron reads or writes; InputError for a `top`
+    that is not there.
     """
     linear(lm)
     if not 1 <= top <= lm.dims.layers * lm.dims.neurons:
@@ -62,15 +73,25 @@ def measure(lm: LM, inputs: Any, *, side: Side = "up", top: int = 5, fold: bool 
     tokens = ids[mask].unique()
     layer, neuron, score = search(lm, tokens, side=side, top=top, fold=fold)
     place = _places(lm, tokens, layer, neuron, side, fold)
-    at = torch.searchsorted(tokens, ids.clamp(tokens.min(), tokens.max()))  # padding finds something, hidden below
-    acts = capture(lm, batch, "layers.*.mlp.act").stack("layers.*.mlp.act").permute(1, 2, 0, 3).cpu()
+    at = torch.searchsorted(
+        tokens, ids.clamp(tokens.min(), tokens.max())
+    )  # padding finds something, hidden below
+    acts = (
+        capture(lm, batch, "layers.*.mlp.act").stack("layers.*.mlp.act").permute(1, 2, 0, 3).cpu()
+    )
     example, position = torch.meshgrid(*(torch.arange(n) for n in ids.shape), indexing="ij")
-    dice = torch.randint(0, lm.dims.neurons, neuron[at].shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.randint(
+        0, lm.dims.neurons, neuron[at].shape, generator=torch.Generator().manual_seed(seed)
+    )
     spot = (example[..., None], position[..., None], layer[at].cpu())
     hidden, gap = ~mask[..., None].cpu(), torch.where(mask, 0.0, torch.nan)[..., None].cpu()
     axes = ("example", "position", "rank")
     whole = {"layer": layer[at], "neuron": neuron[at], "place": place[at]}
-    real = {"score": score[at].cpu(), "activation": acts[*spot, neuron[at].cpu()], "null": acts[*spot, dice]}
+    real = {
+        "score": score[at].cpu(),
+        "activation": acts[*spot, neuron[at].cpu()],
+        "null": acts[*spot, generator],
+    }
     return dataset(
         {name: (axes, value.cpu().masked_fill(hidden, -1)) for name, value in whole.items()}
         | {name: (axes, value.float() + gap) for name, value in real.items()},
@@ -93,7 +114,8 @@ def search(
     fold: bool = True,
     joint: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer, neuron and score of the neurons that stand for each token most, over the whole model: (token, rank).
+    """Layer, neuron and score of the neurons that stand for each token most, over the whole model:
+    (token, rank).
 
     joint: for all tokens together, by their mean score: (1, rank).
     """
@@ -102,7 +124,9 @@ def search(
     covariance = (head.T @ head) / len(head) - mean[:, None] * mean
     centred = head[tokens] - mean
     centred = centred.mean(dim=0, keepdim=True) if joint else centred
-    tables = [standardised(_rows(lm, at, side, fold), centred, covariance) for at in range(lm.dims.layers)]
+    tables = [
+        standardised(_rows(lm, at, side, fold), centred, covariance) for at in range(lm.dims.layers)
+    ]
     best = torch.cat(tables).T.topk(top, dim=1)
     return best.indices // lm.dims.neurons, best.indices % lm.dims.neurons, best.values
 
@@ -111,7 +135,8 @@ def search(
 def top_tokens(
     lm: LM, *, side: Side = "up", fold: bool = True, layers: Sequence[int] | None = None
 ) -> Int[Tensor, "layer neuron"]:
-    """The first token of every neuron of all or some layers: the neuron x vocabulary table, layer by layer."""
+    """The first token of every neuron of all or some layers: the neuron x vocabulary table, layer
+    by layer."""
     linear(lm)
     head = lm.weight("logits").float().T
     chosen = range(lm.dims.layers) if layers is None else layers
@@ -124,7 +149,9 @@ def _rows(lm: LM, layer: int, side: Side, fold: bool) -> Float[Tensor, "neuron d
     return weighed(lm.layout.final_norm, rows) if fold else rows
 
 
-def _places(lm: LM, tokens: Tensor, layer: Tensor, neuron: Tensor, side: Side, fold: bool) -> Int[Tensor, "token rank"]:
+def _places(
+    lm: LM, tokens: Tensor, layer: Tensor, neuron: Tensor, side: Side, fold: bool
+) -> Int[Tensor, "token rank"]:
     """How many tokens each found neuron puts before its own."""
     tables = {at: _rows(lm, at, side, fold) for at in sorted(set(layer.flatten().tolist()))}
     head = lm.weight("logits").float()

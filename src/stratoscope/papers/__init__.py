@@ -1,4 +1,5 @@
-"""One file for each paper that is built: its source, its methods, its claims; `verdicts/` beside them remembers.
+"""One file for each paper that is built: its source, its methods, its claims; `verdicts/` beside
+them remembers.
 
 `ledger.tsv` lists all 243 papers, built or not.
 """

@@ -1,13 +1,14 @@
 """Hopping Too Late: Exploring the Limitations of Large Language Models on Multi-Hop Queries.
 
 Biran, Gottesman, Yang, Geva and Globerson, 2024. arXiv:2406.12775.
-Claim: the bridge entity is resolved in early layers and the second hop in later ones, so that a state put back from a
-    later layer into an earlier one answers many queries that failed.
+Claim: the bridge entity is resolved in early layers and the second hop in later ones, so that a
+    state put back from a later layer into an earlier one answers many queries that failed.
 Methods: layers.back_patching, layers.logit_lens
 
-The paper decodes entities with Patchscopes, which has the model itself say what a vector stands for; the first claims
-here read them with the logit lens, which shows less in early layers, and one more does as the paper, with a shorter
-prompt. The paper lets the model generate; here the answer is one token.
+The paper decodes entities with Patchscopes, which has the model itself say what a vector stands
+for; the first claims here read them with the logit lens, which shows less in early layers, and one
+more does as the paper, with a shorter prompt. The paper lets the model generate; here the answer is
+one token.
 """
 
 from __future__ import annotations
@@ -39,22 +40,63 @@ WHERE = {  # the country where ...
     "Austria": ("Salzburg lies", "Mozart was born", "Graz lies"),
     "Belgium": ("Antwerp lies", "Bruges lies", "Ghent lies"),
     "Canada": ("Toronto lies", "Vancouver lies", "Montreal lies", "Niagara Falls lies"),
-    "China": ("Shanghai lies", "the Great Wall stands", "Confucius was born", "pandas live", "Huawei comes from"),
+    "China": (
+        "Shanghai lies",
+        "the Great Wall stands",
+        "Confucius was born",
+        "pandas live",
+        "Huawei comes from",
+    ),
     "Cuba": ("Fidel Castro ruled", "the best cigars come from"),
     "Denmark": ("Lego comes from", "Aarhus lies", "Hans Christian Andersen was born"),
-    "Egypt": ("the Great Pyramid stands", "Alexandria lies", "the pharaohs ruled", "the Sphinx stands"),
+    "Egypt": (
+        "the Great Pyramid stands",
+        "Alexandria lies",
+        "the pharaohs ruled",
+        "the Sphinx stands",
+    ),
     "England": ("Manchester lies", "Shakespeare was born", "Big Ben stands", "Liverpool lies"),
     "Finland": ("Nokia comes from", "Tampere lies"),
-    "France": ("the Eiffel Tower stands", "Lyon lies", "Napoleon ruled", "Marseille lies", "champagne comes from"),
-    "Germany": ("Munich lies", "Hamburg lies", "BMW comes from", "Beethoven was born", "Volkswagen comes from"),
+    "France": (
+        "the Eiffel Tower stands",
+        "Lyon lies",
+        "Napoleon ruled",
+        "Marseille lies",
+        "champagne comes from",
+    ),
+    "Germany": (
+        "Munich lies",
+        "Hamburg lies",
+        "BMW comes from",
+        "Beethoven was born",
+        "Volkswagen comes from",
+    ),
     "Greece": ("the Parthenon stands", "Socrates was born", "Crete lies", "Sparta lies"),
     "Hungary": ("Debrecen lies", "goulash comes from"),
-    "India": ("the Taj Mahal stands", "Mumbai lies", "Gandhi was born", "Kolkata lies", "yoga comes from"),
+    "India": (
+        "the Taj Mahal stands",
+        "Mumbai lies",
+        "Gandhi was born",
+        "Kolkata lies",
+        "yoga comes from",
+    ),
     "Iran": ("Isfahan lies", "Shiraz lies", "Persian is spoken"),
     "Iraq": ("Mosul lies", "Saddam Hussein ruled", "Basra lies"),
     "Ireland": ("Guinness comes from", "Cork lies", "Galway lies", "James Joyce was born"),
-    "Italy": ("Venice lies", "pizza comes from", "Ferrari comes from", "Milan lies", "Leonardo da Vinci was born"),
-    "Japan": ("Osaka lies", "sushi comes from", "Toyota comes from", "Mount Fuji stands", "samurai fought"),
+    "Italy": (
+        "Venice lies",
+        "pizza comes from",
+        "Ferrari comes from",
+        "Milan lies",
+        "Leonardo da Vinci was born",
+    ),
+    "Japan": (
+        "Osaka lies",
+        "sushi comes from",
+        "Toyota comes from",
+        "Mount Fuji stands",
+        "samurai fought",
+    ),
     "Kenya": ("Mombasa lies", "the Maasai live"),
     "Norway": ("Bergen lies", "Edvard Munch was born", "the longest fjords lie"),
     "Peru": ("Machu Picchu lies", "Cusco lies", "the Incas ruled"),
@@ -74,7 +116,8 @@ MOST = 60  # failed questions that are searched
 
 
 class Hops(NamedTuple):
-    """A two-hop prompt, its bridge and answer as ids, and whether the model knows each hop alone."""
+    """A two-hop prompt, its bridge and answer as ids, and whether the model knows each hop
+    alone."""
 
     prompt: str
     bridge: int
@@ -83,20 +126,32 @@ class Hops(NamedTuple):
 
 
 def late_hop(seed: int = 0) -> tuple[LM, list[str], list[str]]:
-    """A planted Llama that learns a person's country in layer 1, while what knows capitals sits in layer 0."""
+    """A planted Llama that learns a person's country in layer 1, while what knows capitals sits in
+    layer 0."""
     people, cities = list(HOMES), list(CAPITALS.values())
-    canvas = Canvas("llama", [*people, *CAPITALS, *cities, "unknown", "capital", "of"], seed, loudness=0.5)
+    canvas = Canvas(
+        "llama", [*people, *CAPITALS, *cities, "unknown", "capital", "of"], seed, loudness=0.5
+    )
     canvas.default("unknown")
     for person, country in HOMES.items():
-        canvas.neuron(1, FIRST[person], WORD[canvas.ids[person]], {CARRIED[canvas.ids[country]]: 1.0})
+        canvas.neuron(
+            1, FIRST[person], WORD[canvas.ids[person]], {CARRIED[canvas.ids[country]]: 1.0}
+        )
     for country, capital in CAPITALS.items():
-        canvas.neuron(0, SECOND[country], CARRIED[canvas.ids[country]], {ANSWER[canvas.ids[capital]]: 2.0})
+        canvas.neuron(
+            0, SECOND[country], CARRIED[canvas.ids[country]], {ANSWER[canvas.ids[capital]]: 2.0}
+        )
     prompts = [f"capital of {person}" for person in people]
-    return models.wrap(canvas.model, canvas.tokenizer()), prompts, [CAPITALS[HOMES[person]] for person in people]
+    return (
+        models.wrap(canvas.model, canvas.tokenizer()),
+        prompts,
+        [CAPITALS[HOMES[person]] for person in people],
+    )
 
 
 @claim(
-    says="A later state put back into an earlier layer finishes the work that the later layers cannot do",
+    says="A later state put back into an earlier layer finishes the work that the later layers "
+    "cannot do",
     where="abstract",
     tier="identity",
     subject="a planted Llama whose second hop sits before its first",
@@ -104,7 +159,8 @@ def late_hop(seed: int = 0) -> tuple[LM, list[str], list[str]]:
     null="the state of another prompt with another answer",
 )
 def a_planted_late_hop_is_repaired(seed: int) -> Measured:
-    """Every prompt fails; put back from depth 2 into layer 0, and by no other pair, every answer is right."""
+    """Every prompt fails; put back from depth 2 into layer 0, and by no other pair, every answer is
+    right."""
     lm, prompts, answers = late_hop()
     found = back_patching.measure(lm, prompts, answer=answers, seed=seed)
     here = (found.depth == 2) & (found.layer == 0)
@@ -129,10 +185,17 @@ def a_planted_late_hop_is_repaired(seed: int) -> Measured:
     null="the bridge of another question, decoded in the same way",
 )
 def the_bridge_comes_first_in_a_miniature(seed: int) -> Measured:
-    """Questions the miniature answers right. The depth at which the logit lens first has the entity on top: the bridge
-    at the end of the first hop or after it, the answer at the last token. Mean over questions in which both are seen."""
+    """Questions the miniature answers right. The depth at which the logit lens first has the entity
+    on top: the bridge at the end of the first hop or after it, the answer at the last token. Mean
+    over questions in which both are seen."""
     lm, hops, right = _miniature(seed)
-    return _decoding(lm, [hop for hop, good in zip(hops, right) if good and hop.known][:200], NOUNS, top=1, seed=seed)
+    return _decoding(
+        lm,
+        [hop for hop, good in zip(hops, right) if good and hop.known][:200],
+        NOUNS,
+        top=1,
+        seed=seed,
+    )
 
 
 @claim(
@@ -145,10 +208,12 @@ def the_bridge_comes_first_in_a_miniature(seed: int) -> Measured:
     null="the same search with the state of another question",
 )
 def back_patching_helps_a_miniature(seed: int) -> Measured:
-    """Questions the miniature fails though it knows both facts alone; all pairs of layers, at both places.
+    """Questions the miniature fails though it knows both facts alone; all pairs of layers, at both
+    places.
 
-    On version 1 of the miniature this failed (fixed 0.17, stranger 0.2): its word order, "friend of teacher of Mira",
-    left the account no way to be right. There, a bridge put back at "Mira" asks for the friend of the bridge's teacher.
+    On version 1 of the miniature this failed (fixed 0.17, stranger 0.2): its word order, "friend of
+    teacher of Mira", left the account no way to be right. There, a bridge put back at "Mira" asks
+    for the friend of the bridge's teacher.
     """
     lm, hops, right = _miniature(seed)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
@@ -165,7 +230,8 @@ def back_patching_helps_a_miniature(seed: int) -> Measured:
     null="the bridge of another question, decoded in the same way",
 )
 def the_bridge_comes_first_in_smollm2(seed: int) -> Measured:
-    """As in the miniature, on capitals of described countries whose two hops the model knows; among the top 10."""
+    """As in the miniature, on capitals of described countries whose two hops the model knows; among
+    the top 10."""
     lm = models.load("smollm2")
     hops, _ = _described(lm)
     return _decoding(lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed)
@@ -181,13 +247,15 @@ def the_bridge_comes_first_in_smollm2(seed: int) -> Measured:
     null="the bridge of another question, decoded in the same way",
 )
 def the_bridge_comes_first_through_a_patchscope(seed: int) -> Measured:
-    """The same, read with a Patchscope: the state takes the place of "?" in a prompt that repeats words, at the layer it
-    came from, and the model says the word. Added when a trial had shown that the logit lens sees both entities in the
-    last layer only. On three prompts that name
-    a country the same Patchscope does read it, up to the middle layers."""
+    """The same, read with a Patchscope: the state takes the place of "?" in a prompt that repeats
+    words, at the layer it came from, and the model says the word. Added when a trial had shown that
+    the logit lens sees both entities in the last layer only. On three prompts that name a country
+    the same Patchscope does read it, up to the middle layers."""
     lm = models.load("smollm2")
     hops, _ = _described(lm)
-    return _decoding(lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed, decode=_scope)
+    return _decoding(
+        lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed, decode=_scope
+    )
 
 
 @claim(
@@ -200,7 +268,8 @@ def the_bridge_comes_first_through_a_patchscope(seed: int) -> Measured:
     null="the same search with the state of another question",
 )
 def back_patching_helps_smollm2(seed: int) -> Measured:
-    """As in the miniature, on capitals of described countries; every third layer, so that it takes minutes."""
+    """As in the miniature, on capitals of described countries; every third layer, so that it takes
+    minutes."""
     lm = models.load("smollm2")
     hops, right = _described(lm)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
@@ -215,8 +284,11 @@ def _lens(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarr
 
 
 def _scope(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarray:
-    """The same through a Patchscope; depth 0, and the last, after which no layer is left to say anything, show nothing."""
-    states = capture(lm, prompts, "layers.*.resid_post", positions=place).stack("layers.*.resid_post")
+    """The same through a Patchscope; depth 0, and the last, after which no layer is left to say
+    anything, show nothing."""
+    states = capture(lm, prompts, "layers.*.resid_post", positions=place).stack(
+        "layers.*.resid_post"
+    )
     blank = len(lm.tokenizer(SCOPE)["input_ids"]) - 1
     cells = [
         replaced(f"layers.{depth}.resid_pre", states[depth - 1][:, None], positions=blank)
@@ -241,7 +313,8 @@ def _decoding(
     seed: int,
     decode: Callable[[LM, list[str], list[int], int], np.ndarray] = _lens,
 ) -> Measured:
-    """When bridge, answer and a stranger's bridge come among the top tokens; the answer at the last place only."""
+    """When bridge, answer and a stranger's bridge come among the top tokens; the answer at the last
+    place only."""
     others = back_patching.strangers([hop.bridge for hop in hops], seed)
     if others is None:
         raise RuntimeError("no question is left to decode.")
@@ -251,7 +324,10 @@ def _decoding(
         rows = np.stack([decode(lm, prompts, entity, place) for place in where]).min(axis=0)
         return back_patching.decoded_at(torch.tensor(rows), top).numpy()
 
-    bridge, answer = depths([hop.bridge for hop in hops], places), depths([hop.answer for hop in hops], places[1:])
+    bridge, answer = (
+        depths([hop.bridge for hop in hops], places),
+        depths([hop.answer for hop in hops], places[1:]),
+    )
     stranger = depths([hops[other].bridge for other in others], places)
     both = ~np.isnan(bridge) & ~np.isnan(answer)
     mean = lambda x: x[both].mean() if both.any() else np.nan  # noqa: E731
@@ -275,7 +351,9 @@ def _decoding(
     )
 
 
-def _repair(lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int, seed: int, asked: int) -> Measured:
+def _repair(
+    lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int, seed: int, asked: int
+) -> Measured:
     """Share of failed questions that some back-patch answers, at either place."""
     some = np.random.default_rng(seed).permutation(len(failed))[:MOST]
     hops = [failed[i] for i in some]
@@ -283,7 +361,8 @@ def _repair(lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int
         raise RuntimeError(f"{len(hops)} questions failed: there is nothing to repair.")
     prompts, answers = [hop.prompt for hop in hops], [hop.answer for hop in hops]
     runs = [
-        back_patching.measure(lm, prompts, answer=answers, position=place, every=every, seed=seed) for place in places
+        back_patching.measure(lm, prompts, answer=answers, position=place, every=every, seed=seed)
+        for place in places
     ]
     right = {name: np.stack([run[name].values > 0 for run in runs]) for name in ("margin", "null")}
     fixed, stranger = (found.any(axis=(0, 2, 3)) for found in right.values())
@@ -301,7 +380,8 @@ def _repair(lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int
         n=len(hops),
         interval={"fixed": tuple(np.quantile(draws, [0.025, 0.975]))},
         figure=figure.rename("fixed").assign_attrs(runs[0].attrs),
-        note=f"{len(failed)} of {asked} questions fail though both hops are known; {len(hops)} were searched.",
+        note=f"{len(failed)} of {asked} questions fail though both hops are known; {len(hops)} "
+        "were searched.",
     )
 
 
@@ -327,14 +407,22 @@ def _miniature(seed: int) -> tuple[LM, list[Hops], list[bool]]:
 def _described(lm: LM) -> tuple[list[Hops], list[bool]]:
     """Capitals of described countries, and whether the capital is the model's top token.
 
-    A hop is known when, asked alone, the right token is above those of the other countries, or capitals.
+    A hop is known when, asked alone, the right token is above those of the other countries, or
+    capitals.
     """
-    token = {c: [next_token(lm.tokenizer, "is", f" {name}") for name in (c, capitals.CAPITALS[c])] for c in WHERE}
+    token = {
+        c: [next_token(lm.tokenizer, "is", f" {name}") for name in (c, capitals.CAPITALS[c])]
+        for c in WHERE
+    }
     token = {country: ids for country, ids in token.items() if None not in ids}
     countries, cities = (torch.tensor(column) for column in zip(*token.values()))
     asked = [(country, words) for country in token for words in WHERE[country]]
-    seconds = last_logits(lm, [f"The capital of {country} is" for country in token])[:, cities].argmax(dim=-1)
-    firsts = last_logits(lm, [f"The country where {words} is" for _, words in asked])[:, countries].argmax(dim=-1)
+    seconds = last_logits(lm, [f"The capital of {country} is" for country in token])[
+        :, cities
+    ].argmax(dim=-1)
+    firsts = last_logits(lm, [f"The country where {words} is" for _, words in asked])[
+        :, countries
+    ].argmax(dim=-1)
     prompts = [f"The capital of the country where {words} is" for _, words in asked]
     said, place = _top(lm, prompts, 64).tolist(), {country: i for i, country in enumerate(token)}
     hops, right = [], []
@@ -347,5 +435,8 @@ def _described(lm: LM) -> tuple[list[Hops], list[bool]]:
 
 
 def _top(lm: LM, prompts: Sequence[str], size: int = 512) -> torch.Tensor:
-    parts = [last_logits(lm, list(prompts[i : i + size])).argmax(dim=-1) for i in range(0, len(prompts), size)]
+    parts = [
+        last_logits(lm, list(prompts[i : i + size])).argmax(dim=-1)
+        for i in range(0, len(prompts), size)
+    ]
     return torch.cat(parts).cpu()

@@ -1,13 +1,14 @@
 """Exploring Concept Depth: How Large Language Models Acquire Knowledge at Different Layers?
 
 Jin, Yu, Huang, Zeng, Wang, Hua, Zhao, Mei, Meng, Ding, Yang, Du and Zhang, 2024. arXiv:2404.07066.
-Claim: simple, factual concepts can be read in early layers and inferential ones only in deep ones; noise before the text
-    or coarser weights push them deeper.
+Claim: simple, factual concepts can be read in early layers and inferential ones only in deep ones;
+    noise before the text or coarser weights push them deeper.
 Methods: layers.concept_depth
 
-Our tasks stand in for the paper's: capitals for its Cities, SST-2 for its STSA, and coin flips made as in its Coinflip.
-Every text ends with the same token, so that what is read has to come from the layers. In the miniature it ends with the
-relation asked for, which alone tells none of its concepts.
+Our tasks stand in for the paper's: capitals for its Cities, SST-2 for its STSA, and coin flips made
+as in its Coinflip. Every text ends with the same token, so that what is read has to come from the
+layers. In the miniature it ends with the relation asked for, which alone tells none of its
+concepts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from stratoscope.results import label
 
 TEXTS = 240
 PEOPLE = (
-    "Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Leo Mary Nick Olga Paul Rosa Sam Tina Victor".split()
-)
+    "Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Leo Mary Nick Olga Paul "
+    "Rosa "
+    "Sam Tina Victor"
+).split()
 Task = tuple[list[str], list[int]]
 
 
@@ -45,7 +48,8 @@ Task = tuple[list[str], list[int]]
     null="the same probes on labels dealt out anew",
 )
 def a_moved_word_is_read_after_its_layer(seed: int) -> Measured:
-    """Layer 0 moves a name to the last word, which is the same in all prompts: depth 1 is the first that can tell."""
+    """Layer 0 moves a name to the last word, which is the same in all prompts: depth 1 is the first
+    that can tell."""
     p = planted.suppression()
     lm = models.wrap(p.model, p.tokenizer)
     texts = [v.clean for v in p.variants(240, seed=seed) if v.answer in ("Finn", "Hana")]
@@ -63,7 +67,8 @@ def a_moved_word_is_read_after_its_layer(seed: int) -> Measured:
 
 
 @claim(
-    says="Simpler concepts converge in shallower layers: factual before emotional before inferential",
+    says="Simpler concepts converge in shallower layers: factual before emotional before "
+    "inferential",
     where="abstract",
     tier="small",
     subject="smollm2",
@@ -72,8 +77,8 @@ def a_moved_word_is_read_after_its_layer(seed: int) -> Measured:
     null="labels dealt out anew; for emotional also an untrained model of the same shape",
 )
 def simple_concepts_converge_early(seed: int) -> Measured:
-    """Convergence depth of three tasks, 240 texts each, five folds. clear: how far the best accuracy of the task that
-    goes worst is above the best that dealt-out labels reach."""
+    """Convergence depth of three tasks, 240 texts each, five folds. clear: how far the best
+    accuracy of the task that goes worst is above the best that dealt-out labels reach."""
     lm = models.load("smollm2")
     found = {
         name: concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
@@ -103,35 +108,45 @@ def simple_concepts_converge_early(seed: int) -> Measured:
 
 
 @claim(
-    says="Simpler concepts converge in shallower layers: factual before emotional before inferential",
+    says="Simpler concepts converge in shallower layers: factual before emotional before "
+    "inferential",
     where="abstract",
     tier="small",
     subject="tiny-twohop 2",
     expect="named < one_hop and one_hop < two_hops and clear >= 0.05",
     direction="named < two_hops and clear >= 0.05",
-    null="labels dealt out anew; for what must be looked up also an untrained model of the same shape",
+    null="labels dealt out anew; for what must be looked up also an untrained model of the same "
+    "shape",
 )
 def fewer_look_ups_converge_early(seed: int) -> Measured:
-    """The same on a miniature whose questions need two look-ups: coin flips turned out to be easy for smollm2. It knows
-    no emotions; its three concepts go from simple to inferential. At the last token of questions answered right: which
-    half of the relations the prompt names first (no look-up), in which random half of the people the bridge is (one),
-    and the answer (two). No two questions share a fact at the same hop, so no probe knows a fact by heart; which half a
-    person is in has to be learnt from other questions. clear: the smallest lead of a best accuracy over its nulls. The
-    concepts were chosen on a trial with seed 7, where the last token said little of the person whom the prompt names."""
+    """The same on a miniature whose questions need two look-ups: coin flips turned out to be easy
+    for smollm2. It knows no emotions; its three concepts go from simple to inferential. At the last
+    token of questions answered right: which half of the relations the prompt names first (no
+    look-up), in which random half of the people the bridge is (one), and the answer (two). No two
+    questions share a fact at the same hop, so no probe knows a fact by heart; which half a person
+    is in has to be learnt from other questions. clear: the smallest lead of a best accuracy over
+    its nulls. The concepts were chosen on a trial with seed 7, where the last token said little of
+    the person whom the prompt names."""
     lm = models.load(make("tiny-twohop", seed=seed))
     asked = _answered(lm, seed)
     people = sorted({question.prompt.split()[0] for question in asked})
     half = {*random.Random(f"half {seed}").sample(people, len(people) // 2)}
     named = sorted({question.prompt.split()[2] for question in asked})
     kinds = {
-        "named": [int(question.prompt.split()[2] in named[: len(named) // 2]) for question in asked],
+        "named": [
+            int(question.prompt.split()[2] in named[: len(named) // 2]) for question in asked
+        ],
         "one_hop": [int(question.bridge in half) for question in asked],
         "two_hops": [int(question.answer in half) for question in asked],
     }
     texts, blank = [question.prompt for question in asked], _untrained(lm, seed)
-    found = {name: concept_depth.fit(lm, texts, labels=kind, seed=seed).result for name, kind in kinds.items()}
+    found = {
+        name: concept_depth.fit(lm, texts, labels=kind, seed=seed).result
+        for name, kind in kinds.items()
+    }
     plain = {
-        name: concept_depth.fit(blank, texts, labels=kinds[name], seed=seed).result for name in ("one_hop", "two_hops")
+        name: concept_depth.fit(blank, texts, labels=kinds[name], seed=seed).result
+        for name in ("one_hop", "two_hops")
     }
     best = {name: float(result.accuracy.max()) for name, result in found.items()}
     shuffled = {name: float(result.null.max()) for name, result in found.items()}
@@ -140,8 +155,15 @@ def fewer_look_ups_converge_early(seed: int) -> Measured:
         values={name: result.convergence_depth for name, result in found.items()}
         | {f"{name}_accuracy": value for name, value in best.items()}
         | {f"{name}_jump": _or_none(result.jump_depth) for name, result in found.items()}
-        | {"clear": min(best[name] - max(shuffled[name], untrained.get(name, 0.0)) for name in found)},
-        null={"shuffled_accuracy": max(shuffled.values()), "untrained_accuracy": max(untrained.values())},
+        | {
+            "clear": min(
+                best[name] - max(shuffled[name], untrained.get(name, 0.0)) for name in found
+            )
+        },
+        null={
+            "shuffled_accuracy": max(shuffled.values()),
+            "untrained_accuracy": max(untrained.values()),
+        },
         n=len(texts),
         interval={name: _interval(result, seed) for name, result in found.items()},
         figure=_figure(found),
@@ -159,36 +181,50 @@ def fewer_look_ups_converge_early(seed: int) -> Measured:
     null="the same texts and probes with other folds: how far convergence moves by chance",
 )
 def noise_and_rounding_push_deeper(seed: int) -> Measured:
-    """Mean shift of the convergence depth over the factual and the emotional task: with "aaa" or "bbb" before each text,
-    as in the paper's code, and with all matrices of all layers rounded to 4 bits, row by row. The model at hand has
-    been rounded once already, which makes the second one harder to see."""
+    """Mean shift of the convergence depth over the factual and the emotional task: with "aaa" or
+    "bbb" before each text, as in the paper's code, and with all matrices of all layers rounded to 4
+    bits, row by row. The model at hand has been rounded once already, which makes the second one
+    harder to see."""
     lm = models.load("smollm2")
     tasks = {"factual": _factual(seed), "emotional": _emotional(seed)}
     found, again = {}, []
     for name, (texts, kinds) in tasks.items():
-        dice = random.Random(seed)
-        noisy = [dice.choice(["aaa", "bbb"]) + text for text in texts]
+        generator = random.Random(seed)
+        noisy = [generator.choice(["aaa", "bbb"]) + text for text in texts]
         found[name] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
-        again.append(float(concept_depth.fit(lm, texts, labels=kinds, seed=seed + 1).result.convergence_depth))
+        again.append(
+            float(
+                concept_depth.fit(lm, texts, labels=kinds, seed=seed + 1).result.convergence_depth
+            )
+        )
         found[f"{name} noise"] = concept_depth.fit(lm, noisy, labels=kinds, seed=seed).result
         with rounded(lm, 4):
             found[f"{name} 4 bits"] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
     at = {name: float(result.convergence_depth) for name, result in found.items()}
-    shift = {kind: np.mean([at[f"{name} {kind}"] - at[name] for name in tasks]) for kind in ("noise", "4 bits")}
+    shift = {
+        kind: np.mean([at[f"{name} {kind}"] - at[name] for name in tasks])
+        for kind in ("noise", "4 bits")
+    }
     return Measured(
         values={"noise_shift": shift["noise"], "coarse_shift": shift["4 bits"]}
         | {name.replace(" ", "_"): depth for name, depth in at.items()}
-        | {f"{name.replace(' ', '_')}_accuracy": result.accuracy.max() for name, result in found.items()},
+        | {
+            f"{name.replace(' ', '_')}_accuracy": result.accuracy.max()
+            for name, result in found.items()
+        },
         null={"chance_shift": np.mean([abs(a - at[name]) for a, name in zip(again, tasks)])},
         n=TEXTS,
-        interval={name.replace(" ", "_"): _interval(result, seed) for name, result in found.items()},
+        interval={
+            name.replace(" ", "_"): _interval(result, seed) for name, result in found.items()
+        },
         figure=_figure(found),
         note="Intervals resample texts.",
     )
 
 
 def rounded(lm: LM, bits: int) -> Edit:
-    """Every matrix of every layer rounded to the nearest of 2^bits - 1 even steps, one scale for each output."""
+    """Every matrix of every layer rounded to the nearest of 2^bits - 1 even steps, one scale for
+    each output."""
 
     def coarse(weight: Tensor) -> Tensor:
         step = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
@@ -204,10 +240,11 @@ def rounded(lm: LM, bits: int) -> Edit:
 
 
 def _factual(seed: int) -> Task:
-    """ "The capital of X is Y.", each country and each capital once in a true and once in a false statement."""
+    """ "The capital of X is Y.", each country and each capital once in a true and once in a false
+    statement."""
     rows = [row for row in data("capitals").all if row["independent"] and row["capital"]]
-    dice = random.Random(f"factual {seed}")
-    some = dice.sample(rows, min(TEXTS // 2, len(rows)))
+    generator = random.Random(f"factual {seed}")
+    some = generator.sample(rows, min(TEXTS // 2, len(rows)))
     wrong = some[1:] + some[:1]
     texts = [
         f"The capital of {row['country']} is {other['capital']}."
@@ -220,22 +257,22 @@ def _factual(seed: int) -> Task:
 def _emotional(seed: int) -> Task:
     """Film reviews of at most twenty words, as many bad as good."""
     rows = [row for row in data("sst2").all if 4 <= len(row["text"].split()) <= 20]
-    dice, texts, kinds = random.Random(f"emotional {seed}"), [], []
+    generator, texts, kinds = random.Random(f"emotional {seed}"), [], []
     for kind in (0, 1):
         same = [row["text"] for row in rows if row["label"] == kind]
-        texts += [f"{text.rstrip(' .')}." for text in dice.sample(same, TEXTS // 2)]
+        texts += [f"{text.rstrip(' .')}." for text in generator.sample(same, TEXTS // 2)]
         kinds += [kind] * (TEXTS // 2)
     return texts, kinds
 
 
 def _inferential(seed: int) -> Task:
     """Two people flip a coin or do not; whether it is still heads up."""
-    dice, texts, kinds = random.Random(f"inferential {seed}"), [], []
+    generator, texts, kinds = random.Random(f"inferential {seed}"), [], []
     for number in range(TEXTS):
         flips = [(number >> i) & 1 for i in (0, 1)]
         acts = [
             f"{name} flips the coin." if flip else f"{name} does not flip the coin."
-            for name, flip in zip(dice.sample(PEOPLE, 2), flips)
+            for name, flip in zip(generator.sample(PEOPLE, 2), flips)
         ]
         texts.append(f"A coin is heads up. {' '.join(acts)} The coin is still heads up.")
         kinds.append(int(sum(flips) % 2 == 0))
@@ -243,16 +280,23 @@ def _inferential(seed: int) -> Task:
 
 
 def _answered(lm: LM, seed: int) -> list[tiny_twohop.Question]:
-    """Two-hop questions that the miniature answers right, in random order, each fact once at each hop."""
+    """Two-hop questions that the miniature answers right, in random order, each fact once at each
+    hop."""
     asked = [question for question in tiny_twohop.questions(seed) if question.bridge]
     random.Random(f"answered {seed}").shuffle(asked)
     first, second, kept = set(), set(), []
     for start in range(0, len(asked), 512):
         some = asked[start : start + 512]
-        said = lm.tokenizer.convert_ids_to_tokens(last_logits(lm, [q.prompt for q in some]).argmax(dim=-1).tolist())
+        said = lm.tokenizer.convert_ids_to_tokens(
+            last_logits(lm, [q.prompt for q in some]).argmax(dim=-1).tolist()
+        )
         for question, word in zip(some, said):
             known, _, kind = question.prompt.rpartition(" 's ")
-            if word == question.answer and known not in first and (question.bridge, kind) not in second:
+            if (
+                word == question.answer
+                and known not in first
+                and (question.bridge, kind) not in second
+            ):
                 first.add(known)
                 second.add((question.bridge, kind))
                 kept.append(question)
@@ -269,9 +313,11 @@ def _untrained(lm: LM, seed: int) -> LM:
 
 def _interval(result: xr.Dataset, seed: int, draws: int = 1000) -> tuple[float, float]:
     """95 % of the convergence depths of resampled texts."""
-    correct, dice = result.correct.values, np.random.default_rng(seed)
+    correct, generator = result.correct.values, np.random.default_rng(seed)
     depths = [
-        concept_depth.convergence_depth(correct[dice.integers(len(correct), size=len(correct))].mean(axis=0))
+        concept_depth.convergence_depth(
+            correct[generator.integers(len(correct), size=len(correct))].mean(axis=0)
+        )
         for _ in range(draws)
     ]
     low, high = np.quantile(depths, [0.025, 0.975])

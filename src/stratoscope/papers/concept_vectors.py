@@ -1,13 +1,14 @@
 """Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces.
 
-Hong, Yu, Yang, Ravfogel and Geva, 2024. arXiv:2406.11614. At EMNLP 2025: Intrinsic Test of Unlearning [...].
-Claim: unlearning by training hardly touches the value vectors that hold a concept, while spoiling these vectors removes
-    what the model knows of it and makes it harder to bring back.
+Hong, Yu, Yang, Ravfogel and Geva, 2024. arXiv:2406.11614. At EMNLP 2025: Intrinsic Test of
+Unlearning [...].
+Claim: unlearning by training hardly touches the value vectors that hold a concept, while spoiling
+    these vectors removes what the model knows of it and makes it harder to bring back.
 Methods: neurons.concept_vectors, neurons.parametric_trace, editing.needle, editing.fine_tune
 
-The paper's concepts are topics such as Harry Potter in two models of 7 billion parameters. Here a concept is a list of
-words, its vector the one whose projection fits the list best, and the six concepts are those whose vectors fit best: by
-weights alone, before any prompt is read.
+The paper's concepts are topics such as Harry Potter in two models of 7 billion parameters. Here a
+concept is a list of words, its vector the one whose projection fits the list best, and the six
+concepts are those whose vectors fit best: by weights alone, before any prompt is read.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Concept(NamedTuple):
 
 
 @claim(
-    says="The needle leaves nothing of a vector: noise s times its size leaves a cosine of 1 / sqrt(1 + s^2)",
+    says="The needle leaves nothing of a vector: noise s times its size leaves a cosine of 1 / "
+    "sqrt(1 + s^2)",
     where="Needle is the paper's (section not checked); the closed form is geometry",
     tier="identity",
     subject="planted fact model (Llama)",
@@ -73,11 +75,14 @@ class Concept(NamedTuple):
     null="the cosine of another neuron's vector with this one",
 )
 def a_needle_spoils_one_vector(seed: int) -> Measured:
-    """Mean cosine of a vector of 128 dimensions before and after, over 50 draws; and that of a neuron that was not named."""
+    """Mean cosine of a vector of 128 dimensions before and after, over 50 draws; and that of a
+    neuron that was not named."""
     p = planted.fact_lookup(seed)
     lm = models.wrap(p.model, p.tokenizer)
     found = [
-        parametric_trace.measure(lm, [(1, 13), (1, 17)], after=needle.edit(lm, [(1, 13)], noise=2.0, seed=draw), top=1)
+        parametric_trace.measure(
+            lm, [(1, 13), (1, 17)], after=needle.edit(lm, [(1, 13)], noise=2.0, seed=draw), top=1
+        )
         for draw in range(50)
     ]
     cosine = np.stack([each.cosine.values for each in found]).mean(axis=0)
@@ -96,23 +101,34 @@ def a_needle_spoils_one_vector(seed: int) -> Measured:
     null="as much noise on a random value vector of the same layer, asked for the same completions",
 )
 def needle_is_specific(seed: int) -> Measured:
-    """The part of the probability of a word that is lost, in prose of the test splits which goes on with a word of the
-    concept, and (unrelated) with a word of another one; mean over six concepts, one vector each. On seed 0 colours alone
-    carry the mean (0.45 lost): without them it is -0.01, and war and faith gain."""
-    lm, concepts, dice = _subject(), _concepts("test", seed), random.Random(seed)
+    """The part of the probability of a word that is lost, in prose of the test splits which goes on
+    with a word of the concept, and (unrelated) with a word of another one; mean over six concepts,
+    one vector each. On seed 0 colours alone carry the mean (0.45 lost): without them it is -0.01,
+    and war and faith gain."""
+    lm, concepts, generator = _subject(), _concepts("test", seed), random.Random(seed)
     plain = [_probability(lm, each.prompts, each.answers) for each in concepts]
     lost = []
     for number, each in enumerate(concepts):
         rest = [i for i in range(len(concepts)) if i != number]
-        picked = [(dice.choice(rest), dice.randrange(CONTEXTS)) for _ in range(CONTEXTS)]
-        other = [concepts[i].prompts[j] for i, j in picked], [concepts[i].answers[j] for i, j in picked]
-        stranger = (each.unit[0], (each.unit[1] + dice.randrange(1, lm.dims.neurons)) % lm.dims.neurons)
+        picked = [(generator.choice(rest), generator.randrange(CONTEXTS)) for _ in range(CONTEXTS)]
+        other = (
+            [concepts[i].prompts[j] for i, j in picked],
+            [concepts[i].answers[j] for i, j in picked],
+        )
+        stranger = (
+            each.unit[0],
+            (each.unit[1] + generator.randrange(1, lm.dims.neurons)) % lm.dims.neurons,
+        )
         with needle.edit(lm, [each.unit], seed=seed):
             own, beside = _probability(lm, each.prompts, each.answers), _probability(lm, *other)
         with needle.edit(lm, [stranger], seed=seed):
             chance = _probability(lm, each.prompts, each.answers)
         before = np.mean([plain[i][j] for i, j in picked])
-        kept = own.mean() / plain[number].mean(), beside.mean() / before, chance.mean() / plain[number].mean()
+        kept = (
+            own.mean() / plain[number].mean(),
+            beside.mean() / before,
+            chance.mean() / plain[number].mean(),
+        )
         lost.append([1 - float(part) for part in kept])
     table = np.array(lost)
     concept, unrelated, at_random = table.mean(axis=0)
@@ -138,28 +154,35 @@ def needle_is_specific(seed: int) -> Measured:
 
 
 @claim(
-    says="Where gradient ascent has halved what a model says of a concept, its vector is hardly changed, and a hint brings "
+    says="Where gradient ascent has halved what a model says of a concept, its vector is hardly "
+    "changed, and a hint brings "
     "more back than where the needle removed as much",
-    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, and the equal footing are ours",
+    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, and "
+    "the equal footing are ours",
     tier="small",
     subject="smollm2",
-    expect="ascent_left <= 0.6 and needle_left <= 0.6 and abs(ascent_left - needle_left) < 0.05 and cosine >= 0.95 "
+    expect="ascent_left <= 0.6 and needle_left <= 0.6 and abs(ascent_left - needle_left) < 0.05 "
+    "and cosine >= 0.95 "
     "and ascent_back > needle_back and ascent_back > ascent_other",
     direction="ascent_left <= 0.6 and cosine >= 0.95 and ascent_back > needle_back",
-    null="needle_back: the same hint where the needle removed as much; ascent_other: another concept's words as the hint",
+    null="needle_back: the same hint where the needle removed as much; ascent_other: another "
+    "concept's words as the hint",
 )
 def ascent_leaves_the_trace(seed: int) -> Measured:
-    """Ascent on sentences of the training splits goes on until the concept's words, in prose of the test splits, are half as
-    probable (or for 60 steps). The needle spoils the concept's 64 best vectors, with as much noise as leaves as much (found by
-    halving an interval). Then both are asked again with the concept's words before the prompt: `back` is the share of the
-    probability that this hint gives the model as it was, less the share that is left without the hint. cosine: of the
-    concept's best vector, before and after the ascent, the least of three concepts; needle_cosine: after the needle.
+    """Ascent on sentences of the training splits goes on until the concept's words, in prose of the
+    test splits, are half as probable (or for 60 steps). The needle spoils the concept's 64 best
+    vectors, with as much noise as leaves as much (found by halving an interval). Then both are
+    asked again with the concept's words before the prompt: `back` is the share of the probability
+    that this hint gives the model as it was, less the share that is left without the hint. cosine:
+    of the concept's best vector, before and after the ascent, the least of three concepts;
+    needle_cosine: after the needle.
 
-    An earlier form stopped ascent where a needle on one vector had left the concept, which was 99 % on seed 0, so that its
-    cosine of 1 said nothing; it was taken back for this one, and with it `needle_cosine < 0.5`, which noise makes true. The
-    first run on seed 0 used a rate of 2e-6 by mistake: 60 steps left 0.80, so that nothing was shown. Now it holds in the
-    mean; the three concepts range from -0.25 to 0.41 after ascent and from -0.20 to 0.15 after the needle, so that it may be
-    chance."""
+    An earlier form stopped ascent where a needle on one vector had left the concept, which was 99 %
+    on seed 0, so that its cosine of 1 said nothing; it was taken back for this one, and with it
+    `needle_cosine < 0.5`, which noise makes true. The first run on seed 0 used a rate of 2e-6 by
+    mistake: 60 steps left 0.80, so that nothing was shown. Now it holds in the mean; the three
+    concepts range from -0.25 to 0.41 after ascent and from -0.20 to 0.15 after the needle, so that
+    it may be chance."""
     lm, concepts, trained = _subject(), _concepts("test", seed), _concepts("train", seed)
     rows = []
     for number, (each, source) in enumerate(zip(concepts[:UNLEARNED], trained)):
@@ -169,7 +192,11 @@ def ascent_leaves_the_trace(seed: int) -> Measured:
         half = lambda student, _, each=each, plain=plain: _asked(student, each, "") <= plain / 2  # noqa: E731
         ascent = fine_tune.edit(lm, texts, steps=STEPS, rate=RATE, ascend=True, stop=half)
         with ascent:
-            left, hinted, beside = _asked(lm, each, ""), _asked(lm, each, each.words), _asked(lm, each, other)
+            left, hinted, beside = (
+                _asked(lm, each, ""),
+                _asked(lm, each, each.words),
+                _asked(lm, each, other),
+            )
         spoilt = _needle_to(lm, each, left, seed)
         with spoilt:
             needle_left, needle_hinted = _asked(lm, each, ""), _asked(lm, each, each.words)
@@ -198,7 +225,8 @@ def ascent_leaves_the_trace(seed: int) -> Measured:
 
 
 def _needle_to(lm: LM, each: Concept, left: float, seed: int) -> Edit:
-    """The needle on the concept's best vectors with the noise that leaves its words as probable as `left`."""
+    """The needle on the concept's best vectors with the noise that leaves its words as probable as
+    `left`."""
     low, high = 0.0, 32.0
     for _ in range(9):
         middle = (low + high) / 2
@@ -215,23 +243,29 @@ def _subject() -> LM:
 
 @cache
 def _concepts(split: str, seed: int) -> list[Concept]:
-    """The concepts whose best vectors share most of their first tokens with them, with prompts drawn from prose."""
-    lm, dice = _subject(), random.Random(f"{split} {seed}")
+    """The concepts whose best vectors share most of their first tokens with them, with prompts
+    drawn from prose."""
+    lm, generator = _subject(), random.Random(f"{split} {seed}")
     found = concept_vectors.measure(lm, [f" {words}" for words in WORDS.values()], top=SPOILT)
     order = np.argsort(-found.share.values[:, 0], kind="stable")[:CHOSEN]
     texts = [each["text"] for name in ("sotu", "imdb") for each in getattr(data(name), split)]
-    dice.shuffle(texts)
+    generator.shuffle(texts)
     names, made = list(WORDS), []
     for number in order:
         prompts, answers = _prompts(lm, texts, WORDS[names[number]].split())
         best = list(zip(found.layer.values[number].tolist(), found.neuron.values[number].tolist()))
         share = float(found.share[number, 0])
-        made.append(Concept(names[number], WORDS[names[number]], best[0], best, share, prompts, answers))
+        made.append(
+            Concept(names[number], WORDS[names[number]], best[0], best, share, prompts, answers)
+        )
     return made
 
 
-def _prompts(lm: LM, texts: Sequence[str], words: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-    """What stands before a word of the concept, one of each text that has one; and the word's first token."""
+def _prompts(
+    lm: LM, texts: Sequence[str], words: Sequence[str]
+) -> tuple[list[list[int]], list[int]]:
+    """What stands before a word of the concept, one of each text that has one; and the word's first
+    token."""
     pattern, prompts, answers = re.compile(rf" ({'|'.join(words)})\b"), [], []
     for text in texts:
         match = next((m for m in pattern.finditer(text, LENGTH)), None)
@@ -254,7 +288,9 @@ def _probability(lm: LM, prompts: Sequence[Sequence[int]], answers: Sequence[int
 def _asked(lm: LM, each: Concept, hint: str) -> float:
     """Mean probability of the answers, with the words of the hint before the prompt."""
     before = lm.tokenizer(", ".join(hint.split()) + ". ")["input_ids"] if hint else []
-    return float(_probability(lm, [[*before, *prompt] for prompt in each.prompts], each.answers).mean())
+    return float(
+        _probability(lm, [[*before, *prompt] for prompt in each.prompts], each.answers).mean()
+    )
 
 
 def _cosine(lm: LM, unit: tuple[int, int], after: Edit) -> float:
@@ -262,4 +298,5 @@ def _cosine(lm: LM, unit: tuple[int, int], after: Edit) -> float:
 
 
 def _said(concepts: Sequence[Concept]) -> str:
-    return f"{'; '.join(f'{c.name} L{c.unit[0]}N{c.unit[1]} (share {c.share:.2f})' for c in concepts)}."
+    named = (f"{c.name} L{c.unit[0]}N{c.unit[1]} (share {c.share:.2f})" for c in concepts)
+    return f"{'; '.join(named)}."

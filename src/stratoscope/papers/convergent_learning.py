@@ -1,11 +1,12 @@
 """Convergent Learning: Do different neural networks learn the same representations?
 
 Li, Yosinski, Clune, Lipson and Hopcroft, 2015. arXiv:1511.07543.
-Claim: networks that differ only in their seed learn some units alike and others not, and the subspaces that units span
-    are shared more than the units themselves.
+Claim: networks that differ only in their seed learn some units alike and others not, and the
+    subspaces that units span are shared more than the units themselves.
 Methods: neurons.convergent_learning
 
-The paper compares AlexNets on ImageNet; here small MNIST nets, and a tiny language model, take their place.
+The paper compares AlexNets on ImageNet; here small MNIST nets, and a tiny language model, take
+their place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from stratoscope.lab import data, make, small_nets
 from stratoscope.neurons import convergent_learning as cl
 
 NETS, STEPS, TRAIN, TEST = 4, 500, 20_000, 4_000
-LAYERS = {"first layer": 3, "second layer": 5}  # of small_nets.mlp: how many of its parts give a layer's units
+LAYERS = {
+    "first layer": 3,
+    "second layer": 5,
+}  # of small_nets.mlp: how many of its parts give a layer's units
 GROUPS, LASSO, TEXTS = 16, 0.1, 24
 
 
@@ -32,14 +36,16 @@ GROUPS, LASSO, TEXTS = 16, 0.1, 24
     tier="identity",
     subject="random units, and the same permuted with noise",
     expect="matched == 1 and best == 1 and lasso == 1 and rotated < 0.2",
-    null="units of the same network after a rotation of its space: one subspace, but no unit is the same",
+    null="units of the same network after a rotation of its space: one subspace, but no unit is "
+    "the same",
 )
 def a_permuted_copy_is_found(seed: int) -> Measured:
-    """The share of 32 units that each way finds again among a permuted copy with a tenth of noise."""
-    dice = np.random.default_rng(seed)
-    one, order = dice.normal(size=(600, 32)), dice.permutation(32)
-    copy = one[:, order] + 0.3 * dice.normal(size=one.shape)
-    turned = one @ np.linalg.qr(dice.normal(size=(32, 32)))[0]
+    """The share of 32 units that each way finds again among a permuted copy with a tenth of
+    noise."""
+    generator = np.random.default_rng(seed)
+    one, order = generator.normal(size=(600, 32)), generator.permutation(32)
+    copy = one[:, order] + 0.3 * generator.normal(size=one.shape)
+    turned = one @ np.linalg.qr(generator.normal(size=(32, 32)))[0]
     truth, c = order.argsort(), cl.correlation(one, copy)
     ways = {"matched": cl.matching(c), "best": cl.semi_matching(c)}
     ways["lasso"] = np.abs(cl.lasso(one, copy, penalty=LASSO)).argmax(axis=1)
@@ -57,11 +63,13 @@ def a_permuted_copy_is_found(seed: int) -> Measured:
     subject="MNIST classifiers of four seeds",
     expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
     direction="matched > permuted and matched > shuffled and matched > untrained",
-    null="permuted: units paired at random; shuffled: the same matching with the other net's pictures shuffled; untrained: "
+    null="permuted: units paired at random; shuffled: the same matching with the other net's "
+    "pictures shuffled; untrained: "
     "the same matching with a net that has learned nothing",
 )
 def some_units_converge_and_some_do_not(seed: int) -> Measured:
-    """Bipartite matching of the units of two MLPs by correlation on test pictures: both layers, six pairs of seeds.
+    """Bipartite matching of the units of two MLPs by correlation on test pictures: both layers, six
+    pairs of seeds.
 
     Units that never change on the test pictures are left out, so that `lowest` is no dead unit.
     """
@@ -106,19 +114,23 @@ def some_units_converge_and_some_do_not(seed: int) -> Measured:
 
 
 @claim(
-    says="Units span low-dimensional subspaces that networks share, while the basis vectors are not shared",
+    says="Units span low-dimensional subspaces that networks share, while the basis vectors are "
+    "not shared",
     where="abstract, finding 2",
     tier="small",
     subject="MNIST classifiers of four seeds",
     expect="subspace > matched + 0.1 and subspace > untrained_subspace and few > matched",
     direction="subspace > matched",
-    null="untrained_subspace: prediction from a net that has learned nothing; shuffled_subspace: from shuffled pictures",
+    null="untrained_subspace: prediction from a net that has learned nothing; shuffled_subspace: "
+    "from shuffled pictures",
 )
 def subspaces_converge_more_than_units(seed: int) -> Measured:
-    """How well a unit is told by its one partner, by a few units (lasso), and by all units of the other net (ridge).
+    """How well a unit is told by its one partner, by a few units (lasso), and by all units of the
+    other net (ridge).
 
-    Each is a correlation on pictures that were not fitted. An untrained net predicts a good deal as well: its random features
-    are many. groups is the share of spectral clusters that hold units of both nets.
+    Each is a correlation on pictures that were not fitted. An untrained net predicts a good deal as
+    well: its random features are many. groups is the share of spectral clusters that hold units of
+    both nets.
     """
     nets, x = _nets(seed)
     rows, half = [], len(x) // 2
@@ -130,7 +142,9 @@ def subspaces_converge_more_than_units(seed: int) -> Measured:
         for one, two in combinations(acts, 2):
             one = one[:, one[:half].std(axis=0) > 0]
             weights = cl.lasso(one[:half], two[:half], penalty=LASSO)
-            few = cl.standardised(cl.standardised(two)[half:] @ weights.T) * cl.standardised(one[half:])
+            few = cl.standardised(cl.standardised(two)[half:] @ weights.T) * cl.standardised(
+                one[half:]
+            )
             mixed = [set(labels) for labels in cl.groups(one, two, count=GROUPS, seed=seed)]
             rows.append(
                 {
@@ -140,21 +154,33 @@ def subspaces_converge_more_than_units(seed: int) -> Measured:
                     "subspace": cl.subspace(one, two).mean(),
                     "groups": len(mixed[0] & mixed[1]) / GROUPS,
                     "untrained_subspace": cl.subspace(one, start).mean(),
-                    "shuffled_subspace": cl.subspace(one, np.random.default_rng(seed).permutation(two)).mean(),
+                    "shuffled_subspace": cl.subspace(
+                        one, np.random.default_rng(seed).permutation(two)
+                    ).mean(),
                 }
             )
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     null = {name: means.pop(name) for name in ("untrained_subspace", "shuffled_subspace")}
-    bars = {"one partner": means["matched"], "a few units": means["few"], "all units": means["subspace"]}
-    bars |= {"all units, untrained": null["untrained_subspace"], "shuffled": null["shuffled_subspace"]}
+    bars = {
+        "one partner": means["matched"],
+        "a few units": means["few"],
+        "all units": means["subspace"],
+    }
+    bars |= {
+        "all units, untrained": null["untrained_subspace"],
+        "shuffled": null["shuffled_subspace"],
+    }
     spread = [row["subspace"] - row["matched"] for row in rows]
     return Measured(
         values=means | {"gain": np.mean(spread)},
         null=null,
         n=len(rows),
         interval={"gain": (min(spread), max(spread))},
-        figure=xr.DataArray(list(bars.values()), {"told_by": list(bars)}, ["told_by"], name="correlation"),
-        note="n counts pairs of nets in two layers; the interval is the least and the most of them.",
+        figure=xr.DataArray(
+            list(bars.values()), {"told_by": list(bars)}, ["told_by"], name="correlation"
+        ),
+        note="n counts pairs of nets in two layers; the interval is the least and the most of "
+        "them.",
     )
 
 
@@ -165,12 +191,15 @@ def subspaces_converge_more_than_units(seed: int) -> Measured:
     subject="tiny-gpt-small, two seeds",
     expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
     direction="matched > permuted and matched > shuffled and highest - lowest > 0.3",
-    null="permuted: neurons paired at random; shuffled: the same matching with the other model's tokens shuffled",
+    null="permuted: neurons paired at random; shuffled: the same matching with the other model's "
+    "tokens shuffled",
 )
 def some_neurons_of_language_models_converge(seed: int) -> Measured:
-    """Neurons of two tiny language models that differ in their seed alone, matched over the tokens of held-out text.
+    """Neurons of two tiny language models that differ in their seed alone, matched over the tokens
+    of held-out text.
 
-    Gated neurons have no preferred sign, which correlation does not forgive; the sign is kept all the same, as in the paper.
+    Gated neurons have no preferred sign, which correlation does not forgive; the sign is kept all
+    the same, as in the paper.
     """
     one, two = (models.load(make("tiny-gpt-small", seed=2 * seed + i)) for i in range(2))
     texts = [text[:600] for text in data("enwik8").test if len(text) > 600]
@@ -190,7 +219,10 @@ def _nets(seed: int) -> tuple[list[torch.nn.Module], torch.Tensor]:
     """Four MLPs that differ in their seed alone, and test pictures."""
     mnist = data("mnist")
     x, y = small_nets.ready(mnist.train, TRAIN, seed)
-    nets = [small_nets.train(small_nets.mlp, x, y, seed=1000 * seed + i, steps=STEPS) for i in range(NETS)]
+    nets = [
+        small_nets.train(small_nets.mlp, x, y, seed=1000 * seed + i, steps=STEPS)
+        for i in range(NETS)
+    ]
     return nets, small_nets.ready(mnist.test, TEST, seed)[0]
 
 
@@ -202,4 +234,8 @@ def _act(net: torch.nn.Module, parts: int, x: torch.Tensor) -> np.ndarray:
 def _matched(c: np.ndarray) -> np.ndarray:
     """Correlations of matched units, without those that are constant in either net."""
     live = c[np.abs(c).max(axis=1) > 0][:, np.abs(c).max(axis=0) > 0]
-    return cl.picked(live, cl.matching(live)) if len(live) <= live.shape[1] else cl.picked(live.T, cl.matching(live.T))
+    return (
+        cl.picked(live, cl.matching(live))
+        if len(live) <= live.shape[1]
+        else cl.picked(live.T, cl.matching(live.T))
+    )

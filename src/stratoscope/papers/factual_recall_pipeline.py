@@ -1,12 +1,12 @@
 """Interpreting Key Mechanisms of Factual Recall in Transformer-Based Language Models.
 
 Lv, Chen, Zhang, Wang, Liu, Wen, Xie and Yan, 2024. arXiv:2403.19521.
-Claim: heads hand the subject to the last token, MLPs erase or amplify what heads wrote, and the last layer holds the
-    right answer back.
+Claim: heads hand the subject to the last token, MLPs erase or amplify what heads wrote, and the
+    last layer holds the right answer back.
 Methods: heads.argument_passing, heads.mlp_decomposition, heads.answer_suppression
 
-The abstract leaves open how heads are found, into what an MLP is decomposed and what a lowered logit is lowered from;
-the methods say what we chose.
+The abstract leaves open how heads are found, into what an MLP is decomposed and what a lowered
+logit is lowered from; the methods say what we chose.
 """
 
 from __future__ import annotations
@@ -41,11 +41,14 @@ DRAWS = 20  # random sets of heads
     null="the opponent's z moved as far in a random direction",
 )
 def both_planted_heads_are_named(seed: int) -> Measured:
-    """A hand-built model in which one head copies a name for a logit of 15 and another takes back 5 of it."""
+    """A hand-built model in which one head copies a name for a logit of 15 and another takes back 5
+    of it."""
     p = planted.suppression()
     lm = models.wrap(p.model, p.tokenizer)
     [mover], [(layer, head)] = p.heads, p.opposing_heads
-    passing = argument_passing.measure(lm, p.clean, corrupt=p.corrupt, answer=p.answer, foil=p.foil, seed=seed)
+    passing = argument_passing.measure(
+        lm, p.clean, corrupt=p.corrupt, answer=p.answer, foil=p.foil, seed=seed
+    )
     against = answer_suppression.measure(lm, p.clean, answer=p.answer, layer=layer, seed=seed)
     return Measured(
         values={
@@ -68,7 +71,8 @@ def both_planted_heads_are_named(seed: int) -> Measured:
     null="the same fit on the heads of another prompt",
 )
 def known_multiples_come_back(seed: int) -> Measured:
-    """An output made as -1 times one head, 0.5 times another and a constant: least squares gives these numbers."""
+    """An output made as -1 times one head, 0.5 times another and a constant: least squares gives
+    these numbers."""
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randn(8, 3, 16, generator=generator, dtype=torch.double)
     true = torch.tensor([-1.0, 0.5, 0.0], dtype=torch.double)
@@ -76,11 +80,14 @@ def known_multiples_come_back(seed: int) -> Measured:
     coefficient, intercept, explained = mlp_decomposition.decompose(out, parts)
     error = max(float((coefficient - true).abs().max()), float((intercept - 1).abs().max()))
     shuffled = mlp_decomposition.decompose(out, parts.roll(1, dims=0))[2]
-    return Measured(values={"error": error, "explained": explained}, null={"shuffled": shuffled}, n=8)
+    return Measured(
+        values={"error": error, "explained": explained}, null={"shuffled": shuffled}, n=8
+    )
 
 
 @claim(
-    says="The last layer suppresses correct predictions; taking its suppressors away raises the answer's probability",
+    says="The last layer suppresses correct predictions; taking its suppressors away raises the "
+    "answer's probability",
     where="abstract",
     tier="small",
     subject="smollm2",
@@ -89,15 +96,17 @@ def known_multiples_come_back(seed: int) -> Measured:
     null="as many heads drawn at random, of the last layer (random) or of the others (elsewhere)",
 )
 def the_last_layer_holds_the_answer_back(seed: int) -> Measured:
-    """Capital prompts. lowered: share in which the last layer lowers the answer's logit about the vocabulary's mean, the
-    final norm held. On the capitals of one half the three heads that write most against the answer are found; on the
-    other half they are set to zero at the last token. removed: the mean rise of the answer's probability there.
-    lens_lowered, for comparison: share in which the logit lens gives the answer less probability after the layer."""
+    """Capital prompts. lowered: share in which the last layer lowers the answer's logit about the
+    vocabulary's mean, the final norm held. On the capitals of one half the three heads that write
+    most against the answer are found; on the other half they are set to zero at the last token.
+    removed: the mean rise of the answer's probability there. lens_lowered, for comparison: share in
+    which the logit lens gives the answer less probability after the layer."""
     return _suppression("smollm2", seed)
 
 
 @claim(
-    says="The last layer suppresses correct predictions; taking its suppressors away raises the answer's probability",
+    says="The last layer suppresses correct predictions; taking its suppressors away raises the "
+    "answer's probability",
     where="abstract",
     tier="small",
     subject="gemma3-270m",
@@ -106,8 +115,9 @@ def the_last_layer_holds_the_answer_back(seed: int) -> Measured:
     null="as many heads drawn at random, of the last layer (random) or of the others (elsewhere)",
 )
 def the_last_layer_of_gemma_holds_the_answer_back(seed: int) -> Measured:
-    """The same on a second model, with one of its four heads: the paper calls the mechanism universal. This claim was added
-    after SmolLM2 had failed the one above, with the same words and thresholds."""
+    """The same on a second model, with one of its four heads: the paper calls the mechanism
+    universal. This claim was added after SmolLM2 had failed the one above, with the same words and
+    thresholds."""
     return _suppression("gemma3-270m", seed, size=1)
 
 
@@ -120,13 +130,15 @@ def the_last_layer_of_gemma_holds_the_answer_back(seed: int) -> Measured:
     null="as many heads drawn at random, of the last layer (random) or of the others (elsewhere)",
 )
 def removing_suppressors_helps(seed: int) -> Measured:
-    """The second half of the joint claim, with its words unchanged. It was set apart after a trial with another seed had
-    shown that the first half fails: here the last layer as a whole raises the answer, and some of its heads lower it."""
+    """The second half of the joint claim, with its words unchanged. It was set apart after a trial
+    with another seed had shown that the first half fails: here the last layer as a whole raises the
+    answer, and some of its heads lower it."""
     return _suppression("smollm2", seed)
 
 
 def _suppression(name: str, seed: int, size: int = 3) -> Measured:
-    """Find the `size` heads that write most against half of the capitals; take them out on the other half."""
+    """Find the `size` heads that write most against half of the capitals; take them out on the
+    other half."""
     lm = models.load(name)
     asked = tasks.task("capitals")(lm.tokenizer, 60, seed)
     prompts, ids = list(asked.clean), torch.tensor(asked.answer_ids)
@@ -134,16 +146,18 @@ def _suppression(name: str, seed: int, size: int = 3) -> Measured:
     logits = last_logits(lm, prompts)
     right = (logits.argmax(dim=-1).cpu() == ids).numpy()
     last, (layers, heads) = lm.dims.layers - 1, (lm.dims.layers, lm.dims.heads)
-    before = capture(lm, prompts, f"layers.{last}.resid_pre", positions=-1)[f"layers.{last}.resid_pre"]
+    before = capture(lm, prompts, f"layers.{last}.resid_pre", positions=-1)[
+        f"layers.{last}.resid_pre"
+    ]
     said = [answer_suppression.log_probability(x, ids) for x in (lm.readout(before), logits)]
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     names = sorted(set(asked.answers))
-    finding = np.isin(asked.answers, dice.sample(names, len(names) // 2))
+    finding = np.isin(asked.answers, generator.sample(names, len(names) // 2))
     against = found.head_write.values[finding].mean(axis=0).argsort()[:size].tolist()
     sets = [[(last, head) for head in against]]
-    sets += [[(last, head) for head in dice.sample(range(heads), size)] for _ in range(DRAWS)]
+    sets += [[(last, head) for head in generator.sample(range(heads), size)] for _ in range(DRAWS)]
     others = [(layer, head) for layer in range(layers - 1) for head in range(heads)]
-    sets += [dice.sample(others, size) for _ in range(DRAWS)]
+    sets += [generator.sample(others, size) for _ in range(DRAWS)]
     held = np.flatnonzero(~finding).tolist()
     rise = _rise(lm, [prompts[i] for i in held], ids[held], [_without(some) for some in sets])
     by_set, change = rise.mean(dim=1), found.change.values
@@ -159,7 +173,10 @@ def _suppression(name: str, seed: int, size: int = 3) -> Measured:
         | ({"lowered_when_right": (change[right] < 0).mean()} if right.any() else {}),
         null={"random": by_set[1 : 1 + DRAWS].mean(), "elsewhere": by_set[1 + DRAWS :].mean()},
         n=len(asked),
-        interval={"lowered": _interval(change < 0, seed), "removed": _interval(rise[0].numpy(), seed)},
+        interval={
+            "lowered": _interval(change < 0, seed),
+            "removed": _interval(rise[0].numpy(), seed),
+        },
         figure=label(
             np.concatenate([found.head_write.values.mean(axis=0), [found.mlp_write.values.mean()]]),
             "component",
@@ -168,7 +185,8 @@ def _suppression(name: str, seed: int, size: int = 3) -> Measured:
             provenance=lm.provenance,
             coords={"component": [f"L{last}H{head}" for head in range(heads)] + [f"L{last} mlp"]},
         ),
-        note=f"Suppressors: heads {against} of layer {last}. {int((~finding).sum())} prompts held out.",
+        note=f"Suppressors: heads {against} of layer {last}. {int((~finding).sum())} prompts held "
+        "out.",
     )
 
 
@@ -182,9 +200,9 @@ def _suppression(name: str, seed: int, size: int = 3) -> Measured:
     null="as many heads drawn at random",
 )
 def few_heads_pass_the_subject(seed: int) -> Measured:
-    """Capital prompts in pairs. On one half the five heads of highest attention * effect are found; on the other half
-    their z at the last token is replaced together by that of the prompt about another country. passed: the share of the
-    logit difference that is lost."""
+    """Capital prompts in pairs. On one half the five heads of highest attention * effect are found;
+    on the other half their z at the last token is replaced together by that of the prompt about
+    another country. passed: the share of the logit difference that is lost."""
     lm = models.load("smollm2")
     asked = tasks.task("capitals")(lm.tokenizer, 24, seed)
     some = slice(0, 12)
@@ -194,21 +212,27 @@ def few_heads_pass_the_subject(seed: int) -> Measured:
     )  # fmt: skip
     score = (found.attention * found.effect).mean("example").values
     best = [divmod(int(i), lm.dims.heads) for i in score.ravel().argsort()[::-1][:5]]
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     every = [(layer, head) for layer in range(lm.dims.layers) for head in range(lm.dims.heads)]
-    sets = [best, *(dice.sample(every, 5) for _ in range(DRAWS))]
+    sets = [best, *(generator.sample(every, 5) for _ in range(DRAWS))]
     rest = slice(12, None)
     both = pair(
         lm, list(asked.clean[rest]), list(asked.corrupt[rest]),
         list(asked.answer_ids[rest]), list(asked.foil_ids[rest]), "noise",
     )  # fmt: skip
-    z = capture(lm, both.source, "layers.*.attn.z", positions=-1).stack("layers.*.attn.z")[:, :, None]
+    z = capture(lm, both.source, "layers.*.attn.z", positions=-1).stack("layers.*.attn.z")[
+        :, :, None
+    ]
     cells = [
-        [replaced(f"layers.{i}.attn.z", z[i, :, :, [h]], positions=-1, units=[h]) for i, h in heads] for heads in sets
+        [replaced(f"layers.{i}.attn.z", z[i, :, :, [h]], positions=-1, units=[h]) for i, h in heads]
+        for heads in sets
     ]
     lost = both.normalise(sweep(lm, both.base, cells, both.target.difference))
     return Measured(
-        values={"passed": lost[0].mean(), "attention": _at(found.attention.mean("example").values, best)},
+        values={
+            "passed": lost[0].mean(),
+            "attention": _at(found.attention.mean("example").values, best),
+        },
         null={"random": lost[1:].mean()},
         n=lost.shape[1],
         interval={"passed": _interval(lost[0].numpy(), seed)},
@@ -234,11 +258,15 @@ def few_heads_pass_the_subject(seed: int) -> Measured:
     null="the same fit on heads and stream of another prompt",
 )
 def mlps_are_partly_multiples_of_heads(seed: int) -> Measured:
-    """Sixty capital prompts of one template each: R2, about the prompts' mean, of every layer's MLP output at the last
-    token as multiples of its heads and of the stream before, averaged over layers. The threshold is ours: the abstract
-    gives none."""
+    """Sixty capital prompts of one template each: R2, about the prompts' mean, of every layer's MLP
+    output at the last token as multiples of its heads and of the stream before, averaged over
+    layers. The threshold is ours: the abstract gives none."""
     lm = models.load("smollm2")
-    prompts = [text for text in tasks.task("capitals")(lm.tokenizer, 120, seed).clean if text.endswith(" is")]
+    prompts = [
+        text
+        for text in tasks.task("capitals")(lm.tokenizer, 120, seed).clean
+        if text.endswith(" is")
+    ]
     prompts = list(dict.fromkeys(prompts))
     found = mlp_decomposition.measure(lm, prompts)
     return Measured(
@@ -265,7 +293,9 @@ def _rise(lm: LM, prompts: list[str], answer: Tensor, cells: list[list[Intervent
     def said(logits: Tensor, example: Tensor) -> Tensor:
         return answer_suppression.log_probability(logits, answer[example.cpu()]).exp()
 
-    return sweep(lm, prompts, cells, said) - said(last_logits(lm, prompts), torch.arange(len(prompts)))
+    return sweep(lm, prompts, cells, said) - said(
+        last_logits(lm, prompts), torch.arange(len(prompts))
+    )
 
 
 def _at(table: np.ndarray, heads: list[tuple[int, int]]) -> float:
@@ -274,7 +304,7 @@ def _at(table: np.ndarray, heads: list[tuple[int, int]]) -> float:
 
 def _interval(values: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float]:
     """95 % of the means of resampled values."""
-    dice = np.random.default_rng(seed)
-    means = dice.choice(np.asarray(values, dtype=float), (draws, len(values))).mean(axis=1)
+    generator = np.random.default_rng(seed)
+    means = generator.choice(np.asarray(values, dtype=float), (draws, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

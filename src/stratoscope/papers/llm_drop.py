@@ -1,12 +1,13 @@
 """What Matters in Transformers? Not All Attention is Needed.
 
 He, Sun, Shen and Li, 2024. arXiv:2406.15786.
-Claim: many attention layers hardly turn the residual stream and can be left out at little cost, unlike MLPs and whole
-    blocks; that saves time and most of their cache.
+Claim: many attention layers hardly turn the residual stream and can be left out at little cost,
+    unlike MLPs and whole blocks; that saves time and most of their cache.
 Methods: layers.module_importance, editing.drop_modules
 
-The paper measures benchmark accuracy of models of 7 to 70 billion parameters and calibrates on 256 texts of 2048 tokens
-of C4; here it is perplexity of SmolLM2-135M, whose 30 layers are narrow, on State of the Union addresses.
+The paper measures benchmark accuracy of models of 7 to 70 billion parameters and calibrates on 256
+texts of 2048 tokens of C4; here it is perplexity of SmolLM2-135M, whose 30 layers are narrow, on
+State of the Union addresses.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ KINDS = ("attention", "mlp", "block")
 
 
 @claim(
-    says="A dropped module is one whose output is zero, and a dropped attention layer keeps no keys and values",
+    says="A dropped module is one whose output is zero, and a dropped attention layer keeps no "
+    "keys and values",
     where="section 3.3 (Layer Drop)",
     tier="identity",
     subject="planted induction model (GPT-2, two layers)",
     expect="gap == 0 and kept == 1 and changed > 1",
-    null="the model as it is, with both layers: how far its logits are from those without the module",
+    null="the model as it is, with both layers: how far its logits are from those without the "
+    "module",
 )
 def dropped_is_zero(seed: int) -> Measured:
-    """Logits without the first attention, against writing zeros there; and how many layers its cache then holds."""
+    """Logits without the first attention, against writing zeros there; and how many layers its
+    cache then holds."""
     p = planted.induction(seed=seed)
     lm = models.wrap(p.model, p.tokenizer)
     site = "layers.0.attn.out"
@@ -63,32 +67,43 @@ def dropped_is_zero(seed: int) -> Measured:
 
 
 @claim(
-    says="Attention layers can be dropped at little cost, MLPs and blocks cannot; and the model runs faster",
+    says="Attention layers can be dropped at little cost, MLPs and blocks cannot; and the model "
+    "runs faster",
     where="abstract; section 4, tables 1 to 3",
     tier="small",
     subject="smollm2",
-    expect="attention <= 0.5 * mlp and attention <= 0.5 * block and attention <= 0.5 * random and speedup > 1",
+    expect="attention <= 0.5 * mlp and attention <= 0.5 * block and attention <= 0.5 * random and "
+    "speedup > 1",
     direction="attention < mlp and attention < block and attention < random",
     null="as many attention layers, drawn at random (mean of three draws)",
 )
 def attention_goes_first(seed: int) -> Measured:
-    """Relative rise in perplexity, without the quarter (8 of 30) of attention layers, MLPs or blocks of least importance.
+    """Relative rise in perplexity, without the quarter (8 of 30) of attention layers, MLPs or
+    blocks of least importance.
 
-    Importance comes from texts of the training split, perplexity from texts of the test split. joint: as many modules,
-    attention and MLP together. speedup: wall time of a forward pass with everything over that with the attention
-    dropped, run in turn, medians; decode likewise, for one token with a cache; cache: the share of its bytes that is saved.
+    Importance comes from texts of the training split, perplexity from texts of the test split.
+    joint: as many modules, attention and MLP together. speedup: wall time of a forward pass with
+    everything over that with the attention dropped, run in turn, medians; decode likewise, for one
+    token with a cache; cache: the share of its bytes that is saved.
     """
-    lm, dice = models.load("smollm2"), random.Random(seed)
-    calibration, held_out = _windows(lm, "train", CALIBRATION, dice), _windows(lm, "test", HELD_OUT, dice)
+    lm, generator = models.load("smollm2"), random.Random(seed)
+    calibration, held_out = (
+        _windows(lm, "train", CALIBRATION, generator),
+        _windows(lm, "test", HELD_OUT, generator),
+    )
     n = round(SHARE * lm.dims.layers)
     found = [module_importance.measure(lm, [text]) for text in calibration]
     importance = xr.concat([each.drop_vars("example_text") for each in found], "example")
     sites = {kind: least(importance, n, kind) for kind in (*KINDS, "joint")}
-    drawn = [sorted(dice.sample(range(lm.dims.layers), n)) for _ in range(DRAWS)]
+    drawn = [sorted(generator.sample(range(lm.dims.layers), n)) for _ in range(DRAWS)]
     plain = losses(lm, held_out)
     lost = {kind: losses(lm, held_out, without) for kind, without in sites.items()}
-    at_random = [losses(lm, held_out, [f"layers.{layer}.attn.out" for layer in layers]) for layers in drawn]
-    values = {kind: rise(lost[kind], plain) for kind in lost} | speed(lm, sites["attention"], held_out[0])
+    at_random = [
+        losses(lm, held_out, [f"layers.{layer}.attn.out" for layer in layers]) for layers in drawn
+    ]
+    values = {kind: rise(lost[kind], plain) for kind in lost} | speed(
+        lm, sites["attention"], held_out[0]
+    )
     mean = importance.mean("example")
     return Measured(
         values=values | {"perplexity": float(np.exp(plain.mean()))},
@@ -112,7 +127,9 @@ def losses(lm: LM, texts: Sequence[Sequence[int]], without: Sequence[str] = ()) 
     """Mean next-token loss of each text, in nats, with some modules dropped."""
     with drop_modules.edit(lm, without) if without else nullcontext():
         batches = [lm.batch([text]) for text in texts]
-        return np.array([float(next_token_loss(lm(batch)["logits"], *batch.text)) for batch in batches])
+        return np.array(
+            [float(next_token_loss(lm(batch)["logits"], *batch.text)) for batch in batches]
+        )
 
 
 def rise(lost: np.ndarray, plain: np.ndarray) -> float:
@@ -122,7 +139,8 @@ def rise(lost: np.ndarray, plain: np.ndarray) -> float:
 
 @torch.no_grad()
 def speed(lm: LM, without: Sequence[str], text: Sequence[int]) -> dict[str, float]:
-    """What dropping saves in time (whole text at once, and one token with the text in the cache) and in the cache."""
+    """What dropping saves in time (whole text at once, and one token with the text in the cache)
+    and in the cache."""
     seconds: dict[tuple[str, str], list[float]] = {}
     size: dict[str, int] = {}
     ids = torch.tensor([text], device=lm.model.device)
@@ -146,16 +164,20 @@ def speed(lm: LM, without: Sequence[str], text: Sequence[int]) -> dict[str, floa
 
 def _kept(cache: object) -> tuple[int, int]:
     """How many layers of a cache hold anything, and how many bytes."""
-    held = [layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()]
-    return len(held), sum(x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values))
+    held = [
+        layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()
+    ]
+    return len(held), sum(
+        x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values)
+    )
 
 
-def _windows(lm: LM, split: str, n: int, dice: random.Random) -> list[list[int]]:
+def _windows(lm: LM, split: str, n: int, generator: random.Random) -> list[list[int]]:
     """n pieces of WINDOW tokens, each from another address, from somewhere in it."""
     found = []
     texts = [each["text"] for each in getattr(data("sotu"), split)]
-    for text in dice.sample(texts, n):
-        start = dice.randrange(max(1, len(text) - 12 * WINDOW))
+    for text in generator.sample(texts, n):
+        start = generator.randrange(max(1, len(text) - 12 * WINDOW))
         found.append(lm.tokenizer(text[start : start + 12 * WINDOW])["input_ids"][1 : WINDOW + 1])
     return found
 

@@ -1,12 +1,14 @@
-"""Does Circuit Analysis Interpretability Scale? Evidence from Multiple Choice Capabilities in Chinchilla.
+"""Does Circuit Analysis Interpretability Scale? Evidence from Multiple Choice Capabilities in
+Chinchilla.
 
 Lieberum, Rahtz, Kramar, Nanda, Irving, Shah and Mikulik, 2023. arXiv:2307.09458.
-Claim: a small set of output nodes gives the letter of a multiple-choice answer, and the heads that pick it need few
-    directions of queries and keys; on random letters this explains only part of what they do.
+Claim: a small set of output nodes gives the letter of a multiple-choice answer, and the heads that
+    pick it need few directions of queries and keys; on random letters this explains only part of
+    what they do.
 Methods: circuits.output_nodes, editing.low_rank_attention
 
-SmolLM2-135M does not answer such questions. The effect must appear in `tiny-mcq`, a miniature that does; both are
-recorded. Section numbers are taken from another reader's notes on the full text.
+SmolLM2-135M does not answer such questions. The effect must appear in `tiny-mcq`, a miniature that
+does; both are recorded. Section numbers are taken from another reader's notes on the full text.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ NODES, RANK, DRAWS = 10, 3, 5
 LEARN, TEST = 128, 400
 PICKS = 0.5  # share of questions on which a correct-letter head looks most at the right option
 LEAST = 0.05  # a pair of prompts whose logit differences are closer has nothing to recover
-TRIED = """Tried before, on seed 7: only such heads as are output nodes, and only those after layer 0. Without them accuracy
-stayed at 0.99 and above, so that their compression, random or not, showed nothing.""".replace("\n", " ")
+TRIED = """Tried before, on seed 7: only such heads as are output nodes, and only those after layer
+    0. Without them accuracy
+stayed at 0.99 and above, so that their compression, random or not, showed nothing.""".replace(
+    "\n", " "
+)
 
 Head = tuple[int, int]
 
@@ -49,7 +54,8 @@ Head = tuple[int, int]
     null="one head or MLP drawn at random, the mean of 20 draws",
 )
 def the_planted_writer_is_found(seed: int) -> Measured:
-    """A hand-built model of four layers: one head copies the answer out, and it alone brings it back at the last token."""
+    """A hand-built model of four layers: one head copies the answer out, and it alone brings it
+    back at the last token."""
     p = planted.indirect_object(seed)
     lm = models.wrap(p.model, p.tokenizer)
     asked = {"corrupt": p.corrupt, "answer": p.answer, "foil": p.foil}
@@ -70,7 +76,8 @@ def the_planted_writer_is_found(seed: int) -> Measured:
     null="one random direction of query and of key, the mean of 5 draws",
 )
 def a_planted_head_needs_one_direction(seed: int) -> Measured:
-    """A hand-built head that looks from the word that asks to the word that is marked: one direction each."""
+    """A hand-built head that looks from the word that asks to the word that is marked: one
+    direction each."""
     p = planted.copy_head(seed)
     lm = models.wrap(p.model, p.tokenizer)
     variants = p.variants(32, seed)
@@ -82,7 +89,9 @@ def a_planted_head_needs_one_direction(seed: int) -> Measured:
             return float((last_logits(lm, test).argmax(dim=-1) == answers).float().mean())
 
     return Measured(
-        values={"kept": right(None)}, null={"random": np.mean([right(seed + n) for n in range(5)])}, n=len(test)
+        values={"kept": right(None)},
+        null={"random": np.mean([right(seed + n) for n in range(5)])},
+        n=len(test),
     )
 
 
@@ -96,11 +105,13 @@ def a_planted_head_needs_one_direction(seed: int) -> Measured:
     null="as many heads and MLPs drawn at random, mean of draws",
 )
 def few_nodes_give_the_letter(seed: int) -> Measured:
-    """Nodes are ranked on some questions and patched, at the last token, on others; the corrupt question has the right
-    option at another letter. `needed` is how many recover 80 %, `of` how many there are, `accuracy` the model's own.
+    """Nodes are ranked on some questions and patched, at the last token, on others; the corrupt
+    question has the right option at another letter. `needed` is how many recover 80 %, `of` how
+    many there are, `accuracy` the model's own.
 
-    Ten of 36 nodes are not few: on seed 0 ten random ones recover 0.85, which is above the threshold too. What tells is the
-    curve: the first four, which are the four MLPs, recover 0.96, four random ones 0.40."""
+    Ten of 36 nodes are not few: on seed 0 ten random ones recover 0.85, which is above the
+    threshold too. What tells is the curve: the first four, which are the four MLPs, recover 0.96,
+    four random ones 0.40."""
     lm = _miniature(seed)
     learn, test = _questions(LEARN, seed, seed + 1), _questions(LEARN, seed, seed + 2)
     return _nodes(lm, _pairs(lm, learn), _pairs(lm, test), _accuracy(lm, test), seed)
@@ -116,8 +127,8 @@ def few_nodes_give_the_letter(seed: int) -> Measured:
     null="as many heads and MLPs drawn at random, mean of draws",
 )
 def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
-    """The same on SmolLM2-135M and `lab.tasks.mcq`: `accuracy` is the share whose top token is the letter (a guesser among
-    the four has 0.25). On seed 0 it never is."""
+    """The same on SmolLM2-135M and `lab.tasks.mcq`: `accuracy` is the share whose top token is the
+    letter (a guesser among the four has 0.25). On seed 0 it never is."""
     lm = models.load("smollm2")
     learn, test = (mcq.task(lm.tokenizer, 24, seed + shift) for shift in (1, 2))
     top = last_logits(lm, list(test.clean)).argmax(dim=-1) == torch.tensor(test.answer_ids)
@@ -126,7 +137,8 @@ def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
 
 
 @claim(
-    says="The query and key subspaces of correct-letter heads are compressed to three directions without loss",
+    says="The query and key subspaces of correct-letter heads are compressed to three directions "
+    "without loss",
     where="abstract; section 4.1; that it is three is the ledger's",
     tier="small",
     subject="tiny-mcq",
@@ -135,11 +147,12 @@ def few_nodes_give_the_letter_as_it_comes(seed: int) -> Measured:
     null="as many random directions of queries and keys, mean of draws",
 )
 def three_directions_are_enough(seed: int) -> Measured:
-    """All correct-letter heads (on at least half of the questions they look most at the right option) keep three directions
-    of query and of key at the last token, found on other questions. `off` is accuracy without these heads: it must fall,
-    or nothing is shown. The paper's heads are few; in the miniature many share the work, so that all are compressed. On seed
-    0 three directions beat random ones (0.56 against 0.34) and lose almost half of the accuracy: more than the statement
-    says."""
+    """All correct-letter heads (on at least half of the questions they look most at the right
+    option) keep three directions of query and of key at the last token, found on other questions.
+    `off` is accuracy without these heads: it must fall, or nothing is shown. The paper's heads are
+    few; in the miniature many share the work, so that all are compressed. On seed 0 three
+    directions beat random ones (0.56 against 0.34) and lose almost half of the accuracy: more than
+    the statement says."""
     lm = _miniature(seed)
     test = _questions(TEST, seed, seed + 2)
     heads = _letter_heads(lm, seed)
@@ -166,9 +179,10 @@ def three_directions_are_enough(seed: int) -> Measured:
     null="as many random directions: what is lost on A B C D",
 )
 def random_letters_need_more(seed: int) -> Measured:
-    """The three directions found on questions labelled A B C D, used on questions labelled by random letters: how much
-    more accuracy is lost there? `own` is what is lost there with directions found on random letters. On seed 0 0.44 is lost on
-    A B C D already, so that this compares a bad explanation with a worse one (0.54); directions of their own lose 0.45."""
+    """The three directions found on questions labelled A B C D, used on questions labelled by
+    random letters: how much more accuracy is lost there? `own` is what is lost there with
+    directions found on random letters. On seed 0 0.44 is lost on A B C D already, so that this
+    compares a bad explanation with a worse one (0.54); directions of their own lose 0.45."""
     lm = _miniature(seed)
     heads = _letter_heads(lm, seed)
     letters, shuffled = (_questions(TEST, seed, seed + 2, shuffled=yes) for yes in (False, True))
@@ -211,7 +225,10 @@ def _pairs(lm: LM, asked: list[Question]) -> list[Row]:
 def _apart(lm: LM, rows: list[Row]) -> list[Row]:
     """The pairs whose two logit differences are not the same."""
     clean, corrupt, answers, foils = (list(column) for column in zip(*rows))
-    both = [target(lm, side, answers, foils).difference(last_logits(lm, side)) for side in (clean, corrupt)]
+    both = [
+        target(lm, side, answers, foils).difference(last_logits(lm, side))
+        for side in (clean, corrupt)
+    ]
     return [row for row, gap in zip(rows, (both[0] - both[1]).abs().tolist()) if gap > LEAST]
 
 
@@ -220,7 +237,9 @@ def _nodes(lm: LM, learn: list[Row], test: list[Row], accuracy: float, seed: int
 
     def measure(rows: list[Row], **options):
         clean, corrupt, answers, foils = (list(column) for column in zip(*rows))
-        return output_nodes.measure(lm, clean, corrupt=corrupt, answer=answers, foil=foils, seed=seed, **options)
+        return output_nodes.measure(
+            lm, clean, corrupt=corrupt, answer=answers, foil=foils, seed=seed, **options
+        )
 
     names = measure(learn, nodes=NODES, draws=1).node.values.tolist()
     found = measure(test, nodes=names, draws=DRAWS)
@@ -250,12 +269,15 @@ def _nodes(lm: LM, learn: list[Row], test: list[Row], accuracy: float, seed: int
 
 def _accuracy(lm: LM, asked: list[Question]) -> float:
     answers = torch.tensor(lm.tokenizer.convert_tokens_to_ids([q.answer for q in asked]))
-    return float((last_logits(lm, [q.clean for q in asked]).argmax(dim=-1) == answers).float().mean())
+    return float(
+        (last_logits(lm, [q.clean for q in asked]).argmax(dim=-1) == answers).float().mean()
+    )
 
 
 @cache
 def _letter_heads(lm: LM, seed: int) -> list[Head]:
-    """Heads that, on at least half of the questions, look more at the right option, letter and word, than at any other."""
+    """Heads that, on at least half of the questions, look more at the right option, letter and
+    word, than at any other."""
     asked = _questions(LEARN, seed, seed + 1)
     pattern = capture(lm, [q.clean for q in asked], "layers.*.attn.pattern", positions=-1).stack(
         "layers.*.attn.pattern"
@@ -274,10 +296,14 @@ def _learned(seed: int, *, rank: int = RANK, shuffled: bool = False) -> dict:
     return {"prompts": [q.clean for q in asked], "keys": list(range(2 * OPTIONS)), "rank": rank}
 
 
-def _random(lm: LM, heads: list[Head], asked: list[Question], seed: int, rank: int = RANK) -> list[float]:
+def _random(
+    lm: LM, heads: list[Head], asked: list[Question], seed: int, rank: int = RANK
+) -> list[float]:
     found = []
     for draw in range(DRAWS):
-        with low_rank_attention.edit(lm, heads, **_learned(seed, rank=rank), null=DRAWS * seed + draw):
+        with low_rank_attention.edit(
+            lm, heads, **_learned(seed, rank=rank), null=DRAWS * seed + draw
+        ):
             found.append(_accuracy(lm, asked))
     return found
 
@@ -295,5 +321,8 @@ def _by_rank(lm: LM, heads: list[Head], asked: list[Question], seed: int):
         name="accuracy",
         method="editing.low_rank_attention",
         seed=seed,
-        coords={"role": ["directions of the questions", "random directions"], "rank": list(range(1, 7))},
+        coords={
+            "role": ["directions of the questions", "random directions"],
+            "rank": list(range(1, 7)),
+        },
     )

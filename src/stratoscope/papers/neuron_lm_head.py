@@ -1,13 +1,14 @@
 """Decoding specialised feature neurons in LLMs with the final projection layer.
 
 Davies, 2025. arXiv:2501.02688. In its second version: Flash Interpretability.
-Claim: the weights of up-projection neurons, read through the LM head, name the concept that a neuron stands for; clamping
-    it raises the concept's token, and most neurons keep their token through fine-tuning.
+Claim: the weights of up-projection neurons, read through the LM head, name the concept that a
+    neuron stands for; clamping it raises the concept's token, and most neurons keep their token
+    through fine-tuning.
 Methods: neurons.token_neurons, neurons.vocabulary, editing.clamp, editing.fine_tune
 
-The abstract shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here sixteen tokens are drawn, and
-SmolLM2-135M-Instruct, whose pretrained version is not at hand, is trained briefly. The abstract does not say whether norms
-are folded into the weights; here they are.
+The abstract shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here sixteen
+tokens are drawn, and SmolLM2-135M-Instruct, whose pretrained version is not at hand, is trained
+briefly. The abstract does not say whether norms are folded into the weights; here they are.
 """
 
 from __future__ import annotations
@@ -32,10 +33,17 @@ from stratoscope.models import LM
 from stratoscope.neurons import token_neurons
 from stratoscope.results import label
 
-WORDS = """dog cat horse bird fish tree flower river mountain sea winter summer rain snow fire water bread milk wine sugar
-    doctor teacher soldier king queen child mother school church hospital music film book money gold war peace computer car
+WORDS = """dog cat horse bird fish tree flower river mountain sea winter summer rain snow fire
+    water bread milk wine sugar
+    doctor teacher soldier king queen child mother school church hospital music film book money
+    gold war peace computer car
     train red green blue California Texas Paris London Africa""".split()
-CHOOSE = ("The best thing about it is the", "I would like to talk about", "My favourite", "She looked at the")
+CHOOSE = (
+    "The best thing about it is the",
+    "I would like to talk about",
+    "My favourite",
+    "She looked at the",
+)
 TEST = (
     "Yesterday we spoke about the",
     "He told me a story of a",
@@ -60,14 +68,17 @@ Unit = tuple[int, int, float]  # layer, neuron, the value it is held at
     null="the score of the next best neuron of the whole model",
 )
 def a_planted_reader_is_found(seed: int) -> Measured:
-    """The neuron is found by its token among all neurons of the model, and the token is the neuron's own first."""
+    """The neuron is found by its token among all neurons of the model, and the token is the
+    neuron's own first."""
     p = planted.fact_lookup(seed)
     token = p.tokenizer("Kenya")["input_ids"][0]
     up = p.model.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         up[7] = 0.0
         up[7, ANSWER[token]] = 1.0
-    found = token_neurons.measure(models.wrap(p.model, p.tokenizer), "Kenya", side="up", top=2).squeeze()
+    found = token_neurons.measure(
+        models.wrap(p.model, p.tokenizer), "Kenya", side="up", top=2
+    ).squeeze()
     best = found.isel(rank=0)
     return Measured(
         values={
@@ -87,25 +98,27 @@ def a_planted_reader_is_found(seed: int) -> Measured:
     subject="smollm2",
     expect="clamped >= 10 * random and clamped > picked",
     direction="clamped > random and clamped > picked",
-    null="random: random neurons of the same layer at the same value; picked: the best of as many random neurons and "
+    null="random: random neurons of the same layer at the same value; picked: the best of as many "
+    "random neurons and "
     "signs, chosen as the concept neuron was",
 )
 def clamping_raises_the_token(seed: int) -> Measured:
-    """By which factor the token's probability grows: geometric mean over concepts and held-out prompts. The four neurons
-    that the index names first are tried at +20 and -20, at all positions, on four prompts, and the best is tested on eight
-    others; the index does not know the sign with which a gated neuron speaks, nor which of them speaks at all. `random` has
-    not been chosen, so that `picked` is the fair opponent: on seed 0 the concept neuron beats it for 8 of 16 concepts, as a
-    coin would, and the interval of its gain holds 1."""
-    lm, dice = models.load("smollm2"), random.Random(seed)
-    words = dice.sample(WORDS, CONCEPTS)
+    """By which factor the token's probability grows: geometric mean over concepts and held-out
+    prompts. The four neurons that the index names first are tried at +20 and -20, at all positions,
+    on four prompts, and the best is tested on eight others; the index does not know the sign with
+    which a gated neuron speaks, nor which of them speaks at all. `random` has not been chosen, so
+    that `picked` is the fair opponent: on seed 0 the concept neuron beats it for 8 of 16 concepts,
+    as a coin would, and the interval of its gain holds 1."""
+    lm, generator = models.load("smollm2"), random.Random(seed)
+    words = generator.sample(WORDS, CONCEPTS)
     ids = torch.tensor([lm.tokenizer(f" {word}")["input_ids"][0] for word in words])
     layers, neurons, _ = token_neurons.search(lm, ids, side="up", top=CANDIDATES)
     gains, said = [], []
     for row, token in enumerate(ids.tolist()):
         named = list(zip(layers[row].tolist(), neurons[row].tolist()))
-        strangers = [(layer, dice.randrange(lm.dims.neurons)) for layer, _ in named]
+        strangers = [(layer, generator.randrange(lm.dims.neurons)) for layer, _ in named]
         best, picked = (_best(lm, units, token) for units in (named, strangers))
-        others = [(best[0], dice.randrange(lm.dims.neurons), best[2]) for _ in range(RANDOM)]
+        others = [(best[0], generator.randrange(lm.dims.neurons), best[2]) for _ in range(RANDOM)]
         gain = _gains(lm, TEST, [best, picked, *others], token)
         gains.append(torch.stack([gain[0], gain[1], gain[2:].mean(dim=0)]).mean(dim=1))
         said.append(f"{words[row]} L{best[0]}N{best[1]} {'+' if best[2] > 0 else '-'}")
@@ -132,22 +145,27 @@ def clamping_raises_the_token(seed: int) -> Measured:
 
 
 @claim(
-    says="Over 75 % of up-projection neurons keep their top token through a fine-tuning that moves their weights by 1 %",
+    says="Over 75 % of up-projection neurons keep their top token through a fine-tuning that moves "
+    "their weights by 1 %",
     where="abstract; that the weights must have moved, and more than chance would keep, is ours",
     tier="small",
     subject="smollm2",
     expect="kept >= 0.75 and moved >= 0.01 and kept > random and kept > 10 * shuffled",
     direction="kept >= 0.75 and moved >= 0.01 and kept > 10 * shuffled",
-    null="random: a normal change of each matrix, as large as the fine-tuning's; shuffled: the neurons in another order",
+    null="random: a normal change of each matrix, as large as the fine-tuning's; shuffled: the "
+    "neurons in another order",
 )
 def neurons_keep_their_token(seed: int) -> Measured:
-    """Share of neurons, of every fourth layer, whose first token is the same after 60 steps of Adam at 3e-4 on 128 tokens
-    of speeches each. `moved` is the change of the up weights relative to their size, the mean over layers; `search` the
-    seconds in which the whole model is searched for a token. An earlier form moved them by 0.17 % and had no null of that
-    size (0.990 kept): a small change changes few tokens. Now chance keeps 0.885 of them on seed 0, and training 0.934."""
-    lm, dice = models.load("smollm2"), random.Random(seed)
-    texts = dice.sample([each["text"] for each in data("sotu").train], STEPS)
-    made = fine_tune.edit(lm, [lm.tokenizer(t)["input_ids"][:TOKENS] for t in texts], steps=STEPS, rate=RATE)
+    """Share of neurons, of every fourth layer, whose first token is the same after 60 steps of Adam
+    at 3e-4 on 128 tokens of speeches each. `moved` is the change of the up weights relative to
+    their size, the mean over layers; `search` the seconds in which the whole model is searched for
+    a token. An earlier form moved them by 0.17 % and had no null of that size (0.990 kept): a small
+    change changes few tokens. Now chance keeps 0.885 of them on seed 0, and training 0.934."""
+    lm, generator = models.load("smollm2"), random.Random(seed)
+    texts = generator.sample([each["text"] for each in data("sotu").train], STEPS)
+    made = fine_tune.edit(
+        lm, [lm.tokenizer(t)["input_ids"][:TOKENS] for t in texts], steps=STEPS, rate=RATE
+    )
     layers = range(0, lm.dims.layers, EVERY)
     began = time.perf_counter()
     token_neurons.search(lm, torch.tensor([100]))
@@ -158,7 +176,9 @@ def neurons_keep_their_token(seed: int) -> Measured:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(lm.dims.neurons))
     kept = (before == after).float().mean(dim=1)
     ups = [name for name in made.deltas if name.endswith("up_proj.weight")]
-    sizes = [(made.deltas[name].norm() / lm.model.get_parameter(name).norm()).item() for name in ups]
+    sizes = [
+        (made.deltas[name].norm() / lm.model.get_parameter(name).norm()).item() for name in ups
+    ]
     return Measured(
         values={"kept": kept.mean(), "moved": float(np.mean(sizes)), "search": searched},
         null={
@@ -167,7 +187,13 @@ def neurons_keep_their_token(seed: int) -> Measured:
         },
         n=before.numel(),
         interval={"kept": (kept.min(), kept.max())},
-        figure=label(kept, "layer", name="kept", method="neurons.token_neurons", coords={"layer": list(layers)}),
+        figure=label(
+            kept,
+            "layer",
+            name="kept",
+            method="neurons.token_neurons",
+            coords={"layer": list(layers)},
+        ),
         note="The interval is the least and greatest layer. " + made.note,
     )
 
@@ -182,15 +208,23 @@ def _gains(lm: LM, prompts: Sequence[str], units: Sequence[Unit], token: int) ->
     """How much each clamp adds to the log probability of a token: (unit, prompt)."""
     cells = [replaced(f"layers.{at}.mlp.act", value, units=[neuron]) for at, neuron, value in units]
     cells.append(scaled("layers.0.mlp.act", 1.0))  # nothing is changed
-    log = sweep(lm, prompts, cells, lambda logits, _: torch.log_softmax(logits.float(), dim=-1)[:, token])
+    log = sweep(
+        lm, prompts, cells, lambda logits, _: torch.log_softmax(logits.float(), dim=-1)[:, token]
+    )
     return log[:-1] - log[-1]
 
 
 @torch.no_grad()
 def _jittered(lm: LM, made: Edit, before: Tensor, layers: Sequence[int], seed: int) -> float:
-    """Share of neurons with the same first token after a normal change of every weight matrix, as large as the edit's."""
-    dice = torch.Generator().manual_seed(seed)
-    noise = {name: torch.randn(delta.shape, generator=dice) for name, delta in made.deltas.items()}
-    deltas = {name: noise[name] * (delta.norm() / noise[name].norm()) for name, delta in made.deltas.items()}
+    """Share of neurons with the same first token after a normal change of every weight matrix, as
+    large as the edit's."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {
+        name: torch.randn(delta.shape, generator=generator) for name, delta in made.deltas.items()
+    }
+    deltas = {
+        name: noise[name] * (delta.norm() / noise[name].norm())
+        for name, delta in made.deltas.items()
+    }
     with Edit(lm, (), deltas):
         return float((token_neurons.top_tokens(lm, layers=layers) == before).float().mean())

@@ -1,8 +1,9 @@
 """Relative representations enable zero-shot latent space communication.
 
 Moschella, Maiorca, Fumero, Norelli, Locatello and Rodolà, 2022 (ICLR 2023). arXiv:2209.15430.
-Claim: embeddings told by their cosines with shared anchors hardly depend on how a network was initialised, so that a decoder
-    reads another network's encoder without training, and the spaces of unlike models become comparable.
+Claim: embeddings told by their cosines with shared anchors hardly depend on how a network was
+    initialised, so that a decoder reads another network's encoder without training, and the spaces
+    of unlike models become comparable.
 Methods: embeddings.relative_representations
 
 Anchors are drawn uniformly, 300 of them, as many as the paper takes for words (section 4.1).
@@ -36,26 +37,38 @@ WORDS, DRAWS = 4_000, 5
     null="the same vectors sheared, which is no isometry",
 )
 def isometries_do_not_matter(seed: int) -> Measured:
-    """The largest change of any cosine under a rotation, a mirror and a scale together, and the mean one under a shear."""
-    dice = torch.Generator().manual_seed(seed)
-    x, turn = torch.randn(200, 12, generator=dice), torch.linalg.qr(torch.randn(12, 12, generator=dice)).Q
-    shear = torch.eye(12) + torch.randn(12, 12, generator=dice).triu(1)
-    change = {name: rr.relative(x @ m, x[:30] @ m) for name, m in (("isometry", -3 * turn), ("shear", shear))}
+    """The largest change of any cosine under a rotation, a mirror and a scale together, and the
+    mean one under a shear."""
+    generator = torch.Generator().manual_seed(seed)
+    x, turn = (
+        torch.randn(200, 12, generator=generator),
+        torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q,
+    )
+    shear = torch.eye(12) + torch.randn(12, 12, generator=generator).triu(1)
+    change = {
+        name: rr.relative(x @ m, x[:30] @ m)
+        for name, m in (("isometry", -3 * turn), ("shear", shear))
+    }
     gaps = {name: (r - rr.relative(x, x[:30])).abs() for name, r in change.items()}
-    return Measured(values={"isometry": gaps["isometry"].max()}, null={"shear": gaps["shear"].mean()}, n=200)
+    return Measured(
+        values={"isometry": gaps["isometry"].max()}, null={"shear": gaps["shear"].mean()}, n=200
+    )
 
 
 @claim(
-    says="A decoder reads the encoder of another training run as well as its own, when both speak through anchors",
+    says="A decoder reads the encoder of another training run as well as its own, when both speak "
+    "through anchors",
     where="abstract; section 5 (zero-shot model stitching)",
     tier="small",
     subject="MNIST classifiers of four seeds",
     expect="stitched >= native - 0.03 and native > 0.9 and absolute < 0.2 and shuffled < 0.2",
     direction="stitched > 2 * absolute and stitched > 2 * shuffled",
-    null="absolute: the same stitching of nets trained without anchors; shuffled: the other net's anchors in another order",
+    null="absolute: the same stitching of nets trained without anchors; shuffled: the other net's "
+    "anchors in another order",
 )
 def a_stranger_can_be_read(seed: int) -> Measured:
-    """Four MLPs with anchors and four without, alike in all but their seed; every encoder with every other's decoder.
+    """Four MLPs with anchors and four without, alike in all but their seed; every encoder with
+    every other's decoder.
 
     The anchors are training pictures, encoded anew at every step. Accuracy on test pictures.
     """
@@ -64,7 +77,9 @@ def a_stranger_can_be_read(seed: int) -> Measured:
     anchors, test = x[:ANCHORS], small_nets.ready(mnist.test, TEST, seed)
     order = torch.randperm(ANCHORS, generator=torch.Generator().manual_seed(seed))
     seeds = [1000 * seed + i for i in range(NETS)]
-    with_anchors = [small_nets.train(lambda: _net(anchors), x, y, seed=s, steps=STEPS) for s in seeds]
+    with_anchors = [
+        small_nets.train(lambda: _net(anchors), x, y, seed=s, steps=STEPS) for s in seeds
+    ]
     without = [small_nets.train(lambda: _net(None), x, y, seed=s, steps=STEPS) for s in seeds]
 
     def across(nets: list[rr.Stitched], told: Tensor | None) -> np.ndarray:
@@ -88,7 +103,11 @@ def a_stranger_can_be_read(seed: int) -> Measured:
         "shuffled anchors",
     ]
     return Measured(
-        values={"native": relative[own].mean(), "stitched": other.mean(), "absolute_native": absolute[own].mean()},
+        values={
+            "native": relative[own].mean(),
+            "stitched": other.mean(),
+            "absolute_native": absolute[own].mean(),
+        },
         null={"absolute": absolute[~own].mean(), "shuffled": shuffled[~own].mean()},
         n=len(other),
         interval={"stitched": (other.min(), other.max())},
@@ -98,27 +117,32 @@ def a_stranger_can_be_read(seed: int) -> Measured:
 
 
 def _net(anchors: Tensor | None) -> rr.Stitched:
-    """An MLP of two hidden layers of 128, and a decoder of one that reads the embedding or its cosines."""
+    """An MLP of two hidden layers of 128, and a decoder of one that reads the embedding or its
+    cosines."""
     width = 128 if anchors is None else len(anchors)
     decoder = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 10))
     return rr.Stitched(small_nets.mlp(128, 2)[:-1], decoder, anchors)
 
 
 @claim(
-    says="Word spaces that were made in unlike ways say the same of the same words, once told by parallel anchors",
+    says="Word spaces that were made in unlike ways say the same of the same words, once told by "
+    "parallel anchors",
     where="abstract; section 4.1 (word embeddings, MRR)",
     tier="small",
     subject="glove, minilm",
     expect="mrr > 10 * absolute and mrr > 10 * shuffled",
     direction="mrr > 2 * absolute and mrr > 2 * shuffled",
-    null="absolute: the spaces themselves, on their principal axes or as they are, whichever is better; shuffled: anchors "
+    null="absolute: the spaces themselves, on their principal axes or as they are, whichever is "
+    "better; shuffled: anchors "
     "that are not parallel",
 )
 def words_find_themselves(seed: int) -> Measured:
-    """Each of 4,000 frequent words is looked up by its GloVe vector among MiniLM's, and the other way round.
+    """Each of 4,000 frequent words is looked up by its GloVe vector among MiniLM's, and the other
+    way round.
 
-    The paper compares FastText and Word2Vec, both learned from neighbouring words and of 300 dimensions. These two are less
-    alike: GloVe has 50, MiniLM reads the word's letters as a text. mrr is the mean of both ways; anchors take no part.
+    The paper compares FastText and Word2Vec, both learned from neighbouring words and of 300
+    dimensions. These two are less alike: GloVe has 50, MiniLM reads the word's letters as a text.
+    mrr is the mean of both ways; anchors take no part.
     """
     glove, lm = data("glove").train, models.load("minilm")
     words = [word for word in glove.words[:12_000] if word.isalpha() and len(word) > 2][:WORDS]
@@ -138,7 +162,9 @@ def words_find_themselves(seed: int) -> Measured:
         noise.append((_mrr(a, c) + _mrr(c, a)) / 2)
     forth, back = np.mean(found, axis=0)
     means = np.mean(found, axis=1)
-    absolute = [(_mrr(a, b) + _mrr(b, a)) / 2 for a, b in (_plain(one, two), (_axes(one), _axes(two)))]
+    absolute = [
+        (_mrr(a, b) + _mrr(b, a)) / 2 for a, b in (_plain(one, two), (_axes(one), _axes(two)))
+    ]
     bars = [forth, back, max(absolute), np.mean(noise)]
     names = ["GloVe to MiniLM", "MiniLM to GloVe", "absolute", "shuffled"]
     return Measured(

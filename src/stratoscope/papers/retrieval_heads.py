@@ -1,12 +1,13 @@
 """Retrieval Head Mechanistically Explains Long-Context Factuality.
 
 Wu, Wang, Xiao, Peng and Fu, 2024. arXiv:2404.15574.
-Claim: a few heads, there in every model, fetch what is asked from anywhere in the context; without them the model fails to
-    retrieve, while what it knows by itself stays.
+Claim: a few heads, there in every model, fetch what is asked from anywhere in the context; without
+    them the model fails to retrieve, while what it knows by itself stays.
 Methods: heads.retrieval_score
 
-The paper decodes and counts over the set of a needle's words; `heads.retrieval_score` says how one teacher-forced pass
-gives the same. Needles here are three words of a place, in prose of Python's documentation.
+The paper decodes and counts over the set of a needle's words; `heads.retrieval_score` says how one
+teacher-forced pass gives the same. Needles here are three words of a place, in prose of Python's
+documentation.
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ from stratoscope.models import LM
 from stratoscope.results import label
 
 PLACES = "castle lighthouse garden library hospital station museum theatre bridge harbor".split()
-WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder rocket walnut dragon anchor button hammer
+WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder rocket walnut
+    dragon anchor button hammer
 carpet pillow magnet""".split()
 LENGTH = 300  # tokens of haystack
 RETRIEVES = 0.1  # the paper's line between retrieval heads and others
-FOUND, TESTED, DRAWS = 10, 16, 4  # needles to find the heads with, needles and random sets to test them with
-MASKED = 0.05  # share of all heads that is masked: as many as bring the paper's models below half (section 4.1)
+FOUND, TESTED, DRAWS = (
+    10,
+    16,
+    4,
+)  # needles to find the heads with, needles and random sets to test them with
+# share of all heads that is masked: as many as bring the paper's models below half (section 4.1)
+MASKED = 0.05
 
 Head = tuple[int, int]
 Needle = tuple[list[int], int]  # ids, and how many of them are the cue
@@ -50,11 +57,12 @@ Needle = tuple[list[int], int]  # ids, and how many of them are the cue
     null="uniform attention; and the seven other heads",
 )
 def the_planted_copier_scores_one(seed: int) -> Measured:
-    """A hand-built induction circuit: needles of five random words, hidden among others. Its copying head scores 1."""
+    """A hand-built induction circuit: needles of five random words, hidden among others. Its
+    copying head scores 1."""
     p = planted.induction(seed)
     lm = models.wrap(p.model, p.tokenizer)
-    words, dice = sorted({*p.tokenizer.get_vocab()} - {"<pad>"}), np.random.default_rng(seed)
-    needles = [" ".join(dice.permutation(words)[:5]) for _ in range(16)]
+    words, generator = sorted({*p.tokenizer.get_vocab()} - {"<pad>"}), np.random.default_rng(seed)
+    needles = [" ".join(generator.permutation(words)[:5]) for _ in range(16)]
     found = retrieval_score.measure(lm, needles, length=12, seed=seed)
     score = found.score.mean("example").values.copy()
     copier, score[1, 2] = score[1, 2], 0
@@ -75,9 +83,9 @@ def the_planted_copier_scores_one(seed: int) -> Measured:
     null="uniform attention: the score of a head that reads everything alike",
 )
 def retrieval_heads_are_few(seed: int) -> Measured:
-    """Share of heads that score 0.1 or more over needles at four depths of 300 tokens of prose. The paper's contexts have
-    1,000 to 50,000, and 3 to 6 % of its heads score so much. The ledger asks for fewer than 10 %. `always` is the share
-    that scores on every needle."""
+    """Share of heads that score 0.1 or more over needles at four depths of 300 tokens of prose. The
+    paper's contexts have 1,000 to 50,000, and 3 to 6 % of its heads score so much. The ledger asks
+    for fewer than 10 %. `always` is the share that scores on every needle."""
     score, uniform, recall = _scores(seed)
     mean = score.mean(axis=0)
     return Measured(
@@ -89,13 +97,17 @@ def retrieval_heads_are_few(seed: int) -> Measured:
         },
         null={"uniform": uniform},
         n=len(score),
-        figure=label(mean, ("layer", "head"), name="score", method="heads.retrieval_score", seed=seed),
-        note=f"Retrieval heads: {', '.join(f'L{a}H{b}' for a, b in _top(mean, int((mean >= RETRIEVES).sum())))}.",
+        figure=label(
+            mean, ("layer", "head"), name="score", method="heads.retrieval_score", seed=seed
+        ),
+        note="Retrieval heads: "
+        f"{', '.join(f'L{a}H{b}' for a, b in _top(mean, int((mean >= RETRIEVES).sum())))}.",
     )
 
 
 @claim(
-    says="Pruning retrieval heads makes retrieval fail; pruning random other heads does not; what the model knows by "
+    says="Pruning retrieval heads makes retrieval fail; pruning random other heads does not; what "
+    "the model knows by "
     "itself is little touched",
     where="abstract (5), causal; sections 4.1 and 4.3, figure 7",
     tier="small",
@@ -105,21 +117,29 @@ def retrieval_heads_are_few(seed: int) -> Measured:
     null="as many heads of the same layers that are no retrieval heads, mean of random draws",
 )
 def without_them_retrieval_fails(seed: int) -> Measured:
-    """The 5 % of heads that score highest on some needles are put to zero on others: is the needle's first word still the
-    model's next token? The facts are capitals, asked without any context. Random heads are taken from the same layers,
-    so that a difference is not one of depth; the paper draws them from all."""
+    """The 5 % of heads that score highest on some needles are put to zero on others: is the
+    needle's first word still the model's next token? The facts are capitals, asked without any
+    context. Random heads are taken from the same layers, so that a difference is not one of depth;
+    the paper draws them from all."""
     lm = _subject()
     mean = _scores(seed)[0].mean(axis=0)
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     top = _top(mean, round(MASKED * mean.size))
-    cells = [_masked(heads) for heads in (top, *(_others(mean, top, dice) for _ in range(DRAWS)))]
+    cells = [
+        _masked(heads) for heads in (top, *(_others(mean, top, generator) for _ in range(DRAWS)))
+    ]
     needles = _needles(lm, TESTED, seed + 1_000)
     prompts = [_prompt(lm, needle, number) for number, needle in enumerate(needles)]
     needle = _right(lm, prompts, [ids[cue] for ids, cue in needles], cells)
     task = capitals.task(lm.tokenizer, 40, seed)
     fact = _right(lm, task.clean, task.answer_ids, cells)
     return Measured(
-        values={"recall": needle[0], "masked": needle[1], "facts": fact[0], "facts_masked": fact[1]},
+        values={
+            "recall": needle[0],
+            "masked": needle[1],
+            "facts": fact[0],
+            "facts_masked": fact[1],
+        },
         null={"random": needle[2:].mean(), "facts_random": fact[2:].mean()},
         interval={"random": (float(needle[2:].min()), float(needle[2:].max()))},
         n=TESTED,
@@ -131,7 +151,8 @@ def without_them_retrieval_fails(seed: int) -> Measured:
             seed=seed,
             coords={"role": ["needles", "capitals"]},
         ),
-        note=f"Masked: {', '.join(f'L{a}H{b}' for a, b in top)}. The interval of random is its least and greatest draw.",
+        note=f"Masked: {', '.join(f'L{a}H{b}' for a, b in top)}. The interval of random is its "
+        "least and greatest draw.",
     )
 
 
@@ -145,19 +166,27 @@ def _scores(seed: int) -> tuple[np.ndarray, float, float]:
     """Score (needle, layer, head), uniform attention's mean score, and mean recall."""
     lm = _subject()
     found = [
-        retrieval_score.measure(lm, [ids], haystack=[_prose(lm)], cue=cue, depth=_depth(number), length=LENGTH)
+        retrieval_score.measure(
+            lm, [ids], haystack=[_prose(lm)], cue=cue, depth=_depth(number), length=LENGTH
+        )
         for number, (ids, cue) in enumerate(_needles(lm, FOUND, seed))
     ]
     score = np.concatenate([one.score.values for one in found])
-    return score, float(np.mean([one.null for one in found])), float(np.mean([one.recall for one in found]))
+    return (
+        score,
+        float(np.mean([one.null for one in found])),
+        float(np.mean([one.recall for one in found])),
+    )
 
 
 def _needles(lm: LM, n: int, seed: int) -> list[Needle]:
-    dice, found = np.random.default_rng(seed), []
+    generator, found = np.random.default_rng(seed), []
     for _ in range(n):
-        cue = f"\nThe three secret words of the {dice.choice(PLACES)} are"
-        words = dice.choice(WORDS, 3, replace=False)
-        found.append([lm.tokenizer(text)["input_ids"] for text in (f"{cue} {' '.join(words)}", cue)])
+        cue = f"\nThe three secret words of the {generator.choice(PLACES)} are"
+        words = generator.choice(WORDS, 3, replace=False)
+        found.append(
+            [lm.tokenizer(text)["input_ids"] for text in (f"{cue} {' '.join(words)}", cue)]
+        )
     return [(ids, len(cue)) for ids, cue in found]
 
 
@@ -181,22 +210,28 @@ def _top(score: np.ndarray, n: int) -> list[Head]:
     return [divmod(int(number), score.shape[1]) for number in order]
 
 
-def _others(score: np.ndarray, top: Sequence[Head], dice: np.random.Generator) -> list[Head]:
-    """As many heads of each layer that score below the line; a layer that has too few gives what it has."""
+def _others(score: np.ndarray, top: Sequence[Head], generator: np.random.Generator) -> list[Head]:
+    """As many heads of each layer that score below the line; a layer that has too few gives what it
+    has."""
     found: list[Head] = []
     for layer in sorted({layer for layer, _ in top}):
         free = [h for h in np.flatnonzero(score[layer] < RETRIEVES) if (layer, int(h)) not in top]
         wanted = sum(other == layer for other, _ in top)
-        found += [(layer, int(head)) for head in dice.permutation(free)[:wanted]]
+        found += [(layer, int(head)) for head in generator.permutation(free)[:wanted]]
     return found
 
 
 def _masked(heads: Sequence[Head]) -> list[Intervention]:
     layers = sorted({layer for layer, _ in heads})
-    return [ablate(f"layers.{n}.attn.z", units=[head for layer, head in heads if layer == n]) for n in layers]
+    return [
+        ablate(f"layers.{n}.attn.z", units=[head for layer, head in heads if layer == n])
+        for n in layers
+    ]
 
 
-def _right(lm: LM, prompts: Sequence, answers: Sequence[int], cells: Sequence[list[Intervention]]) -> np.ndarray:
+def _right(
+    lm: LM, prompts: Sequence, answers: Sequence[int], cells: Sequence[list[Intervention]]
+) -> np.ndarray:
     """Share of prompts whose next token is the answer: of the model itself, then with each cell."""
     wanted = torch.tensor(answers)
 

@@ -1,12 +1,13 @@
-"""Saliency Map Verbalization: Comparing Feature Importance Representations from Model-free and Instruction-based Methods.
+"""Saliency Map Verbalization: Comparing Feature Importance Representations from Model-free and
+Instruction-based Methods.
 
 Feldhus, Hennig, Nasert, Ebert, Schwarzenberg and Möller, 2022. arXiv:2210.07222.
-Claim: templates filled in by a search over a saliency map say only what it says, though a reader of them does not tell the
-    prediction well.
+Claim: templates filled in by a search over a saliency map say only what it says, though a reader of
+    them does not tell the prediction well.
 Methods: tokens.verbalize, tokens.simulatability
 
-The paper's readers are people and GPT-3.5. Here they are two programs: a linear reader of the cited words, and the model
-itself shown the cited words alone.
+The paper's readers are people and GPT-3.5. Here they are two programs: a linear reader of the cited
+words, and the model itself shown the cited words alone.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ CITED, WIDTH, BATCH, DRAWS = 3, 2, 16, 200
     null="the same paragraphs about another map of the same tokens",
 )
 def a_paragraph_says_what_the_map_says(seed: int) -> Measured:
-    """The share of 200 paragraphs that `check` finds nothing wrong with; and when each is read beside another's map."""
-    dice = np.random.default_rng(seed)
+    """The share of 200 paragraphs that `check` finds nothing wrong with; and when each is read
+    beside another's map."""
+    generator = np.random.default_rng(seed)
     tokens = [f" word{i}" for i in range(12)]
-    maps = dice.standard_cauchy((200, 12))
+    maps = generator.standard_cauchy((200, 12))
     said = [verbalize.describe(tokens, row, CITED) for row in maps]
     good, forged = (
         np.mean([verbalize.check(text, tokens, row) == [] for text, row in zip(said, rows)])
@@ -49,7 +51,8 @@ def a_paragraph_says_what_the_map_says(seed: int) -> Measured:
 
 
 @claim(
-    says="Verbalisations cite what the map ranks highest, and spans hold no less than as many single words",
+    says="Verbalisations cite what the map ranks highest, and spans hold no less than as many "
+    "single words",
     where="abstract (faithful by design); that spans hold as much as words is the ledger's",
     tier="small",
     subject="smollm2",
@@ -58,74 +61,100 @@ def a_paragraph_says_what_the_map_says(seed: int) -> Measured:
     null="as many spans at random places",
 )
 def smollm2_is_told_truly(seed: int) -> Measured:
-    """Gradient times input of SmolLM2's choice between positive and negative, for short film reviews (SST-2).
+    """Gradient times input of SmolLM2's choice between positive and negative, for short film
+    reviews (SST-2).
 
-    faithful: paragraphs about the three strongest words that `check` finds nothing wrong with. spans and words: the part of
-    the map that three spans of two tokens, and three single tokens, hold. random: three spans anywhere. All three comparisons
-    hold all but by construction: `describe` and `check` share their rules, three spans are twice as many tokens as three
-    words, and the best windows hold more than windows anywhere. This tests the code; of SmolLM2 only the sizes are news.
+    faithful: paragraphs about the three strongest words that `check` finds nothing wrong with.
+    spans and words: the part of the map that three spans of two tokens, and three single tokens,
+    hold. random: three spans anywhere. All three comparisons hold all but by construction:
+    `describe` and `check` share their rules, three spans are twice as many tokens as three words,
+    and the best windows hold more than windows anywhere. This tests the code; of SmolLM2 only the
+    sizes are news.
     """
     texts, maps, _ = _read(seed)
-    dice = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     faithful, held = [], []
     for tokens, row in zip(texts, maps):
         faithful.append(verbalize.check(verbalize.describe(tokens, row, CITED), tokens, row) == [])
         ways = (simulatability.spans(row, WIDTH, CITED), simulatability.spans(row, 1, CITED))
-        anywhere = simulatability.anywhere(row, WIDTH, CITED, dice)
+        anywhere = simulatability.anywhere(row, WIDTH, CITED, generator)
         held.append([simulatability.coverage(row, cited) for cited in (*ways, anywhere)])
     spans, words, random = np.mean(held, axis=0)
-    low, high = _bootstrap(np.array(held)[:, 0] - np.array(held)[:, 1], dice)
+    low, high = _bootstrap(np.array(held)[:, 0] - np.array(held)[:, 1], generator)
     return Measured(
-        values={"faithful": np.mean(faithful), "spans": spans, "words": words, "gain": spans - words},
+        values={
+            "faithful": np.mean(faithful),
+            "spans": spans,
+            "words": words,
+            "gain": spans - words,
+        },
         null={"random": random},
         n=len(maps),
         interval={"gain": (low, high)},
         figure=xr.DataArray(
-            [spans, words, random], {"cited": ["spans", "words", "random spans"]}, ["cited"], name="coverage"
+            [spans, words, random],
+            {"cited": ["spans", "words", "random spans"]},
+            ["cited"],
+            name="coverage",
         ),
     )
 
 
 @claim(
-    says="A reader of the verbalisation predicts the label better than one who is told nothing, or as many words at random",
-    where="the ledger; the abstract says only that these verbalisations fall short in simulatability; random words are ours",
+    says="A reader of the verbalisation predicts the label better than one who is told nothing, or "
+    "as many words at random",
+    where="the ledger; the abstract says only that these verbalisations fall short in "
+    "simulatability; random words are ours",
     tier="small",
     subject="smollm2",
     expect="cited > nothing + 0.1 and cited > random",
     direction="cited > nothing + 0.1",
-    null="nothing: the commoner label; random: as many words cited at random, what 95 % of 200 draws stay below",
+    null="nothing: the commoner label; random: as many words cited at random, what 95 % of 200 "
+    "draws stay below",
 )
 def a_reader_predicts_smollm2(seed: int) -> Measured:
-    """A linear reader learns from all other texts which label SmolLM2 gives to a text of which three words are cited.
+    """A linear reader learns from all other texts which label SmolLM2 gives to a text of which
+    three words are cited.
 
-    It is told the words only, as the mean of their GloVe vectors, not where they push. SmolLM2 leans to one answer, so that a
-    label is on which side of the median difference a text is; told nothing, one is right half of the time. whole: all words.
-    An earlier form asked 80 texts and only to beat the mean of 20 draws, which it did on seed 0 by one text (0.6625, 0.649).
-    Of 156 texts it does not beat the draws (0.647, 0.699): that the map chooses the words is not shown to help.
+    It is told the words only, as the mean of their GloVe vectors, not where they push. SmolLM2
+    leans to one answer, so that a label is on which side of the median difference a text is; told
+    nothing, one is right half of the time. whole: all words. An earlier form asked 80 texts and
+    only to beat the mean of 20 draws, which it did on seed 0 by one text (0.6625, 0.649). Of 156
+    texts it does not beat the draws (0.647, 0.699): that the map chooses the words is not shown to
+    help.
     """
     texts, maps, difference = _read(seed)
-    labels, dice = difference > np.median(difference), np.random.default_rng(seed)
+    labels, generator = difference > np.median(difference), np.random.default_rng(seed)
     words = [_words(tokens) for tokens in texts]
 
     def right(cited: list[list[range]]) -> np.ndarray:
-        return simulatability.guessed(np.stack([_told(w, spans) for w, spans in zip(words, cited)]), labels) == labels
+        return (
+            simulatability.guessed(
+                np.stack([_told(w, spans) for w, spans in zip(words, cited)]), labels
+            )
+            == labels
+        )
 
     told = right([simulatability.spans(row, 1, CITED) for row in maps])
-    random = [right([simulatability.anywhere(row, 1, CITED, dice) for row in maps]).mean() for _ in range(DRAWS)]
+    random = [
+        right([simulatability.anywhere(row, 1, CITED, generator) for row in maps]).mean()
+        for _ in range(DRAWS)
+    ]
     whole = right([[range(len(row))] for row in maps])
     nothing = max(labels.mean(), 1 - labels.mean())
     return Measured(
         values={"cited": told.mean(), "whole": whole.mean()},
         null={"nothing": nothing, "random": np.quantile(random, 0.95)},
         n=len(maps),
-        interval={"cited": _bootstrap(told, dice), "random": (min(random), max(random))},
+        interval={"cited": _bootstrap(told, generator), "random": (min(random), max(random))},
         figure=xr.DataArray(
             [told.mean(), np.mean(random), whole.mean(), nothing],
             {"told": ["cited words", "random words", "all words", "nothing"]},
             ["told"],
             name="share of labels guessed",
         ),
-        note=f"The interval of `cited` is a bootstrap over texts, that of `random` the least and the most of its draws, "
+        note="The interval of `cited` is a bootstrap over texts, that of `random` the least and "
+        "the most of its draws, "
         f"whose mean is {np.mean(random):.3f}; the figure shows the mean.",
     )
 
@@ -136,7 +165,9 @@ def _read(seed: int) -> tuple[list[list[str]], list[np.ndarray], np.ndarray]:
     lm = models.load("smollm2")
     short = [row["text"] for row in data("sst2").train if 4 <= len(row["text"].split()) <= LONGEST]
     chosen = [short[i] for i in np.random.default_rng(seed).permutation(len(short))[:TEXTS]]
-    start, end = (len(lm.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (BEFORE, AFTER))
+    start, end = (
+        len(lm.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (BEFORE, AFTER)
+    )
     tokens, maps, differences = [], [], []
     for i in range(0, len(chosen), BATCH):
         batch = lm.batch([f"{BEFORE} {text}{AFTER}" for text in chosen[i : i + BATCH]])
@@ -154,7 +185,8 @@ def _glove() -> Any:
 
 
 def _words(tokens: list[str]) -> list[np.ndarray | None]:
-    """For each token the GloVe vector of the word it is in; None where GloVe has none, and for punctuation."""
+    """For each token the GloVe vector of the word it is in; None where GloVe has none, and for
+    punctuation."""
     glove, words = _glove(), []
     for token in tokens:
         if token.startswith(" ") or not words:
@@ -170,6 +202,6 @@ def _told(words: list[np.ndarray | None], cited: list[range]) -> np.ndarray:
     return np.mean(found, axis=0) if found else np.zeros(50)
 
 
-def _bootstrap(values: np.ndarray, dice: np.random.Generator) -> tuple[float, float]:
-    means = [dice.choice(values, len(values)).mean() for _ in range(1000)]
+def _bootstrap(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    means = [generator.choice(values, len(values)).mean() for _ in range(1000)]
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))

@@ -1,11 +1,12 @@
 """Talking Heads: Understanding Inter-layer Communication in Transformer Language Models.
 
 Merullo, Eickhoff and Pavlick, 2024. arXiv:2406.09519.
-Claim: heads talk across layers through low-rank channels that their weights show, and turning up such a channel helps the
-    model recall items from a list.
+Claim: heads talk across layers through low-rank channels that their weights show, and turning up
+    such a channel helps the model recall items from a list.
 Methods: heads.composition, heads.roles
 
-The paper's models are GPT-2 small and Pythia 160m; the wording of the list task is our own (`lab.tasks.laundry_list`).
+The paper's models are GPT-2 small and Pythia 160m; the wording of the list task is our own
+(`lab.tasks.laundry_list`).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ Channel = tuple[int, int, int, float]  # layer, head, rank, factor
     null="random directions score 1 / sqrt(dim)",
 )
 def the_planted_channel_ranks_first(seed: int) -> Measured:
-    """A hand-built induction circuit: of 48 possible edges, previous-token head to induction head's keys scores highest."""
+    """A hand-built induction circuit: of 48 possible edges, previous-token head to induction head's
+    keys scores highest."""
     p = planted.induction_gpt2(seed)
     found = composition.measure(models.wrap(p.model, p.tokenizer), p.clean)
     order = np.argsort(-found.score.values)
@@ -63,7 +65,8 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
 
 
 @claim(
-    says="Previously described interactions between heads can be predicted from components of their weights",
+    says="Previously described interactions between heads can be predicted from components of "
+    "their weights",
     where="abstract",
     tier="small",
     subject="smollm2",
@@ -72,13 +75,18 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
     null="as many random pairs against the others, 95th percentile of draws",
 )
 def known_pairs_stand_out(seed: int) -> Measured:
-    """Known pairs are previous-token heads and the later induction heads that read them by their keys (attention of at
-    least 0.5 on random words said twice); AUC of the best component's score, against random pairs of heads. `whole` is the
-    score without components, `matched` the AUC against pairs of the same two layers."""
+    """Known pairs are previous-token heads and the later induction heads that read them by their
+    keys (attention of at least 0.5 on random words said twice); AUC of the best component's score,
+    against random pairs of heads. `whole` is the score without components, `matched` the AUC
+    against pairs of the same two layers."""
     lm = models.load("smollm2")
     found = composition.measure(lm, "When Mary and John went to the store, John gave a drink to")
-    score = roles.measure(lm, "When Mary and John went to the store, John gave a drink to", seed=seed).score
-    attends = {role: _heads(score.sel(role=role).values) for role in ("previous_token", "induction")}
+    score = roles.measure(
+        lm, "When Mary and John went to the store, John gave a drink to", seed=seed
+    ).score
+    attends = {
+        role: _heads(score.sel(role=role).values) for role in ("previous_token", "induction")
+    }
     keys = found.isel(edge=np.char.endswith(found.receiver.values.astype(str), ".k"))
     known = keys.sender.isin(attends["previous_token"]).values & keys.receiver.isin(
         [f"{head}.k" for head in attends["induction"]]
@@ -87,11 +95,14 @@ def known_pairs_stand_out(seed: int) -> Measured:
     layers = list(zip(keys.sender_layer.values.tolist(), keys.receiver_layer.values.tolist()))
     crossed = {pair for pair, yes in zip(layers, known) if yes}
     same = np.array([pair in crossed for pair in layers]) & ~known
-    dice = np.random.default_rng(seed)
-    others = dice.choice(np.flatnonzero(~known), PAIRS, replace=False)
+    generator = np.random.default_rng(seed)
+    others = generator.choice(np.flatnonzero(~known), PAIRS, replace=False)
     best, whole = keys.component_score.values, keys.score.values
     size = int(known.sum())
-    draws = [_auc(best[order[:size]], best[order[size:]]) for order in (dice.permutation(others) for _ in range(200))]
+    draws = [
+        _auc(best[order[:size]], best[order[size:]])
+        for order in (generator.permutation(others) for _ in range(200))
+    ]
     return Measured(
         values={
             "component": _auc(best[known], best[others]),
@@ -101,38 +112,46 @@ def known_pairs_stand_out(seed: int) -> Measured:
         null={"high": np.quantile(draws, 0.95)},
         n=size,
         figure=label(
-            np.quantile([best[known], best[dice.choice(others, size)]], np.linspace(0, 1, 21), axis=1).T,
+            np.quantile(
+                [best[known], best[generator.choice(others, size)]], np.linspace(0, 1, 21), axis=1
+            ).T,
             ("role", "rank"),
             name="component_score",
             method="heads.composition",
             seed=seed,
             coords={"role": ["known pairs", "random pairs"]},
         ),
-        note=f"Previous-token heads {attends['previous_token']}, induction heads {attends['induction']}.",
+        note=f"Previous-token heads {attends['previous_token']}, induction heads "
+        f"{attends['induction']}.",
     )
 
 
 @claim(
-    says="Turning up a low-rank channel makes the model recall items of a list better, often by over 20 %",
+    says="Turning up a low-rank channel makes the model recall items of a list better, often by "
+    "over 20 %",
     where="abstract (Laundry List)",
     tier="small",
     subject="smollm2",
     expect="edited - whole >= 0.05 and edited > random and weights > whole",
     direction="edited > whole and edited > random",
-    null="random directions that the same heads can write, searched and judged in the same way; the best of the draws",
+    null="random directions that the same heads can write, searched and judged in the same way; "
+    "the best of the draws",
 )
 def a_channel_turned_up_recalls_more(seed: int) -> Measured:
-    """Heads that matter are found by patching; of their first 1 to 3 components, scaled by 0 to 8 at the last token, the
-    best for some prompts is judged on others: is the item left over the model's next token? `weights` is the same
-    scaling written into the weights, at every token."""
+    """Heads that matter are found by patching; of their first 1 to 3 components, scaled by 0 to 8
+    at the last token, the best for some prompts is judged on others: is the item left over the
+    model's next token? `weights` is the same scaling written into the weights, at every token."""
     lm = models.load("smollm2")
     learn = _Asked.of(lm, laundry_list.task(lm.tokenizer, LEARN, seed + 1_000))
     test = _Asked.of(lm, laundry_list.task(lm.tokenizer, TEST, seed))
     heads = _that_matter(lm, learn)
     o, v = composition.writes(lm), composition.reads(lm)[2]
     own = {head: composition.svd_of_product(o[head], v[head])[0] for head in heads}
-    dice = torch.Generator().manual_seed(seed)
-    channels = [own] + [{h: torch.linalg.qr(u @ _noise(u, dice)).Q for h, u in own.items()} for _ in range(DRAWS)]
+    generator = torch.Generator().manual_seed(seed)
+    channels = [own] + [
+        {h: torch.linalg.qr(u @ _noise(u, generator)).Q for h, u in own.items()}
+        for _ in range(DRAWS)
+    ]
     searched = [_search(lm, learn, o, basis) for basis in channels]
     cells = [_turned(lm, test, o, basis, *best) for basis, best in zip(channels, searched)]
     cells.append(_turned(lm, test, o, own, *searched[0][:3], 1.0))  # nothing turned
@@ -149,7 +168,8 @@ def a_channel_turned_up_recalls_more(seed: int) -> Measured:
 
 
 class _Asked(NamedTuple):
-    """Prompts of the task, their answers, and what each head's z is at the last token: (layer, example, head, head_dim)."""
+    """Prompts of the task, their answers, and what each head's z is at the last token: (layer,
+    example, head, head_dim)."""
 
     prompts: list[str]
     task: Task
@@ -163,7 +183,10 @@ class _Asked(NamedTuple):
         """Logit of the answer less the highest other one."""
         answer = torch.tensor(self.task.answer_ids)
         answer = (answer if example is None else answer[example])[:, None]
-        return (logits.gather(1, answer) - logits.scatter(1, answer, -torch.inf).max(dim=1, keepdim=True).values)[:, 0]
+        return (
+            logits.gather(1, answer)
+            - logits.scatter(1, answer, -torch.inf).max(dim=1, keepdim=True).values
+        )[:, 0]
 
     def hit(self, logits: Tensor, example: Tensor | None = None) -> Tensor:
         return (self.margin(logits, example) > 0).float()
@@ -174,13 +197,19 @@ def _last_z(lm: LM, prompts: Sequence) -> Tensor:
 
 
 def _that_matter(lm: LM, learn: _Asked) -> list[tuple[int, int]]:
-    """The heads whose last token, taken from the corrupt prompt, moves the logit difference most."""
+    """The heads whose last token, taken from the corrupt prompt, moves the logit difference
+    most."""
     task = learn.task
     asked = target(lm, learn.prompts, task.answer_ids, task.foil_ids)
     z = _last_z(lm, task.corrupt)
     places = [(layer, head) for layer in range(lm.dims.layers) for head in range(lm.dims.heads)]
-    cells = [replaced(f"layers.{a}.attn.z", z[a, :, None, b : b + 1], units=[b], positions=-1) for a, b in places]
-    moved = sweep(lm, learn.prompts, cells, asked.difference) - asked.difference(last_logits(lm, learn.prompts))
+    cells = [
+        replaced(f"layers.{a}.attn.z", z[a, :, None, b : b + 1], units=[b], positions=-1)
+        for a, b in places
+    ]
+    moved = sweep(lm, learn.prompts, cells, asked.difference) - asked.difference(
+        last_logits(lm, learn.prompts)
+    )
     return [places[n] for n in moved.mean(dim=1).abs().argsort(descending=True)[:HEADS].tolist()]
 
 
@@ -190,19 +219,24 @@ def _turned(
     """Scale what the head writes along the first directions of its basis, at the last token."""
     directions = basis[layer, head][:, :rank]
     along = asked.z[layer, :, head] @ o[layer, head].T @ directions
-    return add(f"layers.{layer}.attn.out", (factor - 1) * (along @ directions.T)[:, None], positions=-1)
+    return add(
+        f"layers.{layer}.attn.out", (factor - 1) * (along @ directions.T)[:, None], positions=-1
+    )
 
 
 def _search(lm: LM, learn: _Asked, o: Tensor, basis: dict) -> Channel:
-    """The channel with the most right answers; of equal ones, that with the greatest mean margin."""
+    """The channel with the most right answers; of equal ones, that with the greatest mean
+    margin."""
     tried = [(*head, rank, factor) for head in basis for rank in RANKS for factor in FACTORS]
-    margin = sweep(lm, learn.prompts, [_turned(lm, learn, o, basis, *one) for one in tried], learn.margin)
+    margin = sweep(
+        lm, learn.prompts, [_turned(lm, learn, o, basis, *one) for one in tried], learn.margin
+    )
     right, mean = (margin > 0).float().mean(dim=1).tolist(), margin.mean(dim=1).tolist()
     return max(zip(right, mean, tried))[2]
 
 
-def _noise(u: Tensor, dice: torch.Generator) -> Tensor:
-    return torch.randn(u.shape[1], max(RANKS), generator=dice)
+def _noise(u: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(u.shape[1], max(RANKS), generator=generator)
 
 
 def _heads(score: np.ndarray) -> list[str]:
@@ -210,4 +244,6 @@ def _heads(score: np.ndarray) -> list[str]:
 
 
 def _auc(these: np.ndarray, others: np.ndarray) -> float:
-    return float(roc_auc_score(np.repeat([1, 0], [len(these), len(others)]), np.concatenate([these, others])))
+    return float(
+        roc_auc_score(np.repeat([1, 0], [len(these), len(others)]), np.concatenate([these, others]))
+    )

@@ -1,14 +1,15 @@
 """From Tokens to Thoughts: How LLMs and Humans Trade Compression for Meaning.
 
 Shani, Jurafsky, LeCun and Shwartz-Ziv, 2025. arXiv:2505.17117.
-Claim: token embeddings form the broad categories that people have, hardly tell which members are typical of them, and
-    compress more than people do.
+Claim: token embeddings form the broad categories that people have, hardly tell which members are
+    typical of them, and compress more than people do.
 Methods: embeddings.human_categories
 
-The paper's categories are those of Rosch and of McCloskey and Glucksberg. Here WordNet's kinds stand in for them: frequent
-words whose first sense is of one of 21 everyday kinds. For typicality, short lists that we typed from the best known to
-the least stand in for the published ratings: they are rough, and only their order is used. Authors are those of the first
-version; section numbers and numbers quoted are of the revised one (ICLR 2026), which Soffer joined.
+The paper's categories are those of Rosch and of McCloskey and Glucksberg. Here WordNet's kinds
+stand in for them: frequent words whose first sense is of one of 21 everyday kinds. For typicality,
+short lists that we typed from the best known to the least stand in for the published ratings: they
+are rough, and only their order is used. Authors are those of the first version; section numbers and
+numbers quoted are of the revised one (ICLR 2026), which Soffer joined.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from stratoscope.embeddings import relative_representations
 from stratoscope.lab import data
 
 KINDS = (
-    "bird fish insect reptile edible_fruit vegetable tree beverage furniture vehicle weapon tool clothing "
+    "bird fish insect reptile edible_fruit vegetable tree beverage furniture vehicle weapon tool "
+    "clothing "
     "musical_instrument building sport disease chromatic_color metallic_element relative fabric"
 ).split()
 FREQUENT, SHUFFLES = 30_000, 200  # the most frequent words of GloVe's; shuffles of the lists
@@ -56,7 +58,8 @@ TYPICAL = {
 
 
 @claim(
-    says="Complexity is the information that categories hold of their members, distortion the variance they leave",
+    says="Complexity is the information that categories hold of their members, distortion the "
+    "variance they leave",
     where="section 4.2 (the objective L)",
     tier="identity",
     subject="planted heaps of points",
@@ -64,14 +67,21 @@ TYPICAL = {
     null="the labels of the heaps, shuffled",
 )
 def the_objective_has_its_limits(seed: int) -> Measured:
-    """k-means on heaps that lie far apart; and how far L is from beta for one cluster, and from log2 n for singletons."""
-    dice, labels = np.random.default_rng(seed), np.arange(4).repeat(16)
-    e = hc.scaled(8 * np.eye(4)[labels] + 0.3 * dice.normal(size=(64, 4)))
-    one, singles = (hc.objective(e, part, beta=3.0) for part in (np.zeros(64, dtype=int), np.arange(64)))
+    """k-means on heaps that lie far apart; and how far L is from beta for one cluster, and from
+    log2 n for singletons."""
+    generator, labels = np.random.default_rng(seed), np.arange(4).repeat(16)
+    e = hc.scaled(8 * np.eye(4)[labels] + 0.3 * generator.normal(size=(64, 4)))
+    one, singles = (
+        hc.objective(e, part, beta=3.0) for part in (np.zeros(64, dtype=int), np.arange(64))
+    )
     found = hc.clusters(e, 4, seed=seed)
     return Measured(
-        values={"ami": hc.shared(found, labels), "one": abs(one - 3.0), "singles": abs(singles - 6.0)},
-        null={"shuffled": hc.shared(found, dice.permutation(labels))},
+        values={
+            "ami": hc.shared(found, labels),
+            "one": abs(one - 3.0),
+            "singles": abs(singles - 6.0),
+        },
+        null={"shuffled": hc.shared(found, generator.permutation(labels))},
         n=64,
     )
 
@@ -86,7 +96,8 @@ def the_objective_has_its_limits(seed: int) -> Measured:
     null="human categories shuffled among the words",
 )
 def smollm2_has_broad_categories(seed: int) -> Measured:
-    """k-means of SmolLM2's token embeddings (the mean over a word's tokens), as many clusters as kinds, against WordNet."""
+    """k-means of SmolLM2's token embeddings (the mean over a word's tokens), as many clusters as
+    kinds, against WordNet."""
     return _agreement(_smollm2, seed)
 
 
@@ -114,14 +125,16 @@ def glove_has_broad_categories(seed: int) -> Measured:
     null="the lists shuffled: the largest mean rank correlation of 95 % of the shuffles",
 )
 def smollm2_hardly_knows_typicality(seed: int) -> Measured:
-    """Rank correlation of typed order and cosine, in each of nine kinds, then the mean: to the others' mean, and to the name.
+    """Rank correlation of typed order and cosine, in each of nine kinds, then the mean: to the
+    others' mean, and to the name.
 
     member: how often a word is nearer to the mean of its own kind than to that of another.
 
-    The claim asks for low numbers, which a bad list gives as well: an order without any sense would pass, and the null does
-    not oppose this. It shows that the typed order has some sense: on seed 0 0.39 and 0.32 are far above the 0.14 of shuffled
-    lists. That 0.39 is below 0.40 is chance: its interval runs from 0.15 to 0.61. The paper asks for the name alone, and finds
-    less than 0.15 for most decoders.
+    The claim asks for low numbers, which a bad list gives as well: an order without any sense would
+    pass, and the null does not oppose this. It shows that the typed order has some sense: on seed 0
+    0.39 and 0.32 are far above the 0.14 of shuffled lists. That 0.39 is below 0.40 is chance: its
+    interval runs from 0.15 to 0.61. The paper asks for the name alone, and finds less than 0.15 for
+    most decoders.
     """
     return _typicality(_smollm2, seed)
 
@@ -136,7 +149,8 @@ def smollm2_hardly_knows_typicality(seed: int) -> Measured:
     null="the lists shuffled: the largest mean rank correlation of 95 % of the shuffles",
 )
 def glove_hardly_knows_typicality(seed: int) -> Measured:
-    """The same for GloVe's word vectors: 0.41 and 0.20 on seed 0, as near to the threshold from its other side."""
+    """The same for GloVe's word vectors: 0.41 and 0.20 on seed 0, as near to the threshold from its
+    other side."""
     return _typicality(_glove, seed)
 
 
@@ -150,11 +164,13 @@ def glove_hardly_knows_typicality(seed: int) -> Measured:
     null="human categories shuffled among the words, which keeps their complexity",
 )
 def smollm2_compresses_more(seed: int) -> Measured:
-    """L at beta = 1 of as many k-means clusters as kinds, and of the kinds, in a space scaled to total variance 1.
+    """L at beta = 1 of as many k-means clusters as kinds, and of the kinds, in a space scaled to
+    total variance 1.
 
-    Distortion alone would be no finding, as k-means minimises it: complexity is asked to be lower as well. But complexity is
-    the entropy of the sizes and no more: on seed 0, 3.79 bits against 4.13 (of at most 4.39) says that k-means cut this space
-    into clusters of less equal size, which a space with a few outliers brings about too.
+    Distortion alone would be no finding, as k-means minimises it: complexity is asked to be lower
+    as well. But complexity is the entropy of the sizes and no more: on seed 0, 3.79 bits against
+    4.13 (of at most 4.39) says that k-means cut this space into clusters of less equal size, which
+    a space with a few outliers brings about too.
     """
     return _compression(_smollm2, seed)
 
@@ -183,7 +199,10 @@ def _agreement(embed, seed: int) -> Measured:
         n=len(words),
         interval={"ami": (ami.min(), ami.max()), "shuffled": (null.min(), null.max())},
         figure=xr.DataArray(
-            [ami.mean(), null.mean()], {"labels": ["kinds", "shuffled"]}, ["labels"], name="adjusted mutual information"
+            [ami.mean(), null.mean()],
+            {"labels": ["kinds", "shuffled"]},
+            ["labels"],
+            name="adjusted mutual information",
         ),
         note="The intervals are the least and the most of five starts of k-means and shuffles.",
     )
@@ -192,7 +211,7 @@ def _agreement(embed, seed: int) -> Measured:
 def _typicality(embed, seed: int) -> Measured:
     lists = {kind: text.split() for kind, text in TYPICAL.items()}
     words, names = [word for listed in lists.values() for word in listed], list(lists)
-    labels, dice = (
+    labels, generator = (
         np.repeat(np.arange(len(names)), [len(listed) for listed in lists.values()]),
         np.random.default_rng(seed),
     )
@@ -208,12 +227,17 @@ def _typicality(embed, seed: int) -> Measured:
     def per_kind(near: np.ndarray) -> np.ndarray:
         """Rank correlation with the typed order, whose first word is the most typical."""
         return np.array(
-            [spearmanr(near[labels == k], -np.arange((labels == k).sum())).statistic for k in range(len(names))]
+            [
+                spearmanr(near[labels == k], -np.arange((labels == k).sum())).statistic
+                for k in range(len(names))
+            ]
         )
 
     centroid, name = per_kind(own), per_kind(named)
-    shuffled = [per_kind(own[_within(labels, dice)]).mean() for _ in range(SHUFFLES)]
-    low, high = np.quantile([dice.choice(centroid, len(centroid)).mean() for _ in range(1000)], [0.025, 0.975])
+    shuffled = [per_kind(own[_within(labels, generator)]).mean() for _ in range(SHUFFLES)]
+    low, high = np.quantile(
+        [generator.choice(centroid, len(centroid)).mean() for _ in range(1000)], [0.025, 0.975]
+    )
     return Measured(
         values={"centroid": centroid.mean(), "name": name.mean(), "member": beaten.mean()},
         null={"shuffled": np.quantile(shuffled, 0.95)},
@@ -225,7 +249,8 @@ def _typicality(embed, seed: int) -> Measured:
             ["near", "kind"],
             name="rank correlation",
         ),
-        note="Ratings are not at hand: the order is ours. The interval is a bootstrap over nine kinds.",
+        note="Ratings are not at hand: the order is ours. The interval is a bootstrap over nine "
+        "kinds.",
     )
 
 
@@ -234,7 +259,8 @@ def _compression(embed, seed: int) -> Measured:
     e = embed(words)
     found = {name: values.mean() for name, values in hc.compare(e, labels, seed=seed).items()}
     curves = [
-        [found[f"{who}complexity"] + b * found[f"{who}distortion"] for b in BETAS] for who in ("", "human_", "null_")
+        [found[f"{who}complexity"] + b * found[f"{who}distortion"] for b in BETAS]
+        for who in ("", "human_", "null_")
     ]
     return Measured(
         values={
@@ -256,9 +282,9 @@ def _compression(embed, seed: int) -> Measured:
     )
 
 
-def _within(labels: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def _within(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """An order of the words in which each stays in its kind."""
-    return np.lexsort((dice.random(len(labels)), labels))
+    return np.lexsort((generator.random(len(labels)), labels))
 
 
 @cache
@@ -276,7 +302,11 @@ def _words() -> tuple[list[str], np.ndarray]:
             if name in nouns and name not in above:
                 above.add(name)
                 wave += nouns[name].hypernyms
-        found = [i for i, kind in enumerate(KINDS) if f"{kind}.n.01" in above and f"{word}.n.01" != f"{kind}.n.01"]
+        found = [
+            i
+            for i, kind in enumerate(KINDS)
+            if f"{kind}.n.01" in above and f"{word}.n.01" != f"{kind}.n.01"
+        ]
         if len(found) == 1:
             words.append(word)
             labels.append(found[0])

@@ -1,17 +1,21 @@
-"""Word class representations spontaneously emerge in a deep neural network trained on next word prediction.
+"""Word class representations spontaneously emerge in a deep neural network trained on next word
+prediction.
 
 Surendra, Schilling, Stoewer, Maier and Krauss, 2023. arXiv:2302.07588.
-Claim: a network that learns to predict the next word clusters nine-word inputs by the class of the tenth word, which it
-    does not see and whose class it was never told; the deeper the layer, the more.
+Claim: a network that learns to predict the next word clusters nine-word inputs by the class of the
+    tenth word, which it does not see and whose class it was never told; the deeper the layer, the
+    more.
 Methods: layers.discrimination
 
-Word classes come from no tagger: five closed classes are short lists of words that belong to one class, nearly always; the
-words of the four open ones are in one part of speech of WordNet only, whatever inflection they are taken for. Windows are
-ten words of Wikipedia with nothing but a space between them, so that the tenth is what comes next. All classes have as many.
+Word classes come from no tagger: five closed classes are short lists of words that belong to one
+class, nearly always; the words of the four open ones are in one part of speech of WordNet only,
+whatever inflection they are taken for. Windows are ten words of Wikipedia with nothing but a space
+between them, so that the tenth is what comes next. All classes have as many.
 
-The expectations of the small claims were written before anything was measured. After a trial on seed 7 (SmolLM2, and networks
-of 20 steps) `nine_words` was added, a number that is told and not judged. Two of the stored verdicts judged a weaker
-`direction` by it; that was taken back, and they do not count.
+The expectations of the small claims were written before anything was measured. After a trial on
+seed 7 (SmolLM2, and networks of 20 steps) `nine_words` was added, a number that is told and not
+judged. Two of the stored verdicts judged a weaker `direction` by it; that was taken back, and they
+do not count.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ from stratoscope.lab.miniatures.tiny_lstm import TinyLSTM
 from stratoscope.layers import discrimination
 from stratoscope.models import LM
 
-EACH, MOST = 80, 16  # windows of a class, and how many of them may have the same tenth word: a fifth
+EACH, MOST = (
+    80,
+    16,
+)  # windows of a class, and how many of them may have the same tenth word: a fifth
 CLOSED = {
     "determiner": "the a an every its their our my your",
     "preposition": "of from with at into during among between upon toward towards for by except",
@@ -46,40 +53,59 @@ CLOSED = {
     "auxiliary": "is are was were am could would should can may must might shall",
 }
 OPEN = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}
-FORMS = (("s", "", "nv"), ("es", "", "nv"), ("ies", "y", "nv"), ("ed", "e", "v"), ("ed", "", "v"), ("ied", "y", "v"))
-# WordNet's adjectives include participles and determiners, its adverbs particles and prepositions: take those that show it
+FORMS = (
+    ("s", "", "nv"),
+    ("es", "", "nv"),
+    ("ies", "y", "nv"),
+    ("ed", "e", "v"),
+    ("ed", "", "v"),
+    ("ied", "y", "v"),
+)
+# WordNet's adjectives include participles and determiners, its adverbs particles and prepositions:
+# take those that show it
 ENDINGS = {
     "adjective": ("al", "ic", "ous", "ful", "ive", "able", "ible", "less", "ant", "ent", "ary"),
     "adverb": ("ly",),
 }
 HELD_OUT = "The text is enwik8's test part, which the miniatures never saw."
 States = list[Tensor]  # (example, width of the layer) for each depth, the embedding first
-Windows = tuple[tuple[str, ...], tuple[str, ...]]  # nine words each, and the classes of the words that follow
+Windows = tuple[
+    tuple[str, ...], tuple[str, ...]
+]  # nine words each, and the classes of the words that follow
 
 
 @claim(
-    says="The measure is -1 for two classes apart, 0 for one heap, and falls at the layer that says which word comes",
+    says="The measure is -1 for two classes apart, 0 for one heap, and falls at the layer that "
+    "says which word comes",
     where="methods (GDV, after Schilling et al. 2021)",
     tier="identity",
     subject="planted.suppression",
     expect="abs(apart + 1) < 1e-6 and abs(heap) < 0.02 and before == 0 and after < 5 * shuffled",
-    null="heap: normal noise with two labels; shuffled: the least of 100 label shuffles on the planted model",
+    null="heap: normal noise with two labels; shuffled: the least of 100 label shuffles on the "
+    "planted model",
 )
 def it_falls_where_the_word_is_computed(seed: int) -> Measured:
-    """The last word of every prompt is the same; layer 0 copies to it the name that the model says next."""
+    """The last word of every prompt is the same; layer 0 copies to it the name that the model says
+    next."""
     p = planted.suppression()
     some = [v for v in p.variants(240, seed=seed) if v.answer in ("Finn", "Hana")]
     lm = models.wrap(p.model, p.tokenizer)
-    found = discrimination.measure(lm, [v.clean for v in some], labels=[v.answer for v in some], position=-1, seed=seed)
-    dice, two = torch.Generator().manual_seed(seed), torch.arange(100) % 2
+    found = discrimination.measure(
+        lm, [v.clean for v in some], labels=[v.answer for v in some], position=-1, seed=seed
+    )
+    generator, two = torch.Generator().manual_seed(seed), torch.arange(100) % 2
     return Measured(
         values={
-            "apart": discrimination.generalized_discrimination(two[:, None] * torch.randn(1, 50, generator=dice), two),
+            "apart": discrimination.generalized_discrimination(
+                two[:, None] * torch.randn(1, 50, generator=generator), two
+            ),
             "before": found.gdv.sel(depth=0),
             "after": found.gdv.sel(depth=1),
         },
         null={
-            "heap": discrimination.generalized_discrimination(torch.randn(100, 50, generator=dice), two),
+            "heap": discrimination.generalized_discrimination(
+                torch.randn(100, 50, generator=generator), two
+            ),
             "shuffled": found.null_draws.sel(depth=1).min(),
         },
         n=len(some),
@@ -87,22 +113,26 @@ def it_falls_where_the_word_is_computed(seed: int) -> Measured:
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
+    "in a trained network only",
     where="abstract",
     tier="small",
     subject="tiny-lstm",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with fresh weights",
+    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
+    "fresh weights",
 )
 def a_recurrent_network_separates_classes(seed: int) -> Measured:
-    """GDV of nine classes at the last token of the ninth word: `shallow` in the embedding, which is all that this word
-    alone tells, `deep` in the last layer; trend: rank correlation of depth and GDV. The least possible is -0.75.
-    ninth_alone is the last layer's GDV when the ninth word is all that is read; it is told, not judged.
+    """GDV of nine classes at the last token of the ninth word: `shallow` in the embedding, which is
+    all that this word alone tells, `deep` in the last layer; trend: rank correlation of depth and
+    GDV. The least possible is -0.75. ninth_alone is the last layer's GDV when the ninth word is all
+    that is read; it is told, not judged.
 
-    `nine_words` is nine word vectors side by side, where the ninth word is a ninth of what is compared. In the embedding
-    here it is all, and equal ninth words are at distance 0, in a network with fresh weights too: a hard bar. On seed 0 this
-    network separates as well when it reads the ninth word alone, so that no use of the other eight is shown."""
+    `nine_words` is nine word vectors side by side, where the ninth word is a ninth of what is
+    compared. In the embedding here it is all, and equal ninth words are at distance 0, in a network
+    with fresh weights too: a hard bar. On seed 0 this network separates as well when it reads the
+    ninth word alone, so that no use of the other eight is shown."""
     net, tokenizer = tiny_lstm.load(make("tiny-lstm", seed=seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,32 +150,38 @@ def a_recurrent_network_separates_classes(seed: int) -> Measured:
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
+    "in a trained network only",
     where="abstract",
     tier="small",
     subject="tiny-gpt",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with fresh weights",
+    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
+    "fresh weights",
 )
 def a_small_transformer_separates_classes(seed: int) -> Measured:
-    """The same in the residual stream of a transformer that read the same text. On seed 0 the last layer is ahead of the
-    embedding by 0.002 only, and its interval holds 0."""
+    """The same in the residual stream of a transformer that read the same text. On seed 0 the last
+    layer is ahead of the embedding by 0.002 only, and its interval holds 0."""
     return _transformer(models.load(make("tiny-gpt", seed=seed)), seed, HELD_OUT)
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
+    "in a trained network only",
     where="abstract",
     tier="small",
     subject="smollm2",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with fresh weights",
+    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
+    "fresh weights",
 )
 def a_language_model_separates_classes(seed: int) -> Measured:
     """The same in the residual stream of SmolLM2."""
-    return _transformer(models.load("smollm2"), seed, "The model may have read these articles in training.")
+    return _transformer(
+        models.load("smollm2"), seed, "The model may have read these articles in training."
+    )
 
 
 def _transformer(lm: LM, seed: int, note: str) -> Measured:
@@ -158,20 +194,35 @@ def _transformer(lm: LM, seed: int, note: str) -> Measured:
 
     texts, kinds = _windows(seed)
     nine = _side_by_side(lm.model.get_input_embeddings().weight, lm.tokenizer, texts)
-    return _measured(states(lm, texts), states(blank, texts), states(lm, _last_words(texts)), nine, kinds, seed, note)
+    return _measured(
+        states(lm, texts),
+        states(blank, texts),
+        states(lm, _last_words(texts)),
+        nine,
+        kinds,
+        seed,
+        note,
+    )
 
 
 @torch.no_grad()
 def _side_by_side(embedding: Tensor, tokenizer: Any, texts: tuple[str, ...]) -> Tensor:
     """(example, 9 * dim): the embeddings of the nine words' last tokens, one after another."""
     ids = [
-        [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in text.split()] for text in texts
+        [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][-1] for word in text.split()]
+        for text in texts
     ]
     return embedding[torch.tensor(ids)].flatten(1)
 
 
 def _measured(
-    trained: States, blank: States, alone: States, nine: Tensor, kinds: tuple[str, ...], seed: int, note: str
+    trained: States,
+    blank: States,
+    alone: States,
+    nine: Tensor,
+    kinds: tuple[str, ...],
+    seed: int,
+    note: str,
 ) -> Measured:
     labels = torch.tensor(np.unique(kinds, return_inverse=True)[1])
     found = discrimination.by_depth(trained, labels, draws=200, seed=seed)
@@ -205,14 +256,22 @@ def _measured(
     )
 
 
-def _halves(first: Tensor, last: Tensor, labels: Tensor, seed: int, draws: int = 200) -> dict[str, tuple[float, float]]:
-    """What shallow, deep and gain are on random halves of each class; a bootstrap would count distances to oneself."""
-    dice, rows = np.random.default_rng(seed), []
+def _halves(
+    first: Tensor, last: Tensor, labels: Tensor, seed: int, draws: int = 200
+) -> dict[str, tuple[float, float]]:
+    """What shallow, deep and gain are on random halves of each class; a bootstrap would count
+    distances to oneself."""
+    generator, rows = np.random.default_rng(seed), []
     both = [discrimination.distances(x) for x in (first, last)]
     for _ in range(draws):
-        parts = [dice.permutation(np.flatnonzero(labels == kind))[: EACH // 2] for kind in labels.unique()]
+        parts = [
+            generator.permutation(np.flatnonzero(labels == kind))[: EACH // 2]
+            for kind in labels.unique()
+        ]
         half = torch.tensor(np.concatenate(parts))
-        pairs = [discrimination.separation(distance[half][:, half], labels[half]) for distance in both]
+        pairs = [
+            discrimination.separation(distance[half][:, half], labels[half]) for distance in both
+        ]
         shallow, deep = (intra - inter for intra, inter in pairs)
         rows.append((shallow, deep, shallow - deep))
     low, high = np.quantile(rows, [0.05, 0.95], axis=0)
@@ -237,7 +296,9 @@ def _windows(seed: int) -> Windows:
         if len(taken[kind]) < EACH and used[word] < MOST:
             taken[kind].append(text)
             used[word] += 1
-    return tuple(text for kind in taken for text in taken[kind]), tuple(kind for kind in taken for _ in taken[kind])
+    return tuple(text for kind in taken for text in taken[kind]), tuple(
+        kind for kind in taken for _ in taken[kind]
+    )
 
 
 @cache
@@ -245,10 +306,16 @@ def _all_windows() -> tuple[tuple[str, str, str], ...]:
     """Nine words, the tenth, and its class, wherever in enwik8's test part a word has one."""
     parts: dict[str, set[str]] = defaultdict(set)
     for synset in data("wordnet").train:
-        for lemma in filter(str.islower, synset.lemmas):  # not the names and acronyms: "THI" has a plural, "this"
+        for lemma in filter(
+            str.islower, synset.lemmas
+        ):  # not the names and acronyms: "THI" has a plural, "this"
             parts[lemma].add(synset.part)
     articles = _text.prose("".join(data("enwik8").test))
-    runs = (run for text in articles for run in re.findall(r"(?<![\w'-])[A-Za-z]+(?: [A-Za-z]+){9,}(?![\w'-])", text))
+    runs = (
+        run
+        for text in articles
+        for run in re.findall(r"(?<![\w'-])[A-Za-z]+(?: [A-Za-z]+){9,}(?![\w'-])", text)
+    )
     return tuple(
         (" ".join(words[place - 9 : place]), words[place], kind)
         for words in (run.split(" ") for run in runs)
@@ -258,13 +325,18 @@ def _all_windows() -> tuple[tuple[str, str, str], ...]:
 
 
 def word_class(word: str, parts: Mapping[str, set[str]]) -> str | None:
-    """The one class of a word in small letters, None if it has none or several; parts: of speech, by lemma."""
+    """The one class of a word in small letters, None if it has none or several; parts: of speech,
+    by lemma."""
     for kind, listed in CLOSED.items():
         if word in listed.split():
             return kind
-    if len(word) < 4 or not word.islower() or word.endswith("ing"):  # short: "has" is also the plural of "ha"
+    if (
+        len(word) < 4 or not word.islower() or word.endswith("ing")
+    ):  # short: "has" is also the plural of "ha"
         return None
-    found = {part for stem, possible in _stems(word) for part in parts.get(stem, set()) & set(possible)}
+    found = {
+        part for stem, possible in _stems(word) for part in parts.get(stem, set()) & set(possible)
+    }
     if len(found) != 1:
         return None
     kind = OPEN[found.pop()]
@@ -272,7 +344,8 @@ def word_class(word: str, parts: Mapping[str, set[str]]) -> str | None:
 
 
 def _stems(word: str) -> Iterator[tuple[str, str]]:
-    """The lemmas that a word may be a regular form of, and the parts of speech that have such a form."""
+    """The lemmas that a word may be a regular form of, and the parts of speech that have such a
+    form."""
     yield word, "nvar"
     for ending, instead, possible in FORMS:
         if word.endswith(ending):

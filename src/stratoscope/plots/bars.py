@@ -1,4 +1,5 @@
-"""One axis as bars: shares of a whole, or signed contributions towards the answer and towards the foil."""
+"""One axis as bars: shares of a whole, or signed contributions towards the answer and towards the
+foil."""
 
 from __future__ import annotations
 
@@ -28,12 +29,12 @@ def bars(
     row: int = 22,
     written: bool = True,
 ) -> go.Figure:
-    """Horizontal bars of a one-dimensional array, the first at the top (at the bottom if `upward`, as layers
-    are drawn).
+    """Horizontal bars of a one-dimensional array, the first at the top (at the bottom if `upward`,
+    as layers are drawn).
 
-    colours: one per bar; by default positive bars are orange (towards the answer) and negative ones blue.
-    write: how a value is put into words. scale: the d3 format of the numbers on the axis. row: pixels per
-    bar. written: the value at the end of each bar. NaN gives no bar.
+    colours: one per bar; by default positive bars are orange (towards the answer) and negative ones
+    blue. write: how a value is put into words. scale: the d3 format of the numbers on the axis.
+    row: pixels per bar. written: the value at the end of each bar. NaN gives no bar.
 
     Raises ResultError when the array has another axis than `dim`.
     """
@@ -46,11 +47,17 @@ def bars(
         x=values,
         y=ticks.places,
         orientation="h",
-        marker={"color": list(colours) if colours else np.where(values < 0, theme.AGAINST, theme.TOWARDS).tolist()},
+        marker={
+            "color": list(colours)
+            if colours
+            else np.where(values < 0, theme.AGAINST, theme.TOWARDS).tolist()
+        },
         text=said if written else None,
         textposition="outside" if written else None,
         cliponaxis=False,
-        hovertext=[f"{ticks.entry(i)}<br>{plain(unit)} {value}" for i, value in zip(ticks.places, said)],
+        hovertext=[
+            f"{ticks.entry(i)}<br>{plain(unit)} {value}" for i, value in zip(ticks.places, said)
+        ],
         hovertemplate="%{hovertext}<extra></extra>",
     )
     layout = {
@@ -66,8 +73,11 @@ def bars(
     return go.Figure(trace, layout)
 
 
-def grouped(arrays: Mapping[str, xr.DataArray], *, dim: str, unit: str = "", height: int = 280) -> go.Figure:
-    """Vertical bars of several arrays over the same axis, side by side; each array becomes one named series.
+def grouped(
+    arrays: Mapping[str, xr.DataArray], *, dim: str, unit: str = "", height: int = 280
+) -> go.Figure:
+    """Vertical bars of several arrays over the same axis, side by side; each array becomes one
+    named series.
 
     Raises ResultError when an array has another axis than `dim`.
     """

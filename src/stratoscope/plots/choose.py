@@ -1,4 +1,5 @@
-"""What of a large result is worth drawing: the strongest entries, one entry, components as a grid."""
+"""What of a large result is worth drawing: the strongest entries, one entry, components as a
+grid."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def peak(array: xr.DataArray) -> float:
 def strongest(array: xr.DataArray, n: int) -> list[dict[str, Any]]:
     """The n entries of largest magnitude, NaN left out, ties in order.
 
-    Each is a dict: the label on every axis (its number where the axis has no coordinate) and `value`.
+    Each is a dict: the label on every axis (its number where the axis has no coordinate) and
+    `value`.
     """
     flat = array.values.ravel()
     order = np.argsort(-np.abs(np.where(np.isfinite(flat), flat, 0)), kind="stable")
@@ -36,8 +38,11 @@ def pick(array: xr.DataArray, **at: int) -> xr.DataArray:
 
 
 def spread(parts: xr.DataArray, *axes: str) -> xr.DataArray:
-    """A list of components as a grid over the axes that their coordinates name; NaN where there is none."""
+    """A list of components as a grid over the axes that their coordinates name; NaN where there is
+    none."""
     places = [np.unique(parts[axis].values, return_inverse=True) for axis in axes]
     grid = np.full([len(labels) for labels, _ in places], np.nan)
     grid[tuple(index for _, index in places)] = parts.values
-    return xr.DataArray(grid, dims=axes, coords={axis: labels for axis, (labels, _) in zip(axes, places)})
+    return xr.DataArray(
+        grid, dims=axes, coords={axis: labels for axis, (labels, _) in zip(axes, places)}
+    )

@@ -1,4 +1,5 @@
-"""A circuit as a layered graph: components in rows from embedding up to logits, edges as wide as their effect."""
+"""A circuit as a layered graph: components in rows from embedding up to logits, edges as wide as
+their effect."""
 
 from __future__ import annotations
 
@@ -32,19 +33,25 @@ class Drawn(NamedTuple):
     effect: float
 
 
-def graph(array: xr.DataArray, *, unit: str = "effect", limit: int = 60, column: int = 78, row: int = 66) -> go.Figure:
-    """The strongest `limit` edges of an array with the one axis `edge` and its coordinates sender and receiver.
+def graph(
+    array: xr.DataArray, *, unit: str = "effect", limit: int = 60, column: int = 78, row: int = 66
+) -> go.Figure:
+    """The strongest `limit` edges of an array with the one axis `edge` and its coordinates sender
+    and receiver.
 
-    Width is the size of the effect, orange is towards the answer and blue against it; q, k, v say by which input a head
-    is fed. MLPs stand right of their layer's heads. Hovering an edge or a component tells its numbers. column, row:
-    pixels for each place. Raises ResultError when the array has other axes, or holds no number.
+    Width is the size of the effect, orange is towards the answer and blue against it; q, k, v say
+    by which input a head is fed. MLPs stand right of their layer's heads. Hovering an edge or a
+    component tells its numbers. column, row: pixels for each place. Raises ResultError when the
+    array has other axes, or holds no number.
     """
     import plotly.graph_objects as go
 
     edges = _edges(array, limit)
     place, labels = _places(edges)
     most = max(abs(edge.effect) for edge in edges) or 1.0
-    traces = [_curve(go, edge, place, most, unit) for edge in sorted(edges, key=lambda e: abs(e.effect))]
+    traces = [
+        _curve(go, edge, place, most, unit) for edge in sorted(edges, key=lambda e: abs(e.effect))
+    ]
     traces += [_letters(go, edges, place), _components(go, edges, place)]
     low, high = min(x for x, _ in place.values()) - 1.3, max(x for x, _ in place.values()) + 1.3
     left_out = int(array.notnull().sum()) - len(edges)
@@ -67,7 +74,14 @@ def graph(array: xr.DataArray, *, unit: str = "effect", limit: int = 60, column:
     }
     if left_out:
         said = f"the {len(edges)} strongest of {len(edges) + left_out} edges"
-        below = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left", "yanchor": "top"}
+        below = {
+            "xref": "paper",
+            "yref": "paper",
+            "x": 0,
+            "y": 0,
+            "xanchor": "left",
+            "yanchor": "top",
+        }
         layout["annotations"] = [{"text": said, "showarrow": False, "font": {"size": 11}, **below}]
     return go.Figure(traces, layout)
 
@@ -75,7 +89,8 @@ def graph(array: xr.DataArray, *, unit: str = "effect", limit: int = 60, column:
 def _edges(array: xr.DataArray, limit: int) -> list[Drawn]:
     if array.dims != ("edge",) or not {"sender", "receiver"} <= set(array.coords):
         raise ResultError(
-            f"a graph is drawn from one axis `edge` with coordinates sender and receiver; got {array.dims}. Choose one "
+            "a graph is drawn from one axis `edge` with coordinates sender and receiver; got "
+            f"{array.dims}. Choose one "
             f"example first, e.g. result.effect[0]."
         )
     if not math.isfinite(peak(array)):
@@ -84,12 +99,15 @@ def _edges(array: xr.DataArray, limit: int) -> list[Drawn]:
     found = []
     for one in strongest(array.drop_vars("edge", errors="ignore"), limit):
         target, _, side = str(receivers[one["edge"]]).partition(".")
-        found.append(Drawn(str(senders[one["edge"]]), target, side if side in _INPUTS else "", one["value"]))
+        found.append(
+            Drawn(str(senders[one["edge"]]), target, side if side in _INPUTS else "", one["value"])
+        )
     return found
 
 
 def _where(name: str) -> tuple[float, int]:
-    """(layer, head): the embedding below all layers, other ends above; an MLP, as head -1, half a layer up."""
+    """(layer, head): the embedding below all layers, other ends above; an MLP, as head -1, half a
+    layer up."""
     found = re.fullmatch(r"L(\d+)(?:H(\d+)| mlp)", name)
     if not found:
         return (-1.0 if name == "embed" else math.inf, 0)
@@ -98,17 +116,29 @@ def _where(name: str) -> tuple[float, int]:
 
 
 def _places(edges: Sequence[Drawn]) -> tuple[Places, list[str]]:
-    """Where each component stands, near those it exchanges most with, and the labels of the rows (no empty ones)."""
-    names = sorted({name for edge in edges for name in edge[:2]}, key=lambda name: (*_where(name), name))
+    """Where each component stands, near those it exchanges most with, and the labels of the rows
+    (no empty ones)."""
+    names = sorted(
+        {name for edge in edges for name in edge[:2]}, key=lambda name: (*_where(name), name)
+    )
     layers = list(dict.fromkeys(_floor(_where(name)[0]) for name in names))
-    rows = [[n for n in names if _floor(_where(n)[0]) == layer and _where(n)[1] >= 0] for layer in layers]
+    rows = [
+        [n for n in names if _floor(_where(n)[0]) == layer and _where(n)[1] >= 0]
+        for layer in layers
+    ]
     right = max(map(len, rows)) / 2 + 0.6
-    place: Places = {n: (right, layers.index(_floor(_where(n)[0])) + 0.42) for n in names if _where(n)[1] < 0}
+    place: Places = {
+        n: (right, layers.index(_floor(_where(n)[0])) + 0.42) for n in names if _where(n)[1] < 0
+    }
     for height, row in enumerate(rows):
         place |= {name: (i - (len(row) - 1) / 2, float(height)) for i, name in enumerate(row)}
 
     def pull(name: str) -> float:
-        near = [(place[e.receiver if e.sender == name else e.sender][0], abs(e.effect)) for e in edges if name in e[:2]]
+        near = [
+            (place[e.receiver if e.sender == name else e.sender][0], abs(e.effect))
+            for e in edges
+            if name in e[:2]
+        ]
         total = sum(weight for _, weight in near)
         return sum(x * weight for x, weight in near) / total if total else place[name][0]
 
@@ -125,7 +155,8 @@ def _floor(layer: float) -> float:
 
 
 def _curve(go, edge: Drawn, place: Places, most: float, unit: str) -> go.Scatter:
-    """An edge as an S-shaped line from the top of one to the bottom of the other, bent aside past what lies between."""
+    """An edge as an S-shaped line from the top of one to the bottom of the other, bent aside past
+    what lies between."""
     (x0, y0), (x1, y1) = place[edge.sender], place[edge.receiver]
     x1, y0, y1 = x1 + _INPUTS.get(edge.side, 0.0), y0 + _HALF, y1 - _HALF
     past = y1 - y0 > 1 and abs(x1 - x0) < 1
@@ -150,7 +181,10 @@ def _letters(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
     """q, k, v below each head, where an edge arrives."""
     arrivals = sorted({(edge.receiver, edge.side) for edge in edges if edge.side})
     return go.Scatter(
-        x=[place[name][0] + _INPUTS[side] + (-0.12 if side == "q" else 0.12) for name, side in arrivals],
+        x=[
+            place[name][0] + _INPUTS[side] + (-0.12 if side == "q" else 0.12)
+            for name, side in arrivals
+        ],
         y=[place[name][1] - _HALF - 0.09 for name, _ in arrivals],
         mode="text",
         text=[side for _, side in arrivals],
@@ -163,14 +197,27 @@ def _components(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
     told = []
     for name in place:
         ways = sorted((e for e in edges if name in e[:2]), key=lambda e: -abs(e.effect))
-        got = [f"from {plain(e.sender)} {e.side} {number(e.effect, 3)}" for e in ways if e.receiver == name]
-        sent = [f"to {plain(e.receiver)} {e.side} {number(e.effect, 3)}" for e in ways if e.sender == name]
+        got = [
+            f"from {plain(e.sender)} {e.side} {number(e.effect, 3)}"
+            for e in ways
+            if e.receiver == name
+        ]
+        sent = [
+            f"to {plain(e.receiver)} {e.side} {number(e.effect, 3)}"
+            for e in ways
+            if e.sender == name
+        ]
         told.append("<br>".join([f"{plain(name)}", *got[:6], *sent[:6]]))
     return go.Scatter(
         x=[x for x, _ in place.values()],
         y=[y for _, y in place.values()],
         mode="markers+text",
-        marker={"symbol": "square", "size": 38, "color": "#e9e7e0", "line": {"width": 1, "color": theme.NEUTRAL}},
+        marker={
+            "symbol": "square",
+            "size": 38,
+            "color": "#e9e7e0",
+            "line": {"width": 1, "color": theme.NEUTRAL},
+        },
         text=[plain(name).replace(" mlp", "<br>mlp") for name in place],
         textfont={"size": 10, "color": theme.LIGHT.ink},  # the box is light on either page
         hovertext=told,

@@ -18,8 +18,8 @@ _CELL = 7  # characters of a token written inside a cell
 
 
 def largest(*arrays: xr.DataArray) -> float:
-    """The largest finite magnitude in all arrays (1.0 if there is none but zero): one colour scale for
-    several pictures.
+    """The largest finite magnitude in all arrays (1.0 if there is none but zero): one colour scale
+    for several pictures.
     """
     finite = [np.abs(a.values[np.isfinite(a.values)]) for a in arrays]
     return max((float(f.max()) for f in finite if f.size), default=0.0) or 1.0
@@ -43,13 +43,13 @@ def heatmap(
 ) -> go.Figure:
     """A heatmap of a two-dimensional array; NaN cells stay empty.
 
-    text: strings (y, x) written into the cells. hover: strings (y, x) that the hover box gives in place of
-    the value, made safe with `text.plain`, lines separated by `<br>`. centre: a diverging scale from -limit
-    to limit, else a sequential one from 0 to limit; `limit` defaults to the largest magnitude in the array.
-    quiet: magnitudes up to this are grey on a page that knows how (`page.js`): the bound of a null.
-    unit: what the number is. upward: the first row lies at the bottom, as layers are drawn. row: pixels per
-    row; column: the least pixels per column, where fewer than 11 leave some tokens without a label. Equal
-    tokens remain separate columns.
+    text: strings (y, x) written into the cells. hover: strings (y, x) that the hover box gives in
+    place of the value, made safe with `text.plain`, lines separated by `<br>`. centre: a diverging
+    scale from -limit to limit, else a sequential one from 0 to limit; `limit` defaults to the
+    largest magnitude in the array. quiet: magnitudes up to this are grey on a page that knows how
+    (`page.js`): the bound of a null. unit: what the number is. upward: the first row lies at the
+    bottom, as layers are drawn. row: pixels per row; column: the least pixels per column, where
+    fewer than 11 leave some tokens without a label. Equal tokens remain separate columns.
 
     Raises ResultError when the array does not have exactly the axes x and y.
     """
@@ -74,10 +74,17 @@ def heatmap(
         meta={"rows": rows, "columns": columns, "quiet": quiet / top if quiet else None},
         hovertemplate=f"%{{hovertext}}<br>{plain(unit)} %{{z:.3f}}<extra></extra>",
         showscale=colourbar,
-        colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": plain(unit), "side": "right"}},
+        colorbar={
+            "thickness": 10,
+            "outlinewidth": 0,
+            "title": {"text": plain(unit), "side": "right"},
+        },
     )
     if hover is not None:
-        trace.update(customdata=only(hover, y, x).values, hovertemplate="%{hovertext}<br>%{customdata}<extra></extra>")
+        trace.update(
+            customdata=only(hover, y, x).values,
+            hovertemplate="%{hovertext}<br>%{customdata}<extra></extra>",
+        )
     if text is not None:
         cells = _cells(only(text, y, x).values)
         trace.update(text=cells, texttemplate="%{text}", textfont={"family": theme.MONO, "size": 9})
@@ -96,4 +103,6 @@ def _layout(across: Ticks, along: Ticks, *, row: int, column: int, upward: bool)
 
 
 def _cells(tokens: np.ndarray) -> list[list[str]]:
-    return [[plain(shorten(visible(str(t)), _CELL)) if str(t) else "" for t in line] for line in tokens]
+    return [
+        [plain(shorten(visible(str(t)), _CELL)) if str(t) else "" for t in line] for line in tokens
+    ]

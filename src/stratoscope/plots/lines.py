@@ -26,8 +26,8 @@ def line(
 ) -> go.Figure:
     """A one-dimensional array as a line with points; a NaN interrupts it.
 
-    scale: the d3 format of the values. ranks: the values are ranks counted from 0; they are drawn from 1 on a
-    logarithmic axis with the best at the top.
+    scale: the d3 format of the values. ranks: the values are ranks counted from 0; they are drawn
+    from 1 on a logarithmic axis with the best at the top.
 
     Raises ResultError when the array has another axis than `dim`.
     """
@@ -45,7 +45,12 @@ def line(
         hovertext=[ticks.entry(i) for i in ticks.places],
         hovertemplate=f"%{{hovertext}}<br>{plain(unit)} %{{y:{scale}}}<extra></extra>",
     )
-    yaxis = {"title": {"text": plain(unit)}, "rangemode": "tozero", "zeroline": False, "tickformat": scale}
+    yaxis = {
+        "title": {"text": plain(unit)},
+        "rangemode": "tozero",
+        "zeroline": False,
+        "tickformat": scale,
+    }
     if ranks:
         worst = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
         yaxis |= {"type": "log", "range": [np.log10(worst * 1.6), -0.15], "dtick": 1}

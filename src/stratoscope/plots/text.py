@@ -1,8 +1,8 @@
-"""Tokens and numbers as a reader must see them: white space made visible, nothing that a browser would act
-on.
+"""Tokens and numbers as a reader must see them: white space made visible, nothing that a browser
+would act on.
 
-Plotly renders a small HTML in labels and hover boxes (`<b>`, `<a href>`, `<br>`, entities), so every string
-from a model or a user goes through `plain` before it enters a figure.
+Plotly renders a small HTML in labels and hover boxes (`<b>`, `<a href>`, `<br>`, entities), so
+every string from a model or a user goes through `plain` before it enters a figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def visible(token: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A whole text for a page: spaces and line ends kept, those that hide or reorder others written out."""
+    """A whole text for a page: spaces and line ends kept, those that hide or reorder others written
+    out."""
     return "".join(c if c in " \n" or not _hidden(c) else _SHOWN.get(c) or _code(c) for c in text)
 
 
@@ -35,8 +36,8 @@ def plain(text: str) -> str:
 
 
 def number(value: float, digits: int = 2, *, sign: bool = True) -> str:
-    """A number for prose: a true minus sign, a plus where the direction matters, a dash where there is no
-    number.
+    """A number for prose: a true minus sign, a plus where the direction matters, a dash where there
+    is no number.
     """
     if not math.isfinite(value):
         return "–"
@@ -45,7 +46,8 @@ def number(value: float, digits: int = 2, *, sign: bool = True) -> str:
 
 
 def scientific(value: float) -> str:
-    """An error or another number whose size is what matters: 2.1 × 10⁻⁶; 0 and 0.1 to 1000 as they are."""
+    """An error or another number whose size is what matters: 2.1 × 10⁻⁶; 0 and 0.1 to 1000 as they
+    are."""
     if not math.isfinite(value):
         return "–"
     if value == 0 or 0.1 <= abs(value) < 1000:
@@ -65,7 +67,8 @@ def percent(probability: float) -> str:
 
 
 def _hidden(character: str) -> bool:
-    # C*: control, format (overrides of direction, zero width), surrogate, unassigned. Z*: other spaces.
+    # C*: control, format (overrides of direction, zero width), surrogate, unassigned. Z*: other
+    # spaces.
     return unicodedata.category(character)[0] in "CZ"
 
 

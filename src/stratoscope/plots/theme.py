@@ -1,9 +1,9 @@
 """Colours and type of every picture, light and dark, chosen to stay apart for colour-blind eyes.
 
-Orange is *towards the answer*, blue is *towards the foil*; both keep their contrast on a light and on a dark
-page, so bars carry them directly. Heatmaps leave their scale to the template (`autocolorscale`): plotly picks
-`diverging` when the range crosses zero and `sequential` when it starts at zero. Changing the theme is
-therefore one template, no more.
+Orange is *towards the answer*, blue is *towards the foil*; both keep their contrast on a light and
+on a dark page, so bars carry them directly. Heatmaps leave their scale to the template
+(`autocolorscale`): plotly picks `diverging` when the range crosses zero and `sequential` when it
+starts at zero. Changing the theme is therefore one template, no more.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ LIGHT = Palette(
     muted="#626873",
     rule="#e2e2dc",
     paper="#fdfdfb",
-    diverging=((0.0, "#17457f"), (0.25, "#74a9d8"), (0.5, "#f5f4f0"), (0.75, "#f0a860"), (1.0, "#a84300")),
+    diverging=(
+        (0.0, "#17457f"),
+        (0.25, "#74a9d8"),
+        (0.5, "#f5f4f0"),
+        (0.75, "#f0a860"),
+        (1.0, "#a84300"),
+    ),
     sequential=(
         (0.0, "#f5f4ee"),
         (0.15, "#dcedc0"),
@@ -60,7 +66,13 @@ DARK = Palette(
     muted="#9aa1ad",
     rule="#2c3038",
     paper="#14161a",
-    diverging=((0.0, "#9ccbff"), (0.25, "#3b76b5"), (0.5, "#1f2229"), (0.75, "#b5641d"), (1.0, "#ffc68a")),
+    diverging=(
+        (0.0, "#9ccbff"),
+        (0.25, "#3b76b5"),
+        (0.5, "#1f2229"),
+        (0.75, "#b5641d"),
+        (1.0, "#ffc68a"),
+    ),
     sequential=(
         (0.0, "#1f2229"),
         (0.15, "#332d63"),
@@ -95,7 +107,11 @@ def template(palette: Palette) -> dict[str, Any]:
                 "font": {"family": MONO, "size": 12, "color": palette.ink},
                 "align": "left",
             },
-            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": palette.muted, "activecolor": palette.ink},
+            "modebar": {
+                "bgcolor": "rgba(0,0,0,0)",
+                "color": palette.muted,
+                "activecolor": palette.ink,
+            },
             "xaxis": axis,
             "yaxis": axis,
         }
@@ -104,4 +120,8 @@ def template(palette: Palette) -> dict[str, Any]:
 
 def gradient(scale: Scale) -> str:
     """A colour scale as a CSS gradient, for a legend that is drawn once for several pictures."""
-    return "linear-gradient(90deg, " + ", ".join(f"{colour} {100 * at:g}%" for at, colour in scale) + ")"
+    return (
+        "linear-gradient(90deg, "
+        + ", ".join(f"{colour} {100 * at:g}%" for at, colour in scale)
+        + ")"
+    )

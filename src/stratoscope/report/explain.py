@@ -1,8 +1,10 @@
-"""Explain one next-token prediction from every side: the main job, as a sequence of methods from the catalogue.
+"""Explain one next-token prediction from every side: the main job, as a sequence of methods from
+the catalogue.
 
-Each step is one method's `measure` (or an edit), called as any user can call it; what it returns goes to the page as it
-is. Nothing is computed here but which heads and neurons deserve a closer look. A step that refuses (a model without
-heads that can be seen, a prompt without a word to exchange) leaves its reason in its place, and the others go on.
+Each step is one method's `measure` (or an edit), called as any user can call it; what it returns
+goes to the page as it is. Nothing is computed here but which heads and neurons deserve a closer
+look. A step that refuses (a model without heads that can be seen, a prompt without a word to
+exchange) leaves its reason in its place, and the others go on.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Steps:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def measure(self, name: str, *inputs: Any, **settings: Any) -> Any:
-        """Call ROOM.METHOD's measure; keep and return its result, or None where it refuses or is skipped."""
+        """Call ROOM.METHOD's measure; keep and return its result, or None where it refuses or is
+        skipped."""
         if name in self.skip:
             self.missing[name] = "left out (--skip)."
             return None
@@ -97,15 +100,18 @@ def explain(
 ) -> Explanation:
     """Everything the report shows about what the model predicts after one prompt.
 
-    answer: default the top token. foil: default a likely token of its kind, chosen together with the
-    corrupt prompt where that is made automatically. corrupt: a prompt of as many tokens on which the
-    model answers otherwise. seed: of the nulls, the random sequences and the automatic prompt. skip:
-    names of STEPS to leave out. keep: called with what is there after every step. Raises InputError
-    for inputs that cannot be explained, and SiteError for a model that predicts no next token.
+    answer: default the top token. foil: default a likely token of its kind, chosen together with
+    the corrupt prompt where that is made automatically. corrupt: a prompt of as many tokens on
+    which the model answers otherwise. seed: of the nulls, the random sequences and the automatic
+    prompt. skip: names of STEPS to leave out. keep: called with what is there after every step.
+    Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
+    no next token.
     """
     began = time.perf_counter()
     if unknown := sorted(set(skip) - set(STEPS[1:])):
-        raise InputError(f"skip {unknown}: the steps that can be left out are {', '.join(STEPS[1:])}.")
+        raise InputError(
+            f"skip {unknown}: the steps that can be left out are {', '.join(STEPS[1:])}."
+        )
     steps = Steps(lm, report, skip)
     batch = lm.batch(prompt)
     if len(batch) != 1:
@@ -113,13 +119,17 @@ def explain(
     other, how = _given(lm, batch, corrupt) if corrupt is not None else (None, "")
     asked = catalogue.module("tokens.next_token").measure
     report("tokens.next_token", 0, 0)
-    first = asked(lm, batch, answer=answer, foil=foil)  # without it there is no report: what it raises is raised
+    first = asked(
+        lm, batch, answer=answer, foil=foil
+    )  # without it there is no report: what it raises is raised
     answer = int(first["answer_id"].values[0])
     if foil is None and other is not None:
         foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
         first = asked(lm, batch, answer=answer, foil=foil)
     steps.seconds["tokens.next_token"] = time.perf_counter() - began
-    notes = str(first.attrs.get("notes", ""))  # of the words as they were given; below, ids are asked
+    notes = str(
+        first.attrs.get("notes", "")
+    )  # of the words as they were given; below, ids are asked
     why = str((first.attrs.get("foil_why") or [""])[0])
     if other is None:
         made = steps.measure("tokens.corruption", batch, answer=answer, foil=foil, seed=seed)
@@ -156,7 +166,9 @@ def _rest(
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):
         if other is None:
-            steps.missing[name] = "there is no corrupt prompt. " + steps.missing.get("tokens.corruption", "")
+            steps.missing[name] = "there is no corrupt prompt. " + steps.missing.get(
+                "tokens.corruption", ""
+            )
         else:
             yield run(name, progress=steps.progress(name), **pair)
     yield run("heads.attention_pattern")
@@ -180,19 +192,26 @@ def _in_words(steps: Steps, batch: Any, words: dict[str, int]) -> None:
     if absent:
         steps.missing["tokens.verbalize"] = f"it needs {' and '.join(absent)}."
         return
-    steps.measure("tokens.verbalize", batch, **{k: steps.results[n] for k, n in maps.items()}, **words)
+    steps.measure(
+        "tokens.verbalize", batch, **{k: steps.results[n] for k, n in maps.items()}, **words
+    )
 
 
 def _given(lm: LM, batch: Any, corrupt: str) -> tuple[Any, str]:
-    """The user's corrupt prompt, refused before any work where it cannot be patched token by token."""
+    """The user's corrupt prompt, refused before any work where it cannot be patched token by
+    token."""
     other = lm.batch(corrupt)
     if len(other.tokens[0]) != len(batch.tokens[0]):
         raise InputError(
-            f"the prompt has {len(batch.tokens[0])} tokens and --corrupt {len(other.tokens[0])}: patching pairs token "
-            f"with token, so both need the same number of tokens. {list(batch.tokens[0])}; {list(other.tokens[0])}."
+            f"the prompt has {len(batch.tokens[0])} tokens and --corrupt {len(other.tokens[0])}: "
+            "patching pairs token "
+            f"with token, so both need the same number of tokens. {list(batch.tokens[0])}; "
+            f"{list(other.tokens[0])}."
         )
     if bool((other.ids == batch.ids).all()):
-        raise InputError("--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it.")
+        raise InputError(
+            "--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it."
+        )
     return other, "Given by the user."
 
 
@@ -201,10 +220,18 @@ def _explanation(
 ) -> Explanation:
     """What the page needs, from what the steps found so far."""
     first, (other, how, why, said) = steps.results["tokens.next_token"], made
-    shown = {k: v for k, v in steps.results.items() if k not in ("tokens.next_token", "tokens.corruption")}
+    shown = {
+        k: v
+        for k, v in steps.results.items()
+        if k not in ("tokens.next_token", "tokens.corruption")
+    }
     notes = [said, _disagreement(shown.get("layers.direct_logit_attribution"))]
     # of pairs that run the other way, and of rounding that is as large as an effect
-    patched = (shown[name] for name in ("layers.activation_patching", "heads.activation_patching") if name in shown)
+    patched = (
+        shown[name]
+        for name in ("layers.activation_patching", "heads.activation_patching")
+        if name in shown
+    )
     notes += [str(found.attrs.get("notes", "")) for found in patched]
     return Explanation(
         prompt=prompt,
@@ -216,7 +243,10 @@ def _explanation(
         corrupt_how=how,
         notes=list(dict.fromkeys(filter(None, notes))),
         missing=dict(steps.missing),
-        predictions=[(str(t), float(p)) for t, p in zip(first["token"].values[0], first["probability"].values[0])],
+        predictions=[
+            (str(t), float(p))
+            for t, p in zip(first["token"].values[0], first["probability"].values[0])
+        ],
         answer_probability=float(first["answer_probability"][0]),
         foil_probability=float(first["foil_probability"][0]),
         results=shown,
@@ -226,14 +256,22 @@ def _explanation(
     )
 
 
-def _clamp(steps: Steps, batch: Any, words: dict[str, int], units: list[Any], size: int, seed: int) -> None:
-    """The effect of switching each of these neurons off, and of as many random ones of the same layers as the null."""
+def _clamp(
+    steps: Steps, batch: Any, words: dict[str, int], units: list[Any], size: int, seed: int
+) -> None:
+    """The effect of switching each of these neurons off, and of as many random ones of the same
+    layers as the null."""
     if "clamp" in steps.skip:
         steps.missing["clamp"] = "left out (--skip)."
         return
-    ask, clamp = catalogue.module("tokens.next_token").measure, catalogue.module("editing.clamp").edit
-    dice = np.random.default_rng(seed)
-    random = [(units[n % len(units)][0], int(dice.integers(size))) for n in range(RANDOM_NEURONS)]
+    ask, clamp = (
+        catalogue.module("tokens.next_token").measure,
+        catalogue.module("editing.clamp").edit,
+    )
+    generator = np.random.default_rng(seed)
+    random = [
+        (units[n % len(units)][0], int(generator.integers(size))) for n in range(RANDOM_NEURONS)
+    ]
     before = float(steps.results["tokens.next_token"]["logit_difference"][0])
     with steps.step("clamp"):
         after = []
@@ -252,15 +290,22 @@ def _clamp(steps: Steps, batch: Any, words: dict[str, int], units: list[Any], si
             provenance=steps.lm.provenance,
             settings={"value": 0.0},
             seed=seed,
-            coords={"layer": (("unit",), [u[0] for u in units]), "neuron": (("unit",), [u[1] for u in units])},
+            coords={
+                "layer": (("unit",), [u[0] for u in units]),
+                "neuron": (("unit",), [u[1] for u in units]),
+            },
         )
 
 
 def _disagreement(direct: Any) -> str:
-    """A note when the sum of direct contributions misses the logit difference by more than rounding."""
+    """A note when the sum of direct contributions misses the logit difference by more than
+    rounding."""
     if direct is None:
         return ""
     error, whole = (abs(float(direct[name][0])) for name in ("residual_error", "logit_difference"))
     if error > 1e-3 * max(1.0, whole):
-        return f"The direct contributions miss the logit difference by {error:.2g}: do not trust their sum."
+        return (
+            f"The direct contributions miss the logit difference by {error:.2g}: do not trust "
+            "their sum."
+        )
     return ""

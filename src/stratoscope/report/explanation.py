@@ -1,4 +1,5 @@
-"""What one explained prediction consists of: the results, what was asked, and why a result is not there."""
+"""What one explained prediction consists of: the results, what was asked, and why a result is not
+there."""
 
 from __future__ import annotations
 
@@ -31,15 +32,16 @@ RESULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything one report shows; every entry of `results` (its keys are those of `RESULTS`) is optional.
+    """Everything one report shows; every entry of `results` (its keys are those of `RESULTS`) is
+    optional.
 
-    prompt: the text given; tokens: the model's tokens of it, in order. answer, foil: the two next tokens
-    compared. foil_how, corrupt_how: one sentence each on how foil and corrupt prompt came to be.
-    notes: warnings for the reader. missing: why a result is not there, by its key.
-    predictions: the most probable next tokens with their probabilities, best first. results: one example each
-    (`example` of size 1 or absent). answer_probability, foil_probability: given when the token is not among
-    `predictions`. provenance: model, weights, dtype, kernel, device, versions (dict), seed, seconds,
-    peak_memory_mb, seconds_by_step (dict), command; others too.
+    prompt: the text given; tokens: the model's tokens of it, in order. answer, foil: the two next
+    tokens compared. foil_how, corrupt_how: one sentence each on how foil and corrupt prompt came to
+    be. notes: warnings for the reader. missing: why a result is not there, by its key. predictions:
+    the most probable next tokens with their probabilities, best first. results: one example each
+    (`example` of size 1 or absent). answer_probability, foil_probability: given when the token is
+    not among `predictions`. provenance: model, weights, dtype, kernel, device, versions (dict),
+    seed, seconds, peak_memory_mb, seconds_by_step (dict), command; others too.
 
     Raises ResultError for a key of `results` that the page does not know.
     """

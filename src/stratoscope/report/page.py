@@ -1,10 +1,12 @@
-"""The one-file HTML report of one explained prediction: every picture, its null, its reading and its limits.
+"""The one-file HTML report of one explained prediction: every picture, its null, its reading and
+its limits.
 
-`Explanation` holds what was computed; `sections` picks the results, draws them with `plots` and says in a
-sentence what they show (`words`); `page.html` holds the words that never change (how to read, what it
-does not show). A result that is missing is said to be missing. The page needs no network: plotly.js is in it
-once, and its content security policy forbids every request. All text of the model or the user is escaped:
-HTML by jinja's autoescape, figure labels by `plots.text.plain`, and figure data by writing `<` as `\\u003c`.
+`Explanation` holds what was computed; `sections` picks the results, draws them with `plots` and
+says in a sentence what they show (`words`); `page.html` holds the words that never change (how to
+read, what it does not show). A result that is missing is said to be missing. The page needs no
+network: plotly.js is in it once, and its content security policy forbids every request. All text of
+the model or the user is escaped: HTML by jinja's autoescape, figure labels by `plots.text.plain`,
+and figure data by writing `<` as `\\u003c`.
 """
 
 from __future__ import annotations
@@ -30,8 +32,12 @@ def render(explanation: Explanation) -> str:
         e=explanation,
         chances={"answer": _chance(explanation, "answer"), "foil": _chance(explanation, "foil")},
         summary=_summary(explanation),
-        sections={name: section_of(explanation, name) for name in SECTIONS if _shown(explanation, name)},
-        left_out=[] if _shown(explanation, "circuit") else [missing(explanation, "circuits.discover")],
+        sections={
+            name: section_of(explanation, name) for name in SECTIONS if _shown(explanation, name)
+        },
+        left_out=[]
+        if _shown(explanation, "circuit")
+        else [missing(explanation, "circuits.discover")],
         papers=_papers(explanation),
         facts=_facts(explanation.provenance),
     )
@@ -51,11 +57,14 @@ def _shown(e: Explanation, section: str) -> bool:
 
 
 def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
-    """For each section the papers of its methods that have a verdict: the one that decides, with its figure."""
+    """For each section the papers of its methods that have a verdict: the one that decides, with
+    its figure."""
     atlas, methods = ledger.atlas(), {entry.address: entry for entry in catalogue.methods()}
     found: dict[str, list[dict[str, Any]]] = {}
     for name, (keys, _) in SECTIONS.items():
-        shown = (*keys, "tokens.verbalize") if name == "tokens" else keys  # the words are of that map
+        shown = (
+            (*keys, "tokens.verbalize") if name == "tokens" else keys
+        )  # the words are of that map
         names = (methods[key].paper for key in shown if key in e.results and key in methods)
         entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
         found[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
@@ -73,7 +82,8 @@ def _summary(e: Explanation) -> str:
 
 
 def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The provenance as rows; what the page shows elsewhere (command, seconds by step) is left out."""
+    """The provenance as rows; what the page shows elsewhere (command, seconds by step) is left
+    out."""
     rows = []
     for name, value in provenance.items():
         if name in ("command", "seconds_by_step"):

@@ -19,7 +19,11 @@ from stratoscope.report.sheet import Panel, panel
 def render(entry: Entry) -> str:
     """The page of one entry of the ledger, built or not."""
     known = {method.address: method.summary for method in catalogue.methods()}
-    claims = sorted(entry.paper.claims, key=lambda claim: claim.tier == "identity") if entry.paper else []
+    claims = (
+        sorted(entry.paper.claims, key=lambda claim: claim.tier == "identity")
+        if entry.paper
+        else []
+    )
     changed = [verdict for verdict in entry.outdated() if verdict.tier != "identity"]
     return sheet.render(
         "paper.html",
@@ -27,9 +31,12 @@ def render(entry: Entry) -> str:
         row=entry.row,
         paper=entry.paper,
         title=entry.paper.title if entry.paper else entry.row.title,
-        methods=[(name, known.get(name, "")) for name in entry.paper.methods] if entry.paper else [],
+        methods=[(name, known.get(name, "")) for name in entry.paper.methods]
+        if entry.paper
+        else [],
         notes=[
-            f"A verdict on {v.claim} ({v.status}, {v.date[:10]}) does not count: the claim's words or subject were "
+            f"A verdict on {v.claim} ({v.status}, {v.date[:10]}) does not count: the claim's words "
+            "or subject were "
             "changed after the measurement."
             for v in changed
         ],
@@ -51,13 +58,25 @@ def decided(entry: Entry) -> dict[str, Any]:
 def _claim(claim: Claim, verdict: Verdict | None) -> dict[str, Any]:
     numbers = []
     for name, value in {**verdict.values, **verdict.null}.items() if verdict else ():
-        around = " to ".join(map(short, verdict.interval[name])) if verdict and name in verdict.interval else ""
-        numbers.append((name.replace("_", " "), short(value), around, bool(verdict and name in verdict.null)))
-    return {"claim": claim, "verdict": verdict, "numbers": numbers, "panel": _panel(verdict) if verdict else None}
+        around = (
+            " to ".join(map(short, verdict.interval[name]))
+            if verdict and name in verdict.interval
+            else ""
+        )
+        numbers.append(
+            (name.replace("_", " "), short(value), around, bool(verdict and name in verdict.null))
+        )
+    return {
+        "claim": claim,
+        "verdict": verdict,
+        "numbers": numbers,
+        "panel": _panel(verdict) if verdict else None,
+    }
 
 
 def _panel(verdict: Verdict) -> Panel | None:
-    """The verdict's figure; None where there is none, or none that can be read: a number is then still there."""
+    """The verdict's figure; None where there is none, or none that can be read: a number is then
+    still there."""
     if not verdict.figure:
         return None
     try:

@@ -1,4 +1,5 @@
-"""The sections of the report: each function picks its results, draws them and says in a sentence what they show.
+"""The sections of the report: each function picks its results, draws them and says in a sentence
+what they show.
 
 Sentences and what may be called a cause are in `words`; what never changes stands in `page.html`.
 """
@@ -27,7 +28,8 @@ _ATTRIBUTIONS = ("integrated_gradients", "gradient_times_input", "occlusion")
 
 @dataclass(slots=True)
 class Section:
-    """What one section shows: a finding in a sentence, panels by name, other values, what is missing."""
+    """What one section shows: a finding in a sentence, panels by name, other values, what is
+    missing."""
 
     finding: str = ""
     panels: dict[str, Panel | list[Panel]] = field(default_factory=dict)
@@ -57,11 +59,15 @@ def _prediction(e: Explanation) -> Section:
     if names:
         colour = {e.answer: theme.TOWARDS, e.foil: theme.AGAINST}
         colours = [colour.get(name, theme.NEUTRAL) for name in names]
-        likely = xr.DataArray(chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))})
+        likely = xr.DataArray(
+            chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))}
+        )
         scale = ".0%" if max(chances) >= 0.05 else ".2~p" if max(chances) >= 0.001 else ".1~e"
         how = {"unit": "probability", "write": percent, "scale": scale, "colours": colours}
         drawn = bars.bars(likely, dim="rank", **how)
-        section.panels["top"] = panel(drawn, f"The {len(names)} most probable next tokens", width=320)
+        section.panels["top"] = panel(
+            drawn, f"The {len(names)} most probable next tokens", width=320
+        )
     if (lens := e.one("layers.logit_lens")) is None:
         return section
     best = lens.isel(rank=0)
@@ -80,7 +86,9 @@ def _prediction(e: Explanation) -> Section:
         column=38,
     )
     last = lens.isel(position=-1)
-    rank = lines.line(last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f")
+    rank = lines.line(
+        last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f"
+    )
     scale = ".0%" if float(last["answer_probability"].max()) >= 0.05 else ".2~p"
     chance = lines.line(last["answer_probability"], dim="depth", unit="probability", scale=scale)
     section.panels["answer"] = [
@@ -91,24 +99,33 @@ def _prediction(e: Explanation) -> Section:
     settled = len(ranks) - int(np.argmax(ranks[::-1] > 0)) if (ranks > 0).any() else 0
     if ranks[-1] > 0:
         section.finding = (
-            f"{words.quoted(e.answer)} is not the model’s first choice: it ends at rank {int(ranks[-1]) + 1}."
+            f"{words.quoted(e.answer)} is not the model’s first choice: it ends at "
+            f"rank {int(ranks[-1]) + 1}."
         )
     else:
         layers = len(ranks) - 1
-        when = f"{settled} of {layers} layers and stays there" if settled < layers else f"the last of {layers} layers"
+        when = (
+            f"{settled} of {layers} layers and stays there"
+            if settled < layers
+            else f"the last of {layers} layers"
+        )
         section.finding = (
-            f"Read through the output vocabulary, {words.quoted(e.answer)} becomes the top token after {when}."
+            f"Read through the output vocabulary, {words.quoted(e.answer)} becomes "
+            f"the top token after {when}."
         )
     return section
 
 
 def _candidates(lens: xr.Dataset) -> xr.DataArray:
-    """The five best tokens of every cell with their probabilities, one per line, for the hover box."""
+    """The five best tokens of every cell with their probabilities, one per line, for the hover
+    box."""
     five = lens.isel(rank=slice(0, 5)).transpose("depth", "position", "rank")
     lined = np.empty(five["token"].shape[:2], dtype=object)
     for i, j in np.ndindex(lined.shape):
         pairs = zip(five["token"].values[i, j].tolist(), five["probability"].values[i, j].tolist())
-        lined[i, j] = "<br>".join(f"{plain(percent(p).rjust(6, NBSP))} {plain(visible(str(t)))}" for t, p in pairs if t)
+        lined[i, j] = "<br>".join(
+            f"{plain(percent(p).rjust(6, NBSP))} {plain(visible(str(t)))}" for t, p in pairs if t
+        )
     return xr.DataArray(lined, dims=("depth", "position"))
 
 
@@ -122,7 +139,9 @@ def _direct(e: Explanation) -> Section:
     parts, kinds = found["contribution"], found["kind"].values
     order = {c["component"]: c["value"] for c in choose.strongest(parts, TOP_COMPONENTS)}
     names = sorted(order, key=lambda name: -order[name])
-    top = xr.DataArray([order[name] for name in names], dims="component", coords={"component": names})
+    top = xr.DataArray(
+        [order[name] for name in names], dims="component", coords={"component": names}
+    )
     unit = "logit difference"
     drawn = bars.bars(top, dim="component", unit=unit)
     section.panels["top"] = panel(drawn, f"The {top.size} strongest components", width=320)
@@ -130,14 +149,20 @@ def _direct(e: Explanation) -> Section:
         heads = choose.spread(parts.isel(component=kinds == "head"), "layer", "head")
         limit = heatmap.largest(heads)
         title = "Attention heads, layer by head"
-        section.panels["heads"] = _map(heads, "head", "layer", title, width=280, limit=limit, unit=unit)
+        section.panels["heads"] = _map(
+            heads, "head", "layer", title, width=280, limit=limit, unit=unit
+        )
         section.more["limit"] = limit
     if (kinds == "mlp").any():
         mlps = choose.spread(parts.isel(component=kinds == "mlp"), "layer")
         drawn = bars.bars(mlps, dim="layer", unit=unit, upward=True, row=18, written=False)
         section.panels["mlps"] = panel(drawn, "MLPs, layer by layer", width=240)
-    section.more["sums"] = {kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())}
-    section.more |= {name: float(found[name]) for name in ("logit_difference", "total", "residual_error")}
+    section.more["sums"] = {
+        kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())
+    }
+    section.more |= {
+        name: float(found[name]) for name in ("logit_difference", "total", "residual_error")
+    }
     section.finding = words.writers(found, e.answer, e.foil)
     return section
 
@@ -148,12 +173,19 @@ def _direct(e: Explanation) -> Section:
 def _patching(e: Explanation) -> Section:
     section = Section()
     said = []
-    for key, x, what in (("layers", "position", "residual stream"), ("heads", "head", "head outputs")):
+    for key, x, what in (
+        ("layers", "position", "residual stream"),
+        ("heads", "head", "head outputs"),
+    ):
         if (found := e.one(f"{key}.activation_patching")) is None:
             continue
         effect, null = found["effect"], found["null"]
         cell = max(6, min(14, 980 // found.sizes[x]))
-        how = {"limit": heatmap.largest(effect, null), "column": cell, "width": cell * found.sizes[x] + 92}
+        how = {
+            "limit": heatmap.largest(effect, null),
+            "column": cell,
+            "width": cell * found.sizes[x] + 92,
+        }
         how["quiet"] = words.bound(null)
         section.panels[key] = [
             _map(effect, x, "layer", f"Effect of the {what}", unit="effect", **how),
@@ -191,7 +223,9 @@ def _heads(e: Explanation) -> Section:
     if effects is None and written is None:
         return section
     roles, pattern = e.one("heads.roles"), e.one("heads.attention_pattern")
-    reach = {} if roles is None else {r: _peak(roles["null"], r) for r in roles["role"].values.tolist()}
+    reach = (
+        {} if roles is None else {r: _peak(roles["null"], r) for r in roles["role"].values.tolist()}
+    )
     rows = []
     for at in _places(effects, written):
         row: dict[str, Any] = {"name": words.head_name(at), "at": at}
@@ -212,7 +246,9 @@ def _heads(e: Explanation) -> Section:
         "greyed": not all(row["beyond"] for row in rows),
     }
     if pattern is not None:
-        section.panels["patterns"] = [_pattern(choose.pick(pattern, **row["at"]), row) for row in rows]
+        section.panels["patterns"] = [
+            _pattern(choose.pick(pattern, **row["at"]), row) for row in rows
+        ]
     if effects is not None:
         section.finding = words.strongest_heads(effects["effect"], effects["null"])
     if known := [(row["name"], row["role"]) for row in rows if row["role"] and row["beyond"]]:
@@ -220,11 +256,19 @@ def _heads(e: Explanation) -> Section:
     return section
 
 
-def _places(effects: xr.Dataset | None, written: dict[str, xr.DataArray] | None) -> list[dict[str, int]]:
+def _places(
+    effects: xr.Dataset | None, written: dict[str, xr.DataArray] | None
+) -> list[dict[str, int]]:
     """The heads of largest effect, then the strongest direct writers among the others."""
     found = choose.strongest(effects["effect"], TOP_HEADS) if effects is not None else []
-    found += choose.strongest(written["contribution"], TOP_WRITERS if found else TOP_HEADS) if written else []
-    return list({words.head_name(p): {"layer": p["layer"], "head": p["head"]} for p in found}.values())
+    found += (
+        choose.strongest(written["contribution"], TOP_WRITERS if found else TOP_HEADS)
+        if written
+        else []
+    )
+    return list(
+        {words.head_name(p): {"layer": p["layer"], "head": p["head"]} for p in found}.values()
+    )
 
 
 def _peak(null: xr.DataArray, role: str) -> float:
@@ -252,52 +296,88 @@ def _pattern(one: xr.DataArray, row: dict[str, Any]) -> Panel:
 
 def _neurons(e: Explanation) -> Section:
     section = Section()
-    measured, vocabulary, clamp = e.one("neurons.contribution"), e.one("neurons.vocabulary"), e.one("clamp")
+    measured, vocabulary, clamp = (
+        e.one("neurons.contribution"),
+        e.one("neurons.vocabulary"),
+        e.one("clamp"),
+    )
     units = _units(vocabulary) or _units(clamp)
     if not units and measured is not None:
-        units = [(place["layer"], place["neuron"]) for place in choose.strongest(measured["contribution"], TOP_NEURONS)]
+        units = [
+            (place["layer"], place["neuron"])
+            for place in choose.strongest(measured["contribution"], TOP_NEURONS)
+        ]
     null = clamp.get("null_change") if clamp is not None else None
     chance = words.bound(null) if null is not None else float("nan")
     rows = []
     for layer, neuron in units[:TOP_NEURONS]:
         row: dict[str, Any] = {"layer": layer, "neuron": neuron, "promoted": [], "suppressed": []}
         for part in ("activation", "contribution"):
-            row[part] = float(choose.pick(measured[part], layer=layer, neuron=neuron)) if measured is not None else None
+            row[part] = (
+                float(choose.pick(measured[part], layer=layer, neuron=neuron))
+                if measured is not None
+                else None
+            )
         for part in ("promoted", "suppressed"):
             row[part] = [t for t in _unit(vocabulary, part, (layer, neuron), []) if t][:TOP_WORDS]
-        if row["activation"] is not None and row["activation"] < 0:  # the direction is written the other way round
+        if (
+            row["activation"] is not None and row["activation"] < 0
+        ):  # the direction is written the other way round
             row["promoted"], row["suppressed"] = row["suppressed"], row["promoted"]
-        before, after = (_unit(clamp, f"difference_{when}", (layer, neuron), None) for when in ("before", "after"))
-        row["clamp"] = (float(before), float(after)) if before is not None and after is not None else None
+        before, after = (
+            _unit(clamp, f"difference_{when}", (layer, neuron), None)
+            for when in ("before", "after")
+        )
+        row["clamp"] = (
+            (float(before), float(after)) if before is not None and after is not None else None
+        )
         row["beyond"] = row["clamp"] is not None and abs(row["clamp"][1] - row["clamp"][0]) > chance
         rows.append(row)
     written = [abs(row["contribution"]) for row in rows if row["contribution"] is not None]
-    section.more = {"rows": rows, "limit": max((w for w in written if np.isfinite(w)), default=0.0) or 1.0}
+    section.more = {
+        "rows": rows,
+        "limit": max((w for w in written if np.isfinite(w)), default=0.0) or 1.0,
+    }
     if measured is not None and rows:
-        best = max(rows, key=lambda row: abs(row["contribution"]) if np.isfinite(row["contribution"]) else 0.0)
+        best = max(
+            rows,
+            key=lambda row: abs(row["contribution"]) if np.isfinite(row["contribution"]) else 0.0,
+        )
         total, n = float(measured["contribution"].sum()), measured["contribution"].size
         section.finding = (
-            f"Neuron {best['neuron']} of layer {best['layer']} writes {number(best['contribution'])} to the "
-            f"logit difference, the most of {n:,} neurons; all of them together write {number(total)}."
+            f"Neuron {best['neuron']} of layer {best['layer']} writes "
+            f"{number(best['contribution'])} to the "
+            f"logit difference, the most of {n:,} neurons; all of them together write "
+            f"{number(total)}."
         )
     if rows and np.isfinite(chance):
         clear = sum(row["beyond"] for row in rows)
         section.more |= {"chance": chance, "draws": null.size}
         section.finding += (
-            f" Switched off one by one, {clear or 'none'} of these {len(rows)} change{'s' if clear == 1 else ''} the "
-            f"difference by more than any of {null.size} random neurons of the same layers ({number(chance, sign=False)})."
+            f" Switched off one by one, {clear or 'none'} of these {len(rows)} "
+            f"change{'s' if clear == 1 else ''} the "
+            f"difference by more than any of {null.size} random neurons of the same layers "
+            f"({number(chance, sign=False)})."
         )
     return section
 
 
 def _units(found: xr.Dataset | None) -> list[tuple[int, int]]:
-    return list(zip(found["layer"].values.tolist(), found["neuron"].values.tolist())) if found is not None else []
+    return (
+        list(zip(found["layer"].values.tolist(), found["neuron"].values.tolist()))
+        if found is not None
+        else []
+    )
 
 
 def _unit(found: xr.Dataset | None, part: str, unit: tuple[int, int], otherwise: Any) -> Any:
     """The entry of one neuron in a result over `unit`, or `otherwise` where it was not measured."""
     at = _units(found)
-    return found[part].isel(unit=at.index(unit)).values.tolist() if found is not None and unit in at else otherwise
+    return (
+        found[part].isel(unit=at.index(unit)).values.tolist()
+        if found is not None and unit in at
+        else otherwise
+    )
 
 
 # 6 tokens -----------------------------------------------------------------------------------------
@@ -306,7 +386,9 @@ def _unit(found: xr.Dataset | None, part: str, unit: tuple[int, int], otherwise:
 def _tokens(e: Explanation) -> Section:
     section = Section()
     found = {name: e.one(f"tokens.{name}") for name in _ATTRIBUTIONS}
-    given = {spaced(name): result["attribution"] for name, result in found.items() if result is not None}
+    given = {
+        spaced(name): result["attribution"] for name, result in found.items() if result is not None
+    }
     section.more["strips"] = [
         {
             "name": name,
@@ -326,14 +408,24 @@ def _tokens(e: Explanation) -> Section:
         return section
     drawn = bars.grouped(given, dim="position", unit="attribution (logits)")
     size = next(iter(given.values())).sizes["position"]
-    section.panels["bars"] = panel(drawn, "The same numbers as bars, on one axis", width=28 * size + 80)
-    tops = {name: choose.strongest(value, 1)[0] for name, value in given.items() if np.isfinite(value.values).any()}
+    section.panels["bars"] = panel(
+        drawn, "The same numbers as bars, on one axis", width=28 * size + 80
+    )
+    tops = {
+        name: choose.strongest(value, 1)[0]
+        for name, value in given.items()
+        if np.isfinite(value.values).any()
+    }
     where = {name: words.token(given[name], top["position"]) for name, top in tops.items()}
     if len(tops) > 1 and len(set(where.values())) == 1:
         said = ", ".join(f"{name} {number(top['value'])}" for name, top in tops.items())
-        section.finding = f"All {len(tops)} methods single out {next(iter(where.values()))}: {said}."
+        section.finding = (
+            f"All {len(tops)} methods single out {next(iter(where.values()))}: {said}."
+        )
     elif tops:
-        said = ", ".join(f"{name} {where[name]} ({number(top['value'])})" for name, top in tops.items())
+        said = ", ".join(
+            f"{name} {where[name]} ({number(top['value'])})" for name, top in tops.items()
+        )
         section.finding = f"The strongest token by each method: {said}."
     return section
 
@@ -345,7 +437,10 @@ def _circuit(e: Explanation) -> Section:
     section, found = Section(), e.one("circuits.discover")
     if found is None or not np.isfinite(found["effect"].values).any():
         return section
-    title = f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its {found.sizes['edge']:,} edges"
+    title = (
+        f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its "
+        f"{found.sizes['edge']:,} edges"
+    )
     section.panels["graph"] = panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
     sizes = [f"{int(size):,}" for size in found["size"].values]
     for name in ("faithfulness", "completeness", "minimality"):
@@ -356,7 +451,8 @@ def _circuit(e: Explanation) -> Section:
     at = next((i for i, value in enumerate(faithful) if abs(value - 1) <= 0.1), len(faithful) - 1)
     section.more["null"] = number(float(found["null_faithfulness"].isel(step=at).max()))
     section.finding = (
-        f"{sizes[at]} of {int(found.attrs['of']):,} edges keep {number(float(faithful[at]))} of the logit difference; "
+        f"{sizes[at]} of {int(found.attrs['of']):,} edges keep {number(float(faithful[at]))} of "
+        "the logit difference; "
         f"random circuits of that size keep at most {section.more['null']}."
     )
     return section
@@ -377,7 +473,8 @@ SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = 
 
 
 def _map(array: xr.DataArray, x: str, y: str, title: str, *, width: int, **how: Any) -> Panel:
-    """A heatmap without its own colour bar: the page draws one legend for all that share a scale."""
+    """A heatmap without its own colour bar: the page draws one legend for all that share a
+    scale."""
     return panel(heatmap.heatmap(array, x=x, y=y, colourbar=False, **how), title, width)
 
 

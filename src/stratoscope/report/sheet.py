@@ -1,7 +1,8 @@
-"""What every HTML page has: its shell, its figures as plotly's JSON, and a file that is whole or not there.
+"""What every HTML page has: its shell, its figures as plotly's JSON, and a file that is whole or
+not there.
 
-A page needs no network: plotly.js is in it once, and its content security policy forbids every request. Text is escaped
-by jinja's autoescape, and the JSON of figures by writing `<` as `\\u003c`.
+A page needs no network: plotly.js is in it once, and its content security policy forbids every
+request. Text is escaped by jinja's autoescape, and the JSON of figures by writing `<` as `\\u003c`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One drawn figure: title (also alternative text), height and least width in pixels, plotly's JSON."""
+    """One drawn figure: title (also alternative text), height and least width in pixels, plotly's
+    JSON."""
 
     title: str
     height: int
@@ -37,7 +39,9 @@ def panel(figure: go.Figure, title: str, width: int) -> Panel:
     del drawn["layout"]["template"]  # the page puts in that of its theme
     for trace in drawn["data"]:
         if "meta" in trace:
-            del trace["hovertext"]  # a text per cell is most of the file; page.js builds it from `meta`
+            del trace[
+                "hovertext"
+            ]  # a text per cell is most of the file; page.js builds it from `meta`
     return Panel(title, int(figure.layout.height), width, json.dumps(drawn))
 
 
@@ -49,7 +53,9 @@ def render(template: str, **what: Any) -> str:
 
     here = Path(__file__).parent
     tidy = {"trim_blocks": True, "lstrip_blocks": True}
-    page = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy)
+    page = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy
+    )
     page.filters |= {f.__name__: f for f in (visible, readable, percent, number, scientific)}
     page.globals |= {"json": lambda text: Markup(_inert(text)), "html": Markup}
     themes = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
@@ -65,7 +71,8 @@ def render(template: str, **what: Any) -> str:
 
 
 def write(html: str, path: str | os.PathLike[str]) -> Path:
-    """Write a page; the file is complete or not there at all. Raises ResultError when it cannot be written."""
+    """Write a page; the file is complete or not there at all. Raises ResultError when it cannot be
+    written."""
     target = Path(path)
     # "replace": half of a surrogate pair in a token must not cost the whole page.
     content = html.encode("utf-8", errors="replace")
@@ -80,7 +87,8 @@ def write(html: str, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ResultError(
             f"The page could not be written to {target}: {error.strerror or error}. "
-            "Nothing was left behind; name a file in a folder that exists, can be written to and has room."
+            "Nothing was left behind; name a file in a folder that exists, can be written to and "
+            "has room."
         ) from error
     return target
 

@@ -1,9 +1,10 @@
-"""What the report and the terminal say of numbers: the verb that fits, and what may be called a cause.
+"""What the report and the terminal say of numbers: the verb that fits, and what may be called a
+cause.
 
 An effect is called a cause only when it is larger than every draw of its null, over all heads (or
-layers and tokens) of the sweep: of n draws, one more passes all others in one case of n + 1. Anything
-smaller is shown in grey and named in no sentence. A role is given to a head only when its score is
-clear of the score's own null and what the head writes goes the role's way.
+layers and tokens) of the sweep: of n draws, one more passes all others in one case of n + 1.
+Anything smaller is shown in grey and named in no sentence. A role is given to a head only when its
+score is clear of the score's own null and what the head writes goes the role's way.
 """
 
 from __future__ import annotations
@@ -39,19 +40,28 @@ def head_name(place: Mapping[str, Any]) -> str:
 
 
 def bound(null: xr.DataArray) -> float:
-    """What an effect must exceed to be called a cause: the largest draw of the null; NaN without one."""
+    """What an effect must exceed to be called a cause: the largest draw of the null; NaN without
+    one."""
     return choose.peak(null)
 
 
 def causes(effect: xr.DataArray, null: xr.DataArray, n: int | None = None) -> list[dict[str, Any]]:
     """The entries of an effect that exceed the null's bound, strongest first (at most n)."""
-    return [place for place in choose.strongest(effect, n or effect.size) if abs(place["value"]) > bound(null)]
+    return [
+        place
+        for place in choose.strongest(effect, n or effect.size)
+        if abs(place["value"]) > bound(null)
+    ]
 
 
 def drawn(null: xr.DataArray) -> str:
     """How high the null reaches, and in how many draws."""
     count = int(np.isfinite(null.values).sum())
-    return f"the null reaches {number(bound(null), sign=False)} in {count:,} draws" if count else "no null was drawn"
+    return (
+        f"the null reaches {number(bound(null), sign=False)} in {count:,} draws"
+        if count
+        else "no null was drawn"
+    )
 
 
 def strongest_heads(effect: xr.DataArray, null: xr.DataArray) -> str:
@@ -74,10 +84,15 @@ def carried(effect: xr.DataArray, null: xr.DataArray) -> str:
     grid, chance = effect.transpose("layer", "position"), bound(null)
     if not np.isfinite(grid.values).any():
         return ""
-    layers, best = grid["layer"].values.tolist(), np.nan_to_num(grid.values, nan=-np.inf).argmax(axis=1)
+    layers, best = (
+        grid["layer"].values.tolist(),
+        np.nan_to_num(grid.values, nan=-np.inf).argmax(axis=1),
+    )
     clear = grid.values[np.arange(len(layers)), best] > chance
     if not clear.any():
-        return f"No token’s residual stream restores more than its null in any layer: {drawn(null)}."
+        return (
+            f"No token’s residual stream restores more than its null in any layer: {drawn(null)}."
+        )
     runs = []
     stations = zip(best.tolist(), clear.tolist(), layers)
     for (at, exceeds), run in itertools.groupby(stations, key=lambda station: station[:2]):
@@ -86,7 +101,10 @@ def carried(effect: xr.DataArray, null: xr.DataArray) -> str:
             where = token(grid, grid["position"].values[at].item())
             runs.append(f"{where} in layers {ends[0]} to {ends[-1]}")
     if len(runs) > 4:
-        return f"The token whose residual stream restores most changes {len(runs) - 1} times over the layers."
+        return (
+            f"The token whose residual stream restores most changes {len(runs) - 1} times over "
+            "the layers."
+        )
     return f"The residual stream restores most at {', then at '.join(runs)}." if runs else ""
 
 
@@ -102,17 +120,23 @@ def writes(raises_answer: float, lowers_foil: float, answer: str, foil: str) -> 
 
 
 def writers(direct: xr.Dataset, answer: str, foil: str) -> str:
-    """The component that adds most to the difference and the one that takes most from it, each with its verb."""
+    """The component that adds most to the difference and the one that takes most from it, each with
+    its verb."""
     whole, said = float(direct["logit_difference"]), []
     parts = direct["contribution"]
     order = parts.argsort().values
-    ends = ((order[-1], 1, f"adds most to the difference of {number(whole)}"), (order[0], -1, "takes most from it"))
+    ends = (
+        (order[-1], 1, f"adds most to the difference of {number(whole)}"),
+        (order[0], -1, "takes most from it"),
+    )
     for at, sign, what in ends:
         value = float(parts[at])
         if not np.isfinite(value) or sign * value <= 0:
             continue
         name = str(parts["component"].values[at])
-        how = writes(float(direct["raises_answer"][at]), float(direct["lowers_foil"][at]), answer, foil)
+        how = writes(
+            float(direct["raises_answer"][at]), float(direct["lowers_foil"][at]), answer, foil
+        )
         said.append(f"{name} {what} ({number(value)} logits): it {how}.")
     return " ".join(said)
 
@@ -121,20 +145,24 @@ def role(scores: Mapping[str, tuple[float, float, float]], written: float | None
     """The role that a head has clear of its null, or "".
 
     scores: by role (score, null, the largest null of all heads). written: what the head adds to the
-    difference directly. A name mover must add to it and a negative one take from it; the other roles
-    must be twice their null and 0.2 above it.
+    difference directly. A name mover must add to it and a negative one take from it; the other
+    roles must be twice their null and 0.2 above it.
     """
     score, null, reach = scores.get("name_mover", (np.nan, np.nan, np.nan))
     if written is not None and abs(score) > max(abs(null), reach) and score * written > 0:
         return ROLES["name_mover"] if score > 0 else NEGATIVE
     others = {name: s for name, s in scores.items() if name != "name_mover"}
-    clear = [(s, name) for name, (s, chance, _) in others.items() if s > max(2 * chance, chance + 0.2)]
+    clear = [
+        (s, name) for name, (s, chance, _) in others.items() if s > max(2 * chance, chance + 0.2)
+    ]
     return ROLES.get(max(clear)[1], max(clear)[1]) if clear else ""
 
 
 def are(named: Sequence[tuple[str, str]]) -> str:
     """Which heads have which role: "L5H1 is an induction head"."""
-    return listed([f"{name} is a{'n' if role[0] in 'aeiou' else ''} {role}" for name, role in named])
+    return listed(
+        [f"{name} is a{'n' if role[0] in 'aeiou' else ''} {role}" for name, role in named]
+    )
 
 
 def token(array: xr.DataArray, position: int) -> str:

@@ -1,4 +1,5 @@
-"""Labelled arrays: one vocabulary of axis words, provenance on each result, one file per result; no torch."""
+"""Labelled arrays: one vocabulary of axis words, provenance on each result, one file per result; no
+torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The axis words: every dimension of every result has one of these names, and each means one thing.
 
-A word that one method or one room alone needs is declared there, as `AXES = {"word": "what it means"}` at the top
-level of the method's file or of the room's `__init__.py`; it may not take a word that stands here.
+A word that one method or one room alone needs is declared there, as `AXES = {"word": "what it
+means"}` at the top level of the method's file or of the room's `__init__.py`; it may not take a
+word that stands here.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ AXES: dict[str, str] = {
     "query": "the position that attends",
     "key": "the position that is attended to",
     "head": "a query head of one layer",
-    "kv_head": "a key/value head of one layer, shared by several query heads under grouped-query attention",
+    "kv_head": "a key/value head of one layer, shared by several query heads under grouped-query "
+    "attention",
     "neuron": "a hidden unit of one layer's MLP",
     "dim": "a coordinate of the residual stream",
     "head_dim": "a coordinate inside one head",
     "vocab": "a token id of the vocabulary",
-    "edge": "a link from one component to an input of a later one, with coordinates sender and receiver",
+    "edge": "a link from one component to an input of a later one, with coordinates sender and "
+    "receiver",
     "component": "a named writer to the residual stream: embedding, head, MLP or bias",
     "rank": "a place in a sorted list, 0 is best",
     "role": "a named behaviour of a head, such as induction",
@@ -35,7 +38,8 @@ AXES: dict[str, str] = {
 
 
 def words(method: str) -> dict[str, str]:
-    """The words that the results of a method (`tokens.transition_loss`) may use, with what they mean."""
+    """The words that the results of a method (`tokens.transition_loss`) may use, with what they
+    mean."""
     room = method.partition(".")[0]
     modules = (sys.modules.get(f"stratoscope.{name}") for name in (room, method))
     own = (vars(module).get("AXES", {}) for module in modules if module is not None)
@@ -43,7 +47,8 @@ def words(method: str) -> dict[str, str]:
 
 
 def declared(root: Path | None = None) -> dict[str, dict[str, str]]:
-    """The words declared beside the global ones, by the file (`tokens/transition_loss.py`) that declares them.
+    """The words declared beside the global ones, by the file (`tokens/transition_loss.py`) that
+    declares them.
 
     Files are read, not imported. root: the package's folder.
     """
@@ -74,13 +79,19 @@ def page() -> str:
         for word, meaning in table.items()
     ]
     lines = [_OPENING, "| axis | meaning |", "|---|---|", *rows]
-    lines += ["", "Words that one method or room declares for itself:", "", "| axis | meaning | declared in |"]
+    lines += [
+        "",
+        "Words that one method or room declares for itself:",
+        "",
+        "| axis | meaning | declared in |",
+    ]
     return "\n".join([*lines, "|---|---|---|", *own, ""])
 
 
 _OPENING = """# Axes: the words of every result
 
-A result is an xarray DataArray or Dataset whose axes are named by these words and no others (`stratoscope.results.AXES`).
+A result is an xarray DataArray or Dataset whose axes are named by these words and no others
+(`stratoscope.results.AXES`).
 Padding is NaN in numbers and "" in text. This page is generated: `make pages`.
 """
 

@@ -1,4 +1,5 @@
-"""What may stand in a token's place: the tokens of its kind whose embeddings are near, and where nothing may.
+"""What may stand in a token's place: the tokens of its kind whose embeddings are near, and where
+nothing may.
 
 Shared by the methods that exchange tokens.
 """
@@ -21,7 +22,8 @@ from stratoscope.models.text import token_text
 def near_ones(
     embedding: Float[Tensor, "vocab dim"], token: int, allowed: Bool[Tensor, " vocab"], size: int
 ) -> Int[Tensor, " near"]:
-    """The `size` allowed tokens whose embeddings point most nearly where the token's does, itself left out."""
+    """The `size` allowed tokens whose embeddings point most nearly where the token's does, itself
+    left out."""
     others = allowed.clone()
     others[token] = False
     near = torch.cosine_similarity(embedding.float(), embedding[token][None].float(), dim=1)
@@ -29,7 +31,8 @@ def near_ones(
 
 
 def pool(lm: LM, ids: Tensor, position: int, never: list[int], near: int) -> Tensor:
-    """The ids that may be put at a position: of its token's kind; none where nothing may be exchanged."""
+    """The ids that may be put at a position: of its token's kind; none where nothing may be
+    exchanged."""
     kinds, word = kinds_of(lm), int(ids[position])
     none = torch.empty(0, dtype=torch.long)
     if position == len(ids) - 1 or kinds[word] is None or position in _template(lm, ids.tolist()):
@@ -41,13 +44,19 @@ def pool(lm: LM, ids: Tensor, position: int, never: list[int], near: int) -> Ten
 
 
 def kinds_of(lm: LM) -> list[Kind | None]:
-    """The kind of every token id; None for what is no word and no number, and for special tokens."""
+    """The kind of every token id; None for what is no word and no number, and for special
+    tokens."""
     if lm.tokenizer is None:
         return [None] * lm.dims.vocab
     if lm.tokenizer not in _KINDS:
         special = {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
-        every = [None if i in special else kind_of(token_text(lm.tokenizer, i)) for i in range(lm.dims.vocab)]
-        _KINDS[lm.tokenizer] = [k if k and k.signs in ("letters", "digits") else None for k in every]
+        every = [
+            None if i in special else kind_of(token_text(lm.tokenizer, i))
+            for i in range(lm.dims.vocab)
+        ]
+        _KINDS[lm.tokenizer] = [
+            k if k and k.signs in ("letters", "digits") else None for k in every
+        ]
     return _KINDS[lm.tokenizer]
 
 
@@ -55,7 +64,8 @@ _KINDS: WeakKeyDictionary[Any, list[Kind | None]] = WeakKeyDictionary()
 
 
 def _template(lm: LM, ids: list[int]) -> set[int]:
-    """The positions that a chat template wrote: what every conversation opens and ends with, and names of roles."""
+    """The positions that a chat template wrote: what every conversation opens and ends with, and
+    names of roles."""
     tokenizer = lm.tokenizer
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return set()
@@ -71,6 +81,9 @@ def _template(lm: LM, ids: list[int]) -> set[int]:
     found = {*range(start), *range(len(ids) - end, len(ids))}
     for mark in marks:  # a role stands between a special token and the end of its line
         rest = range(mark + 1, len(ids))
-        stop = next((n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])), len(ids))
+        stop = next(
+            (n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])),
+            len(ids),
+        )
         found |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
     return found

@@ -28,7 +28,11 @@ _LOOKED_AT = 4096  # neighbours whose kind is looked at: a large vocabulary is n
 def special(lm: LM) -> set[int]:
     """Ids that are marks and not words; none without a tokenizer."""
     tokenizer = lm.tokenizer
-    return set() if tokenizer is None else {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return (
+        set()
+        if tokenizer is None
+        else {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    )
 
 
 def players(lm: LM, batch: Batch) -> Bool[Tensor, "example position"]:
@@ -51,7 +55,12 @@ def pools(lm: LM, ids: Iterable[int], near: int = NEAR) -> dict[int, Int[Tensor,
         own = _kind(lm, token)
         kept = []
         for other in close.topk(min(_LOOKED_AT, len(close))).indices.tolist():
-            if other == token or other >= lm.dims.vocab or other in never or _kind(lm, other) != own:
+            if (
+                other == token
+                or other >= lm.dims.vocab
+                or other in never
+                or _kind(lm, other) != own
+            ):
                 continue
             kept.append(other)
             if len(kept) == near:
@@ -61,7 +70,9 @@ def pools(lm: LM, ids: Iterable[int], near: int = NEAR) -> dict[int, Int[Tensor,
 
 
 @torch.no_grad()
-def words(lm: LM, batch: Batch, count: int, seed: int, asked: Target) -> Int[Tensor, "draw example position"]:
+def words(
+    lm: LM, batch: Batch, count: int, seed: int, asked: Target
+) -> Int[Tensor, "draw example position"]:
     """The prompt's ids, each word exchanged for one of its kind, `count` times.
 
     At a position no word comes twice while its kind lasts. What is asked for is never put into its
@@ -77,7 +88,10 @@ def words(lm: LM, batch: Batch, count: int, seed: int, asked: Target) -> Int[Ten
             pool = kinds[int(ids[example, position])]
             pool = pool[~torch.isin(pool, never)][:NEAR]
             if len(pool):
-                shuffles = [torch.randperm(len(pool), generator=generator) for _ in range(-(-count // len(pool)))]
+                shuffles = [
+                    torch.randperm(len(pool), generator=generator)
+                    for _ in range(-(-count // len(pool)))
+                ]
                 rows[:, example, position] = pool[torch.cat(shuffles)[:count]]
     return rows.to(batch.ids.device)
 
@@ -87,7 +101,10 @@ def entries(
     lm: LM, batch: Batch, rows: Int[Tensor, "draw example position"]
 ) -> Float[Tensor, "draw example position dim"]:
     """What enters layer 0 for each draw of `words`."""
-    made = [capture(lm, Batch(row, batch.mask, batch.extra, batch.tokens, batch.image), ENTRY)[ENTRY] for row in rows]
+    made = [
+        capture(lm, Batch(row, batch.mask, batch.extra, batch.tokens, batch.image), ENTRY)[ENTRY]
+        for row in rows
+    ]
     return torch.stack(made)
 
 

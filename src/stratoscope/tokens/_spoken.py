@@ -8,7 +8,11 @@ import numpy as np
 
 
 def opinion(method: str, agreeing: int, cited: int) -> str:
-    verdict = "the two agree on most" if 2 * agreeing > cited else "the two disagree, so trust this ranking less"
+    verdict = (
+        "the two agree on most"
+        if 2 * agreeing > cited
+        else "the two disagree, so trust this ranking less"
+    )
     shared = f"{agreeing} of these {cited} among its own, with the same sign"
     return f" {spoken(method).capitalize()} has {shared}: {verdict}." if cited else ""
 
@@ -23,7 +27,11 @@ def percent(share: float | np.floating) -> str:
 
 def chance(probability: float) -> str:
     """Two decimals, or the first digit that is not 0: 0.62, 0.00002."""
-    return f"{probability:.2f}" if probability >= 0.01 else np.format_float_positional(probability, 1, fractional=False)
+    return (
+        f"{probability:.2f}"
+        if probability >= 0.01
+        else np.format_float_positional(probability, 1, fractional=False)
+    )
 
 
 def side(attribution: float | np.floating) -> str:

@@ -18,17 +18,24 @@ from stratoscope.models.lm import LM
 _AT_ONCE = 4096  # tokens that run at the same time; logits are held for one row only
 
 
-def nats(logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]) -> Float[Tensor, " position"]:
-    """-ln p of ids[1:], each given what stands before it; NaN for the first, which nothing precedes."""
+def nats(
+    logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]
+) -> Float[Tensor, " position"]:
+    """-ln p of ids[1:], each given what stands before it; NaN for the first, which nothing
+    precedes."""
     told = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
     return torch.cat([told.new_full((1,), torch.nan), -told])
 
 
 @torch.no_grad()
 def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example position"]:
-    """In nats, on the CPU; NaN for each row's first token and for padding. SiteError unless the model is a causal LM."""
+    """In nats, on the CPU; NaN for each row's first token and for padding. SiteError unless the
+    model is a causal LM."""
     if not lm.family.towers[""].causal or lm.family.vision_only:
-        raise SiteError(f"{lm.family.name} does not predict a next token from those before it: it has no surprisal.")
+        raise SiteError(
+            f"{lm.family.name} does not predict a next token from those before it: it has no "
+            "surprisal."
+        )
     lm.layout.resolve("logits")
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     width = max(map(len, rows))
@@ -39,8 +46,12 @@ def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example p
         final = capture(lm, part, last)[last]
         said = outside.read_out(lm, part, final) if outside.reads_out_anew(lm) else None
         for number, row in enumerate(rows[begin : begin + size]):
-            logits = lm.readout(final[number, : len(row)]) if said is None else said[number, : len(row)]
-            found[begin + number, : len(row)] = nats(logits, torch.tensor(row, device=logits.device)).cpu()
+            logits = (
+                lm.readout(final[number, : len(row)]) if said is None else said[number, : len(row)]
+            )
+            found[begin + number, : len(row)] = nats(
+                logits, torch.tensor(row, device=logits.device)
+            ).cpu()
     asked = [found[number, 1 : len(row)] for number, row in enumerate(rows)]
     finite.refuse({"the surprisal of the texts' tokens": torch.cat(asked)})
     return found

@@ -1,20 +1,23 @@
 """A corrupt prompt made by itself: the tokens that matter most, exchanged for others of their kind.
 
-Paper: textbook (symmetric token replacement: Zhang and Nanda, "Towards Best Practices of Activation Patching", 2024)
+Paper: textbook (symmetric token replacement: Zhang and Nanda, "Towards Best Practices of Activation
+Patching", 2024)
 
     corrupt = argmin over draws of  d(prompt with k important tokens <- random tokens of their kind)
 
-d is the logit difference answer - foil; importance is occlusion; a token's kind is its neighbourhood in embedding space
-among tokens that are written alike, in the same script and of the same class (`engine.kinds`). k grows from 1 until d
-has changed sign or `most` tokens are changed; for k = 1 each of the `most` is tried. Function words are exchanged only
-where there is no other word.
-Without a foil, the pair is chosen together: of the answer's likely
-rivals (`kinds.rivals`) and the draws, those for which the model is surest of the rival after the draw, so that the
-prompts differ in what tells the two words apart. The last token, special tokens and what a chat template wrote are
-never exchanged. Length and all other tokens stay, so the pair can be patched token by token.
+d is the logit difference answer - foil; importance is occlusion; a token's kind is its
+neighbourhood in embedding space among tokens that are written alike, in the same script and of the
+same class (`engine.kinds`). k grows from 1 until d has changed sign or `most` tokens are changed;
+for k = 1 each of the `most` is tried. Function words are exchanged only where there is no other
+word. Without a foil, the pair is chosen together: of the answer's likely rivals (`kinds.rivals`)
+and the draws, those for which the model is surest of the rival after the draw, so that the prompts
+differ in what tells the two words apart. The last token, special tokens and what a chat template
+wrote are never exchanged. Length and all other tokens stay, so the pair can be patched token by
+token.
 
-Reads as: one prompt near the given one on which the model answers otherwise. Does not show the only or the smallest
-such change, and a name exchanged for a name asks another question than a name exchanged for noise.
+Reads as: one prompt near the given one on which the model answers otherwise. Does not show the only
+or the smallest such change, and a name exchanged for a name asks another question than a name
+exchanged for noise.
 """
 
 from __future__ import annotations
@@ -53,13 +56,15 @@ def measure(
     near: int = 64,
     seed: int = 0,
 ) -> xr.Dataset:
-    """One corrupt prompt for each prompt, as ids; the coordinates answer and foil say what it is to tell apart.
+    """One corrupt prompt for each prompt, as ids; the coordinates answer and foil say what it is to
+    tell apart.
 
-    foil: without one (and with a tokenizer) it is chosen together with the prompt; foil_why says so.
-    importance: (example, position), default occlusion. most: how many tokens may change. draws: random exchanges
-    tried for each number of tokens. near: how many neighbours count as a token's kind. Returns id (example, position;
-    -1 at padding), changed, foil_id, clean_difference, corrupt_difference and `how`, a sentence. Raises InputError when a
-    prompt has no token that can be exchanged.
+    foil: without one (and with a tokenizer) it is chosen together with the prompt; foil_why says
+    so. importance: (example, position), default occlusion. most: how many tokens may change. draws:
+    random exchanges tried for each number of tokens. near: how many neighbours count as a token's
+    kind. Returns id (example, position;
+    -1 at padding), changed, foil_id, clean_difference, corrupt_difference and `how`, a sentence.
+    Raises InputError when a prompt has no token that can be exchanged.
     """
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
@@ -71,11 +76,15 @@ def measure(
     for example in range(len(batch)):
         n = int(batch.lengths[example])
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
-        generator = torch.Generator().manual_seed(seed)  # alike for every example: its place in a batch must not matter
+        generator = torch.Generator().manual_seed(
+            seed
+        )  # alike for every example: its place in a batch must not matter
         word = int(asked.answer[example])
         free = rivals(lm, logits[example], word, RIVALS) if foil is None else []
         against = torch.tensor(free or [int(asked.foil[example])])
-        found = _corrupt(lm, original[example, :n], weight, word, against, most, draws, near, generator)
+        found = _corrupt(
+            lm, original[example, :n], weight, word, against, most, draws, near, generator
+        )
         rows[example, :n], low, chosen = found
         lows.append(low)
         foils.append(chosen)
@@ -83,7 +92,9 @@ def measure(
     asked = target(lm, batch, asked.answer.tolist(), foils)
     changed = (rows != original) & (rows >= 0)
     told = [_how(lm, batch, rows, changed, e, draws, seed, lows[e]) for e in range(len(batch))]
-    corrupt = Batch(rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows)))
+    corrupt = Batch(
+        rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows))
+    )
     return dataset(
         {
             "id": (("example", "position"), rows),
@@ -98,7 +109,10 @@ def measure(
         provenance=lm.provenance,
         settings={"most": most, "draws": draws, "near": near},
         seed=seed,
-        coords=batch.coords() | corrupt.coords("position", "corrupt_text") | asked.coords | batch.coords(),
+        coords=batch.coords()
+        | corrupt.coords("position", "corrupt_text")
+        | asked.coords
+        | batch.coords(),
         notes=" ".join(asked.notes),
     )
 
@@ -125,7 +139,8 @@ def _corrupt(
             pools[position] = found
     if not pools:
         raise InputError(
-            "no token of the prompt before the last is a word or a number that could be exchanged: give a corrupt "
+            "no token of the prompt before the last is a word or a number that could be exchanged: "
+            "give a corrupt "
             "prompt (--corrupt)."
         )
     order = list(pools)
@@ -137,9 +152,15 @@ def _corrupt(
         for p in places:
             trial[:, p] = pools[p][torch.randint(len(pools[p]), (draws,), generator=generator)]
         logits = last_logits(lm, trial).float()
-        difference = (logits[:, [answer]] - logits[:, foils.to(logits.device)]).cpu()  # (draw, foil)
+        difference = (
+            logits[:, [answer]] - logits[:, foils.to(logits.device)]
+        ).cpu()  # (draw, foil)
         # with one foil the furthest from the answer; of several the one that the model is surest of
-        rank = difference if len(foils) == 1 else -logits.log_softmax(dim=-1)[:, foils.to(logits.device)].cpu()
+        rank = (
+            difference
+            if len(foils) == 1
+            else -logits.log_softmax(dim=-1)[:, foils.to(logits.device)].cpu()
+        )
         draw, which = divmod(int(rank.argmin()), len(foils))
         if float(rank[draw, which]) < least:
             best, least = trial[draw], float(rank[draw, which])
@@ -148,16 +169,21 @@ def _corrupt(
 
 
 def led_to(lm: LM, corrupt: Any, answer: int) -> int:
-    """The foil of a given corrupt prompt: the likeliest token of the answer's kind there, or the likeliest other one."""
+    """The foil of a given corrupt prompt: the likeliest token of the answer's kind there, or the
+    likeliest other one."""
     logits = last_logits(lm, corrupt)[0]
-    found = rivals(lm, logits, answer) or [t for t in logits.topk(2).indices.tolist() if t != answer]
+    found = rivals(lm, logits, answer) or [
+        t for t in logits.topk(2).indices.tolist() if t != answer
+    ]
     return max(found, key=lambda token: float(logits[token]))
 
 
 def _why(lm: LM, answer: str, foil: int, among: int) -> str:
     return (
-        f"The foil {token_text(lm.tokenizer, foil)!r} was chosen by itself, together with the corrupt prompt: like "
-        f"{answer!r} a {kind_of(answer)}, and of its {among} likely rivals the one that the model is surest of after "
+        f"The foil {token_text(lm.tokenizer, foil)!r} was chosen by itself, together with the "
+        "corrupt prompt: like "
+        f"{answer!r} a {kind_of(answer)}, and of its {among} likely rivals the one that the model "
+        "is surest of after "
         f"the corrupt prompt."
     )
 
@@ -166,16 +192,32 @@ def _texts(lm: LM, rows: Tensor) -> list[list[str]]:
     return [[token_text(lm.tokenizer, i) for i in row if i >= 0] for row in rows.tolist()]
 
 
-def _how(lm: LM, batch: Batch, rows: Tensor, changed: Tensor, example: int, draws: int, seed: int, low: float) -> str:
+def _how(
+    lm: LM,
+    batch: Batch,
+    rows: Tensor,
+    changed: Tensor,
+    example: int,
+    draws: int,
+    seed: int,
+    low: float,
+) -> str:
     places = changed[example].nonzero()[:, 0].tolist()
     swaps = [
-        f"{batch.tokens[example][p].strip()!r} for {token_text(lm.tokenizer, int(rows[example, p])).strip()!r}"
+        f"{batch.tokens[example][p].strip()!r} for "
+        f"{token_text(lm.tokenizer, int(rows[example, p])).strip()!r}"
         for p in places
     ]
     many = len(places) > 1
-    most = f"the {len(places)} tokens that matter most" if many else "one of the tokens that matter most"
+    most = (
+        f"the {len(places)} tokens that matter most"
+        if many
+        else "one of the tokens that matter most"
+    )
     still = "" if low < 0 else f" The answer still leads there, by {low:.2f} logits."
     return (
-        f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} of the same kind "
-        f"and similar embedding ({', '.join(swaps)}), the best of {draws} random draws each (seed {seed}).{still}"
+        f"Made automatically: {most} by occlusion exchanged for {'others' if many else 'another'} "
+        "of the same kind "
+        f"and similar embedding ({', '.join(swaps)}), the best of {draws} random draws each (seed "
+        f"{seed}).{still}"
     )

@@ -3,7 +3,8 @@
 Paper: textbook (symmetric token replacement: Zhang and Nanda, "Towards Best Practices of Activation
 Patching", 2024)
 
-    attribution[position] = mean over words w of its kind of  d(prompt) - d(prompt with w at that position)
+    attribution[position] = mean over words w of its kind of  d(prompt) - d(prompt with w at that
+                                                              position)
 
 d is the logit difference answer - foil at the last token. A token's kind is the words of its shape
 that are nearest in embedding space (`_kinds`). low and high: a 95 % t interval of the mean over the
@@ -81,13 +82,16 @@ def measure(
         for p in range(width)
     ]
     # the first cells change nothing: the difference of the whole prompt, computed as the others are
-    whole, *moved = sweep(lm, batch, cells, asked.difference, progress=progress).unflatten(0, (draws + 1, width))
+    whole, *moved = sweep(lm, batch, cells, asked.difference, progress=progress).unflatten(
+        0, (draws + 1, width)
+    )
     lost = torch.stack([(whole - difference).T.double() for difference in moved]).cpu().numpy()
     gap = torch.where(evidence(batch), 0.0, torch.nan).cpu().numpy()
     named = zip(("attribution", "low", "high"), mean_lost(lost).astype(np.float32))
     axes = ("example", "position")
     return dataset(
-        {name: (axes, value + gap) for name, value in named} | {"logit_difference": (("example",), whole[0].float())},
+        {name: (axes, value + gap) for name, value in named}
+        | {"logit_difference": (("example",), whole[0].float())},
         method="tokens.exchange",
         provenance=lm.provenance,
         settings={"draws": draws},

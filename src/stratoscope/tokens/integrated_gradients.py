@@ -1,22 +1,27 @@
-"""Integrated gradients: the logit difference shared out over the tokens, along the way from a blank prompt to this one.
+"""Integrated gradients: the logit difference shared out over the tokens, along the way from a blank
+prompt to this one.
 
-Paper: textbook (Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017; expected gradients: Erion et al.,
-"Improving Performance of Deep Learning Models with Axiomatic Attribution Priors and Expected Gradients", 2021)
+Paper: textbook (Sundararajan et al., "Axiomatic Attribution for Deep Networks", 2017; expected
+gradients: Erion et al., "Improving Performance of Deep Learning Models with Axiomatic Attribution
+Priors and Expected Gradients", 2021)
 
     attribution[position] = integral_0^1 rate[position](a) da
-    rate[position](a)     = sum_dim (x - blank)[position, dim] * dF / dx[position, dim]  at  blank + a (x - blank)
+    rate[position](a)     = sum_dim (x - blank)[position, dim] * dF / dx[position, dim]  at  blank
+                          + a (x - blank)
 
-F is the logit difference answer - foil at the last token, x what enters layer 0, blank what would enter it if every
-token's embedding were the baseline. Positions are the same at both ends, so they count for nothing. Exactly, the
-attributions sum to F(x) - F(blank); `completeness_error` is by how much they miss.
+F is the logit difference answer - foil at the last token, x what enters layer 0, blank what would
+enter it if every token's embedding were the baseline. Positions are the same at both ends, so they
+count for nothing. Exactly, the attributions sum to F(x) - F(blank); `completeness_error` is by how
+much they miss.
 
-The way is rough in a trained model: F jumps wherever a large neuron or an attention sink switches on, and evenly placed
-or Gauss-Legendre points miss that. The same sum rule holds on every stretch of the way, which tells where points are
-missing; they are put there, for Simpson's rule.
+The way is rough in a trained model: F jumps wherever a large neuron or an attention sink switches
+on, and evenly placed or Gauss-Legendre points miss that. The same sum rule holds on every stretch
+of the way, which tells where points are missing; they are put there, for Simpson's rule.
 
-Reads as: each token's share of the difference between this prompt and a blank one. Does not show what removing one
-token does, and another baseline gives other shares. A zero baseline asks much of a model with rotary positions: its
-first norm reads only direction, zero has none, and the way starts with a jump where the gradient may not be finite.
+Reads as: each token's share of the difference between this prompt and a blank one. Does not show
+what removing one token does, and another baseline gives other shares. A zero baseline asks much of
+a model with rotary positions: its first norm reads only direction, zero has none, and the way
+starts with a jump where the gradient may not be finite.
 """
 
 from __future__ import annotations
@@ -40,7 +45,9 @@ from stratoscope.results import dataset
 from stratoscope.tokens import _kinds
 
 # points on the way (step,) -> F (step,) and rate (step, position), in float64
-Way = Callable[[Float[Tensor, " step"]], tuple[Float[Tensor, " step"], Float[Tensor, "step position"]]]
+Way = Callable[
+    [Float[Tensor, " step"]], tuple[Float[Tensor, " step"], Float[Tensor, "step position"]]
+]
 FIRST = 9  # points before any refinement: four stretches of three
 
 
@@ -49,8 +56,9 @@ def integrate(
 ) -> tuple[Float[Tensor, " position"], Float[Tensor, " step"], Float[Tensor, " step"]]:
     """The integral of the rate, and the points it took with their F; exact for a rate of degree 3.
 
-    A stretch is two neighbouring intervals. Each round halves the quarter of the stretches whose integral misses F's
-    rise most, until all misses together are below `tolerance` of the whole rise, or `steps` points are spent.
+    A stretch is two neighbouring intervals. Each round halves the quarter of the stretches whose
+    integral misses F's rise most, until all misses together are below `tolerance` of the whole
+    rise, or `steps` points are spent.
     """
     a = torch.linspace(0, 1, FIRST, dtype=torch.float64)
     value, rate = way(a)
@@ -83,15 +91,18 @@ def measure(
     seed: int = 0,
     batch_size: int = 16,
 ) -> xr.Dataset:
-    """attribution (example, position); logit_difference, baseline_difference, completeness_error, points (example).
+    """attribution (example, position); logit_difference, baseline_difference, completeness_error,
+    points (example).
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of a way
-    at most (9 or more), points: those it took, of all ways. tolerance: of completeness, as a share of the whole
-    difference. baseline: "mean" (the mean embedding of the vocabulary), "zero", one token, as its text or id, or "kind"
-    (expected gradients: the mean over `draws` ways, each from other words of the prompt's kinds, drawn by `seed`).
-    batch_size: points in one pass. All in logits; NaN at padding and at image tokens. A note says where completeness is
-    missed by more than a tenth. Raises SiteError for a model without token embeddings or vocabulary read-out,
-    InputError for inputs without tokens, a bad option, or a baseline where the gradient is not finite.
+    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of
+    a way at most (9 or more), points: those it took, of all ways. tolerance: of completeness, as a
+    share of the whole difference. baseline: "mean" (the mean embedding of the vocabulary), "zero",
+    one token, as its text or id, or "kind" (expected gradients: the mean over `draws` ways, each
+    from other words of the prompt's kinds, drawn by `seed`). batch_size: points in one pass. All in
+    logits; NaN at padding and at image tokens. A note says where completeness is missed by more
+    than a tenth. Raises SiteError for a model without token embeddings or vocabulary read-out,
+    InputError for inputs without tokens, a bad option, or a baseline where the gradient is not
+    finite.
     """
     if steps < FIRST or batch_size < 1 or draws < 1:
         told = f"steps={steps}, draws={draws}, batch_size={batch_size}"
@@ -109,8 +120,13 @@ def measure(
     for e in range(len(batch)):  # each example needs its own points
         one = batch.example(e)
         n = one.ids.shape[1]
-        from_each = (_way(lm, one, asked, e, x[e : e + 1, :n], b, batch_size) for b in blanks[:, e : e + 1, :n])
-        attribution[e, :n], ends[:, e] = _mean([integrate(way, steps, tolerance) for way in from_each])
+        from_each = (
+            _way(lm, one, asked, e, x[e : e + 1, :n], b, batch_size)
+            for b in blanks[:, e : e + 1, :n]
+        )
+        attribution[e, :n], ends[:, e] = _mean(
+            [integrate(way, steps, tolerance) for way in from_each]
+        )
     attribution[~evidence(batch).cpu()] = torch.nan
     rise = ends[0] - ends[1]
     error = attribution.nansum(dim=1) - rise
@@ -133,10 +149,13 @@ def measure(
 
 
 def _mean(ways: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Over ways: the mean attribution, and of the metric at both ends, with the number of points in all."""
+    """Over ways: the mean attribution, and of the metric at both ends, with the number of points in
+    all."""
     ends = torch.stack([torch.stack([value[-1], value[0]]) for _, _, value in ways]).mean(dim=0)
     points = sum(len(points) for _, points, _ in ways)
-    return torch.stack([total for total, _, _ in ways]).mean(dim=0), torch.cat([ends, ends.new_tensor([points])])
+    return torch.stack([total for total, _, _ in ways]).mean(dim=0), torch.cat(
+        [ends, ends.new_tensor([points])]
+    )
 
 
 def _missed(rise: Tensor, error: Tensor) -> list[str]:
@@ -146,19 +165,27 @@ def _missed(rise: Tensor, error: Tensor) -> list[str]:
     return [f"Example {e}: {told}, {rise[e]:.2f}, by {error[e]:.2f}; take more steps." for e in far]
 
 
-def _way(lm: LM, one: Batch, asked: Target, example: int, x: Tensor, blank: Tensor, at_once: int) -> Way:
-    """F and rate along the straight way from blank to x (1, position, dim), several points in one pass."""
+def _way(
+    lm: LM, one: Batch, asked: Target, example: int, x: Tensor, blank: Tensor, at_once: int
+) -> Way:
+    """F and rate along the straight way from blank to x (1, position, dim), several points in one
+    pass."""
 
     def several(a: Tensor) -> tuple[Tensor, Tensor]:
         points = blank + a.to(x)[:, None, None] * (x - blank)
         which = torch.full((len(a),), example)
         value, _, found = gradients(
-            lm, _again(one, len(a)), [ENTRY], lambda logits: asked.difference(logits, which), start=points
+            lm,
+            _again(one, len(a)),
+            [ENTRY],
+            lambda logits: asked.difference(logits, which),
+            start=points,
         )
         [gradient] = found.values()
         if not gradient.isfinite().all():
             raise InputError(
-                "the gradient on the way from the baseline is not finite: this model's first norm is singular at an "
+                "the gradient on the way from the baseline is not finite: this model's first norm "
+                "is singular at an "
                 "entry of zero. Use baseline='mean'."
             )
         return value.double().cpu(), (gradient.double() * (x - blank).double()).sum(dim=-1).cpu()

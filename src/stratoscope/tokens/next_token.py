@@ -1,11 +1,13 @@
-"""The next token: the most probable ones after each prompt, and the chances of an answer and a foil.
+"""The next token: the most probable ones after each prompt, and the chances of an answer and a
+foil.
 
 Paper: textbook (the softmax of the model's own logits)
 
     probability[rank] = softmax(logits[last position])[rank-th token]
 
 Reads as: what the model predicts. Does not show how sure it would be of another wording of the same
-answer. Of a text the first token is counted; of `metric.Whole(text)` all, each given those before it.
+answer. Of a text the first token is counted; of `metric.Whole(text)` all, each given those before
+it.
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ def best(
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, top: int = 10) -> xr.Dataset:
-    """probability, token (example, rank); answer_id, foil_id, their probabilities and logit_difference (example).
+def measure(
+    lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None, top: int = 10
+) -> xr.Dataset:
+    """probability, token (example, rank); answer_id, foil_id, their probabilities and
+    logit_difference (example).
 
-    answer, foil: default the top token and a likely one of its kind. Of a classifier `token` is the class, and all
-    classes are given where there are fewer than `top`. Raises InputError for a bad `top` or answer == foil.
-    Of whole texts answer_id and foil_id are the first tokens', and logit_difference is that of log probabilities.
-    The attribute `foil_why` has one sentence for each example whose foil was chosen here; notes say where none of the
-    answer's kind was likely.
+    answer, foil: default the top token and a likely one of its kind. Of a classifier `token` is the
+    class, and all classes are given where there are fewer than `top`. Raises InputError for a bad
+    `top` or answer == foil. Of whole texts answer_id and foil_id are the first tokens', and
+    logit_difference is that of log probabilities. The attribute `foil_why` has one sentence for
+    each example whose foil was chosen here; notes say where none of the answer's kind was likely.
     """
     batch = lm.batch(inputs)
     logits = last_logits(lm, batch)

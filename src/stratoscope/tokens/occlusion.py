@@ -1,15 +1,19 @@
-"""Occlusion: take each token's embedding away, run the model again, and see what the logit difference loses.
+"""Occlusion: take each token's embedding away, run the model again, and see what the logit
+difference loses.
 
-Paper: textbook (Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2014; Li et al.,
-"Understanding Neural Networks through Representation Erasure", 2016)
+Paper: textbook (Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2014; Li
+et al., "Understanding Neural Networks through Representation Erasure", 2016)
 
     attribution[position] = d(prompt) - d(prompt with that token's embedding replaced)
 
-d is the logit difference answer - foil at the last token. Only the token is replaced: its position stays as it was.
+d is the logit difference answer - foil at the last token. Only the token is replaced: its position
+stays as it was.
 
-null: the token's entry moved instead by a random direction, as long as the step that occlusion takes there.
-Reads as: what the prediction owes to each token, the others kept. Does not show tokens that stand in for one another
-(each alone can go), and a model with a hole in its prompt is not on familiar ground; compare replacements.
+null: the token's entry moved instead by a random direction, as long as the step that occlusion
+takes there.
+Reads as: what the prediction owes to each token, the others kept. Does not show tokens that stand
+in for one another (each alone can go), and a model with a hole in its prompt is not on familiar
+ground; compare replacements.
 """
 
 from __future__ import annotations
@@ -30,15 +34,22 @@ from stratoscope.engine.sweep import Progress
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "a random direction added to the token's entry, as long as the step that occlusion takes there"
+NULL = (
+    "a random direction added to the token's entry, as long as the step that occlusion takes there"
+)
 
 
 def moved_at_random(
-    x: Float[Tensor, "example position dim"], blank: Float[Tensor, "example position dim"], seed: int
+    x: Float[Tensor, "example position dim"],
+    blank: Float[Tensor, "example position dim"],
+    seed: int,
 ) -> Float[Tensor, "example position dim"]:
-    """x plus a random direction of the length of (blank - x); a position's direction is the same in every batch."""
+    """x plus a random direction of the length of (blank - x); a position's direction is the same in
+    every batch."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.stack([torch.randn(x.shape[2], generator=generator) for _ in range(x.shape[1])]).to(x)
+    noise = torch.stack(
+        [torch.randn(x.shape[2], generator=generator) for _ in range(x.shape[1])]
+    ).to(x)
     length = (blank - x).norm(dim=-1, keepdim=True)
     return x + noise / noise.norm(dim=-1, keepdim=True) * length
 
@@ -54,12 +65,13 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """attribution, null (example, position) and logit_difference (example), in logits, positive towards the answer.
+    """attribution, null (example, position) and logit_difference (example), in logits, positive
+    towards the answer.
 
     answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
-    texts are scored with all their tokens. replacement:
-    "mean" (the mean embedding of the vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at
-    padding and at image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
+    texts are scored with all their tokens. replacement: "mean" (the mean embedding of the
+    vocabulary), "zero", or one token, as its text or id. seed: of the null. NaN at padding and at
+    image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
     InputError for inputs without tokens or a replacement that is not one token.
     """
     batch = lm.batch(inputs)
@@ -74,7 +86,9 @@ def measure(
         f"occlusion of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
-    has = [[e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)]  # who reaches p
+    has = [
+        [e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)
+    ]  # who reaches p
     cells = [
         replaced(ENTRY, vectors[has[p], p : p + 1], positions=p, examples=has[p])
         for vectors in (x, blank, moved_at_random(x, blank, seed))

@@ -38,10 +38,14 @@ from stratoscope.results import dataset
 from stratoscope.tokens import _kinds
 
 MOST = 10  # tokens whose every subset is asked: 1024 passes
-Game = list[tuple[int, tuple[int, ...]]]  # (which words stand for absent ones, the positions that are absent)
+Game = list[
+    tuple[int, tuple[int, ...]]
+]  # (which words stand for absent ones, the positions that are absent)
 
 
-def marginals(order: Int[Tensor, "draw token"], value: Float[Tensor, "draw present"]) -> Float[Tensor, "draw token"]:
+def marginals(
+    order: Int[Tensor, "draw token"], value: Float[Tensor, "draw present"]
+) -> Float[Tensor, "draw token"]:
     """What each token added when it came; value[:, k] is d with the first k tokens of the order
     there."""
     return torch.zeros_like(value[:, 1:]).scatter(1, order, value.diff(dim=1))
@@ -54,7 +58,9 @@ def exact(value: Float[Tensor, " subset"]) -> Float[Tensor, " token"]:
     size = sum((subset >> i) & 1 for i in range(n))
     weight = torch.tensor([1 / (n * comb(n - 1, s)) for s in range(n)]).to(value)
     without = [subset[(subset >> i) & 1 == 0] for i in range(n)]
-    return torch.stack([(weight[size[s]] * (value[s + (1 << i)] - value[s])).sum() for i, s in enumerate(without)])
+    return torch.stack(
+        [(weight[size[s]] * (value[s + (1 << i)] - value[s])).sum() for i, s in enumerate(without)]
+    )
 
 
 _NARROW = "Give fewer or shorter prompts; `gradient_times_input` takes two passes."
@@ -96,12 +102,18 @@ def measure(
     games = [_game(places, order, absent == "kind") for places, order in zip(who, orders)]
     most = max(map(len, games))
     announce(lm, batch, most, f"Shapley values of {batch.ids.shape[1]} tokens", _NARROW)
-    found = sweep(lm, batch, _cells(x, blanks, games), asked.difference, progress=progress).double().cpu()
+    found = (
+        sweep(lm, batch, _cells(x, blanks, games), asked.difference, progress=progress)
+        .double()
+        .cpu()
+    )
     attribution, error = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
     ends = torch.zeros(2, len(batch), dtype=torch.float64)
     for e, (places, order, game) in enumerate(zip(who, orders, games)):
         told = dict(zip(game, found[: len(game), e].tolist()))
-        attribution[e, places], error[e, places], ends[:, e] = _values(told, places, order, absent == "kind")
+        attribution[e, places], error[e, places], ends[:, e] = _values(
+            told, places, order, absent == "kind"
+        )
     gap = torch.where(evidence(batch).cpu(), 0.0, torch.nan)
     axes = ("example", "position")
     return dataset(
@@ -123,9 +135,13 @@ def measure(
 
 def _refuse(permutations: int | Literal["all"], absent: str | int) -> None:
     if permutations != "all" and (permutations < 2 or permutations % 2):
-        raise InputError(f"permutations={permutations}: orders come in pairs, give an even number or 'all'.")
+        raise InputError(
+            f"permutations={permutations}: orders come in pairs, give an even number or 'all'."
+        )
     if permutations == "all" and absent == "kind":
-        raise InputError("permutations='all' asks one game: say which, with absent='mean', 'zero' or a token.")
+        raise InputError(
+            "permutations='all' asks one game: say which, with absent='mean', 'zero' or a token."
+        )
 
 
 def _cells(x: Tensor, blanks: Tensor, games: list[list[Any]]) -> list[list[Intervention]]:
@@ -142,17 +158,29 @@ def _orders(n: int, pairs: int, seed: int) -> Int[Tensor, "order token"]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randperm(n, generator=generator) for _ in range(pairs)]
     if not pairs and n > MOST:
-        raise InputError(f"permutations='all': {n} tokens have {2**n} subsets; give at most {MOST} tokens or a number.")
-    return torch.stack([side for one in drawn for side in (one, one.flip(0))]) if pairs else torch.empty(0, n).long()
+        raise InputError(
+            f"permutations='all': {n} tokens have {2**n} subsets; give at most {MOST} tokens or a "
+            "number."
+        )
+    return (
+        torch.stack([side for one in drawn for side in (one, one.flip(0))])
+        if pairs
+        else torch.empty(0, n).long()
+    )
 
 
 def _steps(places: list[int], order: Tensor, redrawn: bool) -> list[Game]:
     """For each order (or for the one game of all subsets), what is absent at every step."""
     n = len(places)
     if not len(order):
-        return [[(0, tuple(p for i, p in enumerate(places) if not s >> i & 1)) for s in range(2**n)]]
+        return [
+            [(0, tuple(p for i, p in enumerate(places) if not s >> i & 1)) for s in range(2**n)]
+        ]
     return [
-        [(row // 2 if redrawn and k < n else 0, tuple(sorted(places[i] for i in one[k:]))) for k in range(n + 1)]
+        [
+            (row // 2 if redrawn and k < n else 0, tuple(sorted(places[i] for i in one[k:])))
+            for k in range(n + 1)
+        ]
         for row, one in enumerate(order.tolist())
     ]
 
@@ -162,7 +190,9 @@ def _game(places: list[int], order: Tensor, redrawn: bool) -> Game:
     return list(dict.fromkeys(step for steps in _steps(places, order, redrawn) for step in steps))
 
 
-def _change(x: Tensor, blanks: Tensor, example: int, draw: int, gone: tuple[int, ...]) -> Intervention:
+def _change(
+    x: Tensor, blanks: Tensor, example: int, draw: int, gone: tuple[int, ...]
+) -> Intervention:
     """The absent tokens' entry; of the whole prompt, what is there anyway."""
     at = list(gone) or [0]
     value = blanks[draw, example, at] if gone else x[example, at]
@@ -173,10 +203,14 @@ def _values(
     told: dict[tuple[int, tuple[int, ...]], float], places: list[int], order: Tensor, redrawn: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attribution and standard error of each place, and d of all and of none."""
-    value = torch.tensor([[told[step] for step in steps] for steps in _steps(places, order, redrawn)]).double()
+    value = torch.tensor(
+        [[told[step] for step in steps] for steps in _steps(places, order, redrawn)]
+    ).double()
     ends = torch.stack([value[0, -1], value[:, 0].mean()])
     if not len(order):
         return exact(value[0]), torch.zeros(len(places)).double(), ends
     pair = marginals(order, value).unflatten(0, (-1, 2)).mean(dim=1)
-    error = pair.std(dim=0) / len(pair) ** 0.5 if len(pair) > 1 else torch.full_like(pair[0], torch.nan)
+    error = (
+        pair.std(dim=0) / len(pair) ** 0.5 if len(pair) > 1 else torch.full_like(pair[0], torch.nan)
+    )
     return pair.mean(dim=0), error, ends

@@ -1,18 +1,23 @@
-"""Simulatability: which spans a saliency map would have one say, how much they hold, and whether they give the answer away.
+"""Simulatability: which spans a saliency map would have one say, how much they hold, and whether
+they give the answer away.
 
 Paper: saliency-verbalization
 
-    score[span]  = sum over its positions of |attribution|           spans of `width` tokens; the best first, none overlap
-    coverage     = sum of share[position] over the spans' positions  share: part of the total absolute attribution
+    score[span]  = sum over its positions of |attribution|           spans of `width` tokens; the
+                                                                     best first, none overlap
+    coverage     = sum of share[position] over the spans' positions  share: part of the total
+                                                                     absolute attribution
     kept         = d(prompt in which only the spans keep their embeddings)
 
-d is the logit difference answer - foil at the last token. `kept` lets the model itself be the reader who is shown the cited
-words alone; `guessed` is another reader, who has learned from other texts how words and answers go together. Which words to
-cite is what `verbalize` takes for granted: it cites the strongest tokens one by one.
+d is the logit difference answer - foil at the last token. `kept` lets the model itself be the
+reader who is shown the cited words alone; `guessed` is another reader, who has learned from other
+texts how words and answers go together. Which words to cite is what `verbalize` takes for granted:
+it cites the strongest tokens one by one.
 
 null: as many spans of the same width at random places.
-Reads as: how much of a map so few words carry, and whether a reader of them would know the answer. Does not show that
-people would: neither reader is one. The model on a prompt full of holes is not on familiar ground.
+Reads as: how much of a map so few words carry, and whether a reader of them would know the answer.
+Does not show that people would: neither reader is one. The model on a prompt full of holes is not
+on familiar ground.
 """
 
 from __future__ import annotations
@@ -37,20 +42,29 @@ Map = Float[np.ndarray, " position"]
 
 
 def spans(attribution: Map, width: int, count: int) -> list[range]:
-    """The `count` windows of `width` positions with the largest sum of |attribution|, best first; none overlap.
+    """The `count` windows of `width` positions with the largest sum of |attribution|, best first;
+    none overlap.
 
     NaN is never cited. There are fewer where no more fit; a map shorter than `width` has none.
     """
-    size = np.round(verbalize.shares(attribution), 9)  # what differs by rounding is equal: the first one wins
+    size = np.round(
+        verbalize.shares(attribution), 9
+    )  # what differs by rounding is equal: the first one wins
     size = np.where(np.isnan(attribution), -np.inf, size)
     score = np.convolve(size, np.ones(width), "valid") if len(size) >= width else np.empty(0)
     return _apart(np.argsort(-score, kind="stable")[: int(np.isfinite(score).sum())], width, count)
 
 
-def anywhere(attribution: Map, width: int, count: int, dice: np.random.Generator) -> list[range]:
+def anywhere(
+    attribution: Map, width: int, count: int, generator: np.random.Generator
+) -> list[range]:
     """As many windows at random places without NaN."""
-    starts = [p for p in range(len(attribution) - width + 1) if not np.isnan(attribution[p : p + width]).any()]
-    return _apart(dice.permutation(np.array(starts, dtype=int)), width, count)
+    starts = [
+        p
+        for p in range(len(attribution) - width + 1)
+        if not np.isnan(attribution[p : p + width]).any()
+    ]
+    return _apart(generator.permutation(np.array(starts, dtype=int)), width, count)
 
 
 def _apart(starts: Int[np.ndarray, " window"], width: int, count: int) -> list[range]:
@@ -67,18 +81,27 @@ def coverage(attribution: Map, cited: list[range]) -> float:
 
 
 def guessed(
-    features: Float[np.ndarray, "example feature"], labels: Bool[np.ndarray, " example"], *, ridge: float = 1.0
+    features: Float[np.ndarray, "example feature"],
+    labels: Bool[np.ndarray, " example"],
+    *,
+    ridge: float = 1.0,
 ) -> Bool[np.ndarray, " example"]:
-    """The label of each example as a linear reader guesses it who has learned from all the others (ridge regression).
+    """The label of each example as a linear reader guesses it who has learned from all the others
+    (ridge regression).
 
-    With features that say nothing the guess is the commoner label among the others; on a tie, False.
+    With features that say nothing the guess is the commoner label among the others; on a tie,
+    False.
     """
     moved = features - features.mean(axis=0)
-    x = np.column_stack([moved / (np.sqrt((moved**2).sum(axis=1).mean()) or 1.0), np.ones(len(features))])
+    x = np.column_stack(
+        [moved / (np.sqrt((moved**2).sum(axis=1).mean()) or 1.0), np.ones(len(features))]
+    )
     free = np.diag([ridge] * (x.shape[1] - 1) + [1e-9])  # the constant is not held small
     hat = x @ np.linalg.solve(x.T @ x + free, x.T)
     y, own = np.where(labels, 1.0, -1.0), np.diag(hat)
-    return (hat @ y - own * y) / (1 - own) > 1e-9  # what it would be if the example had been left out
+    return (hat @ y - own * y) / (
+        1 - own
+    ) > 1e-9  # what it would be if the example had been left out
 
 
 @torch.no_grad()
@@ -94,11 +117,13 @@ def measure(
     ask: int = 1,
     seed: int = 0,
 ) -> xr.Dataset:
-    """coverage, null_coverage, logit_difference, kept, null_kept (example), cited (example, position).
+    """coverage, null_coverage, logit_difference, kept, null_kept (example), cited (example,
+    position).
 
     answer, foil: default as `target` chooses. saliency: attribution (example, position) of these
-    prompts (default: gradient times input). ask: so many tokens at the end are the question: always kept, never cited.
-    seed: of the null. Differences in logits, shares from 0 to 1; cited is False at padding.
+    prompts (default: gradient times input). ask: so many tokens at the end are the question: always
+    kept, never cited. seed: of the null. Differences in logits, shares from 0 to 1; cited is False
+    at padding.
     """
     if min(width, count, ask) < 1:
         raise InputError(f"width={width}, count={count}, ask={ask}: each must be at least 1.")
@@ -109,7 +134,10 @@ def measure(
         found = gradient_times_input.measure(lm, batch, **words) if saliency is None else saliency
     array = found["attribution"] if isinstance(found, xr.Dataset) else found
     if set(array.dims) != {"example", "position"} or array.size != batch.mask.numel():
-        raise InputError(f"the saliency has axes {dict(array.sizes)}; needed is (example, position) of these prompts.")
+        raise InputError(
+            f"the saliency has axes {dict(array.sizes)}; needed is (example, position) of these "
+            "prompts."
+        )
     maps = array.transpose("example", "position").values
     x, blank = entry(lm, batch, "mean")
     real = evidence(batch).cpu().numpy()
@@ -119,8 +147,12 @@ def measure(
         question[row, max(length - ask, 0) : length] = True
         values = np.where(question[row] | ~real[row], np.nan, values)
         told[""].append((values, spans(values, width, count)))
-        told["null_"].append((values, anywhere(values, width, count, np.random.default_rng([seed, row]))))
-    out: dict[str, Any] = {"logit_difference": (("example",), asked.difference(last_logits(lm, batch).float()))}
+        told["null_"].append(
+            (values, anywhere(values, width, count, np.random.default_rng([seed, row])))
+        )
+    out: dict[str, Any] = {
+        "logit_difference": (("example",), asked.difference(last_logits(lm, batch).float()))
+    }
     for before, rows in told.items():
         shown = np.zeros_like(real)
         for row, (_, cited) in enumerate(rows):
@@ -128,13 +160,21 @@ def measure(
         keep = torch.as_tensor(shown | question).to(x.device)[..., None]
         with intervene(lm, replaced(ENTRY, torch.where(keep, x, blank))):
             out[f"{before}kept"] = (("example",), asked.difference(last_logits(lm, batch).float()))
-        out[f"{before}coverage"] = (("example",), [coverage(values, cited) for values, cited in rows])
+        out[f"{before}coverage"] = (
+            ("example",),
+            [coverage(values, cited) for values, cited in rows],
+        )
         out[f"{before}cited"] = (("example", "position"), shown)
     return dataset(
         out,
         method="tokens.simulatability",
         provenance=lm.provenance,
-        settings={"saliency": str(found.attrs.get("method", "")), "width": width, "count": count, "ask": ask},
+        settings={
+            "saliency": str(found.attrs.get("method", "")),
+            "width": width,
+            "count": count,
+            "ask": ask,
+        },
         seed=seed,
         coords=batch.coords() | asked.coords,
         null_kind=NULL,

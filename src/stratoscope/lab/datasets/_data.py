@@ -1,8 +1,10 @@
-"""`data` loads a dataset by name; its splits are fixed, so that a number measured on `test` means the same for everyone.
+"""`data` loads a dataset by name; its splits are fixed, so that a number measured on `test` means
+the same for everyone.
 
-Where the source has its own splits they are kept. Where it has one, `cut` deals its examples out: 80 % train, 10 %
-validation, 10 % test. An example's split depends on its own words alone, never on its neighbours or on a random state:
-it is the same in every release, and two copies of one text can not end on both sides.
+Where the source has its own splits they are kept. Where it has one, `cut` deals its examples out:
+80 % train, 10 % validation, 10 % test. An example's split depends on its own words alone, never on
+its neighbours or on a random state: it is the same in every release, and two copies of one text can
+not end on both sides.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Splits = Sequence[Any]  # train, validation, test
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset: three splits of one type (list of str or dict, `Pictures`, `Vectors`), and its card."""
+    """A dataset: three splits of one type (list of str or dict, `Pictures`, `Vectors`), and its
+    card."""
 
     name: str
     train: Any
@@ -41,7 +44,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures and their classes: x uint8 (example, row, column) or (..., 3) for red, green, blue; y int64 (example,)."""
+    """Pictures and their classes: x uint8 (example, row, column) or (..., 3) for red, green, blue;
+    y int64 (example,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -57,7 +61,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Words and their vectors: x float32 (word, dim), most frequent first; `vectors["king"]` is one row."""
+    """Words and their vectors: x float32 (word, dim), most frequent first; `vectors["king"]` is one
+    row."""
 
     words: list[str]
     x: np.ndarray
@@ -80,12 +85,15 @@ class Vectors:
         return self.x[self.row[word]]
 
 
-def data(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None) -> Data:
+def data(
+    name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None
+) -> Data:
     """The dataset `name`, fetched now if it is not in the cache.
 
-    path: its archive, or a folder that holds it, instead of the registry. progress is called with a sentence at each slow
-    step. Raises InputError for an unknown name (the nearest are offered); LoadError when the archive can not be had or is
-    not the one we trust, or the cache can not be written.
+    path: its archive, or a folder that holds it, instead of the registry. progress is called with a
+    sentence at each slow step. Raises InputError for an unknown name (the nearest are offered);
+    LoadError when the archive can not be had or is not the one we trust, or the cache can not be
+    written.
     """
     module = _module(name)
     train, validation, test = module.load(fetch(name, path=path, progress=progress))
@@ -93,13 +101,17 @@ def data(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say
     return Data(name, train, validation, test, {**card(name), "examples": sizes})
 
 
-def fetch(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None) -> Path:
-    """The folder of the dataset `name` in the cache, made now if it is absent; nothing is loaded from it."""
+def fetch(
+    name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None
+) -> Path:
+    """The folder of the dataset `name` in the cache, made now if it is absent; nothing is loaded
+    from it."""
     return _fetch.fetch("data", name, _module(name), path=path, progress=progress)
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is known of a dataset without fetching it; `folder` is None while it is not in the cache."""
+    """What is known of a dataset without fetching it; `folder` is None while it is not in the
+    cache."""
     module = _module(name)
     folder = _fetch.place("data", name, module.SOURCE)
     return _fetch.card(name, module, splits=module.SPLITS, folder=folder and str(folder))
@@ -112,10 +124,14 @@ def names() -> list[str]:
     return _fetch.names(datasets)
 
 
-def cut(examples: Iterable[Any], key: Callable[[Any], str] = str) -> tuple[list[Any], list[Any], list[Any]]:
-    """Deal examples out to train, validation and test (80, 10, 10 %) by the sha256 of `key(example)`, in their order.
+def cut(
+    examples: Iterable[Any], key: Callable[[Any], str] = str
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Deal examples out to train, validation and test (80, 10, 10 %) by the sha256 of
+    `key(example)`, in their order.
 
-    Examples of one key stay together: a key such as the title of a page keeps its questions on one side.
+    Examples of one key stay together: a key such as the title of a page keeps its questions on one
+    side.
     """
     splits: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for example in examples:
@@ -123,7 +139,9 @@ def cut(examples: Iterable[Any], key: Callable[[Any], str] = str) -> tuple[list[
     return splits
 
 
-def held_out(examples: Iterable[Any], key: Callable[[Any], str] = str) -> tuple[list[Any], list[Any]]:
+def held_out(
+    examples: Iterable[Any], key: Callable[[Any], str] = str
+) -> tuple[list[Any], list[Any]]:
     """The same for a source with a test set of its own: 90 % train, 10 % validation."""
     splits: tuple[list[Any], list[Any]] = [], []
     for example in examples:
@@ -143,7 +161,8 @@ def _module(name: str) -> Any:
 
 
 def pictures(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Splits:
-    """The splits of `folder`'s x.npy and y.npy, in their order: as many as `sizes` says for train, validation, test."""
+    """The splits of `folder`'s x.npy and y.npy, in their order: as many as `sizes` says for train,
+    validation, test."""
     x, y = np.load(folder / "x.npy"), np.load(folder / "y.npy")
     ends = np.cumsum(sizes)
     whole = Pictures(x, y.astype(np.int64), tuple(names))

@@ -1,4 +1,5 @@
-"""The word sets that the Python package gensim carries for its own tests: one archive, fetched once for all of them."""
+"""The word sets that the Python package gensim carries for its own tests: one archive, fetched once
+for all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SOURCE = Source(
         ),
     ),
     inside=tuple(
-        f"gensim/test/test_data/{file}" for file in ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
+        f"gensim/test/test_data/{file}"
+        for file in ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
     ),
     shared="gensim-words",
 )
@@ -29,5 +31,9 @@ SOURCE = Source(
 
 def rated(file: Path) -> list[dict[str, Any]]:
     """Two words and the mean rating of people, a line each: {"a", "b", "score"}."""
-    rows = (line.split("\t") for line in file.read_text("utf-8").splitlines() if not line.startswith("#"))
+    rows = (
+        line.split("\t")
+        for line in file.read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    )
     return [{"a": a, "b": b, "score": float(score)} for a, b, score in rows]

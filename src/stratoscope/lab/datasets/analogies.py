@@ -1,4 +1,5 @@
-"""Google's analogies: 19,544 questions of the kind Athens is to Greece as Baghdad is to Iraq, in 14 sections."""
+"""Google's analogies: 19,544 questions of the kind Athens is to Greece as Baghdad is to Iraq, in 14
+sections."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ from stratoscope.lab.datasets._data import Splits, cut
 
 SOURCE = _gensim.SOURCE
 LICENCE = "Apache-2.0 (Mikolov et al., 2013); the package: LGPL-2.1"
-SPLITS = "80, 10, 10 % of the questions, by the hash of the four words; a pair occurs in questions of all three"
+SPLITS = (
+    "80, 10, 10 % of the questions, by the hash of the four words; a pair occurs in "
+    "questions "
+    "of all three"
+)
 
 
 def load(folder: Path) -> Splits:

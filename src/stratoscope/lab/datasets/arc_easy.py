@@ -10,7 +10,8 @@ from stratoscope.lab.datasets._data import Splits, held_out
 SOURCE = _olmo.SOURCE
 LICENCE = "CC-BY-SA-4.0 (Clark et al., 2018); the package: Apache-2.0"
 SPLITS = (
-    "test: the usual one. train and validation: 90 and 10 % of the usual validation set, by the hash of the question"
+    "test: the usual one. train and validation: 90 and 10 % of the usual validation set, by "
+    "the hash of the question"
 )
 
 

@@ -1,4 +1,5 @@
-"""The world's 250 countries and territories: capital, languages, currency, region, neighbours, people."""
+"""The world's 250 countries and territories: capital, languages, currency, region, neighbours,
+people."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ SPLITS = "80, 10, 10 % of the countries, by the hash of the three-letter code"
 
 
 def load(folder: Path) -> Splits:
-    """Lists of {"country", "capital", "languages", "currencies", "region", "subregion", "borders", "demonym", ...}.
+    """Lists of {"country", "capital", "languages", "currencies", "region", "subregion", "borders",
+    "demonym", ...}.
 
-    capital and demonym are "" where there is none; of several capitals it is the first. borders are names of countries;
-    independent is False for territories; area in square kilometres, place as (latitude, longitude) in degrees.
+    capital and demonym are "" where there is none; of several capitals it is the first. borders are
+    names of countries; independent is False for territories; area in square kilometres, place as
+    (latitude, longitude) in degrees.
     """
     countries = json.loads((folder / "countries.json").read_text("utf-8"))
     called = {country["cca3"]: country["name"]["common"] for country in countries}

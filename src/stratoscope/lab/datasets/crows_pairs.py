@@ -14,10 +14,15 @@ SPLITS = "80, 10, 10 % of the sentences, by the hash of the sentence"
 
 
 def load(folder: Path) -> Splits:
-    """Lists of {"text": with [MASK] for the word, "choices": [str] * 2, "kind": of bias}; no choice is marked."""
+    """Lists of {"text": with [MASK] for the word, "choices": [str] * 2, "kind": of bias}; no choice
+    is marked."""
     with (folder / "Crows-Pairs" / "test.csv").open(encoding="utf-8", newline="") as file:
         rows = [
-            {"text": row["sentence"], "choices": [row["mask1"], row["mask2"]], "kind": row["bias_type"]}
+            {
+                "text": row["sentence"],
+                "choices": [row["mask1"], row["mask2"]],
+                "kind": row["bias_type"],
+            }
             for row in csv.DictReader(file)
         ]
     return cut(rows, key=lambda row: row["text"])

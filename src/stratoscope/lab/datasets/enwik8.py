@@ -23,7 +23,10 @@ SOURCE = Source(
     inside=("infini_transformer_pytorch-0.2.1/data/enwik8.gz",),
 )
 LICENCE = "text: GFDL and CC-BY-SA; the package: MIT"
-SPLITS = "the usual ones: the first 90 million bytes, the next 5, the last 5; joined, the pieces give the file again"
+SPLITS = (
+    "the usual ones: the first 90 million bytes, the next 5, the last 5; joined, the pieces "
+    "give the file again"
+)
 
 ENDS = (90_000_000, 95_000_000, 100_000_000)
 

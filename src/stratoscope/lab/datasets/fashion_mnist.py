@@ -22,9 +22,24 @@ SOURCE = Source(
     inside=("usr/share/datasets/fashion-mnist/*.gz",),
 )
 LICENCE = "MIT (Zalando SE)"
-SPLITS = "the usual 60,000 for training, of which the last 10,000 are validation; the usual 10,000 for test"
+SPLITS = (
+    "the usual 60,000 for training, of which the last 10,000 are validation; the usual "
+    "10,000 "
+    "for test"
+)
 
-NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+NAMES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 prepare = arrays

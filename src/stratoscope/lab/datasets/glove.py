@@ -33,7 +33,9 @@ def prepare(raw: Path, ready: Path) -> None:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise LoadError("The words of GloVe come as Parquet, which pyarrow reads: pip install pyarrow.") from error
+        raise LoadError(
+            "The words of GloVe come as Parquet, which pyarrow reads: pip install pyarrow."
+        ) from error
     words = parquet.read_table(raw / "glove_6B_index.parquet")["index"].to_pylist()
     (ready / "words.json").write_text(json.dumps(words), "utf-8")
     (raw / "glove_6B_50d_emb.npy").replace(ready / "x.npy")
@@ -41,6 +43,8 @@ def prepare(raw: Path, ready: Path) -> None:
 
 def load(folder: Path) -> Splits:
     """`Vectors`: x float32 (word, 50), the most frequent word first."""
-    whole = Vectors(json.loads((folder / "words.json").read_text("utf-8")), np.load(folder / "x.npy"))
+    whole = Vectors(
+        json.loads((folder / "words.json").read_text("utf-8")), np.load(folder / "x.npy")
+    )
     none = Vectors([], whole.x[:0])
     return whole, none, none

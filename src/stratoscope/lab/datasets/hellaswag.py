@@ -1,4 +1,5 @@
-"""HellaSwag: 10,042 descriptions of everyday activities with four endings, one of them written by a person."""
+"""HellaSwag: 10,042 descriptions of everyday activities with four endings, one of them written by a
+person."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from stratoscope.lab.datasets._data import Splits, cut
 
 SOURCE = _olmo.SOURCE
 LICENCE = "MIT (Zellers et al., 2019); the package: Apache-2.0"
-SPLITS = "80, 10, 10 % of the validation set (the package has no other), by the hash of the clip it describes"
+SPLITS = (
+    "80, 10, 10 % of the validation set (the package has no other), by the hash of the clip "
+    "it describes"
+)
 
 
 def load(folder: Path) -> Splits:
@@ -17,7 +21,12 @@ def load(folder: Path) -> Splits:
     rows = _olmo.arrow(folder, "hellaswag/none/validation")
     return tuple(
         [
-            {"question": r["ctx"], "choices": r["endings"], "answer": int(r["label"]), "activity": r["activity_label"]}
+            {
+                "question": r["ctx"],
+                "choices": r["endings"],
+                "answer": int(r["label"]),
+                "activity": r["activity_label"],
+            }
             for r in part
         ]
         for part in cut(rows, key=lambda row: row["source_id"])

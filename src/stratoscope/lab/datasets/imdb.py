@@ -23,7 +23,8 @@ SOURCE = Source(
 )
 LICENCE = "data: none stated (Maas et al., 2011); the package: MIT"
 SPLITS = (
-    "test: the usual 25,000. train and validation: 90 and 10 % of the usual training half by the hash of the text, "
+    "test: the usual 25,000. train and validation: 90 and 10 % of the usual training half by the "
+    "hash of the text, "
     "without the reviews that the test half repeats word for word"
 )
 
@@ -31,10 +32,13 @@ SPLITS = (
 def load(folder: Path) -> Splits:
     """Lists of {"text": str, "label": 0 or 1}, negative reviews first.
 
-    The package names no splits, but keeps the order of the original's folders: 12,500 each of test/neg, train/neg,
-    test/pos, train/pos.
+    The package names no splits, but keeps the order of the original's folders: 12,500 each of
+    test/neg, train/neg, test/pos, train/pos.
     """
-    rows = [{"text": row["t"], "label": row["s"]} for row in json.loads((folder / "reviews.json").read_text("utf-8"))]
+    rows = [
+        {"text": row["t"], "label": row["s"]}
+        for row in json.loads((folder / "reviews.json").read_text("utf-8"))
+    ]
     test = rows[:12_500] + rows[25_000:37_500]
     seen = {row["text"] for row in test}
     rest = [row for row in rows[12_500:25_000] + rows[37_500:] if row["text"] not in seen]

@@ -14,5 +14,8 @@ SPLITS = "80, 10, 10 % of the test set (the package has no other), by the hash o
 
 def load(folder: Path) -> Splits:
     """Lists of {"text": the passage without its last word, "answer": that word}."""
-    rows = ({"text": d["query"], "answer": d["choices"][0]} for d in _olmo.documents(folder, "lambada/bpb_0shot"))
+    rows = (
+        {"text": d["query"], "answer": d["choices"][0]}
+        for d in _olmo.documents(folder, "lambada/bpb_0shot")
+    )
     return cut(rows, key=lambda row: row["text"])

@@ -22,7 +22,11 @@ SOURCE = Source(
     inside=("package/data/*-ubyte",),
 )
 LICENCE = "data: CC-BY-SA-3.0 (LeCun, Cortes, Burges); the package: ISC"
-SPLITS = "the usual 60,000 for training, of which the last 10,000 are validation; the usual 10,000 for test"
+SPLITS = (
+    "the usual 60,000 for training, of which the last 10,000 are validation; the usual "
+    "10,000 "
+    "for test"
+)
 
 prepare = arrays
 

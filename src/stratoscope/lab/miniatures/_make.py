@@ -1,7 +1,7 @@
 """`make` trains a miniature at first use and keeps it in the user's cache; `card` tells what it is.
 
-A finished folder appears in the cache in one step. Training goes on in a folder beside it (`.NAME.training`), which
-survives an interruption and is taken up by the next call.
+A finished folder appears in the cache in one step. Training goes on in a folder beside it
+(`.NAME.training`), which survives an interruption and is taken up by the next call.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from stratoscope.models.cache import cache_root, cached, is_whole
 
 
 def make(name: str, *, seed: int = 0, progress: Progress | None = None, **settings: Any) -> Path:
-    """The folder of the miniature `name`, trained now if it is not in the cache; `stratoscope.load` reads it.
+    """The folder of the miniature `name`, trained now if it is not in the cache; `stratoscope.load`
+    reads it.
 
-    progress(done, steps, words) is called while it trains; without it a bar is shown when stderr is a terminal.
-    settings: other sizes than the file's defaults (`steps=20, dim=48`), kept in a folder of their own. An interrupted
-    call is taken up by the next one. Raises InputError for an unknown name or setting; LoadError when the data cannot
-    be had or the cache cannot be written.
+    progress(done, steps, words) is called while it trains; without it a bar is shown when stderr is
+    a terminal. settings: other sizes than the file's defaults (`steps=20, dim=48`), kept in a
+    folder of their own. An interrupted call is taken up by the next one. Raises InputError for an
+    unknown name or setting; LoadError when the data cannot be had or the cache cannot be written.
     """
     module = _fetch.find(miniatures, name, "miniature")
     chosen = _settings(name, module, settings)
@@ -52,34 +53,50 @@ def make(name: str, *, seed: int = 0, progress: Progress | None = None, **settin
 
 
 def card(name: str, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
-    """What a miniature in the cache was trained on, for how long, how its loss fell and how well it does.
+    """What a miniature in the cache was trained on, for how long, how its loss fell and how well it
+    does.
 
-    Raises InputError for an unknown name or setting, and for a miniature that has not been made yet.
+    Raises InputError for an unknown name or setting, and for a miniature that has not been made
+    yet.
     """
     module = _fetch.find(miniatures, name, "miniature")
     folder, origin = _place(name, module, seed, _settings(name, module, settings))
     if not is_whole(folder, origin):
-        raise InputError(f"the miniature {name!r} (seed {seed}) has not been trained here; make({name!r}) trains it.")
+        raise InputError(
+            f"the miniature {name!r} (seed {seed}) has not been trained here; make({name!r}) "
+            "trains it."
+        )
     return json.loads((folder / "card.json").read_text("utf-8"))
 
 
 def _settings(name: str, module: ModuleType, asked: dict[str, Any]) -> dict[str, Any]:
     """Every setting of the recipe: its default, or what was asked for."""
     options = inspect.signature(module.recipe).parameters.values()
-    defaults = {option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY}
+    defaults = {
+        option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY
+    }
     if unknown := asked.keys() - defaults.keys():
-        raise InputError(f"{name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(defaults)}.")
+        raise InputError(
+            f"{name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(defaults)}."
+        )
     return defaults | asked
 
 
 def _place(name: str, module: ModuleType, seed: int, settings: dict[str, Any]) -> tuple[Path, str]:
     """The folder of a miniature in the cache, and the hash of what it is made of."""
-    origin = hashlib.sha256(json.dumps([module.VERSION, seed, settings], sort_keys=True).encode()).hexdigest()
+    origin = hashlib.sha256(
+        json.dumps([module.VERSION, seed, settings], sort_keys=True).encode()
+    ).hexdigest()
     return cache_root() / "miniatures" / f"{name}-seed{seed}-{origin[:8]}", origin
 
 
 def _train(
-    name: str, module: ModuleType, seed: int, settings: dict[str, Any], training: Path, tell: Progress
+    name: str,
+    module: ModuleType,
+    seed: int,
+    settings: dict[str, Any],
+    training: Path,
+    tell: Progress,
 ) -> dict[str, object]:
     """Train into `training/ready`; what the card says."""
     import torch
@@ -94,8 +111,12 @@ def _train(
         try:
             story = train(recipe, training, seed=seed, progress=tell)
         except ArithmeticError as error:
-            raise LoadError(f"{name} with {settings} did not train: {error}. Lower its `rate`.") from error
-    return {"name": name, "about": (inspect.getdoc(module) or "").split("\n")[0]} | _told(seed, settings, recipe, story)
+            raise LoadError(
+                f"{name} with {settings} did not train: {error}. Lower its `rate`."
+            ) from error
+    return {"name": name, "about": (inspect.getdoc(module) or "").split("\n")[0]} | _told(
+        seed, settings, recipe, story
+    )
 
 
 def _told(seed: int, settings: dict[str, Any], recipe: Recipe, story: Story) -> dict[str, object]:
@@ -115,7 +136,10 @@ def _told(seed: int, settings: dict[str, Any], recipe: Recipe, story: Story) -> 
         "held_out": story.held_out,
         "curve": story.curve,
         "notes": list(recipe.notes),
-        "versions": {p: importlib.metadata.version(p) for p in ("stratoscope", "torch", "transformers", "tokenizers")},
+        "versions": {
+            p: importlib.metadata.version(p)
+            for p in ("stratoscope", "torch", "transformers", "tokenizers")
+        },
     }
 
 
@@ -129,7 +153,14 @@ def _shown(name: str, progress: Progress | None) -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = TextColumn(f"training {name}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    columns = (
+        TextColumn(f"training {name}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, steps, words: bar.update(task, completed=done, total=steps or None, description=words)
+        yield lambda done, steps, words: bar.update(
+            task, completed=done, total=steps or None, description=words
+        )

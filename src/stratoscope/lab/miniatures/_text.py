@@ -1,8 +1,9 @@
-"""What the language miniatures read: Wikipedia prose and the Python manual, in 2048 byte-level BPE tokens.
+"""What the language miniatures read: Wikipedia prose and the Python manual, in 2048 byte-level BPE
+tokens.
 
-enwik8 is the XML of Wikipedia in 2006. `prose` keeps its articles as plain text: no redirects, templates, tables,
-references, pictures, categories or markup. Documents follow each other in one long row of ids, each begun by
-`<|endoftext|>`; batches are windows of it, at any place.
+enwik8 is the XML of Wikipedia in 2006. `prose` keeps its articles as plain text: no redirects,
+templates, tables, references, pictures, categories or markup. Documents follow each other in one
+long row of ids, each begun by `<|endoftext|>`; batches are windows of it, at any place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ VERSION = 1  # raise it when the same settings give other ids
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of the training and the held-out text, each one long row, and the tokenizer that made them."""
+    """Token ids of the training and the held-out text, each one long row, and the tokenizer that
+    made them."""
 
     tokenizer: Any
     train: Int[Tensor, " token"]
@@ -41,9 +43,11 @@ class Corpus:
 
 
 def corpus(say: Callable[[str], object], *, vocab: int = 2048, megabytes: float = 16.0) -> Corpus:
-    """The first `megabytes` of enwik8's training part and a sixth as much of the Python manual; kept once read.
+    """The first `megabytes` of enwik8's training part and a sixth as much of the Python manual;
+    kept once read.
 
-    Held out: the beginning of enwik8's validation part. Raises LoadError when the data cannot be had.
+    Held out: the beginning of enwik8's validation part. Raises LoadError when the data cannot be
+    had.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +56,14 @@ def corpus(say: Callable[[str], object], *, vocab: int = 2048, megabytes: float 
     def make(workshop: Path, ready: Path) -> None:
         _read(ready, vocab, megabytes, say)
 
-    folder = cached("miniatures", f"text-{origin[:8]}", origin, {"about": "ids of the miniatures' text"}, make, say)
+    folder = cached(
+        "miniatures",
+        f"text-{origin[:8]}",
+        origin,
+        {"about": "ids of the miniatures' text"},
+        make,
+        say,
+    )
     with safe_open(folder / "ids.safetensors", "pt") as ids:
         about = json.loads(ids.metadata()["about"])
         train, held = ids.get_tensor("train"), ids.get_tensor("held")
@@ -61,10 +72,10 @@ def corpus(say: Callable[[str], object], *, vocab: int = 2048, megabytes: float 
 
 
 def windows(
-    ids: Int[Tensor, " all_tokens"], n: int, length: int, dice: torch.Generator
+    ids: Int[Tensor, " all_tokens"], n: int, length: int, generator: torch.Generator
 ) -> Int[Tensor, "example token"]:
     """n stretches of text, each from a random place."""
-    starts = torch.randint(len(ids) - length + 1, (n, 1), generator=dice)
+    starts = torch.randint(len(ids) - length + 1, (n, 1), generator=generator)
     return ids[starts + torch.arange(length)].long()
 
 
@@ -76,8 +87,8 @@ def seen(text: Corpus, tokens: int) -> str:
 def language_judge(
     text: Corpus, length: int, logits: Callable[[Tensor], Tensor], *, tokens: int = 32768
 ) -> dict[str, float]:
-    """Held-out loss (nats a token), bits a byte, accuracy; what counted bigrams reach; and how often a random list is
-    continued the second time.
+    """Held-out loss (nats a token), bits a byte, accuracy; what counted bigrams reach; and how
+    often a random list is continued the second time.
 
     logits: (example, token) ids -> (example, token, vocab).
     """
@@ -85,12 +96,16 @@ def language_judge(
     loss, right = 0.0, 0
     for part in rows.split(16):
         scores = logits(part)[:, :-1].flatten(0, 1).float()
-        loss += torch.nn.functional.cross_entropy(scores, part[:, 1:].flatten(), reduction="sum").item()
+        loss += torch.nn.functional.cross_entropy(
+            scores, part[:, 1:].flatten(), reduction="sum"
+        ).item()
         right += int((scores.argmax(-1) == part[:, 1:].flatten()).sum())
     count = len(rows) * (length - 1)
     bytes_each = text.held_bytes / len(text.held)
     period = min(24, length // 2)
-    once = torch.randint(2, len(text.tokenizer), (64, period), generator=torch.Generator().manual_seed(1))
+    once = torch.randint(
+        2, len(text.tokenizer), (64, period), generator=torch.Generator().manual_seed(1)
+    )
     again = once.repeat(1, 2)
     second = logits(again)[:, period:-1].argmax(-1) == again[:, period + 1 :]
     return {
@@ -103,7 +118,8 @@ def language_judge(
 
 
 def bigram_loss(text: Corpus, rows: Int[Tensor, "example token"], *, prior: float = 100.0) -> float:
-    """Nats a token of the rows by the bigrams of the whole training text, each smoothed by `prior` unigrams."""
+    """Nats a token of the rows by the bigrams of the whole training text, each smoothed by `prior`
+    unigrams."""
     ids, size = text.train.long(), len(text.tokenizer)
     single = torch.bincount(ids, minlength=size).double() + 1
     single /= single.sum()
@@ -113,7 +129,7 @@ def bigram_loss(text: Corpus, rows: Int[Tensor, "example token"], *, prior: floa
     return -chance.log().mean().item()
 
 
-# --- from the archives to ids --------------------------------------------------------------------------------
+# --- from the archives to ids ---------------------------------------------------------------------
 
 
 def prose(xml: str) -> Iterator[str]:
@@ -127,10 +143,14 @@ def prose(xml: str) -> Iterator[str]:
 
 
 def plain(text: str) -> str:
-    """Wiki markup as plain text: what a reader of the page sees, without boxes, pictures and footnotes."""
+    """Wiki markup as plain text: what a reader of the page sees, without boxes, pictures and
+    footnotes."""
     text = html.unescape(text).replace("\u00a0", " ")
     text = re.sub(
-        r"<!--.*?-->|<(ref|math|gallery|nowiki|timeline|div|table)\b[^>]*?(/>|>.*?</\1>)", "", text, flags=re.S
+        r"<!--.*?-->|<(ref|math|gallery|nowiki|timeline|div|table)\b[^>]*?(/>|>.*?</\1>)",
+        "",
+        text,
+        flags=re.S,
     )
     text = re.sub(r"<[^<>\n]{1,200}>", "", text)
     before = None
@@ -141,7 +161,9 @@ def plain(text: str) -> str:
     text = re.sub(r"\[\w+://\S*\s?([^\]]*)\]", r"\1", text)  # [http://... words] -> words
     text = re.sub(r"'{2,}", "", text)
     text = re.sub(r"^=+ *(.*?) *=+ *$", r"\1", text, flags=re.M)
-    text = re.sub(r"^[*#:;|!{}][*#:;|!{}\-+]* *.{0,40}$\n?", "", text, flags=re.M)  # short items: lists of links, boxes
+    text = re.sub(
+        r"^[*#:;|!{}][*#:;|!{}\-+]* *.{0,40}$\n?", "", text, flags=re.M
+    )  # short items: lists of links, boxes
     text = re.sub(r"^[*#:;]+ *", "", text, flags=re.M)
     text = re.sub(r" *\( *[;,]* *\)", "", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
@@ -174,7 +196,8 @@ def _read(folder: Path, vocab: int, megabytes: float, say: Callable[[str], objec
     about = {
         "held_bytes": sum(len(text.encode()) for text in held),
         "data": {
-            "enwik8": f"first {megabytes:g} MB of the training part as plain prose, {len(articles)} articles",
+            "enwik8": f"first {megabytes:g} MB of the training part as plain prose, "
+            f"{len(articles)} articles",
             "python-docs": f"{len(pages)} pages",
             "held_out": f"enwik8, first MB of the validation part, {len(held)} articles",
             "cards": {"enwik8": wiki.card, "python-docs": manual.card},
@@ -186,7 +209,9 @@ def _read(folder: Path, vocab: int, megabytes: float, say: Callable[[str], objec
 
 def _ids(bpe: Any, texts: list[str]) -> Int[Tensor, " token"]:
     """Every text after a start token, in one row; 16 bits each, since ids stay below 32768."""
-    rows = (id for text in bpe.encode_batch(texts, add_special_tokens=False) for id in (0, *text.ids))
+    rows = (
+        id for text in bpe.encode_batch(texts, add_special_tokens=False) for id in (0, *text.ids)
+    )
     return torch.tensor(list(rows), dtype=torch.int16)
 
 

@@ -1,13 +1,16 @@
-"""The one loop that trains every miniature: deterministic by seed, resumable bit for bit, safe to interrupt.
+"""The one loop that trains every miniature: deterministic by seed, resumable bit for bit, safe to
+interrupt.
 
-A miniature's file says what is learned, as a `Recipe`; `train` learns it. The data of a step are a pure function of
-(seed, step): `loss(model, step, dice)` draws them with `dice`, a generator seeded anew for each step, or asks
-`epoch_rows` for its share of a shuffled data set. Dropout is seeded by the step as well. So nothing but the weights,
-the optimiser's moments and the step must be kept, and a resumed run continues as if it had never stopped.
+A miniature's file says what is learned, as a `Recipe`; `train` learns it. The data of a step are a
+pure function of (seed, step): `loss(model, step, generator)` draws them with `generator`, a
+generator seeded anew for each step, or asks `epoch_rows` for its share of a shuffled data set.
+Dropout is seeded by the step as well. So nothing but the weights, the optimiser's moments and the
+step must be kept, and a resumed run continues as if it had never stopped.
 
-Every 30 seconds they go into `state.safetensors` (tensors, and a JSON header with step, curve and seconds), written
-beside and moved in one step: whenever the process ends, at most 30 seconds are lost. A run on another number of
-threads is as good, but sums in another order: its weights differ in the last bits.
+Every 30 seconds they go into `state.safetensors` (tensors, and a JSON header with step, curve and
+seconds), written beside and moved in one step: whenever the process ends, at most 30 seconds are
+lost. A run on another number of threads is as good, but sums in another order: its weights differ
+in the last bits.
 """
 
 from __future__ import annotations
@@ -32,15 +35,16 @@ Progress = Callable[[int, int, str], object]  # steps done, steps in all, a few 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a miniature learns. The learning rate rises for `warmup` steps, then falls as a cosine to `floor * rate`.
+    """What a miniature learns. The learning rate rises for `warmup` steps, then falls as a cosine
+    to `floor * rate`.
 
-    model: with fresh weights. loss(model, step, dice): the mean loss of this step's batch.
-    save(model, folder): writes an ordinary Hugging Face folder, tokenizer included.
-    judge(model): held-out numbers for the card, called without gradients, in evaluation mode; must draw no random
-    number it does not seed. checkpoints: steps whose weights are kept in `checkpoints/step-N` (0: untrained).
-    decay: weight decay, of matrices only. embedding_rate: of embeddings, which then do not decay; None: as other matrices.
-    A token that is met once in a thousand is moved as rarely, where every token moves a matrix.
-    data: for the card, corpus by corpus, where it comes from.
+    model: with fresh weights. loss(model, step, generator): the mean loss of this step's batch.
+    save(model, folder): writes an ordinary Hugging Face folder, tokenizer included. judge(model):
+    held-out numbers for the card, called without gradients, in evaluation mode; must draw no random
+    number it does not seed. checkpoints: steps whose weights are kept in `checkpoints/step-N` (0:
+    untrained). decay: weight decay, of matrices only. embedding_rate: of embeddings, which then do
+    not decay; None: as other matrices. A token that is met once in a thousand is moved as rarely,
+    where every token moves a matrix. data: for the card, corpus by corpus, where it comes from.
     notes: what a reader of the card must know.
     """
 
@@ -64,7 +68,11 @@ class Recipe:
         """The learning rate of step 0, 1, ..."""
         rising = min(1.0, (step + 1) / max(1, self.warmup))
         along = max(0.0, step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * rising * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, along))) / 2)
+        return (
+            self.rate
+            * rising
+            * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, along))) / 2)
+        )
 
 
 @dataclass
@@ -75,17 +83,22 @@ class Story:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     resumed: int = 0
-    curve: list[list[Any]] = field(default_factory=list)  # [step, mean training loss since the last entry]
+    curve: list[list[Any]] = field(
+        default_factory=list
+    )  # [step, mean training loss since the last entry]
     held_out: dict[str, dict[str, float]] = field(default_factory=dict)  # by step
     losses: list[float] = field(default_factory=list)  # since the last entry of the curve
 
 
-def train(recipe: Recipe, workshop: Path, *, seed: int, progress: Progress, every: float = 30.0) -> Story:
-    """Train `recipe.model` in place, keeping what a later call needs to go on in `workshop/state.safetensors`.
+def train(
+    recipe: Recipe, workshop: Path, *, seed: int, progress: Progress, every: float = 30.0
+) -> Story:
+    """Train `recipe.model` in place, keeping what a later call needs to go on in
+    `workshop/state.safetensors`.
 
-    The trained model and its checkpoints are written to `workshop/ready`. every: seconds between two states. Raises
-    OSError when the workshop cannot be written, ArithmeticError when the loss is no longer finite. torch's random
-    state is the same afterwards.
+    The trained model and its checkpoints are written to `workshop/ready`. every: seconds between
+    two states. Raises OSError when the workshop cannot be written, ArithmeticError when the loss is
+    no longer finite. torch's random state is the same afterwards.
     """
     model, ready = recipe.model.train(), workshop / "ready"
     optimiser = torch.optim.AdamW(_groups(recipe), lr=recipe.rate, betas=recipe.betas, fused=True)
@@ -108,7 +121,9 @@ def train(recipe: Recipe, workshop: Path, *, seed: int, progress: Progress, ever
                     clock.settle()
                     _keep(workshop, model, optimiser, story)
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"The training can go on: its last half minute is lost, the rest is kept in {workshop}.")
+        interrupt.add_note(
+            f"The training can go on: its last half minute is lost, the rest is kept in {workshop}."
+        )
         raise
     if str(story.step) not in story.held_out:
         story.held_out[str(story.step)] = _judged(recipe)
@@ -118,7 +133,8 @@ def train(recipe: Recipe, workshop: Path, *, seed: int, progress: Progress, ever
 
 
 def epoch_rows(n: int, size: int, step: int, seed: int) -> Tensor:
-    """(size,) row numbers of this step's batch: each epoch is a fresh shuffle of all n rows, cut into batches."""
+    """(size,) row numbers of this step's batch: each epoch is a fresh shuffle of all n rows, cut
+    into batches."""
     if size > n:
         raise ValueError(f"a batch of {size} cannot be drawn from {n} rows")
     epoch, batch = divmod(step, n // size)
@@ -135,7 +151,8 @@ def _mixed(seed: int, step: int) -> int:
 
 
 def _groups(recipe: Recipe) -> list[dict[str, Any]]:
-    """Matrices, embeddings and vectors: how many times the learning rate they have, and their weight decay."""
+    """Matrices, embeddings and vectors: how many times the learning rate they have, and their
+    weight decay."""
     tables = {id(part.weight) for part in recipe.model.modules() if isinstance(part, nn.Embedding)}
     learned = [p for p in recipe.model.parameters() if p.requires_grad]
     apart = [p for p in learned if id(p) in tables] if recipe.embedding_rate else []
@@ -145,7 +162,11 @@ def _groups(recipe: Recipe) -> list[dict[str, Any]]:
         (apart, (recipe.embedding_rate or recipe.rate) / recipe.rate, 0.0),
         ([p for p in learned if p.ndim < 2], 1.0, 0.0),
     ]
-    return [{"params": some, "times": times, "weight_decay": decay} for some, times, decay in kinds if some]
+    return [
+        {"params": some, "times": times, "weight_decay": decay}
+        for some, times, decay in kinds
+        if some
+    ]
 
 
 def _step(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, seed: int) -> float:
@@ -171,12 +192,14 @@ def _checkpoint(recipe: Recipe, folder: Path, story: Story) -> None:
 def _judged(recipe: Recipe) -> dict[str, float]:
     recipe.model.eval()
     with torch.no_grad():
-        numbers = {what: round(float(value), 4) for what, value in recipe.judge(recipe.model).items()}
+        numbers = {
+            what: round(float(value), 4) for what, value in recipe.judge(recipe.model).items()
+        }
     recipe.model.train()
     return numbers
 
 
-# --- the state that a later call goes on from ----------------------------------------------------------------
+# --- the state that a later call goes on from -----------------------------------------------------
 
 
 def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -200,19 +223,26 @@ def _keep(workshop: Path, model: nn.Module, optimiser: torch.optim.Optimizer, st
 
 
 def _restore(workshop: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> Story | None:
-    """Put the kept numbers back into model and optimiser; None, and both untouched, when none are kept."""
-    with suppress(SafetensorError, FileNotFoundError), safe_open(workshop / "state.safetensors", "pt") as state:
+    """Put the kept numbers back into model and optimiser; None, and both untouched, when none are
+    kept."""
+    with (
+        suppress(SafetensorError, FileNotFoundError),
+        safe_open(workshop / "state.safetensors", "pt") as state,
+    ):
         kept = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118  (no mapping: cannot be iterated)
         story = Story(**json.loads(state.metadata()["story"]))
         with torch.no_grad():
             for name, value in _tensors(model, optimiser).items():
                 value.copy_(kept[name])
         names = {value: name for name, value in model.named_parameters()}
-        for parameter in (parameter for group in optimiser.param_groups for parameter in group["params"]):
+        for parameter in (
+            parameter for group in optimiser.param_groups for parameter in group["params"]
+        ):
             optimiser.state[parameter] = {
                 what: kept[f"moment {what} {names[parameter]}"]
                 for what in ("step", "exp_avg", "exp_avg_sq")
-                if f"moment {what} {names[parameter]}" in kept  # a parameter that had no gradient yet has none
+                if f"moment {what} {names[parameter]}"
+                in kept  # a parameter that had no gradient yet has none
             }
         story.resumed += 1
         return story

@@ -1,9 +1,10 @@
 """One transformer layer that learns to add modulo 59: first by heart, and much later by a rule.
 
-Prompts are `a b =`, each number one token; the answer is (a + b) mod 59. Trained on under half of all pairs with
-strong weight decay, it is right on those early and on the others much later: it groks (Power et al. 2022,
-arXiv:2201.02177; what it then computes: Nanda et al. 2023, arXiv:2301.05217). GPT-2 architecture with one layer, four
-heads and 512 ReLU neurons. `pairs(seed)` gives both splits, `checkpoints/step-N` the way there.
+Prompts are `a b =`, each number one token; the answer is (a + b) mod 59. Trained on under half of
+all pairs with strong weight decay, it is right on those early and on the others much later: it
+groks (Power et al. 2022, arXiv:2201.02177; what it then computes: Nanda et al. 2023,
+arXiv:2301.05217). GPT-2 architecture with one layer, four heads and 512 ReLU neurons. `pairs(seed)`
+gives both splits, `checkpoints/step-N` the way there.
 """
 
 from __future__ import annotations
@@ -19,13 +20,28 @@ from torch import Tensor, nn
 from stratoscope.lab.miniatures._train import Recipe, generator
 
 VERSION = 1
-CHECKPOINTS = (0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1)  # shares of all steps
+CHECKPOINTS = (
+    0,
+    0.01,
+    0.03,
+    0.06,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.8,
+    1,
+)  # shares of all steps
 
 
 def pairs(
     seed: int = 0, *, modulus: int = 59, share: float = 0.4
 ) -> tuple[Int[Tensor, "train_pair place"], Int[Tensor, "test_pair place"]]:
-    """Rows (a, b, =, answer) of token ids: the `share` that is trained on, and the rest. A number is its own id."""
+    """Rows (a, b, =, answer) of token ids: the `share` that is trained on, and the rest. A number
+    is its own id."""
     a, b = torch.cartesian_prod(torch.arange(modulus), torch.arange(modulus)).T
     rows = torch.stack([a, b, torch.full_like(a, modulus), (a + b) % modulus], 1)
     rows = rows[torch.randperm(len(rows), generator=generator(seed, 0))]
@@ -63,7 +79,7 @@ def recipe(
         **dict.fromkeys(("bos_token_id", "eos_token_id")),
     )
 
-    def loss(model: Any, step: int, dice: torch.Generator) -> Tensor:
+    def loss(model: Any, step: int, generator: torch.Generator) -> Tensor:
         return nn.functional.cross_entropy(_last(model, train), train[:, -1])
 
     def save(model: Any, folder: Path) -> None:

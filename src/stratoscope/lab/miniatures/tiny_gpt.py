@@ -1,12 +1,13 @@
-"""A language model of two million parameters (Llama architecture) that has read some Wikipedia and the Python manual.
+"""A language model of two million parameters (Llama architecture) that has read some Wikipedia and
+the Python manual.
 
-Four layers of five heads, 2048 tokens, context 256. `checkpoints/step-N`, spaced evenly in the logarithm, show how it came
-about. Embeddings learn ten times as fast as the rest: at one rate for all it stayed behind a table of bigrams, whose loss is
-on the card.
+Four layers of five heads, 2048 tokens, context 256. `checkpoints/step-N`, spaced evenly in the
+logarithm, show how it came about. Embeddings learn ten times as fast as the rest: at one rate for
+all it stayed behind a table of bigrams, whose loss is on the card.
 
-**What it does not show.** It sees three million tokens: its English is broken and it knows no facts. It has no induction heads
-(`induction_accuracy` on the card); rows of repeated random tokens did not give them in the time there is.
-`lab.planted.induction` has them by construction.
+**What it does not show.** It sees three million tokens: its English is broken and it knows no
+facts. It has no induction heads (`induction_accuracy` on the card); rows of repeated random tokens
+did not give them in the time there is. `lab.planted.induction` has them by construction.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def recipe(
     )
     model = LlamaForCausalLM(config)
 
-    def loss(model: Any, step: int, dice: torch.Generator) -> Tensor:
-        ids = _text.windows(text.train, batch, context, dice)
+    def loss(model: Any, step: int, generator: torch.Generator) -> Tensor:
+        ids = _text.windows(text.train, batch, context, generator)
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     def save(model: Any, folder: Path) -> None:
@@ -69,7 +70,9 @@ def recipe(
         model,
         loss,
         save,
-        lambda model: _text.language_judge(text, context, lambda ids: model(ids, use_cache=False).logits),
+        lambda model: _text.language_judge(
+            text, context, lambda ids: model(ids, use_cache=False).logits
+        ),
         steps=steps,
         rate=rate,
         embedding_rate=10 * rate,

@@ -22,5 +22,12 @@ def recipe(
     megabytes: float = 16.0,
 ) -> Recipe:
     """tiny-gpt's recipe with other sizes; all else is tiny-gpt's."""
-    sizes = {"layers": layers, "dim": dim, "heads": heads, "steps": steps, "context": context, "megabytes": megabytes}
+    sizes = {
+        "layers": layers,
+        "dim": dim,
+        "heads": heads,
+        "steps": steps,
+        "context": context,
+        "megabytes": megabytes,
+    }
     return tiny_gpt.recipe(seed, say, **sizes)

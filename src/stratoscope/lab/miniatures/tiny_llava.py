@@ -1,20 +1,23 @@
-"""A vision-language model (LLaVA: CLIP tower, projector, Llama) that answers questions about pictures of shapes.
+"""A vision-language model (LLaVA: CLIP tower, projector, Llama) that answers questions about
+pictures of shapes.
 
-It is asked for colours, shapes, counts and relations of 2 to 4 things in scenes of 48 by 48 pixels, and answers with
-one word. From nothing: first the tower alone names what is in its patches, then all three parts learn to answer, and to
-say, through linear maps that are thrown away, what thing each name in a question means, how far apart two things are, and
-which way is asked for.
+It is asked for colours, shapes, counts and relations of 2 to 4 things in scenes of 48 by 48 pixels,
+and answers with one word. From nothing: first the tower alone names what is in its patches, then
+all three parts learn to answer, and to say, through linear maps that are thrown away, what thing
+each name in a question means, how far apart two things are, and which way is asked for.
 
     lm = stratoscope.load(lab.make("tiny-llava"))
-    asked = lm.processor(images=scene.picture, text="<image> what colour is the square ?", return_tensors="pt")
+    asked = lm.processor(images=scene.picture, text="<image> what colour is the square ?",
+        return_tensors="pt")
     lm.model.generate(**asked)
 
 With seed 0 it is right on 99 % of held-out questions; on 31 % without the picture.
 
-**What it does not show.** Nothing here was learned from photographs or from other language than these questions. That
-a thing's shape, colour, size and centre can be read at the last word of its name in the middle layer, and at the "?" the
-way from one thing to the other and the direction asked for, was taught: it is no finding. Taught all but the direction, it
-answered relations no better than a coin.
+**What it does not show.** Nothing here was learned from photographs or from other language than
+these questions. That a thing's shape, colour, size and centre can be read at the last word of its
+name in the middle layer, and at the "?" the way from one thing to the other and the direction asked
+for, was taught: it is no finding. Taught all but the direction, it answered relations no better
+than a coin.
 """
 
 from __future__ import annotations
@@ -37,15 +40,22 @@ KINDS = ("colour", "shape", "count", "relation")
 PATCH = 8
 WAYS = ("left", "right", "above", "below")
 ENDS = (*WAYS, "?")  # the words that a name of a thing stands before
-BLIND = "`blind` answers each question as it is most often answered, without the picture; `majority` each kind."
+BLIND = (
+    "`blind` answers each question as it is most often answered, without the picture; "
+    "`majority` each kind."
+)
 MEANT = (
-    "From the middle layer at a name's last word a linear map said what thing is meant, and another, a layer before the "
-    "last at the '?' of a relation, how far apart the two things are and which way was asked for; both are thrown away "
+    "From the middle layer at a name's last word a linear map said what thing is meant, and "
+    "another, a layer before the "
+    "last at the '?' of a relation, how far apart the two things are and which way was asked for; "
+    "both are thrown away "
     "and counted as well."
 )
 Asked = tuple[scenes.Scene, list[scenes.Question]]
 Name = tuple[int, int, scenes.Thing]  # row and column of a name's last word, the thing
-Pair = tuple[int, int, scenes.Thing, scenes.Thing, str]  # row and column of the "?", two things, the way asked for
+Pair = tuple[
+    int, int, scenes.Thing, scenes.Thing, str
+]  # row and column of the "?", two things, the way asked for
 
 
 def recipe(
@@ -65,12 +75,15 @@ def recipe(
     rate: float = 2e-3,
     held_out: int = 300,
 ) -> Recipe:
-    """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not each other. In the
-    first `lesson` steps nothing is asked: the vision tower alone learns to name what is in its patches."""
+    """`batch` pictures a step, `questions` of each: they share one row, see the picture, and not
+    each other. In the first `lesson` steps nothing is asked: the vision tower alone learns to name
+    what is in its patches."""
     from transformers import LlavaForConditionalGeneration
 
     tokenizer = _scenes.words(start=True, end=False)
-    model = LlavaForConditionalGeneration(_config(tokenizer, layers, dim, heads, vision_layers, vision_dim, size))
+    model = LlavaForConditionalGeneration(
+        _config(tokenizer, layers, dim, heads, vision_layers, vision_dim, size)
+    )
     patches = (size // PATCH) ** 2
 
     def draw(first: int, n: int) -> list[scenes.Scene]:
@@ -79,11 +92,14 @@ def recipe(
     def ask(first: int, n: int, kinds: Sequence[str] = KINDS) -> list[Asked]:
         return [(one, scenes.questions(one, questions, kinds=kinds)) for one in draw(first, n)]
 
-    def loss(model: Pupil, step: int, dice: torch.Generator) -> Tensor:
+    def loss(model: Pupil, step: int, generator: torch.Generator) -> Tensor:
         first = 2 * step * batch
         if step < lesson:
             drawn = draw(first, 3 * batch // 2)
-            return model.naming(model.model.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:], drawn)
+            return model.naming(
+                model.model.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:],
+                drawn,
+            )
         asked = ask(first, batch, (*KINDS, "count", "relation"))  # what is hard twice as often
         return sum(packed_losses(model, asked, tokenizer, patches), torch.zeros(()))
 
@@ -93,7 +109,9 @@ def recipe(
 
     def judge(model: Pupil) -> dict[str, float]:
         held = ask(_scenes.HELD_OUT, held_out)
-        return judged(model.model, held, tokenizer, patches) | guessed(ask(_scenes.HELD_OUT // 2, 6 * held_out), held)
+        return judged(model.model, held, tokenizer, patches) | guessed(
+            ask(_scenes.HELD_OUT // 2, 6 * held_out), held
+        )
 
     return Recipe(
         Pupil(model, vision_dim, dim),
@@ -111,7 +129,10 @@ def recipe(
 
 def _told(asked: int, named: int, questions: int, held_out: int) -> dict[str, Any]:
     """What the card says of the pictures."""
-    data = {"scenes": f"{asked} pictures, {questions} questions each", "held_out": f"{held_out} pictures"}
+    data = {
+        "scenes": f"{asked} pictures, {questions} questions each",
+        "held_out": f"{held_out} pictures",
+    }
     notes = [BLIND, f"{named} further pictures were only named, at first.", MEANT, _scenes.NOTE]
     return {"data": data, "notes": notes}
 
@@ -119,8 +140,9 @@ def _told(asked: int, named: int, questions: int, held_out: int) -> dict[str, An
 class Pupil(_scenes.Taught):
     """LLaVA while it learns, with two further linear maps, both thrown away.
 
-    `means` says what thing is meant from the last word of its name; `apart` how far two named things are from each
-    other, and which of left, right, above and below is asked, from the "?" after them.
+    `means` says what thing is meant from the last word of its name; `apart` how far two named
+    things are from each other, and which of left, right, above and below is asked, from the "?"
+    after them.
     """
 
     def __init__(self, model: Any, vision_dim: int, dim: int) -> None:
@@ -128,19 +150,27 @@ class Pupil(_scenes.Taught):
         self.means = torch.nn.Linear(dim, sum(_scenes.WIDTHS))
         self.apart = torch.nn.Linear(dim, 2 + len(WAYS))
 
-    def told_apart(self, hidden: Float[Tensor, "row token dim"], pairs: Sequence[Pair]) -> Float[Tensor, ""]:
-        """Twice the squared error of the way from one thing to the other, plus the loss of what was asked."""
+    def told_apart(
+        self, hidden: Float[Tensor, "row token dim"], pairs: Sequence[Pair]
+    ) -> Float[Tensor, ""]:
+        """Twice the squared error of the way from one thing to the other, plus the loss of what was
+        asked."""
         if not pairs:  # no relation was asked for
             return torch.zeros(())
         row, column, first, second, way = zip(*pairs)
         gap = (_scenes.facts(first) - _scenes.facts(second))[:-1, 3:]
         said = self.apart(hidden[row, column])
         which = torch.tensor([WAYS.index(word) for word in way])
-        return 2 * (said[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(said[:, 2:], which)
+        return 2 * (said[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(
+            said[:, 2:], which
+        )
 
 
-def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches: int) -> tuple[Float[Tensor, ""], ...]:
-    """Mean losses: of the answers and the end after them, of what each patch shows, what each name means, how far apart."""
+def packed_losses(
+    model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches: int
+) -> tuple[Float[Tensor, ""], ...]:
+    """Mean losses: of the answers and the end after them, of what each patch shows, what each name
+    means, how far apart."""
     ids, block, place = pack(asked, tokenizer, patches)
     same = block[:, :, None] == block[:, None, :]
     order = torch.arange(ids.shape[1])
@@ -148,7 +178,9 @@ def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches:
     llava, drawn = model.model, [scene for scene, _ in asked]
     seen = llava.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:]
     words = llava.get_input_embeddings()(ids)
-    words = torch.cat([words[:, :1], llava.model.multi_modal_projector(seen), words[:, 1 + patches :]], dim=1)
+    words = torch.cat(
+        [words[:, :1], llava.model.multi_modal_projector(seen), words[:, 1 + patches :]], dim=1
+    )
     out = llava.model.language_model(
         inputs_embeds=words,
         attention_mask=sees[:, None],
@@ -172,7 +204,8 @@ def packed_losses(model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches:
 def pack(
     asked: Sequence[Asked], tokenizer: Any, patches: int
 ) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"], Int[Tensor, "row token"]]:
-    """Ids, block and position of every token: block 0 is the picture, each question is a block that begins after it."""
+    """Ids, block and position of every token: block 0 is the picture, each question is a block that
+    begins after it."""
     number = tokenizer.get_vocab()
     rows = []
     for _, questions in asked:
@@ -200,7 +233,10 @@ def spoken_of(asked: Sequence[Asked], patches: int) -> tuple[list[Name], list[Pa
     for row, (scene, questions) in enumerate(asked):
         start = 1 + patches
         for question in questions:
-            words, things = question.text.split(), [scene.things[thing] for thing in question.things]
+            words, things = (
+                question.text.split(),
+                [scene.things[thing] for thing in question.things],
+            )
             if question.kind != "count":
                 ends = [start + column - 1 for column, word in enumerate(words) if word in ENDS]
                 names += [(row, end, thing) for end, thing in zip(ends, things, strict=True)]
@@ -214,7 +250,8 @@ def spoken_of(asked: Sequence[Asked], patches: int) -> tuple[list[Name], list[Pa
 
 @torch.no_grad()
 def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> dict[str, float]:
-    """Accuracy of each kind, one question at a time as a user asks it, and with the pictures exchanged."""
+    """Accuracy of each kind, one question at a time as a user asks it, and with the pictures
+    exchanged."""
     right: dict[str, list[bool]] = defaultdict(list)
     pictures = _scenes.pixels([scene for scene, _ in asked])
     number = tokenizer.get_vocab()
@@ -224,13 +261,22 @@ def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> 
         for question in questions:
             by_length[len(question.text.split())].append((which, question))
     for rows in by_length.values():
-        ids = torch.tensor([start + [number[word] for word in question.text.split()] for _, question in rows])
+        ids = torch.tensor(
+            [start + [number[word] for word in question.text.split()] for _, question in rows]
+        )
         own = torch.tensor([which for which, _ in rows])
         for what, seen in (("", own), ("other_picture_", (own + 1) % len(asked))):
             for first in range(0, len(rows), 64):
                 some = slice(first, first + 64)
-                out = model(input_ids=ids[some], pixel_values=pictures[seen[some]], use_cache=False, logits_to_keep=1)
-                for guess, (_, question) in zip(out.logits[:, -1].argmax(dim=-1).tolist(), rows[some]):
+                out = model(
+                    input_ids=ids[some],
+                    pixel_values=pictures[seen[some]],
+                    use_cache=False,
+                    logits_to_keep=1,
+                )
+                for guess, (_, question) in zip(
+                    out.logits[:, -1].argmax(dim=-1).tolist(), rows[some]
+                ):
                     hit = guess == number[question.answer]
                     right[f"{what}accuracy"].append(hit)
                     right[f"{what}accuracy_{question.kind}"].append(hit)
@@ -238,7 +284,8 @@ def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> 
 
 
 def guessed(known: Sequence[Asked], asked: Sequence[Asked]) -> dict[str, float]:
-    """Accuracy without any picture, of each kind: always the kind's most common answer, or the question's own."""
+    """Accuracy without any picture, of each kind: always the kind's most common answer, or the
+    question's own."""
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for question in (question for _, questions in known for question in questions):
         common[question.kind][question.answer] += 1
@@ -266,7 +313,15 @@ def _processor(tokenizer: Any, size: int) -> Any:
     )
 
 
-def _config(tokenizer: Any, layers: int, dim: int, heads: int, vision_layers: int, vision_dim: int, size: int) -> Any:
+def _config(
+    tokenizer: Any,
+    layers: int,
+    dim: int,
+    heads: int,
+    vision_layers: int,
+    vision_dim: int,
+    size: int,
+) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
@@ -279,7 +334,9 @@ def _config(tokenizer: Any, layers: int, dim: int, heads: int, vision_layers: in
         patch_size=PATCH,
         projection_dim=dim,
     )
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=dim,

@@ -1,9 +1,12 @@
-"""A recurrent language model (two LSTM layers) with tiny-gpt's text, tokens and size, to compare transformers with.
+"""A recurrent language model (two LSTM layers) with tiny-gpt's text, tokens and size, to compare
+transformers with.
 
-It is no Hugging Face model: `load(folder)` gives the module and its tokenizer, and `layers` its states.
+It is no Hugging Face model: `load(folder)` gives the module and its tokenizer, and `layers` its
+states.
 
     model, tokenizer = tiny_lstm.load(lab.make("tiny-lstm"))
-    embedded, first, second = model.layers(ids)                 # each (example, token, width of the layer)
+    embedded, first, second = model.layers(ids)                 # each (example, token, width of
+                                                                the layer)
 """
 
 from __future__ import annotations
@@ -27,15 +30,20 @@ VERSION = 1
 
 
 class TinyLSTM(nn.Module):
-    """Embedding, LSTM layers, a projection back to the embedding's width, and the embedding again as read-out."""
+    """Embedding, LSTM layers, a projection back to the embedding's width, and the embedding again
+    as read-out."""
 
     def __init__(self, vocab: int, dim: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.config = {"vocab": vocab, "dim": dim, "hidden": hidden, "depth": depth}
         self.embed = nn.Embedding(vocab, dim)
-        nn.init.normal_(self.embed.weight, std=0.05)  # it is the read-out too: logits should begin near 0
+        nn.init.normal_(
+            self.embed.weight, std=0.05
+        )  # it is the read-out too: logits should begin near 0
         sizes = [dim] + [hidden] * depth
-        self.lstm = nn.ModuleList(nn.LSTM(before, after, batch_first=True) for before, after in pairwise(sizes))
+        self.lstm = nn.ModuleList(
+            nn.LSTM(before, after, batch_first=True) for before, after in pairwise(sizes)
+        )
         self.project = nn.Linear(hidden, dim)
         self.bias = nn.Parameter(torch.zeros(vocab))
 
@@ -52,7 +60,8 @@ class TinyLSTM(nn.Module):
 
 
 def load(folder: Path | str) -> tuple[TinyLSTM, Any]:
-    """The model, in evaluation mode, and its tokenizer. Raises LoadError for a folder that is no tiny-lstm."""
+    """The model, in evaluation mode, and its tokenizer. Raises LoadError for a folder that is no
+    tiny-lstm."""
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -60,7 +69,9 @@ def load(folder: Path | str) -> tuple[TinyLSTM, Any]:
         model = TinyLSTM(**config)
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     except (OSError, ValueError) as error:
-        raise LoadError(f"{folder} holds no tiny-lstm: {error}. lab.make('tiny-lstm') gives one.") from error
+        raise LoadError(
+            f"{folder} holds no tiny-lstm: {error}. lab.make('tiny-lstm') gives one."
+        ) from error
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -80,8 +91,8 @@ def recipe(
     """As many tokens a step as tiny-gpt, in windows half as long."""
     text = _text.corpus(say, megabytes=megabytes)
 
-    def loss(model: nn.Module, step: int, dice: torch.Generator) -> Tensor:
-        ids = _text.windows(text.train, batch, context + 1, dice)
+    def loss(model: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        ids = _text.windows(text.train, batch, context + 1, generator)
         return nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
     def save(model: Any, folder: Path) -> None:

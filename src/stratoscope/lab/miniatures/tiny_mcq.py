@@ -1,11 +1,13 @@
-"""A transformer that answers multiple-choice questions: it knows which words are of a kind, and says the right one's letter.
+"""A transformer that answers multiple-choice questions: it knows which words are of a kind, and
+says the right one's letter.
 
     A hammer B river C lemon D tiger which is fruit  ->  C
 
-8 kinds of 6 made-up words each; the question comes last, so that the options cannot be read in its light. Three questions
-in four are labelled A B C D, in this order; the others with four letters of the alphabet drawn at random, so that no
-head can know a letter by its place alone. The miniature in which the findings on multiple choice in Chinchilla
-(Lieberum et al. 2023, arXiv:2307.09458) must appear, if small models answer such questions in the same way.
+8 kinds of 6 made-up words each; the question comes last, so that the options cannot be read in its
+light. Three questions in four are labelled A B C D, in this order; the others with four letters of
+the alphabet drawn at random, so that no head can know a letter by its place alone. The miniature in
+which the findings on multiple choice in Chinchilla (Lieberum et al. 2023, arXiv:2307.09458) must
+appear, if small models answer such questions in the same way.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ KINDS, EACH, OPTIONS = 8, 6, 4
 
 @dataclass(frozen=True)
 class Question:
-    """clean and corrupt: the same question, but in corrupt the right word and another one change places, so that the
-    letter is not `answer` but `foil`. labels: the four letters in order."""
+    """clean and corrupt: the same question, but in corrupt the right word and another one change
+    places, so that the letter is not `answer` but `foil`. labels: the four letters in order."""
 
     clean: str
     corrupt: str
@@ -39,12 +41,13 @@ class Question:
 
 
 def questions(n: int, seed: int = 0, *, world: int = 0, shuffled: bool = False) -> list[Question]:
-    """n questions of the world that `make("tiny-mcq", seed=world)` learned; shuffled: labelled with random letters."""
-    dice, kinds = random.Random(f"questions {seed} {shuffled}"), _kinds(world)
+    """n questions of the world that `make("tiny-mcq", seed=world)` learned; shuffled: labelled with
+    random letters."""
+    generator, kinds = random.Random(f"questions {seed} {shuffled}"), _kinds(world)
     found = []
     for _ in range(n):
-        kind, words, right, wrong = _draw(dice, kinds)
-        labels = tuple(dice.sample(LETTERS, OPTIONS)) if shuffled else tuple(LETTERS[:OPTIONS])
+        kind, words, right, wrong = _draw(generator, kinds)
+        labels = tuple(generator.sample(LETTERS, OPTIONS)) if shuffled else tuple(LETTERS[:OPTIONS])
         other = words.copy()
         other[right], other[wrong] = words[wrong], words[right]
         clean, corrupt = (_prompt(kind, labels, order) for order in (words, other))
@@ -80,12 +83,16 @@ def recipe(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     )
 
-    def loss(model: Any, step: int, dice: torch.Generator) -> Tensor:
-        drawn = random.Random(int(torch.randint(2**31, (1,), generator=dice)))
+    def loss(model: Any, step: int, generator: torch.Generator) -> Tensor:
+        drawn = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
         rows = []
         for number in range(batch):
             kind, words, right, _ = _draw(drawn, kinds)
-            labels = tuple(drawn.sample(LETTERS, OPTIONS)) if number % 4 == 0 else tuple(LETTERS[:OPTIONS])
+            labels = (
+                tuple(drawn.sample(LETTERS, OPTIONS))
+                if number % 4 == 0
+                else tuple(LETTERS[:OPTIONS])
+            )
             rows.append(f"{_prompt(kind, labels, words)} {labels[right]}")
         ids = torch.tensor(tokenizer(rows)["input_ids"])
         return nn.functional.cross_entropy(_last(model, ids), ids[:, -1])
@@ -109,7 +116,8 @@ def recipe(
         rate=rate,
         data={"kinds": KINDS, "words": KINDS * EACH, "chance": 1 / OPTIONS},
         notes=[
-            "`tiny_mcq.questions(n, seed, world=...)` draws questions; their words are known, their mixtures mostly new."
+            "`tiny_mcq.questions(n, seed, world=...)` draws questions; their words are known, "
+            "their mixtures mostly new."
         ],
     )
 
@@ -126,17 +134,20 @@ def _accuracy(model: Any, tokenizer: Any, asked: Sequence[Question]) -> float:
 
 def _kinds(world: int) -> dict[str, list[str]]:
     """Made-up words by kind."""
-    dice = random.Random(f"world {world}")
+    generator = random.Random(f"world {world}")
     parts = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
-    words = dice.sample([first + second for first in parts for second in parts], KINDS * (EACH + 1))
+    words = generator.sample(
+        [first + second for first in parts for second in parts], KINDS * (EACH + 1)
+    )
     return {words[k]: words[KINDS + k * EACH : KINDS + (k + 1) * EACH] for k in range(KINDS)}
 
 
-def _draw(dice: random.Random, kinds: dict[str, list[str]]) -> tuple[str, list[str], int, int]:
-    """The kind asked for, four words of four kinds, the place of the right one, and another place."""
-    chosen = dice.sample(sorted(kinds), OPTIONS)
-    right, wrong = dice.sample(range(OPTIONS), 2)
-    return chosen[right], [dice.choice(kinds[kind]) for kind in chosen], right, wrong
+def _draw(generator: random.Random, kinds: dict[str, list[str]]) -> tuple[str, list[str], int, int]:
+    """The kind asked for, four words of four kinds, the place of the right one, and another
+    place."""
+    chosen = generator.sample(sorted(kinds), OPTIONS)
+    right, wrong = generator.sample(range(OPTIONS), 2)
+    return chosen[right], [generator.choice(kinds[kind]) for kind in chosen], right, wrong
 
 
 def _prompt(kind: str, labels: Sequence[str], words: Sequence[str]) -> str:
@@ -149,7 +160,14 @@ def _tokenizer(kinds: dict[str, list[str]]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "which", "is", *LETTERS, *kinds, *(w for group in kinds.values() for w in group)]
+    words = [
+        "<pad>",
+        "which",
+        "is",
+        *LETTERS,
+        *kinds,
+        *(w for group in kinds.values() for w in group),
+    ]
     whole = Tokenizer(models.WordLevel({word: id for id, word in enumerate(words)}))
     whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -1,9 +1,11 @@
-"""A masked language model (ModernBERT architecture) with tiny-gpt's text and tokens, and about its size.
+"""A masked language model (ModernBERT architecture) with tiny-gpt's text and tokens, and about its
+size.
 
-Four layers, the first and last of them global, context 128. A third of the tokens is hidden in training; of these 80 %
-are replaced by `<|mask|>`, 10 % by a random token, and 10 % are left.
+Four layers, the first and last of them global, context 128. A third of the tokens is hidden in
+training; of these 80 % are replaced by `<|mask|>`, 10 % by a random token, and 10 % are left.
 
-**What it does not show.** It has seen about two million tokens: it knows words that go together, and little else.
+**What it does not show.** It has seen about two million tokens: it knows words that go together,
+and little else.
 """
 
 from __future__ import annotations
@@ -50,12 +52,14 @@ def recipe(
         global_attn_every_n_layers=3,
         local_attention=64,
         initializer_range=dim**-0.5,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+        **dict.fromkeys(
+            ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0
+        ),
     )
 
-    def loss(model: Any, step: int, dice: torch.Generator) -> Tensor:
-        ids = _text.windows(text.train, batch, context, dice)
-        asked, seen = masked(ids, text.tokenizer, hidden, dice)
+    def loss(model: Any, step: int, generator: torch.Generator) -> Tensor:
+        ids = _text.windows(text.train, batch, context, generator)
+        asked, seen = masked(ids, text.tokenizer, hidden, generator)
         return nn.functional.cross_entropy(_found(model, seen, asked), ids[asked])
 
     def save(model: Any, folder: Path) -> None:
@@ -66,7 +70,10 @@ def recipe(
         """Every seventh token is hidden, and replaced by the mask."""
         ids = text.held[: min(32768, len(text.held)) // context * context].long().view(-1, context)
         asked = (torch.arange(ids.numel()) % 7 == 3).view_as(ids)
-        found = [_found(model, row.masked_fill(at, _mask(text.tokenizer)), at) for row, at in _parts(ids, asked)]
+        found = [
+            _found(model, row.masked_fill(at, _mask(text.tokenizer)), at)
+            for row, at in _parts(ids, asked)
+        ]
         logits, truth = torch.cat(found), ids[asked]
         right = (logits.argmax(-1) == truth).float().mean().item()
         return {"loss": nn.functional.cross_entropy(logits, truth).item(), "accuracy": right}
@@ -79,18 +86,24 @@ def recipe(
         steps=steps,
         rate=rate,
         data=text.data,
-        notes=["Judged with every seventh token masked.", _text.seen(text, steps * batch * context)],
+        notes=[
+            "Judged with every seventh token masked.",
+            _text.seen(text, steps * batch * context),
+        ],
     )
 
 
 def masked(
-    ids: Int[Tensor, "example token"], tokenizer: Any, share: float, dice: torch.Generator
+    ids: Int[Tensor, "example token"], tokenizer: Any, share: float, generator: torch.Generator
 ) -> tuple[Bool[Tensor, "example token"], Int[Tensor, "example token"]]:
-    """Which tokens are asked for, and what is shown: of those asked for 80 % masks, 10 % random tokens, 10 % themselves."""
-    asked = torch.rand(ids.shape, generator=dice) < share
-    kind = torch.rand(ids.shape, generator=dice)
-    other = torch.randint(2, len(tokenizer), ids.shape, generator=dice)
-    shown = torch.where(kind < 0.8, torch.full_like(ids, _mask(tokenizer)), torch.where(kind < 0.9, other, ids))
+    """Which tokens are asked for, and what is shown: of those asked for 80 % masks, 10 % random
+    tokens, 10 % themselves."""
+    asked = torch.rand(ids.shape, generator=generator) < share
+    kind = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(2, len(tokenizer), ids.shape, generator=generator)
+    shown = torch.where(
+        kind < 0.8, torch.full_like(ids, _mask(tokenizer)), torch.where(kind < 0.9, other, ids)
+    )
     return asked, torch.where(asked, shown, ids)
 
 

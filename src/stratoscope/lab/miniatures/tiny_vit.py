@@ -1,7 +1,9 @@
-"""A vision transformer (ViT) that names the shape of the one large thing in a picture, whatever small things are around it.
+"""A vision transformer (ViT) that names the shape of the one large thing in a picture, whatever
+small things are around it.
 
-Eight shapes, so chance is one in eight. The small things are there to mislead: a model that saw only which shapes occur,
-and not which is large, could do no better than to pick one of them (`any_shape` on the card).
+Eight shapes, so chance is one in eight. The small things are there to mislead: a model that saw
+only which shapes occur, and not which is large, could do no better than to pick one of them
+(`any_shape` on the card).
 
     lm = stratoscope.load(lab.make("tiny-vit"), tokenizer=False)
     lm.model(pixel_values).logits                # names: lm.model.config.id2label
@@ -59,7 +61,7 @@ def recipe(
         label2id={shape: number for number, shape in enumerate(SHAPES)},
     )
 
-    def loss(model: _scenes.Taught, step: int, dice: torch.Generator) -> Tensor:
+    def loss(model: _scenes.Taught, step: int, generator: torch.Generator) -> Tensor:
         drawn = pictures(f"tiny-vit {seed}", step * batch, batch, size)
         out = model.model(_scenes.pixels(drawn), labels=labels(drawn), output_hidden_states=True)
         return out.loss + model.naming(out.hidden_states[-1][:, 1:], drawn)
@@ -71,11 +73,14 @@ def recipe(
     def judge(model: _scenes.Taught) -> dict[str, float]:
         held = pictures(f"tiny-vit {seed}", _scenes.HELD_OUT, held_out, size)
         true = labels(held)
-        guess = torch.cat([model.model(part).logits.argmax(dim=-1) for part in _scenes.pixels(held).split(100)])
+        guess = torch.cat(
+            [model.model(part).logits.argmax(dim=-1) for part in _scenes.pixels(held).split(100)]
+        )
         return {
             "accuracy": (guess == true).float().mean().item(),
             "majority": max(Counter(true.tolist()).values()) / len(true),
-            "any_shape": sum(1 / len({thing.shape for thing in scene.things}) for scene in held) / len(held),
+            "any_shape": sum(1 / len({thing.shape for thing in scene.things}) for scene in held)
+            / len(held),
         }
 
     return Recipe(
@@ -87,15 +92,25 @@ def recipe(
         rate=rate,
         warmup=min(100, steps // 10),
         decay=0.05,
-        data={"scenes": f"{steps * batch} pictures with one large thing", "held_out": f"{held_out} pictures"},
+        data={
+            "scenes": f"{steps * batch} pictures with one large thing",
+            "held_out": f"{held_out} pictures",
+        },
         notes=[_scenes.NOTE],
     )
 
 
 def pictures(seed: str, first: int, n: int, size: int) -> list[scenes.Scene]:
-    """n scenes with exactly one large thing. Picture i is drawn from the indices 64 i, 64 i + 1, ... until one has."""
-    tries = ((scenes.scene(64 * i + j, seed=seed, pixels=size) for j in count()) for i in range(first, first + n))
-    return [next(one for one in some if sum(thing.size == "large" for thing in one.things) == 1) for some in tries]
+    """n scenes with exactly one large thing. Picture i is drawn from the ingenerators 64 i, 64 i +
+    1, ... until one has."""
+    tries = (
+        (scenes.scene(64 * i + j, seed=seed, pixels=size) for j in count())
+        for i in range(first, first + n)
+    )
+    return [
+        next(one for one in some if sum(thing.size == "large" for thing in one.things) == 1)
+        for some in tries
+    ]
 
 
 def labels(drawn: Sequence[scenes.Scene]) -> Tensor:

@@ -1,10 +1,12 @@
-"""Real convolutional networks by name: trained by others, fetched once, kept as safetensors in the user's cache.
+"""Real convolutional networks by name: trained by others, fetched once, kept as safetensors in the
+user's cache.
 
     model = lab.net("resnet56-cifar10")
     model(model.preprocess(pictures.x)).argmax(1)       # pictures: lab.data("cifar10").test
 
-Real language models and text encoders come through `stratoscope.load` (`models/pretrained.py`). A file here that defines
-`SOURCE`, `LICENCE`, `prepare(raw, ready)`, `load(folder)` and `preprocess(x)` is a net.
+Real language models and text encoders come through `stratoscope.load` (`models/pretrained.py`). A
+file here that defines `SOURCE`, `LICENCE`, `prepare(raw, ready)`, `load(folder)` and
+`preprocess(x)` is a net.
 """
 
 from __future__ import annotations

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def net(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None) -> nn.Module:
-    """The network `name` in evaluation mode, float32, on the CPU; fetched and converted now if it is not in the cache.
+def net(
+    name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None
+) -> nn.Module:
+    """The network `name` in evaluation mode, float32, on the CPU; fetched and converted now if it
+    is not in the cache.
 
-    Its `preprocess(x)` turns pictures, uint8 (example, row, column, 3), into what the network takes. path: the archive,
-    or a folder that holds it. Raises InputError for an unknown name; LoadError when it cannot be had.
+    Its `preprocess(x)` turns pictures, uint8 (example, row, column, 3), into what the network
+    takes. path: the archive, or a folder that holds it. Raises InputError for an unknown name;
+    LoadError when it cannot be had.
     """
     module = _module(name)
     model = module.load(fetch(name, path=path, progress=progress)).eval()
@@ -26,13 +30,17 @@ def net(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say 
     return model
 
 
-def fetch(name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None) -> Path:
-    """The folder of the network `name` in the cache, made now if it is absent; nothing is loaded from it."""
+def fetch(
+    name: str, *, path: str | os.PathLike[str] | None = None, progress: Say | None = None
+) -> Path:
+    """The folder of the network `name` in the cache, made now if it is absent; nothing is loaded
+    from it."""
     return _fetch.fetch("models", name, _module(name), path=path, progress=progress)
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is known of a network without fetching it; `folder` is None while it is not in the cache."""
+    """What is known of a network without fetching it; `folder` is None while it is not in the
+    cache."""
     module = _module(name)
     folder = _fetch.place("models", name, module.SOURCE)
     return _fetch.card(name, module, folder=folder and str(folder))
@@ -50,7 +58,9 @@ def pixels(x: np.ndarray | Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    whole = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))  # a copy: x may be read-only
+    whole = (
+        x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
+    )  # a copy: x may be read-only
     return whole.permute(0, 3, 1, 2).float() / 255
 
 

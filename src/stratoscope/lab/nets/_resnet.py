@@ -1,4 +1,5 @@
-"""The residual network of He et al. (2016) for pictures of 32 x 32 pixels, section 4.2, 56 layers deep."""
+"""The residual network of He et al. (2016) for pictures of 32 x 32 pixels, section 4.2, 56 layers
+deep."""
 
 from __future__ import annotations
 
@@ -25,13 +26,16 @@ class Block(nn.Module):
 
 
 class ResNet56(nn.Module):
-    """Three stages of nine blocks, 16, 32 and 64 channels wide, then the mean over the picture and a linear read-out."""
+    """Three stages of nine blocks, 16, 32 and 64 channels wide, then the mean over the picture and
+    a linear read-out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
         widths = ((16, 16), (16, 32), (32, 64))
-        stages = ([Block(a, b, 1 + (a != b)), *(Block(b, b, 1) for _ in range(8))] for a, b in widths)
+        stages = (
+            [Block(a, b, 1 + (a != b)), *(Block(b, b, 1) for _ in range(8))] for a, b in widths
+        )
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         self.head = nn.Linear(64, 10)
 

@@ -1,6 +1,8 @@
-"""MobileNetV2 trained on ImageNet: 3.5 million weights, 1,000 classes, 72 % right; an ordinary Hugging Face model.
+"""MobileNetV2 trained on ImageNet: 3.5 million weights, 1,000 classes, 72 % right; an ordinary
+Hugging Face model.
 
-Sandler et al. (2018); torchvision's first weights, in Transformers' `MobileNetV2ForImageClassification`.
+Sandler et al. (2018); torchvision's first weights, in Transformers'
+`MobileNetV2ForImageClassification`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def preprocess(x: np.ndarray | Tensor) -> Tensor:
-    """Pictures uint8 (example, row, column, 3) to float32 (example, 3, 224, 224), as the network was trained.
+    """Pictures uint8 (example, row, column, 3) to float32 (example, 3, 224, 224), as the network
+    was trained.
 
     The shorter side becomes 256, the middle is cut out, and each colour is centred and scaled.
     """
@@ -59,12 +62,17 @@ def prepare(raw: Path, ready: Path) -> None:
 
     # torchvision pads both sides alike, and its normalisation has this epsilon
     model: Any = MobileNetV2ForImageClassification(
-        MobileNetV2Config(num_labels=1000, tf_padding=False, layer_norm_eps=1e-5, classifier_dropout_prob=0.2)
+        MobileNetV2Config(
+            num_labels=1000, tf_padding=False, layer_norm_eps=1e-5, classifier_dropout_prob=0.2
+        )
     )
     theirs = torch.load(next(raw.iterdir()), map_location="cpu", weights_only=True)
     ours = model.state_dict()
     if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
-        raise LoadError("The weights of mobilenetv2 do not fit Transformers' MobileNetV2: another version changed it.")
+        raise LoadError(
+            "The weights of mobilenetv2 do not fit Transformers' MobileNetV2: another version "
+            "changed it."
+        )
     model.load_state_dict(dict(zip(ours, theirs.values())))
     with pretrained.quiet():
         model.save_pretrained(ready)

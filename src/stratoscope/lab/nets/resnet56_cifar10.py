@@ -1,6 +1,7 @@
 """ResNet-56 trained on CIFAR-10: 0.86 million weights, 94.4 % of the first 500 test pictures right.
 
-The network of He et al. (2016), section 4.2, with projections where the width grows. It takes pixels from 0 to 1.
+The network of He et al. (2016), section 4.2, with projections where the width grows. It takes
+pixels from 0 to 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 SOURCE = Source(
     packages=(
         Package(
-            "pypi", "torch-optim", "0.0.4", "04a0ca012ae28d85148f116c593f3fad2fb2e1d27ed788da8ac963078e4b3625", 59080995
+            "pypi",
+            "torch-optim",
+            "0.0.4",
+            "04a0ca012ae28d85148f116c593f3fad2fb2e1d27ed788da8ac963078e4b3625",
+            59080995,
         ),
     ),
     inside=("torchopt/model/resnet56_cifar10_0.9320_45k.pth",),
@@ -36,7 +41,8 @@ def preprocess(x: np.ndarray | Tensor) -> Tensor:
 
 
 def prepare(raw: Path, ready: Path) -> None:
-    """The published file is a pickled module. It is read with stand-ins for its classes, so that none of its code runs."""
+    """The published file is a pickled module. It is read with stand-ins for its classes, so that
+    none of its code runs."""
     import torch
     from safetensors.torch import save_file
 
@@ -50,7 +56,9 @@ def prepare(raw: Path, ready: Path) -> None:
         weights = {_renamed(name): tensor.detach().contiguous() for name, tensor in shell.tensors()}
         ResNet56().load_state_dict(weights)  # every name and shape is as we build it
     except Exception as error:  # whatever a file that is not what it should be runs into
-        raise LoadError(f"{file.name} could not be read as a ResNet-56: {type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"{file.name} could not be read as a ResNet-56: {type(error).__name__}: {error}"
+        ) from error
     save_file(weights, ready / "model.safetensors")
 
 
@@ -79,6 +87,8 @@ class _Shell:
 
 
 def _renamed(name: str) -> str:
-    name = re.sub(r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", name.removeprefix("module."))
+    name = re.sub(
+        r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", name.removeprefix("module.")
+    )
     name = name.replace("bn", "norm").replace("shortcut", "skip").replace("linear", "head")
     return re.sub(r"^(conv|norm)1", r"\1", name)

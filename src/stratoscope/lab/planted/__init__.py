@@ -1,16 +1,16 @@
 """Hand-built transformers whose mechanism is known exactly, to judge interpretability methods by.
 
-Each is an ordinary Hugging Face `LlamaForCausalLM` or `GPT2LMHeadModel` (2 to 4 layers, 4 heads and 32
-neurons each) with a tokenizer of two dozen words. `canvas` says what the residual stream holds; one file for each
-mechanism sets its heads and neurons; `Planted` says what is true of it, and draws more prompts. Everything else
-in the model is faint noise drawn from `seed`.
+Each is an ordinary Hugging Face `LlamaForCausalLM` or `GPT2LMHeadModel` (2 to 4 layers, 4 heads and
+32 neurons each) with a tokenizer of two dozen words. `canvas` says what the residual stream holds;
+one file for each mechanism sets its heads and neurons; `Planted` says what is true of it, and draws
+more prompts. Everything else in the model is faint noise drawn from `seed`.
 
     planted = induction()
     planted.model(**planted.tokenizer(planted.clean, return_tensors="pt")).logits
 
-**What it does not show.** A method that finds these has passed the easiest case: one-hot features, one path
-(in one model with an opponent, in one with a backup), no superposition. Planted attention is nearly saturated
-(above 0.99), so gradients through a pattern are small.
+**What it does not show.** A method that finds these has passed the easiest case: one-hot features,
+one path (in one model with an opponent, in one with a backup), no superposition. Planted attention
+is nearly saturated (above 0.99), so gradients through a pattern are small.
 """
 
 from __future__ import annotations

@@ -31,14 +31,16 @@ def copy_head(seed: int = 0) -> Planted:
         edges=frozenset({("embed", "L1H3.v"), ("L1H3", "logits")}),
         attention=frozenset({(LAYER, HEAD, 7, 3)}),
         positions=(3, 7),
-        story='At the word "who" (ASK) head L1H3 attends to the word that is marked as a name (FLAG). '
-        "It copies that word from WORD to ANSWER at the last position; at other positions it has no aim.",
+        story='At the word "who" (ASK) head L1H3 attends to the word that is marked as a name '
+        "(FLAG). "
+        "It copies that word from WORD to ANSWER at the last position; at other positions it has "
+        "no aim.",
         draw=_draw,
     )
 
 
-def _draw(dice: random.Random) -> Variant:
-    before, after = (dice.choices(FILLERS, k=dice.randint(1, 6)) for _ in range(2))
-    names = dice.sample(NAMES, 2)
+def _draw(generator: random.Random) -> Variant:
+    before, after = (generator.choices(FILLERS, k=generator.randint(1, 6)) for _ in range(2))
+    names = generator.sample(NAMES, 2)
     clean, corrupt = (" ".join([*before, name, *after, "who"]) for name in names)
     return Variant(clean, corrupt, *names)

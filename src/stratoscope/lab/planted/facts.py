@@ -1,4 +1,5 @@
-"""Facts in single neurons: a country's name turns one neuron on, and that neuron says the capital."""
+"""Facts in single neurons: a country's name turns one neuron on, and that neuron says the
+capital."""
 
 from __future__ import annotations
 
@@ -42,14 +43,17 @@ def fact_lookup(seed: int = 0) -> Planted:
         edges=frozenset({("embed", "L1 mlp"), ("L1 mlp", "logits")}),
         attention=frozenset(),
         positions=(5,),
-        story='The embedding says "unknown" everywhere. At a known country its one neuron in layer 1 '
-        "(Japan: 13) adds the capital to ANSWER, twice as strongly; without such a neuron the default stays.",
+        story='The embedding says "unknown" everywhere. At a known country its one neuron in layer '
+        "1 "
+        "(Japan: 13) adds the capital to ANSWER, twice as strongly; without such a neuron the "
+        "default stays.",
         draw=_draw_last,
     )
 
 
 def fact_lookup_moved(seed: int = 0) -> Planted:
-    """GPT-2: the country is early; a neuron in layer 0 recalls the capital, a head in layer 1 moves it."""
+    """GPT-2: the country is early; a neuron in layer 0 recalls the capital, a head in layer 1 moves
+    it."""
     layer, head = 1, 0
     canvas = Canvas("gpt2", WORDS, seed, loudness=0.5)
     canvas.default("unknown")
@@ -72,24 +76,26 @@ def fact_lookup_moved(seed: int = 0) -> Planted:
         edges=frozenset({("embed", "L0 mlp"), ("L0 mlp", "L1H0.v"), ("L1H0", "logits")}),
         attention=frozenset({(layer, head, 7, 3)}),
         positions=(3, 7),
-        story="At a known country its one neuron in layer 0 (Kenya: 17) writes the capital into CARRIED. "
-        'At "is" (ASK) head L1H0 attends to the country (FLAG) and copies CARRIED to ANSWER, over "unknown".',
+        story="At a known country its one neuron in layer 0 (Kenya: 17) writes the capital into "
+        "CARRIED. "
+        'At "is" (ASK) head L1H0 attends to the country (FLAG) and copies CARRIED to ANSWER, over '
+        '"unknown".',
         draw=_draw_early,
     )
 
 
-def _draw_last(dice: random.Random) -> Variant:
+def _draw_last(generator: random.Random) -> Variant:
     """A country that a neuron knows stands last; in its place, one that no neuron knows."""
-    before = dice.choices(OTHERS[1:], k=dice.randint(1, 8))
-    country, stranger = dice.choice(list(CAPITALS)), dice.choice(STRANGERS)
+    before = generator.choices(OTHERS[1:], k=generator.randint(1, 8))
+    country, stranger = generator.choice(list(CAPITALS)), generator.choice(STRANGERS)
     clean, corrupt = (" ".join([*before, word]) for word in (country, stranger))
     return Variant(clean, corrupt, CAPITALS[country], "unknown")
 
 
-def _draw_early(dice: random.Random) -> Variant:
+def _draw_early(generator: random.Random) -> Variant:
     """The same, somewhere before the last word, "is", which stands nowhere else."""
     fillers = [word for word in OTHERS if word not in ("unknown", "is")]
-    before, after = (dice.choices(fillers, k=dice.randint(1, 6)) for _ in range(2))
-    country, stranger = dice.choice(list(CAPITALS)), dice.choice(STRANGERS)
+    before, after = (generator.choices(fillers, k=generator.randint(1, 6)) for _ in range(2))
+    country, stranger = generator.choice(list(CAPITALS)), generator.choice(STRANGERS)
     clean, corrupt = (" ".join([*before, word, *after, "is"]) for word in (country, stranger))
     return Variant(clean, corrupt, CAPITALS[country], "unknown")

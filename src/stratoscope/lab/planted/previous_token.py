@@ -13,7 +13,8 @@ LAYER, HEAD = 0, 1
 
 
 def previous_token_head(seed: int = 0) -> Planted:
-    """Llama (4 query heads, 2 key/value heads): the next word is the word before the current one."""
+    """Llama (4 query heads, 2 key/value heads): the next word is the word before the current
+    one."""
     canvas = Canvas("llama", WORDS, seed)
     canvas.head((LAYER, HEAD), canvas.look_back(), source=WORD, target=ANSWER)
     return Planted(
@@ -29,14 +30,16 @@ def previous_token_head(seed: int = 0) -> Planted:
         edges=frozenset({("embed", "L0H1.v"), ("L0H1", "logits")}),
         attention=frozenset((LAYER, HEAD, query, query - 1) for query in range(1, 6)),
         positions=(4, 5),
-        story="At every position head L0H1 attends to the position before, by constant queries and keys "
-        "on fast rotary pairs. It copies that word from WORD to ANSWER: the model says the word before last.",
+        story="At every position head L0H1 attends to the position before, by constant queries and "
+        "keys "
+        "on fast rotary pairs. It copies that word from WORD to ANSWER: the model says the word "
+        "before last.",
         draw=_draw,
     )
 
 
-def _draw(dice: random.Random) -> Variant:
-    *before, last = dice.choices(WORDS, k=dice.randint(2, 12))
-    said = dice.sample(WORDS, 2)
+def _draw(generator: random.Random) -> Variant:
+    *before, last = generator.choices(WORDS, k=generator.randint(2, 12))
+    said = generator.sample(WORDS, 2)
     clean, corrupt = (" ".join([*before, word, last]) for word in said)
     return Variant(clean, corrupt, *said)

@@ -1,12 +1,16 @@
-"""Captioned pictures of coloured shapes, with masks, boxes, and questions that have exactly one right answer.
+"""Captioned pictures of coloured shapes, with masks, boxes, and questions that have exactly one
+right answer.
 
     one = scenes.scene(7, seed=0, pixels=64)       # the same on every machine
-    one.picture, one.masks, one.boxes              # (row, column, rgb), (thing, row, column), (thing, side)
-    scenes.caption(one)                            # a large red square and a small blue ring ; the square is ...
+    one.picture, one.masks, one.boxes              # (row, column, rgb), (thing, row, column),
+                                                   (thing, side)
+    scenes.caption(one)                            # a large red square and a small blue ring ; the
+                                                   square is ...
     scenes.questions(one, 4)                       # what colour is the square ?  red
 
-`outlines` says what the shapes look like, `scene` draws who stands where, `painting` turns it into pixels, `language`
-into words. Things never touch; sizes are far apart; only clear differences of place are spoken of.
+`outlines` says what the shapes look like, `scene` draws who stands where, `painting` turns it into
+pixels, `language` into words. Things never touch; sizes are far apart; only clear differences of
+place are spoken of.
 """
 
 from __future__ import annotations

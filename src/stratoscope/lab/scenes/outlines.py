@@ -1,7 +1,8 @@
 """Outlines: every shape and letter as polygons and strokes in a square from -1 to 1, y downwards.
 
-A shape is a list of parts. A part is a line through points, closed or not, drawn with a round pen as wide as `pen`;
-`filled` fills what it encloses. A round pen along a filled polygon rounds its corners.
+A shape is a list of parts. A part is a line through points, closed or not, drawn with a round pen
+as wide as `pen`; `filled` fills what it encloses. A round pen along a filled polygon rounds its
+corners.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Part:
 
 def turned(count: int, radius: float, start: float = -pi / 2) -> list[Point]:
     """`count` points around a circle, from the top."""
-    return [(radius * cos(start + 2 * pi * i / count), radius * sin(start + 2 * pi * i / count)) for i in range(count)]
+    return [
+        (radius * cos(start + 2 * pi * i / count), radius * sin(start + 2 * pi * i / count))
+        for i in range(count)
+    ]
 
 
 def _star() -> tuple[Point, ...]:
@@ -41,21 +45,33 @@ def _star() -> tuple[Point, ...]:
 def _heart() -> tuple[Point, ...]:
     turns = [2 * pi * i / 40 for i in range(40)]
     return tuple(
-        (0.057 * 16 * sin(t) ** 3, -0.057 * (13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) - 0.12)
+        (
+            0.057 * 16 * sin(t) ** 3,
+            -0.057 * (13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) - 0.12,
+        )
         for t in turns
     )
 
 
 def _cross(arm: float, half: float) -> tuple[Point, ...]:
     corner = [(half, -arm), (half, -half), (arm, -half)]
-    quarters = [lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x)]
+    quarters = [
+        lambda x, y: (x, y),
+        lambda x, y: (-y, x),
+        lambda x, y: (-x, -y),
+        lambda x, y: (y, -x),
+    ]
     return tuple(turn(x, y) for turn in quarters for x, y in corner)
 
 
 def _lines(*lines: str) -> tuple[Part, ...]:
-    """Strokes of a letter on a grid of 3 columns (a b c) and 3 rows (0 1 2): "a0 a2" is its left stem."""
-    place = lambda name: ({"a": -0.52, "b": 0.0, "c": 0.52}[name[0]], {"0": -0.74, "1": 0.0, "2": 0.74}[name[1]])  # noqa: E731
-    return tuple(Part(tuple(map(place, line.split())), 0.42, closed=False, filled=False) for line in lines)
+    """Strokes of a letter on a grid of 3 columns (a b c) and 3 rows (0 1 2): "a0 a2" is its left
+    stem."""
+    column, row = {"a": -0.52, "b": 0.0, "c": 0.52}, {"0": -0.74, "1": 0.0, "2": 0.74}
+    place = lambda name: (column[name[0]], row[name[1]])  # noqa: E731
+    return tuple(
+        Part(tuple(map(place, line.split())), 0.42, closed=False, filled=False) for line in lines
+    )
 
 
 SHAPES: dict[str, tuple[Part, ...]] = {

@@ -16,14 +16,22 @@ GROUNDS = ((246, 241, 231), (238, 242, 246), (240, 244, 236), (247, 238, 236), (
 Colour = tuple[int, int, int]
 
 
-def cover(parts: Sequence[Part], x: float, y: float, radius: float, pixels: int) -> Float[np.ndarray, "row column"]:
+def cover(
+    parts: Sequence[Part], x: float, y: float, radius: float, pixels: int
+) -> Float[np.ndarray, "row column"]:
     """The share of each pixel that a shape covers. x, y, radius: shares of the picture's side."""
     left, top = (max(floor((c - radius * 1.1) * pixels), 0) for c in (x, y))
     right, bottom = (min(ceil((c + radius * 1.1) * pixels), pixels) for c in (x, y))
     canvas = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE), 0)
     brush = ImageDraw.Draw(canvas)
     unit = radius * pixels * FINE
-    to = lambda point: ((x * pixels - left) * FINE + point[0] * unit, (y * pixels - top) * FINE + point[1] * unit)  # noqa: E731
+
+    def to(point: tuple[float, float]) -> tuple[float, float]:
+        return (
+            (x * pixels - left) * FINE + point[0] * unit,
+            (y * pixels - top) * FINE + point[1] * unit,
+        )
+
     for part in parts:
         if part.filled:
             _fill(brush, [to(point) for point in part.points])
@@ -34,18 +42,23 @@ def cover(parts: Sequence[Part], x: float, y: float, radius: float, pixels: int)
     return share
 
 
-def _stroke(brush: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], half: float) -> None:
+def _stroke(
+    brush: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], half: float
+) -> None:
     """A straight line with round ends."""
     (a, b), (c, d) = start, end
     length = hypot(c - a, d - b) or 1.0
     u, v = -(d - b) / length * half, (c - a) / length * half
     _fill(brush, [(a + u, b + v), (c + u, d + v), (c - u, d - v), (a - u, b - v)])
     for e, f in (start, end):
-        brush.ellipse([round(side - 0.5) for side in (e - half, f - half, e + half, f + half)], fill=255)
+        brush.ellipse(
+            [round(side - 0.5) for side in (e - half, f - half, e + half, f + half)], fill=255
+        )
 
 
 def _fill(brush: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]]) -> None:
-    """A polygon. Pillow cuts decimals off and puts whole numbers at the middle of pixels: rounding here keeps its place."""
+    """A polygon. Pillow cuts decimals off and puts whole numbers at the middle of pixels: rounding
+    here keeps its place."""
     brush.polygon([(round(x - 0.5), round(y - 0.5)) for x, y in points], fill=255)
 
 
@@ -55,7 +68,8 @@ def paint(
     ground: Colour,
     strokes: Sequence[tuple[float, float, float, float]] = (),
 ) -> UInt8[np.ndarray, "row column rgb=3"]:
-    """The picture: a ground lit from the upper left, pale strokes, soft shadows, then the things."""
+    """The picture: a ground lit from the upper left, pale strokes, soft shadows, then the
+    things."""
     pixels = cover.shape[1]
     down, across = np.mgrid[0:pixels, 0:pixels] / pixels
     light = 1.015 - 0.05 * (down + across) / 2
@@ -63,7 +77,9 @@ def paint(
     for line in strokes:
         picture *= 1 - 0.1 * _line(line, pixels)[..., None]
     picture *= 1 - 0.2 * _shadow(cover.max(axis=0), pixels)[..., None]
-    shade = 1.06 - 0.12 * down  # of the whole picture, so that a colour looks the same on every shape
+    shade = (
+        1.06 - 0.12 * down
+    )  # of the whole picture, so that a colour looks the same on every shape
     for share, colour in zip(cover, colours):
         tone = np.array(colour, dtype=np.float32) * shade[..., None]
         picture += (tone - picture) * share[..., None]
@@ -81,4 +97,6 @@ def _shadow(cover: Float[np.ndarray, "row column"], pixels: int) -> Float[np.nda
     """Where light is missing: the things, a little lower, blurred."""
     drop = max(round(pixels * 0.018), 1)
     canvas = Image.fromarray((np.roll(cover, drop, axis=0) * 255).astype(np.uint8))
-    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(pixels * 0.02)), dtype=np.float32) / 255
+    return (
+        np.asarray(canvas.filter(ImageFilter.GaussianBlur(pixels * 0.02)), dtype=np.float32) / 255
+    )

@@ -1,4 +1,5 @@
-"""A scene: which things are in a picture, where, how large and in what colour; drawn from a seed and an index."""
+"""A scene: which things are in a picture, where, how large and in what colour; drawn from a seed
+and an index."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ COLOURS = {
     "black": (52, 56, 66),
 }
 RADIUS = {"small": (0.1, 0.115), "large": (0.165, 0.185)}  # of the picture's side
-GAP, EDGE = 0.025, 0.03  # least distance between two things, and from the edge, as shares of the side
+GAP, EDGE = (
+    0.025,
+    0.03,
+)  # least distance between two things, and from the edge, as shares of the side
 MOST = 6
 
 
 class Thing(NamedTuple):
-    """One thing: its shape ("square", or "letter A"), colour, size, centre and radius as shares of the picture's side."""
+    """One thing: its shape ("square", or "letter A"), colour, size, centre and radius as shares of
+    the picture's side."""
 
     shape: str
     colour: str
@@ -49,7 +54,8 @@ class Thing(NamedTuple):
 class Scene:
     """What is in one picture of `pixels` by `pixels`, and the picture itself.
 
-    strokes: pale lines that nothing is ever asked about, each (x, y, x, y). ground: the tint behind everything.
+    strokes: pale lines that nothing is ever asked about, each (x, y, x, y). ground: the tint behind
+    everything.
     """
 
     things: tuple[Thing, ...]
@@ -64,7 +70,8 @@ class Scene:
 
     @cached_property
     def boxes(self) -> Int[np.ndarray, "thing side=4"]:
-        """Left, top, right, bottom of each mask in pixels; right and bottom are the first outside."""
+        """Left, top, right, bottom of each mask in pixels; right and bottom are the first
+        outside."""
         found = []
         for mask in self.masks:
             rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
@@ -79,7 +86,12 @@ class Scene:
     @cached_property
     def _cover(self) -> np.ndarray:
         """The share of each pixel that each thing covers."""
-        return np.stack([painting.cover(OUTLINES[t.shape], t.x, t.y, t.radius, self.pixels) for t in self.things])
+        return np.stack(
+            [
+                painting.cover(OUTLINES[t.shape], t.x, t.y, t.radius, self.pixels)
+                for t in self.things
+            ]
+        )
 
 
 def scene(
@@ -95,42 +107,51 @@ def scene(
 ) -> Scene:
     """The scene of that index: the same for the same arguments, on every machine.
 
-    things: fewest and most. letters: the chance of each thing to be a letter. strokes: pale lines behind the things that
-    are there to distract. Raises InputError for fewer than 1 or more than 6 things, fewer than 32 pixels, or words
-    that are no shape or colour.
+    things: fewest and most. letters: the chance of each thing to be a letter. strokes: pale lines
+    behind the things that are there to distract. Raises InputError for fewer than 1 or more than 6
+    things, fewer than 32 pixels, or words that are no shape or colour.
     """
     low, high = things
     if not 1 <= low <= high <= MOST or pixels < 32:
-        raise InputError(f"things={things}, pixels={pixels}: ask for 1 to {MOST} things in 32 pixels or more.")
+        raise InputError(
+            f"things={things}, pixels={pixels}: ask for 1 to {MOST} things in 32 pixels or more."
+        )
     for what, chosen, known in (("shapes", shapes, SHAPES), ("colours", colours, COLOURS)):
         if not chosen or not set(chosen) <= known.keys():
             raise InputError(f"{what}={chosen}: choose one or more of {', '.join(known)}.")
-    dice = random.Random(f"scene {seed} {index}")
-    count = dice.randint(low, high)
-    looks = [_look(dice, letters, shapes, colours) for _ in range(count)]
-    places = _places(dice, [dice.choice(list(RADIUS)) for _ in range(count)])
-    lines = tuple(_line(dice) for _ in range(strokes))
+    generator = random.Random(f"scene {seed} {index}")
+    count = generator.randint(low, high)
+    looks = [_look(generator, letters, shapes, colours) for _ in range(count)]
+    places = _places(generator, [generator.choice(list(RADIUS)) for _ in range(count)])
+    lines = tuple(_line(generator) for _ in range(strokes))
     made = tuple(Thing(*look, *place) for look, place in zip(looks, places))
-    return Scene(made, pixels, lines, dice.choice(painting.GROUNDS))
+    return Scene(made, pixels, lines, generator.choice(painting.GROUNDS))
 
 
-def _look(dice: random.Random, letters: float, shapes: Sequence[str], colours: Sequence[str]) -> tuple[str, str]:
-    letter = dice.random() < letters
-    shape = f"letter {dice.choice(list(LETTERS))}" if letter else dice.choice(list(shapes))
-    return shape, dice.choice(list(colours))
+def _look(
+    generator: random.Random, letters: float, shapes: Sequence[str], colours: Sequence[str]
+) -> tuple[str, str]:
+    letter = generator.random() < letters
+    shape = (
+        f"letter {generator.choice(list(LETTERS))}" if letter else generator.choice(list(shapes))
+    )
+    return shape, generator.choice(list(colours))
 
 
-def _places(dice: random.Random, sizes: list[str]) -> list[tuple[str, float, float, float]]:
-    """Size, centre and radius of each thing, none touching another; sizes are shuffled or made small if they do not fit."""
+def _places(generator: random.Random, sizes: list[str]) -> list[tuple[str, float, float, float]]:
+    """Size, centre and radius of each thing, none touching another; sizes are shuffled or made
+    small if they do not fit."""
     for attempt in range(200):
         if attempt % 20 == 19 and "large" in sizes:
             sizes[sizes.index("large")] = "small"
         found: list[tuple[str, float, float, float]] = []
         for size in sizes:
             for _ in range(30):
-                radius = dice.uniform(*RADIUS[size])
-                x, y = (dice.uniform(radius + EDGE, 1 - radius - EDGE) for _ in range(2))
-                if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + GAP) ** 2 for _, a, b, r in found):
+                radius = generator.uniform(*RADIUS[size])
+                x, y = (generator.uniform(radius + EDGE, 1 - radius - EDGE) for _ in range(2))
+                if all(
+                    (x - a) ** 2 + (y - b) ** 2 > (radius + r + GAP) ** 2 for _, a, b, r in found
+                ):
                     found.append((size, x, y, radius))
                     break
         if len(found) == len(sizes):
@@ -138,6 +159,6 @@ def _places(dice: random.Random, sizes: list[str]) -> list[tuple[str, float, flo
     raise InputError(f"{len(sizes)} things do not fit; ask for fewer.")
 
 
-def _line(dice: random.Random) -> tuple[float, float, float, float]:
-    x, y = dice.random(), dice.random()
-    return x, y, x + dice.uniform(-0.5, 0.5), y + dice.uniform(-0.5, 0.5)
+def _line(generator: random.Random) -> tuple[float, float, float, float]:
+    x, y = generator.random(), generator.random()
+    return x, y, x + generator.uniform(-0.5, 0.5), y + generator.uniform(-0.5, 0.5)

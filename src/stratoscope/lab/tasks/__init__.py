@@ -1,8 +1,11 @@
 """Prompt pairs with answers and foils, drawn for the tokenizer at hand: one file for each task.
 
-    made = tasks.ioi.task(lm.tokenizer, 32, seed=0)        # or tasks.task("ioi")(lm.tokenizer, 32, 0)
-    tasks.accuracy(lm, made)                               # can the model do it at all? ask before explaining
-    activation_patching.measure(lm, made.clean, corrupt=made.corrupt, answer=made.answer_ids, foil=made.foil_ids)
+    made = tasks.ioi.task(lm.tokenizer, 32, seed=0)        # or tasks.task("ioi")(lm.tokenizer, 32,
+                                                           0)
+    tasks.accuracy(lm, made)                               # can the model do it at all? ask before
+                                                           explaining
+    activation_patching.measure(lm, made.clean, corrupt=made.corrupt, answer=made.answer_ids,
+    foil=made.foil_ids)
 
 A file here that defines `task(tokenizer, n, seed)` is a task; there is no list to edit.
 """
@@ -31,7 +34,8 @@ def names() -> list[str]:
 
 
 def task(name: str) -> Callable[..., Task]:
-    """The function `task(tokenizer, n, seed)` of a task. Raises InputError, with the nearest names, if there is none."""
+    """The function `task(tokenizer, n, seed)` of a task. Raises InputError, with the nearest names,
+    if there is none."""
     if name not in names():
         near = get_close_matches(name, names(), 3) or names()
         raise InputError(f"there is no task {name!r}; nearest: {', '.join(near)}.")

@@ -17,10 +17,11 @@ from stratoscope.results import dataset
 def accuracy(lm: LM, task: Task, *, batch: int = 16) -> xr.Dataset:
     """Share of examples where logit(answer) > logit(foil), against chance, and what lies behind it.
 
-    Variables, shares without axes: accuracy, with its 95 % Wilson interval accuracy_low to accuracy_high; chance;
-    top_accuracy, where the answer is the top token of the whole vocabulary; shift_accuracy, where the difference
-    logit(answer) - logit(foil) is higher after the clean prompt than after the corrupt one: chance is 0.5 there, also
-    for a model that always prefers one kind of answer. By example: correct, top, clean_difference, corrupt_difference.
+    Variables, shares without axes: accuracy, with its 95 % Wilson interval accuracy_low to
+    accuracy_high; chance; top_accuracy, where the answer is the top token of the whole vocabulary;
+    shift_accuracy, where the difference logit(answer) - logit(foil) is higher after the clean
+    prompt than after the corrupt one: chance is 0.5 there, also for a model that always prefers one
+    kind of answer. By example: correct, top, clean_difference, corrupt_difference.
 
     batch: prompts in one forward pass. Raises InputError when it is below 1.
     """
@@ -47,14 +48,22 @@ def accuracy(lm: LM, task: Task, *, batch: int = 16) -> xr.Dataset:
         "top_accuracy": top.double().mean(),
         "shift_accuracy": (clean > corrupt).double().mean(),
     }
-    by_example = {"correct": correct, "top": top, "clean_difference": clean, "corrupt_difference": corrupt}
+    by_example = {
+        "correct": correct,
+        "top": top,
+        "clean_difference": clean,
+        "corrupt_difference": corrupt,
+    }
     return dataset(
         {name: ((), value) for name, value in shares.items()}
         | {name: (("example",), value) for name, value in by_example.items()},
         method="lab.tasks.accuracy",
         provenance=lm.provenance,
         settings={"task": task.name, "n": len(task)},
-        coords={"answer": (("example",), list(task.answers)), "foil": (("example",), list(task.foils))},
+        coords={
+            "answer": (("example",), list(task.answers)),
+            "foil": (("example",), list(task.foils)),
+        },
         story=task.story,
         source=task.source,
     )

@@ -1,8 +1,9 @@
 """What a task is, and how its prompt pairs are fitted to a tokenizer.
 
-Three things must hold for every pair, under the tokenizer that will read it: both prompts have the same number of
-tokens; after each of them answer and foil are one token each, and not the same; and that token leaves the prompt's own
-tokens as they are. Words that cannot meet this are left out before, pairs that do not are drawn again.
+Three things must hold for every pair, under the tokenizer that will read it: both prompts have the
+same number of tokens; after each of them answer and foil are one token each, and not the same; and
+that token leaves the prompt's own tokens as they are. Words that cannot meet this are left out
+before, pairs that do not are drawn again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ DRAWS = 40  # how often to draw for each pair asked for, before repeating those 
 
 
 class Pair(NamedTuple):
-    """One example as text; answer and foil are what follows the prompt, with the space before them if there is one."""
+    """One example as text; answer and foil are what follows the prompt, with the space before them
+    if there is one."""
 
     clean: str
     corrupt: str
@@ -34,9 +36,10 @@ class Pair(NamedTuple):
 class Task:
     """n prompt pairs, and the two tokens compared after each.
 
-    clean, corrupt: prompts (or, where text would not keep its tokens, ids); pair by pair of equal token length.
-    answers, foils: one token each, as read; answer_ids, foil_ids: the same as ids. chance: accuracy of a guesser who
-    does not read the prompt. story: what is asked, how the corrupt prompt differs, and what accuracy does not show.
+    clean, corrupt: prompts (or, where text would not keep its tokens, ids); pair by pair of equal
+    token length. answers, foils: one token each, as read; answer_ids, foil_ids: the same as ids.
+    chance: accuracy of a guesser who does not read the prompt. story: what is asked, how the
+    corrupt prompt differs, and what accuracy does not show.
     """
 
     name: str
@@ -69,10 +72,10 @@ def fitted(
 
     Raises InputError when n is below 1, or when no pair fits.
     """
-    dice, reason = generator(name, n, seed), ""
+    generator, reason = new_generator(name, n, seed), ""
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for _ in range(DRAWS * n + 200):
-        pair = draw(dice)
+        pair = draw(generator)
         ids, wrong = _ids(tokenizer, pair)
         if ids is None:
             reason = wrong
@@ -81,56 +84,77 @@ def fitted(
         if len(found) == n:
             break
     if not found:
-        raise InputError(f"{name}: no prompt pair fits this tokenizer. {reason} Use another task for this model.")
+        raise InputError(
+            f"{name}: no prompt pair fits this tokenizer. {reason} Use another task for this model."
+        )
     rows = [(*prompts, *ids) for prompts, ids in found.items()]
-    return made(name, tokenizer, rows + dice.choices(rows, k=n - len(rows)), story, source, chance)
+    return made(
+        name, tokenizer, rows + generator.choices(rows, k=n - len(rows)), story, source, chance
+    )
 
 
 def made(
-    name: str, tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple], story: str, source: str, chance: float = 0.5
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple],
+    story: str,
+    source: str,
+    chance: float = 0.5,
 ) -> Task:
     """A Task from rows of (clean, corrupt, answer id, foil id)."""
     clean, corrupt, answers, foils = (tuple(column) for column in zip(*rows))
     texts = (tuple(token_text(tokenizer, i) for i in ids) for ids in (answers, foils))
-    return Task(name, clean, corrupt, *texts, answers, foils, chance, " ".join(story.split()), source)
+    return Task(
+        name, clean, corrupt, *texts, answers, foils, chance, " ".join(story.split()), source
+    )
 
 
-def generator(name: str, n: int, seed: int) -> random.Random:
-    """The dice of one task: the same for the same seed. Raises InputError when n is below 1."""
+def new_generator(name: str, n: int, seed: int) -> random.Random:
+    """The generator of one task: the same for the same seed. Raises InputError when n is below
+    1."""
     if n < 1:
         raise InputError(f"{name}: {n} prompt pairs were asked for; ask for at least one.")
     return random.Random(f"{name} {seed}")
 
 
-def one_token(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], what: str, *, need: int = 2) -> list[str]:
-    """Those words that are one known token after a space. Raises InputError when fewer than `need` are left."""
+def one_token(
+    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], what: str, *, need: int = 2
+) -> list[str]:
+    """Those words that are one known token after a space. Raises InputError when fewer than `need`
+    are left."""
     kept = [word for word in words if next_token(tokenizer, "the", f" {word}") is not None]
     return enough(kept, words, what, need)
 
 
 def enough(kept: list[T], given: Sequence, what: str, need: int) -> list[T]:
-    """`kept` as it is. Raises InputError, naming the list as `what`, when it has fewer than `need`."""
+    """`kept` as it is. Raises InputError, naming the list as `what`, when it has fewer than
+    `need`."""
     if len(kept) < need:
         raise InputError(
-            f"{what}: {len(kept)} of {len(given)} are single tokens under this tokenizer, and {need} are needed. "
+            f"{what}: {len(kept)} of {len(given)} are single tokens under this tokenizer, and "
+            f"{need} are needed. "
             f"Use a tokenizer with more whole words, or another task."
         )
     return kept
 
 
 def next_token(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> int | None:
-    """The token that continues the prompt so, if it is one known token and the prompt's own tokens stay; else None."""
+    """The token that continues the prompt so, if it is one known token and the prompt's own tokens
+    stay; else None."""
     before, after = tokens(tokenizer, prompt), tokens(tokenizer, prompt + continuation)
     known = after[-1:] != [tokenizer.unk_token_id] and after[:-1] == before
     return after[-1] if known and len(after) == len(before) + 1 else None
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
-    """The ids of a text, without the special tokens around it. Raises InputError when the tokenizer cannot read it."""
+    """The ids of a text, without the special tokens around it. Raises InputError when the tokenizer
+    cannot read it."""
     try:
         return list(tokenizer(text, add_special_tokens=special)["input_ids"])
     except Exception as error:  # tokenizers has no error class of its own
-        raise InputError(f"this tokenizer cannot read {text!r}: {error}. Use another task for this model.") from error
+        raise InputError(
+            f"this tokenizer cannot read {text!r}: {error}. Use another task for this model."
+        ) from error
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[tuple[int, int] | None, str]:

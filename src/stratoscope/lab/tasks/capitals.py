@@ -55,16 +55,29 @@ TEMPLATES = ("The capital of {country} is", "The capital city of {country} is ca
 
 
 def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
-    """n pairs of countries of equal token length. Raises InputError when fewer than four capitals are one token."""
-    known = [country for country, city in CAPITALS.items() if next_token(tokenizer, "is", f" {city}") is not None]
+    """n pairs of countries of equal token length. Raises InputError when fewer than four capitals
+    are one token."""
+    known = [
+        country
+        for country, city in CAPITALS.items()
+        if next_token(tokenizer, "is", f" {city}") is not None
+    ]
     enough(known, list(CAPITALS), "capitals", need=4)
 
-    def draw(dice: random.Random) -> Pair:
-        one, other = dice.sample(known, 2)
-        template = dice.choice(TEMPLATES)
+    def draw(generator: random.Random) -> Pair:
+        one, other = generator.sample(known, 2)
+        template = generator.choice(TEMPLATES)
         clean, corrupt = (template.format(country=country) for country in (one, other))
         return Pair(clean, corrupt, f" {CAPITALS[one]}", f" {CAPITALS[other]}")
 
-    story = """The answer is the country's capital. The corrupt prompt names another country, of as many tokens, whose
-    capital is the foil. Capitals of several tokens are left out."""
-    return fitted("capitals", tokenizer, n, seed, draw, story=story, source="Meng et al. 2022, arXiv:2202.05262")
+    story = """The answer is the country's capital. The corrupt prompt names another country, of as
+        many tokens, whose capital is the foil. Capitals of several tokens are left out."""
+    return fitted(
+        "capitals",
+        tokenizer,
+        n,
+        seed,
+        draw,
+        story=story,
+        source="Meng et al. 2022, arXiv:2202.05262",
+    )

@@ -8,17 +8,24 @@ from transformers import PreTrainedTokenizerBase
 
 from stratoscope.lab.tasks._task import Pair, Task, fitted, one_token
 
-NAMES = "load size files port name line user date model path text value key index file table token state mode".split()
-WORDS = "sky river crime column piece population unit dark summer garden oil winter music bread stone paper".split()
+NAMES = (
+    "load size files port name line user date model path text value key index file table "
+    "token "
+    "state mode"
+).split()
+WORDS = (
+    "sky river crime column piece population unit dark summer garden oil winter music bread "
+    "stone paper"
+).split()
 
 
 def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     """n pairs. Raises InputError when the tokenizer splits the names of parameters."""
     names = one_token(tokenizer, NAMES, "names of parameters", need=6)
 
-    def draw(dice: random.Random) -> Pair:
-        function, *arguments = dice.sample(names, 5)
-        words = dice.sample(WORDS, 6)
+    def draw(generator: random.Random) -> Pair:
+        function, *arguments = generator.sample(names, 5)
+        words = generator.sample(WORDS, 6)
         swapped = [*arguments[:2], arguments[3], arguments[2]]
         clean, corrupt = (
             f"def {function}(self, {', '.join(order)}):\n"
@@ -30,7 +37,8 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
         )
         return Pair(clean, corrupt, f" {arguments[2]}", f" {arguments[3]}")
 
-    story = """A function of four parameters whose docstring has described the first two: the answer is the third, the foil
-    the fourth. In the corrupt prompt these two change places in the signature."""
+    story = """A function of four parameters whose docstring has described the first two: the answer
+        is the third, the foil the fourth. In the corrupt prompt these two change places in the
+        signature."""
     source = "Heimersheim and Janiak 2023, A circuit for Python docstrings"
     return fitted("docstring", tokenizer, n, seed, draw, story=story, source=source)

@@ -1,10 +1,11 @@
-"""Induction: random tokens, then the same again; the next one is the one that followed the first time."""
+"""Induction: random tokens, then the same again; the next one is the one that followed the first
+time."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from stratoscope.lab.tasks._task import Task, enough, generator, made, tokens
+from stratoscope.lab.tasks._task import Task, enough, made, new_generator, tokens
 
 LENGTH = 12  # random tokens before they repeat
 
@@ -14,7 +15,7 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
 
     Raises InputError when the tokenizer has fewer ordinary tokens than the prompts need.
     """
-    dice = generator("induction", n, seed)
+    generator = new_generator("induction", n, seed)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ordinary = sorted({*tokenizer.get_vocab().values()} - special)
     enough(ordinary, range(len(tokenizer)), "ordinary tokens", need=LENGTH + 1)
@@ -22,10 +23,13 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     start = start if start == [tokenizer.bos_token_id] else []  # as this model's texts begin
     rows = []
     for _ in range(n):
-        *first, foil = dice.sample(ordinary, LENGTH + 1)
-        at = dice.randint(1, LENGTH - 1)
+        *first, foil = generator.sample(ordinary, LENGTH + 1)
+        at = generator.randint(1, LENGTH - 1)
         other = [foil if place == at else token for place, token in enumerate(first)]
-        rows.append((*(tuple(start + text + first[:at]) for text in (first, other)), first[at], foil))
-    story = f"""{LENGTH} different random tokens, then the first few of them again: the answer is the token that followed
-    before. In the corrupt prompt another token, the foil, stands in its place there."""
+        rows.append(
+            (*(tuple(start + text + first[:at]) for text in (first, other)), first[at], foil)
+        )
+    story = f"""{LENGTH} different random tokens, then the first few of them again: the answer is
+        the token that followed before. In the corrupt prompt another token, the foil, stands in its
+        place there."""
     return made("induction", tokenizer, rows, story, "Olsson et al. 2022, arXiv:2209.11895")

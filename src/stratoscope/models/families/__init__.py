@@ -1,7 +1,8 @@
-"""The families, one file each; `find` returns the family of a config, or None when no file names its model type.
+"""The families, one file each; `find` returns the family of a config, or None when no file names
+its model type.
 
-A file offers `FAMILIES`: model_type -> Family, or -> a function of the config where the layout depends on it. The
-folder is the list: adding an architecture is adding a file.
+A file offers `FAMILIES`: model_type -> Family, or -> a function of the config where the layout
+depends on it. The folder is the list: adding an architecture is adding a file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The table of architectures: what was proved on a tiny instance, what it lacks, and what is refused, and why.
+"""The table of architectures: what was proved on a tiny instance, what it lacks, and what is
+refused, and why.
 
-`table.json` is written by `python tests/models/families_table.py`, which builds the instances; here it is only read.
+`table.json` is written by `python tests/models/families_table.py`, which builds the instances; here
+it is only read.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from typing import Any, Literal
 
 FILE = Path(__file__).parent / "table.json"
 _ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern")
-# said of nearly every model: it has no second mixer beside attention, no experts, or nothing but experts
+# said of nearly every model: it has no second mixer beside attention, no experts, or nothing but
+# experts
 _PLAIN = ("mix.out", "mlp.router")
 Status = Literal["proved", "probed", "refused", "not tried"]
 MEANING = {
     "proved": "named by a file of `models/families/` and proved on a tiny instance",
-    "probed": "found in the structure of its layers, proved on a tiny instance and again on your model",
+    "probed": "found in the structure of its layers, proved on a tiny instance and again on your "
+    "model",
     "refused": "its sites would lie; the reason is the one you will be told",
     "not tried": "no tiny instance is built here; your model is probed, and proved or refused",
 }
@@ -26,7 +30,8 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One model type. lacks: for each reason, the points that are missing and the layers of the tiny instance."""
+    """One model type. lacks: for each reason, the points that are missing and the layers of the
+    tiny instance."""
 
     type: str
     kind: Literal["causal", "encoder", "vision"]
@@ -54,7 +59,11 @@ def _lacks(lm: Any) -> tuple[tuple[str, str, str], ...]:
     rows = []
     for reason, points in found.items():
         layers = next(iter(points.values()))
-        where = "every layer" if len(layers) == lm.dims.layers else f"layers like {layers[0]} of {lm.dims.layers}"
+        where = (
+            "every layer"
+            if len(layers) == lm.dims.layers
+            else f"layers like {layers[0]} of {lm.dims.layers}"
+        )
         rows.append((_shortened(list(points)), where, reason))
     return tuple(rows)
 
@@ -87,25 +96,35 @@ def page(found: Sequence[Entry]) -> str:
     text = [
         "# Architectures",
         "",
-        f"Transformers names {len(causal)} types of causal language models; {tried} are built here as tiny random models, and",
-        f"{held} of them hold: logits, hidden states and attention are Hugging Face's, what the parts write adds up to the",
-        "stream, a wrong table is found out. Written by `python tests/models/families_table.py`; the same table is printed by",
+        f"Transformers names {len(causal)} types of causal language models; {tried} are built here "
+        "as tiny random models, and",
+        f"{held} of them hold: logits, hidden states and attention are Hugging Face's, what the "
+        "parts write adds up to the",
+        "stream, a wrong table is found out. Written by `python tests/models/families_table.py`; "
+        "the same table is printed by",
         "`stratoscope families` and, for one type, `stratoscope families qwen3_moe`.",
         "",
         *(f"- **{status}**: {meaning}." for status, meaning in MEANING.items()),
         "",
-        "A model is proved when it is wrapped, whatever stands here. An architecture that is refused can be taught:",
+        "A model is proved when it is wrapped, whatever stands here. An architecture that is "
+        "refused can be taught:",
         "",
         "```python",
         "from stratoscope.models.families.llama import TOWER",
         "from stratoscope.models.family import Family, out_of",
         "",
-        'mine = Family("mine", {"": TOWER.but(points={"mlp.pre": out_of("mlp.w1")}, mlp_write=("mlp.w2",))})',
-        "lm = stratoscope.wrap(model, tokenizer, family=mine)  # proved on your model, or refused with the worst invariant",
+        'mine = Family("mine", '
+        '{"": TOWER.but(points={"mlp.pre": out_of("mlp.w1")}, mlp_write=("mlp.w2",))})',
+        "lm = stratoscope.wrap(model, tokenizer, family=mine)  # proved on your model, or refused "
+        "with the worst invariant",
         "```",
         "",
     ]
-    for kind, title in (("causal", "Causal language models"), ("encoder", "Encoders"), ("vision", "Vision and text")):
+    for kind, title in (
+        ("causal", "Causal language models"),
+        ("encoder", "Encoders"),
+        ("vision", "Vision and text"),
+    ):
         text += [f"## {title}", "", "| type | | lacks, or why not |", "|---|---|---|"]
         text += [f"| `{e.type}` | {e.status} | {_told(e)} |" for e in found if e.kind == kind]
         text += [""]
@@ -113,7 +132,11 @@ def page(found: Sequence[Entry]) -> str:
 
 
 def _told(entry: Entry) -> str:
-    told = [entry.why] if entry.why else [f"`{points}` ({where}): {reason}" for points, where, reason in entry.lacks]
+    told = (
+        [entry.why]
+        if entry.why
+        else [f"`{points}` ({where}): {reason}" for points, where, reason in entry.lacks]
+    )
     if entry.residual == "post-norm":
         told.insert(0, "its stream is normed or scaled after additions, so it is no sum of writes")
     return "; ".join(told).replace("|", "\\|").replace("<", "&lt;")

@@ -1,7 +1,8 @@
 """Encoders with BERT's layout, whatever their model type: norms stand after each addition.
 
-Those that compute attention in their own module (MPNet, RemBERT, RoFormer) lack what lives inside the attention
-function. `embed` is the table of words, in its own width where the model projects it (ELECTRA, RemBERT).
+Those that compute attention in their own module (MPNet, RemBERT, RoFormer) lack what lives inside
+the attention function. `embed` is the table of words, in its own width where the model projects it
+(ELECTRA, RemBERT).
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ _DISTIL_HEAD = ("vocab_transform", "activation", "vocab_layer_norm", "vocab_proj
 _TYPES = frozenset({"type_vocab_size"})
 
 
-def after_padding(name: str, tower: Tower, handles: frozenset[str] = _TYPES) -> Callable[[Any], Family]:
+def after_padding(
+    name: str, tower: Tower, handles: frozenset[str] = _TYPES
+) -> Callable[[Any], Family]:
     """RoBERTa and its kin: the first position has the number of the padding id plus one."""
 
     def family(config: Any) -> Family:
@@ -98,17 +101,20 @@ def _rembert(config: Any) -> Family:
 
 
 def _deberta(config: Any) -> Family:
-    """DeBERTa 1, 2 and 3: BERT's layout round an attention that reads content and position apart."""
+    """DeBERTa 1, 2 and 3: BERT's layout round an attention that reads content and position
+    apart."""
     if getattr(config, "conv_kernel_size", 0):
         raise FamilyError(
-            f"this {config.model_type} sets `conv_kernel_size` = {config.conv_kernel_size}: a convolution changes the "
-            f"stream between layers 0 and 1, so that resid_post of one is not resid_pre of the next; refused."
+            f"this {config.model_type} sets `conv_kernel_size` = {config.conv_kernel_size}: a "
+            "convolution changes the "
+            "stream between layers 0 and 1, so that resid_post of one is not resid_pre of the "
+            "next; refused."
         )
     why = "DeBERTa scores content and relative position apart, inside its own attention module"
     handles = _TYPES | {
-        "relative_attention", "max_relative_positions", "position_buckets", "pos_att_type", "share_att_key",
-        "position_biased_input", "norm_rel_ebd", "legacy", "pooler_dropout", "pooler_hidden_act", "pooler_hidden_size",
-        "conv_act", "conv_groups",
+        "relative_attention", "max_relative_positions", "position_buckets", "pos_att_type",
+        "share_att_key", "position_biased_input", "norm_rel_ebd", "legacy", "pooler_dropout",
+        "pooler_hidden_act", "pooler_hidden_size", "conv_act", "conv_groups",
     }  # fmt: skip
     tower = own_attention(BERT, why)
     return Family(config.model_type, {"": tower}, head=("cls.predictions",), handles=handles)
@@ -138,6 +144,9 @@ FAMILIES = {
     "deberta": _deberta,
     "deberta-v2": _deberta,
     "distilbert": Family(
-        "distilbert", {"": DISTILBERT}, head=_DISTIL_HEAD, handles=frozenset({"sinusoidal_pos_embds"})
+        "distilbert",
+        {"": DISTILBERT},
+        head=_DISTIL_HEAD,
+        handles=frozenset({"sinusoidal_pos_embds"}),
     ),
 }

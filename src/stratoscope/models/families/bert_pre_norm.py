@@ -17,8 +17,8 @@ def _esm(config: Any) -> Family:
     """ESM-1b and ESM-2, of residues; embeddings are scaled up by how many residues are masked."""
     handles = frozenset(
         {
-            "token_dropout", "emb_layer_norm_before", "position_embedding_type", "vocab_list", "is_folding_model",
-            "esmfold_config",
+            "token_dropout", "emb_layer_norm_before", "position_embedding_type", "vocab_list",
+            "is_folding_model", "esmfold_config",
         }
     )  # fmt: skip
     tower = _tower("encoder.emb_layer_norm_after")
@@ -27,7 +27,8 @@ def _esm(config: Any) -> Family:
 
 
 def like_bert(model: Any) -> list[Family]:
-    """Candidates for a model of BERT's layout under a name that no family knows; [] where it has not this layout.
+    """Candidates for a model of BERT's layout under a name that no family knows; [] where it has
+    not this layout.
 
     Which norms stand where, and whether its attention can be seen, is for the proof to say.
     """
@@ -60,7 +61,11 @@ FAMILIES = {
     "esm": _esm,
     "megatron-bert": Family(
         "megatron-bert",
-        {"": own_attention(_tower("encoder.ln"), "MegatronBERT computes attention inside its own module")},
+        {
+            "": own_attention(
+                _tower("encoder.ln"), "MegatronBERT computes attention inside its own module"
+            )
+        },
         head=("cls.predictions",),
         handles=frozenset({"type_vocab_size"}),
     ),

@@ -1,6 +1,8 @@
-"""Bloom: ALiBi attention in its own module, which also adds the residual; read before that addition.
+"""Bloom: ALiBi attention in its own module, which also adds the residual; read before that
+addition.
 
-It does not call Transformers' attention interface, so what lives inside the attention function is refused.
+It does not call Transformers' attention interface, so what lives inside the attention function is
+refused.
 """
 
 from __future__ import annotations
@@ -8,7 +10,10 @@ from __future__ import annotations
 from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, into, out_of
 from stratoscope.models.sites import SEAM_POINTS
 
-_REASON = "Bloom computes ALiBi attention inside its own module and never calls the attention interface; read attn.z"
+_REASON = (
+    "Bloom computes ALiBi attention inside its own module and never calls the attention "
+    "interface; read attn.z"
+)
 
 TOWER = Tower(
     layers="h",

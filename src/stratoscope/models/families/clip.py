@@ -16,7 +16,8 @@ from stratoscope.models.family import (
     under,
 )
 
-# CLIP's vision tower has no norm over all positions: post_layernorm is applied to the class token only.
+# CLIP's vision tower has no norm over all positions: post_layernorm is applied to the class token
+# only.
 CLIP_VISION = Tower(
     layers="encoder.layers",
     embed="embeddings",
@@ -28,7 +29,9 @@ CLIP_VISION = Tower(
     mlp_write=("mlp.fc2",),
     causal=False,
 )
-CLIP_TEXT = CLIP_VISION.but(embed="embeddings.token_embedding", final_norm="final_layer_norm", causal=True)
+CLIP_TEXT = CLIP_VISION.but(
+    embed="embeddings.token_embedding", final_norm="final_layer_norm", causal=True
+)
 SIGLIP_VISION = CLIP_VISION.but(final_norm="post_layernorm")
 SIGLIP_TEXT = CLIP_TEXT.but(causal=False)
 AIM_VISION = CLIP_VISION.but(
@@ -67,8 +70,10 @@ def _aimv2(config: Any) -> Family:
     kernel = config.text_config._attn_implementation
     if kernel not in (None, "eager"):
         raise FamilyError(
-            f"in Transformers, AIMv2's text tower is causal under eager attention and bidirectional under {kernel} "
-            f"unless a batch is padded: which model is meant is uncertain, so it is refused. Load it with "
+            "in Transformers, AIMv2's text tower is causal under eager attention and "
+            f"bidirectional under {kernel} "
+            "unless a batch is padded: which model is meant is uncertain, so it is refused. Load "
+            "it with "
             f"attn_implementation='eager', or its vision tower alone."
         )
     return _pair("aimv2", AIM_TEXT, AIM_VISION)

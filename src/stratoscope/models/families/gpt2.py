@@ -32,10 +32,14 @@ FIRST = TOWER.but(
 )
 
 FAMILIES = {
-    "openai-gpt": Family("openai-gpt", {"": FIRST}, handles=frozenset({"afn", "predict_special_tokens"})),
+    "openai-gpt": Family(
+        "openai-gpt", {"": FIRST}, handles=frozenset({"afn", "predict_special_tokens"})
+    ),
     "gpt2": Family(
         "gpt2",
         {"": TOWER},
-        handles=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "n_inner", "n_ctx"}),
+        handles=frozenset(
+            {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "n_inner", "n_ctx"}
+        ),
     ),
 }

@@ -1,4 +1,5 @@
-"""GPT-NeoX and Pythia: attention and MLP read the same residual (parallel blocks), unless the config says not."""
+"""GPT-NeoX and Pythia: attention and MLP read the same residual (parallel blocks), unless the
+config says not."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ SEQUENTIAL = Tower(
 )
 PARALLEL = SEQUENTIAL.but(
     residual="parallel",
-    lacks={"resid_mid": "attention and MLP run in parallel on the same residual, so there is no residual between them"},
+    lacks={
+        "resid_mid": "attention and MLP run in parallel on the same residual, so there is no "
+        "residual between them"
+    },
 )
 
 

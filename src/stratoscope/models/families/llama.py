@@ -1,4 +1,5 @@
-"""The default family: pre-norm decoder, gated MLP, separate projections (Llama, SmolLM, Mistral, Qwen 2 and 3)."""
+"""The default family: pre-norm decoder, gated MLP, separate projections (Llama, SmolLM, Mistral,
+Qwen 2 and 3)."""
 
 from __future__ import annotations
 
@@ -23,4 +24,7 @@ TOWER = Tower(
 # which layers see only a window: inside Transformers' masks, and so in the pattern
 HANDLED = frozenset({"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"})
 
-FAMILIES = {name: Family(name, {"": TOWER}, handles=HANDLED) for name in ("llama", "mistral", "qwen2", "qwen3")}
+FAMILIES = {
+    name: Family(name, {"": TOWER}, handles=HANDLED)
+    for name in ("llama", "mistral", "qwen2", "qwen3")
+}

@@ -1,4 +1,5 @@
-"""ModernBERT: pre-norm encoder with rotary positions, local and global layers, fused Wqkv and Wi (gate second)."""
+"""ModernBERT: pre-norm encoder with rotary positions, local and global layers, fused Wqkv and Wi
+(gate second)."""
 
 from __future__ import annotations
 

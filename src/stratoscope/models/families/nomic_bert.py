@@ -1,4 +1,5 @@
-"""Nomic BERT and Jina embeddings 3: post-norm encoders with a decoder's module names and rotary positions."""
+"""Nomic BERT and Jina embeddings 3: post-norm encoders with a decoder's module names and rotary
+positions."""
 
 from __future__ import annotations
 
@@ -35,5 +36,7 @@ FAMILIES = {
         head=("cls.predictions",),
         handles=frozenset({"type_vocab_size"}),
     ),
-    "jina_embeddings_v3": Family("jina_embeddings_v3", {"": JINA}, handles=frozenset({"type_vocab_size"})),
+    "jina_embeddings_v3": Family(
+        "jina_embeddings_v3", {"": JINA}, handles=frozenset({"type_vocab_size"})
+    ),
 }

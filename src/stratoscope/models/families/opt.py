@@ -27,8 +27,10 @@ TOWER = Tower(
 def _family(config: Any) -> Family:
     if config.word_embed_proj_dim != config.hidden_size:
         raise FamilyError(
-            f"config key `word_embed_proj_dim` = {config.word_embed_proj_dim} differs from hidden_size "
-            f"{config.hidden_size}: family `opt` does not handle the extra projections (OPT-350m has them)."
+            f"config key `word_embed_proj_dim` = {config.word_embed_proj_dim} differs from "
+            "hidden_size "
+            f"{config.hidden_size}: family `opt` does not handle the extra projections (OPT-350m "
+            "has them)."
         )
     return Family("opt", {"": TOWER}, handles=frozenset({"word_embed_proj_dim", "enable_bias"}))
 

@@ -9,6 +9,8 @@ FAMILIES = {
     "phi3": Family(
         "phi3",
         {"": TOWER.but(points={"mlp.pre": out_of("mlp.gate_up_proj", part=(0, 2))})},
-        handles=frozenset({"sliding_window", "original_max_position_embeddings", "partial_rotary_factor"}),
+        handles=frozenset(
+            {"sliding_window", "original_max_position_embeddings", "partial_rotary_factor"}
+        ),
     )
 }

@@ -1,7 +1,8 @@
-"""Vision encoders of ViT's layout: ViT, DeiT, I-JEPA, ViT-MSN, BEiT, Data2Vec and InternVL's tower; DINOv2 and DINOv3.
+"""Vision encoders of ViT's layout: ViT, DeiT, I-JEPA, ViT-MSN, BEiT, Data2Vec and InternVL's tower;
+DINOv2 and DINOv3.
 
-Layer scales stand between a projection and the stream, as a module or as a bare parameter: `attn.out` and `mlp.out` are
-what is added, after them.
+Layer scales stand between a projection and the stream, as a module or as a bare parameter:
+`attn.out` and `mlp.out` are what is added, after them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ DATA2VEC = SCALED.but(
     },
     attn_write=("attention.output.dense", "lambda_1"),
     mlp_write=("output.dense", "lambda_2"),
-    lacks=dict.fromkeys(SEAM_POINTS, "Data2Vec computes attention inside its own module; read attn.z"),
+    lacks=dict.fromkeys(
+        SEAM_POINTS, "Data2Vec computes attention inside its own module; read attn.z"
+    ),
 )
 DINOV2 = VIT.but(
     layers="encoder.layer",
@@ -66,28 +69,32 @@ DINOV2 = VIT.but(
 )
 GATED = {"mlp.pre": out_of("mlp.gate_proj"), "mlp.act": into("mlp.down_proj")}
 
-_BACKBONE = frozenset({"apply_layernorm", "out_features", "out_indices", "reshape_hidden_states", "stage_names"})
+_BACKBONE = frozenset(
+    {"apply_layernorm", "out_features", "out_indices", "reshape_hidden_states", "stage_names"}
+)
 _SCALED = _BACKBONE | {
-    "layer_scale_init_value", "drop_path_rate", "use_absolute_position_embeddings", "use_mask_token",
-    "use_mean_pooling", "add_fpn", "pool_scales", "use_auxiliary_head", "auxiliary_channels", "auxiliary_num_convs",
-    "auxiliary_concat_input", "auxiliary_loss_weight", "semantic_loss_ignore_index", "use_relative_position_bias",
+    "layer_scale_init_value", "drop_path_rate", "use_absolute_position_embeddings",
+    "use_mask_token", "use_mean_pooling", "add_fpn", "pool_scales", "use_auxiliary_head",
+    "auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input", "auxiliary_loss_weight",
+    "semantic_loss_ignore_index", "use_relative_position_bias",
     "use_shared_relative_position_bias",
 }  # fmt: skip
 _INTERNVL = frozenset(
     {
-        "layer_scale_init_value", "norm_type", "projection_dropout", "use_absolute_position_embeddings", "use_mask_token",
-        "use_mean_pooling", "use_qk_norm",
+        "layer_scale_init_value", "norm_type", "projection_dropout",
+        "use_absolute_position_embeddings", "use_mask_token", "use_mean_pooling", "use_qk_norm",
     }
 )  # fmt: skip
 _DINO = _BACKBONE | {
-    "drop_path_rate", "layerscale_value", "mlp_ratio", "num_register_tokens", "use_mask_token", "use_swiglu_ffn",
-    "use_gated_mlp", "pos_embed_jitter", "pos_embed_rescale", "pos_embed_shift", "query_bias", "key_bias", "value_bias",
-    "proj_bias",
+    "drop_path_rate", "layerscale_value", "mlp_ratio", "num_register_tokens", "use_mask_token",
+    "use_swiglu_ffn", "use_gated_mlp", "pos_embed_jitter", "pos_embed_rescale", "pos_embed_shift",
+    "query_bias", "key_bias", "value_bias", "proj_bias",
 }  # fmt: skip
 
 
 def _scaled(config: Any) -> Family:
-    """BEiT and Data2Vec: the pooled patches have a norm of their own, so the stack may end without one."""
+    """BEiT and Data2Vec: the pooled patches have a norm of their own, so the stack may end without
+    one."""
     tower = SCALED if config.model_type == "beit" else DATA2VEC
     if config.layer_scale_init_value <= 0:  # then the scale is the number 1
         tower = tower.but(
@@ -127,7 +134,9 @@ FAMILIES = {
     "ijepa": Family("ijepa", {"": VIT}, head=(), vision_only=True),
     "beit": _scaled,
     "data2vec-vision": _scaled,
-    "internvl_vision": Family("internvl_vision", {"": INTERNVL}, head=(), handles=_INTERNVL, vision_only=True),
+    "internvl_vision": Family(
+        "internvl_vision", {"": INTERNVL}, head=(), handles=_INTERNVL, vision_only=True
+    ),
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
     "dinov3_vit": _dinov3,

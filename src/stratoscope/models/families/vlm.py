@@ -1,6 +1,8 @@
-"""Vision-language models: any text stack of a known family, any known vision tower, and the projector between them.
+"""Vision-language models: any text stack of a known family, any known vision tower, and the
+projector between them.
 
-One rule for all: where the three stand is a row of `_PLACES`; the towers are those of the two configs' own families.
+One rule for all: where the three stand is a row of `_PLACES`; the towers are those of the two
+configs' own families.
 """
 
 from __future__ import annotations
@@ -51,24 +53,31 @@ _PLACES = {
     "blip-2": ("language_model.model", "vision_model", "language_projection"),
 }
 _HEADS = {"blip-2": ("language_model.lm_head",)}
-# Qwen3-VL adds features of the picture, from several depths of the vision tower, after its first text layers.
+# Qwen3-VL adds features of the picture, from several depths of the vision tower, after its first
+# text layers.
 _DEEPSTACK = "after the first layers DeepStack adds features of the picture to the stream"
 _HANDLED = frozenset(
     {
-        "image_token_index", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
-        "image_start_token_id", "image_end_token_id", "boi_token_index", "eoi_token_index", "video_token_index",
-        "video_start_token_id", "video_end_token_id", "mm_tokens_per_image", "num_image_tokens", "num_query_tokens",
-        "vision_feature_layer", "vision_feature_layers", "vision_feature_select_strategy", "projector_hidden_act",
-        "projector_hidden_size", "projector_bias", "projector_use_layernorm", "projector_layernorm_eps",
-        "projector_layer_norm", "projector_patch_to_query_dict", "multimodal_projector_bias", "image_seq_length",
-        "image_grid_pinpoints", "use_image_newline_parameter", "vision_aspect_ratio", "scale_factor",
-        "spatial_merge_size", "downsample_ratio", "downsample_factor", "alignment_intermediate_size",
-        "perceiver_config", "qformer_config", "use_decoder_only_language_model", "image_text_hidden_size",
+        "image_token_index", "image_token_id", "video_token_id", "vision_start_token_id",
+        "vision_end_token_id", "image_start_token_id", "image_end_token_id", "boi_token_index",
+        "eoi_token_index", "video_token_index", "video_start_token_id", "video_end_token_id",
+        "mm_tokens_per_image", "num_image_tokens", "num_query_tokens", "vision_feature_layer",
+        "vision_feature_layers", "vision_feature_select_strategy", "projector_hidden_act",
+        "projector_hidden_size", "projector_bias", "projector_use_layernorm",
+        "projector_layernorm_eps", "projector_layer_norm", "projector_patch_to_query_dict",
+        "multimodal_projector_bias", "image_seq_length", "image_grid_pinpoints",
+        "use_image_newline_parameter", "vision_aspect_ratio", "scale_factor", "spatial_merge_size",
+        "downsample_ratio", "downsample_factor", "alignment_intermediate_size", "perceiver_config",
+        "qformer_config", "use_decoder_only_language_model", "image_text_hidden_size",
     }
 )  # fmt: skip
 
-_CALLS = "the vision tower attends window by window or picture by picture, in one call for each; read attn.z"
-# Qwen's vision blocks call attention once for each window or picture, so one q, k, v or pattern does not exist.
+_CALLS = (
+    "the vision tower attends window by window or picture by picture, in one call for each; "
+    "read attn.z"
+)
+# Qwen's vision blocks call attention once for each window or picture, so one q, k, v or pattern
+# does not exist.
 QWEN_VISION = Tower(
     layers="blocks",
     points=RESIDUAL_POINTS
@@ -108,7 +117,9 @@ PIXTRAL = CLIP_VISION.but(
 BLIP_VISION = SIGLIP_VISION.but(
     points={"attn.z": into("self_attn.projection")},
     attn_write=("self_attn.projection",),
-    lacks=dict.fromkeys(SEAM_POINTS, "BLIP's vision tower computes attention inside its own module; read attn.z"),
+    lacks=dict.fromkeys(
+        SEAM_POINTS, "BLIP's vision tower computes attention inside its own module; read attn.z"
+    ),
 )
 GLM = GEMMA.but(
     points={
@@ -122,15 +133,17 @@ GLM = GEMMA.but(
 
 
 def _join(config: Any) -> Family | None:
-    """The family of the text config and that of the vision config, each at its place; None where no family names the
-    text stack: then it is probed.
+    """The family of the text config and that of the vision config, each at its place; None where no
+    family names the text stack: then it is probed.
     """
     text = find(config.text_config)
     if text is None:
         return None
     at = _PLACES[config.model_type][0]
     main, handles, per_token = text.towers[""], text.handles, {}
-    if config.model_type == "paligemma":  # its processor marks the prompt as a prefix, read in both directions
+    if (
+        config.model_type == "paligemma"
+    ):  # its processor marks the prompt as a prefix, read in both directions
         main, per_token = main.but(causal=False), {"token_type_ids": 0}
         handles |= {"use_bidirectional_attention"}
     alone = replace(
@@ -145,14 +158,16 @@ def _join(config: Any) -> Family | None:
 
 
 def with_vision(config: Any, text: Family) -> Family:
-    """The family of a text stack inside a larger model, with the vision tower and the projector beside it."""
+    """The family of a text stack inside a larger model, with the vision tower and the projector
+    beside it."""
     if config.model_type not in _PLACES:
         return text
     _, at, projector = _PLACES[config.model_type]
     vision = find(config.vision_config)
     if vision is None:
         raise FamilyError(
-            f"`{config.model_type}` with a vision tower `{config.vision_config.model_type}`, which no family names."
+            f"`{config.model_type}` with a vision tower `{config.vision_config.model_type}`, which "
+            "no family names."
         )
     towers = {**text.towers, "vision": under(at, vision.towers[""], "vision_config")}
     handles = _HANDLED | text.handles | vision.handles
@@ -160,7 +175,8 @@ def with_vision(config: Any, text: Family) -> Family:
 
 
 def _audio(config: Any) -> Family | None:
-    """Qwen2-Audio: the text stack, and the projector that sound comes through; its audio tower is not read."""
+    """Qwen2-Audio: the text stack, and the projector that sound comes through; its audio tower is
+    not read."""
     text = find(config.text_config)
     if text is None:
         return None
@@ -183,7 +199,9 @@ FAMILIES = dict.fromkeys(_PLACES, _join) | {
     "blip_2_vision_model": _tower("blip_2_vision_model", BLIP_VISION),
     "qwen2_vl_vision": _tower("qwen2_vl_vision", QWEN2_VISION, _SIZES),
     "qwen2_5_vl_vision": _tower("qwen2_5_vl_vision", QWEN_VISION, _SIZES),
-    "qwen3_vl_vision": _tower("qwen3_vl_vision", QWEN3_VISION, _SIZES | {"deepstack_visual_indexes"}),
+    "qwen3_vl_vision": _tower(
+        "qwen3_vl_vision", QWEN3_VISION, _SIZES | {"deepstack_visual_indexes"}
+    ),
     "glm4v_vision": _tower("glm4v_vision", QWEN_VISION, _SIZES),
     "qwen2_vl_text": Family("qwen2_vl_text", {"": LLAMA}, handles=SLIDING),
     "qwen2_5_vl_text": Family("qwen2_5_vl_text", {"": LLAMA}, handles=SLIDING),
