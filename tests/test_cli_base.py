@@ -17,8 +17,8 @@ from stratoscope.cli.measure import read_inputs
 from stratoscope.errors import InputError
 from stratoscope.results import load
 
-METHOD = '''"""Counts the words of each prompt, [not markup] and says so in words longer than a
-    line.
+METHOD = '''\
+"""Counts the words of each prompt, [not markup] and says so in words longer than a line.
 
 Paper: counting-words
 """
@@ -30,8 +30,12 @@ from stratoscope.results import label
 
 
 def measure(
-    lm, inputs: list[str], *, answer: str | None = None, scale: float = 1.0, ranks: list[int] |
-        None = None
+    lm,
+    inputs: list[str],
+    *,
+    answer: str | None = None,
+    scale: float = 1.0,
+    ranks: list[int] | None = None,
 ):
     if answer == "refuse":
         raise InputError("The answer was refused.\\nGive another one, " + "please " * 20)

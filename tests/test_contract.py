@@ -416,8 +416,8 @@ def test_an_edit_changes_outputs_inside_and_not_a_bit_afterwards(
 @pytest.mark.parametrize("entry", catalogue.methods(), ids=lambda e: e.address)
 def test_a_method_file_says_what_it_is(entry: catalogue.Entry) -> None:
     text = catalogue.docstring(entry.path.read_text("utf-8"))
-    first = text.partition("\n")[0]
-    assert first.endswith("."), "the first line is one sentence"
+    first = " ".join(text.partition("\n\n")[0].split())
+    assert first.endswith("."), "the first paragraph is one sentence"
     assert ". " not in first
     assert re.search(r"^Paper: \S", text, re.MULTILINE)
     assert entry.paper

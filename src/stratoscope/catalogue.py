@@ -93,8 +93,8 @@ def docstring(text: str) -> str:
 
 
 def summary(text: str) -> str:
-    """Return the first line of the module docstring of `text`."""
-    return docstring(text).partition("\n")[0].strip()
+    """Return the first paragraph of the module docstring of `text`, on one line."""
+    return " ".join(docstring(text).partition("\n\n")[0].split())
 
 
 def _scan(root: Path) -> Iterator[Entry]:

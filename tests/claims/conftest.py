@@ -75,8 +75,14 @@ Methods: layers.logit_lens
 from stratoscope.claims import Measured, claim
 
 
-@claim(says="It is so", where="abstract", tier="small", subject="smollm2", expect="a > b", null="b,
-shuffled")
+@claim(
+    says="It is so",
+    where="abstract",
+    tier="small",
+    subject="smollm2",
+    expect="a > b",
+    null="b, shuffled",
+)
 def it_is_so(seed: int) -> Measured:
     raise AssertionError("a listing must not run this")
 '''

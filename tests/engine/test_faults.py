@@ -337,8 +337,8 @@ state = random.getstate()
 capture(lm, prompts, *lm.sites())
 with intervene(lm, scaled("layers.1.attn.pattern", 0.5)):
     generate(lm, prompts, tokens=2)
-sweep(lm, prompts, [scaled("layers.1.mlp.act", 0.5, units=[3])], lambda logits, example: logits[:,
-0])
+cells = [scaled("layers.1.mlp.act", 0.5, units=[3])]
+sweep(lm, prompts, cells, lambda logits, example: logits[:, 0])
 sys.exit(random.getstate() != state)
 """
     where = str(Path(tiny.__file__).parent)

@@ -28,15 +28,15 @@ XML = """  <page>
     <title>Frogs &amp; toads</title>
     <text xml:space="preserve">{{taxobox | name = {{frog}} }}
 {| class=&quot;x&quot; | cell |}
-'''Frogs''' are [[amphibian|animals]] of the order [[Anura]].&lt;ref&gt;Smith&lt;/ref&gt; &lt;!--
-not this --&gt;They live near
+'''Frogs''' are [[amphibian|animals]] of the order [[Anura]].&lt;ref&gt;Smith&lt;/ref&gt; \
+&lt;!-- not this --&gt;They live near
 water&amp;mdash;see [http://frogs.example the site].
 
 == Life ==
 [[Image:frog.jpg|thumb|A [[frog]]]]
 * [[short]]
-Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when it is warm
-again in spring. Some
+Frogs jump, croak and eat flies; in winter they sleep in the mud of ponds, and wake when it \
+is warm again in spring. Some
 of them are loud.
 [[Category:Animals]]
 [[de:Frosch]]</text>

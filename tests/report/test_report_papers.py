@@ -25,12 +25,18 @@ from stratoscope.claims import Measured, claim
 from stratoscope.results import label
 
 
-@claim(says="Words <b>say</b> it", where="abstract", tier="small", subject="made up", expect="a >
-b", null="shuffled words")
+@claim(
+    says="Words <b>say</b> it",
+    where="abstract",
+    tier="small",
+    subject="made up",
+    expect="a > b",
+    null="shuffled words",
+)
 def words_say_it(seed: int) -> Measured:
     """Made up."""
-    drawn = label([1.0, 2.0], "component", name="agreement", method="t", coords={"component":
-        ["words", "shuffled"]})
+    words = {"component": ["words", "shuffled"]}
+    drawn = label([1.0, 2.0], "component", name="agreement", method="t", coords=words)
     return Measured(values={"a": 1.0}, null={"b": 2.0}, n=1, figure=drawn)
 '''
 

@@ -161,8 +161,7 @@ from typing import Any
 
 
 def _test(plan: Plan) -> str:
-    return f'''"""{plan.address}: the number is known beforehand, and a wrong implementation is
-    caught."""
+    return f'''"""{plan.address}: a number known beforehand; a wrong implementation is caught."""
 
 from __future__ import annotations
 

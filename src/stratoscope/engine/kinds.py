@@ -31,22 +31,17 @@ NEAREST_OF = (
 # the like. Other languages have no list here: there, shape and script alone make the kind.
 FUNCTION_WORDS = frozenset(
     """a about above across after again against all along also although always am among an and
-    another
-    any anyone anything are around as at away back be because been before behind being below beside
-    between beyond both but by can cannot could did do does doing done down during each either else
-    ever every everyone everything few for from further had has have having he her here hers herself
-    him himself his how however i if in inside into is it its itself just many may me might mine
-    more
-    most much must my myself near neither never no nobody none nor not nothing now of off often on
-    once one only onto or other others ought our ours ourselves out over own per perhaps quite
-    rather
-    s same shall she should since so some someone something still such t than that the their theirs
-    them themselves then there therefore these they this those though through thus till to together
-    too toward towards under unless until up upon us very was we well were what whatever when
-    whenever
-    where wherever whether which while who whoever whole whom whose why will with within without
-    would
-    yes yet you your yours yourself""".split()
+    another any anyone anything are around as at away back be because been before behind being below
+    beside between beyond both but by can cannot could did do does doing done down during each
+    either else ever every everyone everything few for from further had has have having he her here
+    hers herself him himself his how however i if in inside into is it its itself just many may me
+    might mine more most much must my myself near neither never no nobody none nor not nothing now
+    of off often on once one only onto or other others ought our ours ourselves out over own per
+    perhaps quite rather s same shall she should since so some someone something still such t than
+    that the their theirs them themselves then there therefore these they this those though through
+    thus till to together too toward towards under unless until up upon us very was we well were
+    what whatever when whenever where wherever whether which while who whoever whole whom whose why
+    will with within without would yes yet you your yours yourself""".split()
 )
 
 

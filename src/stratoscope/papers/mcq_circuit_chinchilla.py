@@ -37,10 +37,8 @@ LEARN, TEST = 128, 400
 PICKS = 0.5  # share of questions on which a correct-letter head looks most at the right option
 LEAST = 0.05  # a pair of prompts whose logit differences are closer has nothing to recover
 TRIED = """Tried before, on seed 7: only such heads as are output nodes, and only those after layer
-    0. Without them accuracy
-stayed at 0.99 and above, so that their compression, random or not, showed nothing.""".replace(
-    "\n", " "
-)
+0. Without them accuracy stayed at 0.99 and above, so that their compression, random or not, showed
+nothing.""".replace("\n", " ")
 
 Head = tuple[int, int]
 

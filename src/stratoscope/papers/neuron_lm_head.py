@@ -33,11 +33,10 @@ from stratoscope.models import LM
 from stratoscope.neurons import token_neurons
 from stratoscope.results import label
 
-WORDS = """dog cat horse bird fish tree flower river mountain sea winter summer rain snow fire
-    water bread milk wine sugar
-    doctor teacher soldier king queen child mother school church hospital music film book money
-    gold war peace computer car
-    train red green blue California Texas Paris London Africa""".split()
+WORDS = """dog cat horse bird fish tree flower river mountain sea winter summer rain snow fire water
+bread milk wine sugar doctor teacher soldier king queen child mother school church hospital music
+film book money gold war peace computer car train red green blue California Texas Paris London
+Africa""".split()
 CHOOSE = (
     "The best thing about it is the",
     "I would like to talk about",

@@ -31,9 +31,8 @@ from stratoscope.models import LM
 from stratoscope.results import label
 
 PLACES = "castle lighthouse garden library hospital station museum theatre bridge harbor".split()
-WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder rocket walnut
-    dragon anchor button hammer
-carpet pillow magnet""".split()
+WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder rocket walnut dragon
+anchor button hammer carpet pillow magnet""".split()
 LENGTH = 300  # tokens of haystack
 RETRIEVES = 0.1  # the paper's line between retrieval heads and others
 FOUND, TESTED, DRAWS = (

@@ -37,19 +37,15 @@ PAUSE = (
     "the list again:"
 )
 DELAY = """ After the meeting, she walked home along the river. It had rained in the morning, and
-    the streets were still wet.
-At the corner she met an old friend who told her about his new job in another city. They talked for
-a while about the people
-they both knew, about the weather and about the summer, and then he had to catch his train. At home
-she cooked some soup, fed
-the cat and watered the plants. In the evening she sat down at the table and turned on the light.
-There she read the list
-again:""".replace("\n", " ")
-NOUNS = """window patience notebook river engine candle theory garden soldier kitchen mirror
-    justice basket winter doctor
-island needle music castle shadow ticket farmer bottle memory bridge hammer market poetry jacket
-rabbit signal temple mountain
-pencil danger blanket harbor planet dinner monkey treaty""".split()
+the streets were still wet. At the corner she met an old friend who told her about his new job in
+another city. They talked for a while about the people they both knew, about the weather and about
+the summer, and then he had to catch his train. At home she cooked some soup, fed the cat and
+watered the plants. In the evening she sat down at the table and turned on the light. There she read
+the list again:""".replace("\n", " ")
+NOUNS = """window patience notebook river engine candle theory garden soldier kitchen mirror justice
+basket winter doctor island needle music castle shadow ticket farmer bottle memory bridge hammer
+market poetry jacket rabbit signal temple mountain pencil danger blanket harbor planet dinner monkey
+treaty""".split()
 LISTS, LENGTH = 40, 10
 LSTM_LISTS, AT_ONCE = (
     600,

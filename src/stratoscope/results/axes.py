@@ -91,8 +91,8 @@ def page() -> str:
 _OPENING = """# Axes: the words of every result
 
 A result is an xarray DataArray or Dataset whose axes are named by these words and no others
-(`stratoscope.results.AXES`).
-Padding is NaN in numbers and "" in text. This page is generated: `make pages`.
+(`stratoscope.results.AXES`). Padding is NaN in numbers and "" in text. This page is
+generated: `make pages`.
 """
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from stratoscope.lab.tasks._task import Pair, Task, enough, fitted, next_token
 
 NOUNS = """key:keys teacher:teachers doctor:doctors picture:pictures student:students book:books
-    author:authors
-driver:drivers friend:friends actor:actors""".split()
+author:authors driver:drivers friend:friends actor:actors""".split()
 ATTRACTORS = (
     "cabinet:cabinets table:tables house:houses school:schools building:buildings "
     "car:cars garden:gardens"

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from stratoscope.lab.tasks._task import Pair, Task, fitted, next_token, one_token
 
 NOUNS = """war trip journey project program campaign dispute strike study course reign siege
-    conflict partnership
-expedition voyage tour trial""".split()
+conflict partnership expedition voyage tour trial""".split()
 CENTURIES = range(11, 20)
 TEMPLATE = "The {noun} lasted from the year {century}{start:02d} to the year {century}"
 

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from stratoscope.lab.tasks._task import Pair, Task, fitted, one_token
 
 NAMES = """Mary John Tom James Dan Martin Amy Sarah Emma Anna David Peter Paul Mark Kate Alice Jack
-    Robert Michael Lisa
-Laura George Simon Adam Kevin Rachel Lucy Grace Henry Frank""".split()
+Robert Michael Lisa Laura George Simon Adam Kevin Rachel Lucy Grace Henry Frank""".split()
 PLACES = "store park school office garden station restaurant hospital beach library".split()
 THINGS = "drink book ring letter basket computer bone ball key gift".split()
 # one and other: the two names, in either order (ABBA and BABA); again: the one that acts

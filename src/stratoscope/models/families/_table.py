@@ -115,8 +115,8 @@ def page(found: Sequence[Entry]) -> str:
         "",
         'mine = Family("mine", '
         '{"": TOWER.but(points={"mlp.pre": out_of("mlp.w1")}, mlp_write=("mlp.w2",))})',
-        "lm = stratoscope.wrap(model, tokenizer, family=mine)  # proved on your model, or refused "
-        "with the worst invariant",
+        "# proved on your model, or refused with the worst invariant",
+        "lm = stratoscope.wrap(model, tokenizer, family=mine)",
         "```",
         "",
     ]
