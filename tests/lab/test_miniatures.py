@@ -1,12 +1,9 @@
-"""The loop that trains miniatures, their folders and cards, and twenty steps of each of the text
-ones."""
+"""Folders and cards of miniatures, and twenty steps of each of the text ones."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import stratoscope
 from stratoscope import lab
+from stratoscope.engine import train
 from stratoscope.errors import InputError, LoadError
 from stratoscope.lab import miniatures
-from stratoscope.lab.miniatures import _text, _train, grok, tiny_lstm, tiny_mlm, tiny_twohop
+from stratoscope.lab.miniatures import _text, grok, tiny_lstm, tiny_mlm, tiny_twohop
 
 SILENT: Callable[..., None] = lambda *_: None  # noqa: E731
 
@@ -69,97 +66,6 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "data", data, raising=False)
 
 
-# --- the loop -------------------------------------------------------------------------------------
-
-
-def small_recipe(steps: int = 12, *, fail_at: int | None = None) -> _train.Recipe:
-    """Dropout, tied weights, a buffer that changes, and a parameter that the loss never meets."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Embedding(7, 8), nn.Dropout(0.3), nn.BatchNorm1d(8), nn.Linear(8, 7))
-    model[3].weight = model[0].weight
-    model.register_parameter("idle", nn.Parameter(torch.zeros(2, 2)))
-
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> torch.Tensor:
-        if step == fail_at:
-            raise KeyboardInterrupt
-        rows = _train.epoch_rows(14, 4, step, seed=5) % 7
-        return nn.functional.cross_entropy(model(rows), torch.randint(7, (4,), generator=generator))
-
-    def save(model: nn.Module, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sum.json").write_text(json.dumps(float(model[0].weight.detach().sum())))
-
-    return _train.Recipe(
-        model, loss, save, lambda model: {"half": 0.5}, steps, 1e-2, checkpoints=(0, 5)
-    )
-
-
-def test_a_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
-    whole, broken, rest = small_recipe(), small_recipe(fail_at=8), small_recipe()
-    story = _train.train(whole, tmp_path / "a", seed=1, progress=SILENT)
-    with pytest.raises(KeyboardInterrupt) as interrupted:
-        _train.train(broken, tmp_path / "b", seed=1, progress=SILENT, every=-1.0)
-    assert "can go on" in interrupted.value.__notes__[0]
-    seen: list[int] = []
-    again = replace(
-        rest,
-        loss=lambda model, step, generator: (seen.append(step), whole.loss(model, step, generator))[
-            1
-        ],
-    )
-    resumed = _train.train(again, tmp_path / "b", seed=1, progress=SILENT)
-    assert seen == [8, 9, 10, 11]
-    assert resumed.resumed == 1
-    assert (resumed.curve, resumed.held_out) == (story.curve, story.held_out)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, rest.model.state_dict()[name]), name
-    for file in ("sum.json", "checkpoints/step-0/sum.json", "checkpoints/step-5/sum.json"):
-        assert (tmp_path / "a/ready" / file).read_text() == (
-            tmp_path / "b/ready" / file
-        ).read_text()
-
-
-def test_seed_and_random_state(tmp_path: Path) -> None:
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    sums = []
-    for number, seed in enumerate((1, 1, 2)):
-        recipe = small_recipe()
-        torch.set_rng_state(before)
-        _train.train(recipe, tmp_path / str(number), seed=seed, progress=SILENT)
-        assert torch.equal(before, torch.get_rng_state())
-        sums.append((tmp_path / str(number) / "ready/sum.json").read_text())
-    assert sums[0] == sums[1] != sums[2]
-
-
-def test_a_damaged_state_is_not_gone_on_from(tmp_path: Path) -> None:
-    (tmp_path / "state.safetensors").write_bytes(b"half a fi")
-    assert _train.train(small_recipe(), tmp_path, seed=1, progress=SILENT).resumed == 0
-
-
-def test_a_loss_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    recipe = replace(
-        small_recipe(), loss=lambda model, step, generator: model[0].weight.sum() * float("nan")
-    )
-    with pytest.raises(ArithmeticError, match="step 0"):
-        _train.train(recipe, tmp_path, seed=1, progress=SILENT)
-
-
-def test_the_learning_rate() -> None:
-    recipe = replace(small_recipe(110), rate=2.0, warmup=10, floor=0.1)
-    assert recipe.rate_at(0) == pytest.approx(0.2)
-    assert recipe.rate_at(10) == pytest.approx(2.0)
-    assert recipe.rate_at(60) == pytest.approx(1.1)
-    assert recipe.rate_at(110) == pytest.approx(0.2)
-
-
-def test_each_epoch_has_every_row_once() -> None:
-    rows = [_train.epoch_rows(12, 4, step, seed=1).tolist() for step in range(6)]
-    for epoch in (rows[:3], rows[3:]):
-        assert sorted(row for batch in epoch for row in batch) == list(range(12))
-    assert rows[:3] != rows[3:]
-
-
 # --- folders and cards ----------------------------------------------------------------------------
 
 
@@ -197,7 +103,7 @@ def test_an_interrupted_make_is_taken_up(cache: Path, monkeypatch: pytest.Monkey
     for file in sorted((cache / "miniatures").glob("grok*"))[::-1]:
         file.rename(cache / "elsewhere")
 
-    class Clock(_train._Clock):
+    class Clock(train._Clock):
         def read(self) -> float:
             return 31.0
 
@@ -205,7 +111,7 @@ def test_an_interrupted_make_is_taken_up(cache: Path, monkeypatch: pytest.Monkey
         if done == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_train, "_Clock", Clock)
+    monkeypatch.setattr(train, "_Clock", Clock)
     with pytest.raises(KeyboardInterrupt):
         lab.make("grok", progress=stop, **sizes)
     with pytest.raises(InputError, match="has not been trained here"):
@@ -258,21 +164,6 @@ def test_bigrams_by_hand() -> None:
     found = _text.bigram_loss(text, torch.tensor([[0, 1, 0]]), prior=1.0)
     after_a, after_b = (2 + single[1]) / 4, (1 + single[0]) / 2
     assert found == pytest.approx(-(after_a.log() + after_b.log()).item() / 2)
-
-
-def test_embeddings_can_learn_faster() -> None:
-    table, layer = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5)
-    layer.weight = table.weight  # tied: still an embedding
-    recipe = replace(
-        small_recipe(), model=torch.nn.Sequential(table, layer), rate=0.1, embedding_rate=1.0
-    )
-    groups = _train._groups(recipe)
-    assert [(len(g["params"]), g["times"], g["weight_decay"]) for g in groups] == [
-        (1, 10, 0),
-        (1, 1, 0),
-    ]
-    assert groups[0]["params"][0] is table.weight
-    assert len(_train._groups(replace(recipe, embedding_rate=None))[0]["params"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from stratoscope.engine.edit import Edit
+from stratoscope.engine.train import Recipe, train
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 
 
@@ -65,24 +68,24 @@ def edit(
             "at least."
         )
     student = _copy(lm)
-    optimiser = torch.optim.Adam(
-        [p for p in student.model.parameters() if p.requires_grad], lr=rate, maximize=ascend
+    recipe = Recipe(
+        student.model,
+        partial(_text_loss, student, batch),
+        save=None,
+        judge=None,
+        steps=steps,
+        rate=rate,
+        betas=(0.9, 0.999),
+        clip=None,
+        training=False,
+        schedule=lambda step: rate,
+        optimiser=partial(_adam, maximize=ascend),
+        after=lambda model, step: stop is not None and bool(stop(student, step)),
     )
-    for step in range(steps):
-        with torch.enable_grad():
-            one = batch.example(step % len(batch))
-            loss = next_token_loss(student(one)["logits"], *one.text)
-            optimiser.zero_grad()
-            loss.backward()
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"after {step} steps the loss is {loss.item()}: take fewer steps, or a lower rate "
-                f"than {rate}."
-            )
-        optimiser.step()
-        with torch.no_grad():
-            if stop is not None and stop(student, step + 1):
-                break
+    try:
+        done = train(recipe, None, seed=0).step
+    except ArithmeticError as error:
+        raise InputError(f"{error}: take fewer steps, or a lower rate than {rate}.") from error
     before = dict(lm.model.named_parameters())
     deltas = {name: (p - before[name]).detach() for name, p in student.model.named_parameters()}
     moved = {name: delta for name, delta in deltas.items() if bool(delta.any())}
@@ -90,9 +93,22 @@ def edit(
         lm,
         (),
         moved,
-        note=f"{'unlearned' if ascend else 'trained'} on {len(batch)} texts, {step + 1} steps at "
+        note=f"{'unlearned' if ascend else 'trained'} on {len(batch)} texts, {done} steps at "
         f"{rate}",
     )
+
+
+def _text_loss(
+    lm: LM, batch: Batch, model: nn.Module, step: int, generator: torch.Generator
+) -> Tensor:
+    """Of the one text whose turn it is."""
+    one = batch.example(step % len(batch))
+    return next_token_loss(lm(one)["logits"], *one.text)
+
+
+def _adam(groups: list[dict[str, Any]], *, maximize: bool) -> torch.optim.Optimizer:
+    """Without weight decay."""
+    return torch.optim.Adam([group | {"weight_decay": 0.0} for group in groups], maximize=maximize)
 
 
 def _copy(lm: LM) -> LM:

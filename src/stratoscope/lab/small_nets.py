@@ -10,7 +10,8 @@ transformer is an ordinary Hugging Face ViT, so that every method works on it: `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stratoscope.engine.train import Recipe
+from stratoscope.engine.train import train as learn
 from stratoscope.lab.datasets._data import Pictures
 
 
@@ -98,23 +101,52 @@ def train(
     given as they are.
     """
     net = net if isinstance(net, nn.Module) else fresh(net, seed)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    batches = _batches(len(y), batch, seed)
+
+    def loss(net: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+        rows = next(batches)
+        return nn.functional.cross_entropy(logits(net, x[rows]), y[rows])
+
+    def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([group | {"weight_decay": decay} for group in groups])
+
+    recipe = Recipe(
+        net,
+        loss,
+        save=None,
+        judge=None,
+        steps=steps,
+        rate=rate,
+        betas=(0.9, 0.999),
+        optimiser=adamw,
+        schedule=lambda step: _one_cycle(rate, step, steps),
     )
-    net.train()
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < batch:
-            order = torch.cat([order, torch.randperm(len(y), generator=generator)])
-        rows, order = order[:batch], order[batch:]
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(logits(net, x[rows]), y[rows]).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+    learn(recipe, None, seed=seed)
     return net.eval()
+
+
+def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Row numbers of one batch after the other; a shuffle's rest is the beginning of the next
+    batch."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < size:
+            order = torch.cat([order, torch.randperm(n, generator=generator)])
+        yield order[:size]
+        order = order[size:]
+
+
+def _one_cycle(rate: float, step: int, steps: int) -> float:
+    """The learning rate of torch's OneCycleLR: a cosine up for a tenth of the steps, then one down
+    to nearly nothing (Smith and Topin 2017, arXiv:1708.07120)."""
+    low, top = rate / 25, 0.1 * steps - 1
+    start, end, along = (
+        (low, rate, step / top)
+        if step <= top
+        else (rate, low / 1e4, (step - top) / (steps - 1 - top))
+    )
+    return end + (start - end) / 2.0 * (math.cos(math.pi * along) + 1)
 
 
 def logits(

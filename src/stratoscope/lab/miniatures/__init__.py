@@ -7,7 +7,7 @@
                                                    the loss fell
 
 A file here that defines `VERSION` and `recipe(seed, say, *, settings...)` is a miniature:
-`tiny_gpt.py` is "tiny-gpt". There is no list to edit. `_train.py` is the loop they share,
+`tiny_gpt.py` is "tiny-gpt". There is no list to edit. `engine/train.py` is the loop they share,
 `_make.py` the folder they end in.
 """
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from stratoscope.engine.train import Progress, Recipe, Story
 from stratoscope.errors import InputError, LoadError
 from stratoscope.lab import _fetch, miniatures
-from stratoscope.lab.miniatures._train import Progress, Recipe, Story
 from stratoscope.models import pretrained
 from stratoscope.models.cache import cache_root, cached, is_whole
 
@@ -101,7 +101,7 @@ def _train(
     """Train into `training/ready`; what the card says."""
     import torch
 
-    from stratoscope.lab.miniatures._train import train
+    from stratoscope.engine.train import train
 
     (training / "ready").mkdir(parents=True, exist_ok=True)
     with pretrained.quiet():

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from stratoscope.lab.miniatures._train import Recipe, generator
+from stratoscope.engine.train import Recipe, generator
 
 VERSION = 1
 CHECKPOINTS = (

@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stratoscope.engine.train import Recipe
 from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = 2
 PATCH = 8

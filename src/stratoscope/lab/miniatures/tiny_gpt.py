@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import _text
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = 2
 CHECKPOINTS = (0, 0.01, 0.03, 0.1, 0.3, 1)  # shares of all steps

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import tiny_gpt
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = tiny_gpt.VERSION
 

@@ -31,9 +31,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stratoscope.engine.train import Recipe
 from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = 3
 KINDS = ("colour", "shape", "count", "relation")

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stratoscope.engine.train import Recipe
 from stratoscope.errors import LoadError
 from stratoscope.lab.miniatures import _text
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = 1
 

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import _text
-from stratoscope.lab.miniatures._train import Recipe
 
 VERSION = 1
 

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stratoscope.lab.miniatures._train import Recipe
+from stratoscope.engine.train import Recipe
 
 VERSION = 2
 RELATIONS = (
