@@ -136,7 +136,9 @@ def methods(lm: LM) -> dict[str, Method]:
         "occlusion pad": of(occlusion, replacement=pad),
         "gradient times input": of(gradient_times_input),
         "integrated gradients mean": of(integrated_gradients, steps=33, tolerance=0.02),
-        "integrated gradients pad": of(integrated_gradients, baseline=pad, steps=33, tolerance=0.02),
+        "integrated gradients pad": of(
+            integrated_gradients, baseline=pad, steps=33, tolerance=0.02
+        ),
         "expected gradients kind": of(
             integrated_gradients, baseline="kind", draws=4, steps=9, seed=30, tolerance=0.02
         ),
@@ -437,8 +439,9 @@ ranks the words of these prompts no better than chance ({said["integrated gradie
 where it has converged ({said["converged"]}) and from a neutral token
 ({said["integrated gradients pad"]}). By family: {split}. Gradient x input is as good as naming
 rare tokens first ({said["gradient times input"]} and {said["token id"]}). Expected gradients are
-better ({said["expected gradients kind"]}). Occlusion ({said["occlusion mean"]}) and exchange ({said["5 words"]}) follow the reference half way: they see
-what one word does while all others are there. Nearest are Shapley values of fewer orders
+better ({said["expected gradients kind"]}). Occlusion ({said["occlusion mean"]}) and exchange
+({said["5 words"]}) follow the reference half way: they see what one word
+does while all others are there. Nearest are Shapley values of fewer orders
 ({said["32 orders"]} for 32), which are the same quantity, sampled less.
 
 **What it does not show.** Prompts of four to nine words, answers and foils chosen by hand, three

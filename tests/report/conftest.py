@@ -260,17 +260,15 @@ def attributions(rng: np.random.Generator) -> dict[str, xr.Dataset]:
     base = rng.normal(0, 0.12, len(TOKENS))
     base[[1, 3, 10, 11]] += [2.1, -0.5, 1.1, 0.3]
     made = {}
-    for name, noise in {
-        "integrated_gradients": 0.1,
-        "gradient_times_input": 0.5,
-        "occlusion": 0.2,
-    }.items():
+    for name, noise in {"shapley": 0.1, "occlusion": 0.2}.items():
         value = base + rng.normal(0, noise, len(TOKENS))
         made[f"tokens.{name}"] = xr.Dataset(
             {"attribution": (("example", "position"), value[None])},
             coords={"text": (("example", "position"), [TOKENS])},
         )
-    made["tokens.integrated_gradients"]["completeness_error"] = ("example", [0.004])
+    made["tokens.shapley"]["standard_error"] = (("example", "position"), [[0.2] * len(TOKENS)])
+    for name, value in {"passes": 448, "logit_difference": 3.4, "absent_difference": 0.2}.items():
+        made["tokens.shapley"][name] = ("example", [value])
     return made
 
 
@@ -352,7 +350,7 @@ def explanation(words: list[str] = WORDS, seed: int = 0) -> Explanation:
                 "logit lens": 0.6,
                 "patch layers": 14.2,
                 "patch heads": 17.9,
-                "integrated gradients": 4.4,
+                "Shapley values": 4.4,
                 "page": 1.2,
             },
             "command": "stratoscope explain HuggingFaceTB/SmolLM2-135M 'When Mary and John ...' "

@@ -143,7 +143,7 @@ def test_findings_agree_with_the_data(whole):
         in text
     )
     assert "Neuron 1203 of layer 28 writes +0.52" in text
-    assert "All 3 methods single out token 1 “␣Mary”" in text
+    assert "Both methods single out token 1 “␣Mary”" in text
 
 
 def test_nothing_in_the_page_can_ask_the_network(whole):

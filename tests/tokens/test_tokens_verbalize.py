@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from heads.subjects import ROWS, lm_of, padded, untouched
+from stratoscope import catalogue
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
@@ -144,7 +146,7 @@ def test_disagreement_is_said() -> None:
     assert "disagree" in _spoken.opinion("tokens.occlusion", 1, 2)  # half is not most
 
 
-def test_without_a_second_opinion_the_text_says_why() -> None:
+def test_without_a_second_opinion_the_text_says_so() -> None:
     p = planted.copy_head()
     lm, words = wrap(p.model, p.tokenizer), {"answer": p.answer, "foil": p.foil}
     found = verbalize.measure(lm, p.clean, **words)
@@ -152,7 +154,7 @@ def test_without_a_second_opinion_the_text_says_why() -> None:
         str(found.text.values[0]),
         occlusion.measure(lm, p.clean, **words).attribution.values[0],
     )
-    assert text.endswith(" none follows Shapley values closely enough (docs/attribution.md).")
+    assert text.endswith("Shapley values are the one to ask (docs/attribution.md).")
     assert "agree" not in text
     assert found.agreement.values.tolist() == [-1]
     assert json.loads(found.attrs["settings"])["second"] == ""
@@ -162,7 +164,9 @@ def test_without_a_second_opinion_the_text_says_why() -> None:
 def test_the_second_opinion_is_what_the_bench_chose() -> None:
     bench = Path(__file__).parents[2] / "bench" / "attribution.json"
     chosen = json.loads(bench.read_text("utf-8"))["second_opinion"]
-    assert (chosen is None) == (verbalize.SECOND is None)
+    assert (chosen, verbalize.SECOND) == (f"{verbalize.ORDERS} orders", "tokens.shapley")
+    taken = inspect.signature(catalogue.module(verbalize.SECOND).measure).parameters
+    assert taken["permutations"].default == verbalize.ORDERS
 
 
 def test_padding_does_not_matter_and_every_paragraph_is_faithful() -> None:

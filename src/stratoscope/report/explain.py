@@ -32,8 +32,7 @@ STEPS = (
     "layers.logit_lens",
     "layers.direct_logit_attribution",
     "tokens.occlusion",
-    "tokens.integrated_gradients",
-    "tokens.gradient_times_input",
+    "tokens.shapley",
     "tokens.verbalize",
     "layers.activation_patching",
     "heads.activation_patching",
@@ -160,8 +159,8 @@ def _rest(
 
     yield run("layers.logit_lens", answer=words["answer"])
     yield run("layers.direct_logit_attribution", **words)
-    for method in ("occlusion", "integrated_gradients", "gradient_times_input"):
-        yield run(f"tokens.{method}", **words)
+    yield run("tokens.occlusion", **words)
+    yield run("tokens.shapley", seed=seed, progress=steps.progress("tokens.shapley"), **words)
     yield lambda: _in_words(steps, batch, words)
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):
@@ -185,16 +184,12 @@ def _rest(
 
 
 def _in_words(steps: Steps, batch: Any, words: dict[str, int]) -> None:
-    """The paragraph, by occlusion and the second opinion; only with both at hand."""
-    second = catalogue.module("tokens.verbalize").SECOND
-    maps = {"saliency": "tokens.occlusion"} | ({"second": second} if second else {})
-    absent = [name for name in maps.values() if name not in steps.results]
-    if absent:
-        steps.missing["tokens.verbalize"] = f"it needs {' and '.join(absent)}."
+    """The paragraph, by occlusion, and a second opinion where there is one."""
+    if (saliency := steps.results.get("tokens.occlusion")) is None:
+        steps.missing["tokens.verbalize"] = "it needs tokens.occlusion."
         return
-    steps.measure(
-        "tokens.verbalize", batch, **{k: steps.results[n] for k, n in maps.items()}, **words
-    )
+    second = steps.results.get(catalogue.module("tokens.verbalize").SECOND)
+    steps.measure("tokens.verbalize", batch, saliency=saliency, second=second, **words)
 
 
 def _given(lm: LM, batch: Any, corrupt: str) -> tuple[Any, str]:

@@ -23,7 +23,7 @@ from stratoscope.report.sheet import Panel, panel
 TOP_COMPONENTS, TOP_HEADS, TOP_WRITERS, TOP_NEURONS, TOP_WORDS, CIRCUIT_EDGES = 20, 6, 4, 10, 6, 40
 WRITTEN = ("contribution", "raises_answer", "lowers_foil")
 NBSP = "\u00a0"  # figures collapse plain spaces
-_ATTRIBUTIONS = ("integrated_gradients", "gradient_times_input", "occlusion")
+_ATTRIBUTIONS = ("shapley", "occlusion")
 
 
 @dataclass(slots=True)
@@ -398,12 +398,13 @@ def _tokens(e: Explanation) -> Section:
         }
         for name, value in given.items()
     ]
-    integrated = found["integrated_gradients"]
-    section.more["completeness"] = (
-        float(integrated["completeness_error"])
-        if integrated is not None and "completeness_error" in integrated
-        else None
-    )
+    section.more["error"] = None
+    if (sampled := found["shapley"]) is not None:
+        names = {"passes": "passes", "whole": "logit_difference", "absent": "absent_difference"}
+        sizes = {key: float(sampled[name]) for key, name in names.items()}
+        sizes["error"] = float(sampled["standard_error"].max())
+        if np.isfinite(list(sizes.values())).all():
+            section.more |= sizes
     if not given:
         return section
     drawn = bars.grouped(given, dim="position", unit="attribution (logits)")
@@ -419,9 +420,7 @@ def _tokens(e: Explanation) -> Section:
     where = {name: words.token(given[name], top["position"]) for name, top in tops.items()}
     if len(tops) > 1 and len(set(where.values())) == 1:
         said = ", ".join(f"{name} {number(top['value'])}" for name, top in tops.items())
-        section.finding = (
-            f"All {len(tops)} methods single out {next(iter(where.values()))}: {said}."
-        )
+        section.finding = f"Both methods single out {next(iter(where.values()))}: {said}."
     elif tops:
         said = ", ".join(
             f"{name} {where[name]} ({number(top['value'])})" for name, top in tops.items()
@@ -479,4 +478,4 @@ def _map(array: xr.DataArray, x: str, y: str, title: str, *, width: int, **how: 
 
 
 def spaced(name: str) -> str:
-    return name.replace("gradient_times_input", "gradient × input").replace("_", " ")
+    return name.replace("shapley", "Shapley values").replace("_", " ")

@@ -14,7 +14,8 @@ def opinion(method: str, agreeing: int, cited: int) -> str:
         else "the two disagree, so trust this ranking less"
     )
     shared = f"{agreeing} of these {cited} among its own, with the same sign"
-    return f" {spoken(method).capitalize()} has {shared}: {verdict}." if cited else ""
+    name = spoken(method)
+    return f" {name[:1].upper()}{name[1:]} has {shared}: {verdict}." if cited else ""
 
 
 def quoted(token: str) -> str:
@@ -39,4 +40,5 @@ def side(attribution: float | np.floating) -> str:
 
 
 def spoken(method: str) -> str:
-    return method.removeprefix("tokens.").replace("_", " ") or "the given saliency"
+    name = method.removeprefix("tokens.").replace("_", " ")
+    return {"shapley": "the Shapley value", "": "the given saliency"}.get(name, name)

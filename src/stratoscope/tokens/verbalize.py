@@ -37,14 +37,10 @@ from stratoscope.tokens._spoken import chance, opinion, percent, quoted, side, s
 Map = Float[np.ndarray, " position"]
 Saliency = xr.DataArray | xr.Dataset
 # The report's second opinion on occlusion: the method that the rule of docs/attribution.md chose,
-# or None and why. Integrated gradients, which was it once, ranks tokens there hardly better than
-# chance.
-SECOND: str | None = None
-NO_SECOND = (
-    "No second opinion is given: of all methods tried on 32 short prompts, none follows Shapley "
-    "values "
-    "closely enough (docs/attribution.md)."
-)
+# with the orders that it was judged with. Integrated gradients, which was it once, ranks tokens
+# there no better than chance.
+SECOND, ORDERS = "tokens.shapley", 32
+NO_SECOND = "No second opinion was given: Shapley values are the one to ask (docs/attribution.md)."
 LEAST = 0.01  # of the total: a token with less is noise, and is not cited
 DIFFUSE = "The evidence is diffuse: the choice does not rest on these tokens alone."
 _QUOTE = r'("(?:[^"\\]|\\.)*")'
@@ -140,7 +136,7 @@ def measure(
 
     answer, foil: default as `target` chooses. saliency: attribution (example, position) of these
     prompts, as this room's methods give it (default: occlusion). second: another to compare it with
-    (default: none, and the text says why). top: tokens cited at most; where fewer hold one percent,
+    (default: none, and the text says so). top: tokens cited at most; where fewer hold one percent,
     cited is -1, share NaN, direction "". agreement: how many cited tokens are also the second's,
     with the same sign; -1 without a second. Raises InputError when a saliency is of other prompts,
     or of another answer or foil.
