@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 BIN    := .venv/bin
-.PHONY: help setup fetch explain test bench lint check clean pages new changes
+.PHONY: help setup fetch explain test bench lint check clean pages families new changes
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -81,6 +81,9 @@ changes:
 pages: setup
 	$(BIN)/python -m stratoscope.results.axes
 	$(BIN)/python -m stratoscope.claims.pages
+
+families: setup
+	PYTHONPATH=tests $(BIN)/python -m support.families_table
 
 clean:
 	rm -rf .venv out build dist src/*.egg-info .ruff_cache .hypothesis

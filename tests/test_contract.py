@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,9 +22,6 @@ import pytest
 import torch
 import xarray as xr
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-import tiny
-
 from stratoscope import catalogue
 from stratoscope.engine.edit import Edit
 from stratoscope.errors import FamilyError, InputError, SiteError
@@ -34,6 +30,7 @@ from stratoscope.models import LM, wrap
 from stratoscope.models.attention import configs_of
 from stratoscope.results import axes as words_of
 from stratoscope.results import load, save
+from support import tiny
 
 # rooms whose methods run hundreds of passes are tried on fewer families
 FEWER = {"circuits": ("gpt2", "bert")}

@@ -9,9 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-import pretend
 import test_contract as suite
-from circuits.subjects import CLEAN, CORRUPT
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import (
     ablate,
@@ -25,6 +23,8 @@ from stratoscope.engine.intervene import (
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import trace
 from stratoscope.models import LM, wrap
+from support import pretend
+from support.circuits import CLEAN, CORRUPT
 from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import test_contract as suite
-from models import tiny
 from stratoscope import heads
 from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.engine.pair import pair
 from stratoscope.engine.precision import in_float32, spacing
 from stratoscope.errors import InputError
 from stratoscope.models import LM, wrap
+from support import tiny
 from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
 
 BF16, FP16 = torch.bfloat16, torch.float16

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import test_contract as suite
-from models import tiny
 from stratoscope import circuits
 from stratoscope.engine.intervene import intervene, replaced
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError
 from stratoscope.models import finite, wrap
+from support import tiny
 from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
 
 FAULTS = ("layers.1.mlp.down_proj.weight", "lm_head.weight", "norm.weight")

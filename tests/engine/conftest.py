@@ -1,15 +1,11 @@
-"""The tiny models of `tests/models` serve the engine's tests too."""
+"""One thread for the engine's tests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 
 @pytest.fixture(scope="package", autouse=True)

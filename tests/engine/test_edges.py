@@ -8,14 +8,13 @@ import random
 import pytest
 import torch
 
-from circuits import byhand
-from models import tiny
 from stratoscope.engine import edges
 from stratoscope.engine.pair import pair
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import wrap
+from support import byhand, tiny
 
 CLEAN, CORRUPT = [3, 14, 15, 9, 65, 35, 8], [3, 14, 77, 9, 65, 30, 8]
 WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]

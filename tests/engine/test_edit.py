@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.intervene import add, clamped, intervene, knock_out, replaced, scaled
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import wrap
+from support import tiny
 
 PROMPTS = tiny.inputs("llama")
 NAME = "model.layers.1.mlp.down_proj.weight"

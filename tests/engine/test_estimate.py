@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from models import tiny
 from stratoscope.engine import estimate
 from stratoscope.engine.estimate import SlowWarning, announce
 from stratoscope.models import wrap
 from stratoscope.tokens import exchange, integrated_gradients, occlusion, shapley
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35], [38, 46, 26]]
 

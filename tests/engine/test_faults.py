@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine.edit import Edit
@@ -24,6 +23,7 @@ from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import attention, wrap
 from stratoscope.models.attention import configs_of
+from support import tiny
 
 HOOKS = [
     "_forward_hooks",
@@ -326,7 +326,7 @@ def test_nothing_is_drawn_from_python_s_generator() -> None:
     script = """
 import random, sys
 sys.path.insert(0, sys.argv[1])
-import tiny
+from support import tiny
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import intervene, scaled
 from stratoscope.engine.sweep import sweep
@@ -341,7 +341,7 @@ cells = [scaled("layers.1.mlp.act", 0.5, units=[3])]
 sweep(lm, prompts, cells, lambda logits, example: logits[:, 0])
 sys.exit(random.getstate() != state)
 """
-    where = str(Path(tiny.__file__).parent)
+    where = str(Path(tiny.__file__).parents[1])
     assert (
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, where], timeout=900

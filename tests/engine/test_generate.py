@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from stratoscope.engine.intervene import Intervention, add, intervene, knock_out
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import FamilyError, InputError
 from stratoscope.models.taps import Taps
+from support import tiny
 
 PROMPTS = tiny.inputs("llama")
 VALUE = torch.linspace(-1, 1, 32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import add, scaled
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
+from support import tiny
 
 PROMPTS = tiny.inputs("llama")
 WHERE = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import jaxtyping
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from stratoscope.engine.intervene import (
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.sites import parse
+from support import tiny
 
 PROMPTS = tiny.inputs("llama")
 LAST = [8, 4]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import tiny
 from stratoscope.engine.kinds import kind, rival
 from stratoscope.engine.metric import target
 from stratoscope.models import LM, wrap
+from support import tiny
 
 ALIKE = [
     (" Paris", " Berlin"),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine.metric import last_logits, target
@@ -15,6 +14,7 @@ from stratoscope.engine.pair import pair
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
+from support import tiny
 
 ROWS = tiny.inputs("llama")
 

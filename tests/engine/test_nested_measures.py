@@ -14,10 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import xarray as xr
-from test_nested import CLEAN, CORRUPT, FAMILIES, OUTER, V
 
 from stratoscope.circuits import edge_attribution, faithfulness, output_nodes, path_patching
 from stratoscope.engine import edges, sequence
@@ -38,6 +36,8 @@ from stratoscope.layers import (
 from stratoscope.models import wrap
 from stratoscope.neurons import contribution
 from stratoscope.tokens import next_token, occlusion
+from support import tiny
+from support.outer import CLEAN, CORRUPT, FAMILIES, OUTER, V
 
 ONE, OTHER = [CLEAN[1]], [CORRUPT[1]]
 ASKED: dict[str, Any] = {"answer": 5, "foil": 9}

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from models import tiny
 from stratoscope.engine.pieces import before, pieces
 from stratoscope.heads import retrieval_score
 from stratoscope.lab import planted
 from stratoscope.models import LM, wrap
 from stratoscope.tokens import verbatim_recall
+from support import tiny
 
 
 def with_start(kind: str = "bos", ends: bool = False) -> tuple[LM, int]:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import tiny
 from stratoscope.engine import packed, resume
 from stratoscope.engine.intervene import Intervention, add, intervene, knock_out, replaced
 from stratoscope.engine.screen import estimate, screened
@@ -19,6 +18,7 @@ from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, ResultError
 from stratoscope.models import LM, wrap
+from support import tiny
 
 CLEAN = [[3, 14, 15, 92, 65, 35, 89], [38, 46, 26, 43]]
 OTHER = [[5, 14, 15, 92, 61, 35, 7], [38, 47, 26, 44]]

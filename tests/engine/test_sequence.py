@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from stratoscope.lab import planted
 from stratoscope.layers import activation_patching as layers
 from stratoscope.models import LM, wrap
 from stratoscope.tokens import integrated_gradients, next_token, occlusion
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35, 89, 79], [38, 46, 26, 43, 3]]
 CORRUPT = [[3, 14, 77, 92, 65, 35, 80, 79], [38, 11, 26, 43, 3]]

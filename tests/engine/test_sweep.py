@@ -7,7 +7,6 @@ import random
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from stratoscope.engine.sweep import naive, plan, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.sites import Site
+from support import tiny
 
 TEXT = [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip", "bert_base", *tiny.VLMS)]
 CAUSAL = [n for n in TEXT if n not in (*tiny.ENCODERS, "bloom")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine import trace as tracing
@@ -13,6 +12,7 @@ from stratoscope.engine.intervene import add, intervene, scaled
 from stratoscope.engine.memory import predicted
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError, MemoryRefusal, SiteError
+from support import tiny
 
 PROMPTS = tiny.inputs("llama")
 LENGTHS = [9, 5]

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers as hf
 
-from models import tiny
 from stratoscope.engine.intervene import add, intervene, replaced
 from stratoscope.engine.trace import capture
 from stratoscope.engine.writes import head_writes
@@ -18,6 +17,7 @@ from stratoscope.lab import planted
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
 from stratoscope.models import LM, load, wrap
 from stratoscope.models.cache import cache_root
+from support import tiny
 
 PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.models.batch import make
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65], [38, 46, 26]]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -20,6 +19,7 @@ from stratoscope.errors import InputError
 from stratoscope.models import wrap
 from stratoscope.models.batch import make
 from stratoscope.tokens import next_token
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65], [38, 46, 26]]
 LEFT = {

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 
 from stratoscope.errors import FamilyError
 from stratoscope.models import wrap
 from stratoscope.models.prove import checks
+from support import tiny
 
 GPT2 = {
     "vocab_size": 96,

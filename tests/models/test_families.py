@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine.trace import capture, trace
@@ -18,6 +17,7 @@ from stratoscope.models.attention import configs_of
 from stratoscope.models.family import Family, into, out_of
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
+from support import tiny
 
 TEXT = [n for n in tiny.CONFIGS if n not in ("vit", "clip", "siglip")]
 TOLERANCE = 1e-4

@@ -6,11 +6,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import families_table
 import pytest
-import tiny
 import torch
-import zoo
 from click.testing import CliRunner
 
 import stratoscope
@@ -19,6 +16,7 @@ from stratoscope.errors import FamilyError
 from stratoscope.models.families import _table
 from stratoscope.models.families.llama import TOWER
 from stratoscope.models.family import Family, out_of
+from support import families_table, tiny, zoo
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def test_the_page_is_written_from_the_stored_table() -> None:
 @pytest.mark.parametrize("name", zoo.MAKERS)
 def test_the_table_is_what_the_zoo_says(name: str, stored: dict[str, _table.Entry]) -> None:
     again = families_table.found(name, "causal", lambda: zoo.lm(name))
-    assert stored[name] == again, "run `python tests/models/families_table.py`"
+    assert stored[name] == again, "run `make families`"
 
 
 def test_every_type_of_the_mapping_stands_in_it(stored: dict[str, _table.Entry]) -> None:

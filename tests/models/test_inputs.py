@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_text import byte_level
 
 from stratoscope.errors import InputError
 from stratoscope.models.batch import make
 from stratoscope.models.inputs import rows_of
+from support.tiny import byte_level
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"

@@ -6,7 +6,6 @@ import hashlib
 import json
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.engine.trace import capture
@@ -15,6 +14,7 @@ from stratoscope.models import families, wrap
 from stratoscope.models.family import Family, into
 from stratoscope.models.lm import LM
 from stratoscope.models.provenance import weight_hash
+from support import tiny
 
 WRITES = [n for n in tiny.CONFIGS if n != "mixtral"]
 

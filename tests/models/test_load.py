@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import BertForMaskedLM, LlamaForCausalLM
 
@@ -13,6 +12,7 @@ from stratoscope.errors import FamilyError, LoadError
 from stratoscope.lab import planted
 from stratoscope.models import load
 from stratoscope.models.prove import prove
+from support import tiny
 
 
 @pytest.fixture(scope="module")

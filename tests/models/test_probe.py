@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 
@@ -15,6 +14,7 @@ from stratoscope.errors import FamilyError
 from stratoscope.models import families, plain_run, wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks
+from support import tiny
 
 G, S = tiny.GROUPED, tiny.SMALL
 _GPT = {

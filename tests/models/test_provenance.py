@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 from stratoscope.editing import needle, top_k
@@ -19,6 +18,7 @@ from stratoscope.models import provenance, wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.provenance import Revision, weight_hash
 from stratoscope.tokens import next_token
+from support import tiny
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 ROWS = [[3, 14, 15]]

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 
@@ -18,6 +17,7 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.layers import direct_logit_attribution
 from stratoscope.models import wrap
 from stratoscope.tokens import next_token
+from support import tiny
 
 S, G = tiny.SMALL, tiny.GROUPED
 LABELS = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.errors import SiteError
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, SEAM_POINTS, Site, expand, parse
+from support import tiny
 
 DEPTHS = {"": 3, "vision": 2}
 LAYERED = st.builds(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 
@@ -18,6 +17,7 @@ from stratoscope.engine.intervene import ablate, add, intervene, scaled
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError
 from stratoscope.models import LM, wrap
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35], [38, 46, 26]]
 ID = {"input_ids": torch.tensor(ROWS[:1])}

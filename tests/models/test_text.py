@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from stratoscope.lab import planted
 from stratoscope.models import load, wrap
 from stratoscope.models.text import JOINED, apart, joined, token_text, token_texts
+from support.tiny import byte_level
 
 TEXTS = [
     "你好,世界",
@@ -20,19 +21,6 @@ TEXTS = [
     "a\u200bzero",
     "\x00",
 ]
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """Every byte is a token, and so are " the" and the first two bytes of a euro sign."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {sign: number for number, sign in enumerate(alphabet)}
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("â", "Ĥ")]
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    raw = Tokenizer(models.BPE(vocabulary, merges))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
 def test_a_token_as_a_person_reads_it() -> None:

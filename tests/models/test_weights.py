@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +15,7 @@ from stratoscope.errors import FamilyError
 from stratoscope.layers import direct_logit_attribution
 from stratoscope.models import prove, weights, wrap
 from stratoscope.neurons import contribution
+from support import tiny
 
 ROW = [[3, 14, 15, 92, 65, 35, 89]]
 

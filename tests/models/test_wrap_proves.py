@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
 
@@ -18,6 +17,7 @@ from stratoscope.models import trials, wrap
 from stratoscope.models.prove import checks
 from stratoscope.models.ready import refuse_not_finite
 from stratoscope.models.specimen import specimens
+from support import tiny
 
 G = tiny.GROUPED
 ROW = [[3, 14, 15, 92, 65, 35, 89]]

@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import zoo
 
 from stratoscope.engine.intervene import ablate, intervene, replaced
 from stratoscope.engine.sweep import naive, sweep
@@ -19,6 +17,7 @@ from stratoscope.models import wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 from stratoscope.models.sites import Site
+from support import tiny, zoo
 
 # model type -> a part of the reason, which must be the true one
 REFUSED = {

@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-import zoo_encoders as zoo
 
 from stratoscope.engine.intervene import ablate, intervene, replaced
 from stratoscope.engine.sweep import naive, sweep
@@ -19,6 +17,8 @@ from stratoscope.models import wrap
 from stratoscope.models.family import out_of
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
+from support import tiny
+from support import zoo_encoders as zoo
 
 SINGLE = [*zoo.TEXT, *zoo.VISION]
 

@@ -7,11 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as hf
-import zoo_encoders as zoo
-import zoo_vlms as vlms
 
 from stratoscope.engine.edges import Layers, sent
 from stratoscope.engine.generate import generate
@@ -22,6 +19,9 @@ from stratoscope.errors import FamilyError, InputError
 from stratoscope.models import families, wrap
 from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
+from support import tiny
+from support import zoo_encoders as zoo
+from support import zoo_vlms as vlms
 
 
 @pytest.mark.parametrize("name", vlms.WORDS)

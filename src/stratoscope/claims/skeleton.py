@@ -118,10 +118,9 @@ def plan(key: str, spec: str = "", method: str = "") -> Plan:
 def files(plan: Plan) -> dict[Path, str]:
     """Every file by its path from the root of the checkout."""
     stem, room = plan.row.key.replace("-", "_"), plan.room
-    test = f"test_{room.replace('/', '_')}_{plan.name}.py"
     return {
         Path("src/stratoscope", room, f"{plan.name}.py"): _method(plan),
-        Path("tests", room.partition("/")[0], test): _test(plan),
+        Path("tests", room, f"test_{plan.name}.py"): _test(plan),
         Path("src/stratoscope/papers", f"{stem}.py"): _paper(plan),
         Path("changes", f"{plan.row.key}.md"): f"- {plan.address}: {plan.row.title}.\n",
     }
@@ -161,7 +160,7 @@ from typing import Any
 
 
 def _test(plan: Plan) -> str:
-    return f'''"""{plan.address}: a number known beforehand; a wrong implementation is caught."""
+    return f'''"""{plan.address} against a number known beforehand."""
 
 from __future__ import annotations
 

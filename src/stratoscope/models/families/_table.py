@@ -1,7 +1,7 @@
 """The table of architectures: what was proved on a tiny instance, what it lacks, and what is
 refused, and why.
 
-`table.json` is written by `python tests/models/families_table.py`, which builds the instances; here
+`table.json` is written by `make families`, which builds the instances; here
 it is only read.
 """
 
@@ -100,7 +100,7 @@ def page(found: Sequence[Entry]) -> str:
         "as tiny random models, and",
         f"{held} of them hold: logits, hidden states and attention are Hugging Face's, what the "
         "parts write adds up to the",
-        "stream, a wrong table is found out. Written by `python tests/models/families_table.py`; "
+        "stream, a wrong table is found out. Written by `make families`; "
         "the same table is printed by",
         "`stratoscope families` and, for one type, `stratoscope families qwen3_moe`.",
         "",
