@@ -21,7 +21,7 @@ setup: .venv/ready
 
 # The real models, once for this user. The warning: the package imports the module that -m then runs.
 fetch: setup
-	@$(BIN)/python -W ignore::RuntimeWarning -m stratoscope.models.pretrained smollm2 minilm
+	@$(BIN)/python -W ignore::RuntimeWarning -m stratoscope.store.pretrained smollm2 minilm
 
 # What people type may hold quotes and $: it travels in the environment, read neither by make nor by the shell.
 # make strips the leading space of ANSWER=' Mary', and a word that continues a prompt has one: it is put back.

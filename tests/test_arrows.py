@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stratoscope"
-BASE = {"models", "engine", "results", "maths", "errors"}
-SHOW = {"results", "catalogue", "plots", "report", "errors"}
+BASE = {"store", "models", "engine", "results", "maths", "errors"}
+SHOW = {"store", "results", "catalogue", "plots", "report", "errors"}
 ALLOWED = {
     "errors": set(),
     "_lazy": set(),
     "_threads": set(),
     "": set(),  # stratoscope/__init__.py
     "catalogue": {"errors"},
-    "models": {"errors"},
-    "engine": {"models", "maths", "errors"},
     "maths": {"errors"},
+    "store": {"errors"},
+    "models": {"store", "errors"},
+    "engine": {"store", "models", "maths", "errors"},
     "results": {"maths", "errors"},
     "lab": BASE,
     "plots": SHOW,
@@ -126,6 +127,8 @@ def test_every_room_is_known() -> None:
         ("engine", "from stratoscope.results import label"),
         ("results", "import stratoscope.models"),
         ("maths", "from stratoscope.models import LM"),
+        ("store", "from stratoscope.models import LM"),
+        ("store", "from stratoscope.lab import data"),
         ("layers", "from stratoscope.heads import roles"),
         ("layers", "from stratoscope.plots import heatmap"),
         ("layers", "from stratoscope.layers.logit_lens import measure"),

@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from stratoscope import cli
 from stratoscope.lab import datasets, miniatures, nets
-from stratoscope.models import pretrained
-from stratoscope.models.cache import cache_root
+from stratoscope.store.cache import cache_root
+from stratoscope.store.named import NAMED
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_the_list_shows_everything_in_80_columns():
         done.output.splitlines(), key=len
     )
     words = set(done.output.split())
-    names = {*datasets.names(), *pretrained.NAMED, *nets.names(), *miniatures.names()}
+    names = {*datasets.names(), *NAMED, *nets.names(), *miniatures.names()}
     assert names <= words
     assert "ODbL-1.0" in words
 
@@ -63,7 +63,7 @@ def test_the_list_of_one_kind_says_what_is_here():
 def test_make_prints_the_folder_of_what_is_there():
     folder = keep("data", "capitals", datasets.capitals.SOURCE.origin, {"countries.json": "[]"})
     assert lab("make", "capitals").output == f"{folder}\n"
-    folder = keep("models", "smollm2", pretrained.NAMED["smollm2"].origin, {"config.json": "{}"})
+    folder = keep("models", "smollm2", NAMED["smollm2"].origin, {"config.json": "{}"})
     assert lab("make", "smollm2").output == f"{folder}\n"
     folder = keep("models", "mobilenetv2", nets.mobilenetv2.SOURCE.origin, {"config.json": "{}"})
     assert lab("make", "mobilenetv2").output == f"{folder}\n"

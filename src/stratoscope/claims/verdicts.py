@@ -19,26 +19,19 @@ from typing import Any
 from stratoscope.claims import paper
 from stratoscope.claims.claim import Verdict
 from stratoscope.errors import ClaimError
+from stratoscope.store.cache import cache_root
 
 _NUMBERS = ("values", "null")
 
 
 def places() -> list[Path]:
     """The folders of verdicts: beside the papers, and in the user's cache."""
-    return [home(), cache() / "verdicts"]
+    return [home(), cache_root() / "verdicts"]
 
 
 def home() -> Path:
     """The folder of this package's own verdicts."""
     return paper.FOLDER / "verdicts"
-
-
-def cache() -> Path:
-    """The user's cache: `$STRATOSCOPE_CACHE`, or `stratoscope` in `$XDG_CACHE_HOME` or
-    `~/.cache`."""
-    if chosen := os.environ.get("STRATOSCOPE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratoscope"
 
 
 def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:

@@ -22,7 +22,8 @@ import click
 from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
 from stratoscope.errors import InputError
-from stratoscope.models.cache import cache_root
+from stratoscope.store.cache import cache_root
+from stratoscope.store.named import NAMED
 
 KINDS = ("datasets", "models", "miniatures")
 
@@ -102,13 +103,13 @@ def make(name: str, seed: int, path: Path | None) -> None:
     """Fetch a dataset or model, or train a miniature, and print its folder."""
     use_free_cores()
     from stratoscope import lab
-    from stratoscope.models import pretrained
+    from stratoscope.store import pretrained
 
     subject = _find(name)
     say: Callable[[str], object] = lambda words: click.echo(words, err=True)  # noqa: E731
     if subject.kind == "miniatures":
         folder = lab.make(name, seed=seed)  # shows a bar of its own
-    elif name in pretrained.NAMED:
+    elif name in NAMED:
         folder = pretrained.local_folder(name, path=path, progress=say)
     elif subject.kind == "models":
         folder = lab.nets.fetch(name, path=path, progress=say)
@@ -147,15 +148,15 @@ def card(name: str, seed: int, as_json: bool) -> None:
 
 def _card(subject: Subject, seed: int) -> dict[str, Any]:
     from stratoscope import lab
-    from stratoscope.models import pretrained
+    from stratoscope.store import pretrained
 
     if subject.kind == "miniatures":
         return lab.card(subject.name, seed=seed)
     if subject.kind == "datasets":
         return lab.datasets.card(subject.name)
-    if subject.name not in pretrained.NAMED:
+    if subject.name not in NAMED:
         return lab.nets.card(subject.name)
-    source = pretrained.NAMED[subject.name]
+    source = NAMED[subject.name]
     return {
         "name": subject.name,
         "source": source.upstream,
@@ -186,9 +187,9 @@ def _datasets() -> Iterator[Subject]:
 
 def _models() -> Iterator[Subject]:
     from stratoscope.lab import nets
-    from stratoscope.models import pretrained
+    from stratoscope.store import pretrained
 
-    for name, source in pretrained.NAMED.items():
+    for name, source in NAMED.items():
         about = f"{source.upstream}\n{source.precision}"
         size = sum(package.size for package in source.packages)
         yield Subject(

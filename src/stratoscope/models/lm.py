@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stratoscope.errors import SiteError
 from stratoscope.models import batch as batches
-from stratoscope.models import finite, pretrained
+from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
@@ -22,6 +22,7 @@ from stratoscope.models.readout import Readout, find
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, refuse_compiled, taps_of
 from stratoscope.models.weights import matrix
+from stratoscope.store.named import NAMED
 
 
 class LM:
@@ -186,11 +187,7 @@ class LM:
         edits = tuple(number for number, told in self.taps.declared if "weights" in told)
         return {
             "model": self._name,
-            **(
-                {"title": known.title}
-                if (known := pretrained.NAMED.get(self._name)) and known.title
-                else {}
-            ),
+            **({"title": known.title} if (known := NAMED.get(self._name)) and known.title else {}),
             "family": self.family.name,
             "weights": self.revision.name(edits),
             "dtype": str(self.model.dtype).removeprefix("torch."),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stratoscope.errors import FamilyError, LoadError, StratoscopeError
-from stratoscope.models import families, pretrained
+from stratoscope.models import families
 from stratoscope.models.configs import refuse_unhandled
 from stratoscope.models.family import Family
 from stratoscope.models.lm import LM
@@ -20,6 +20,7 @@ from stratoscope.models.provenance import Revision
 from stratoscope.models.ready import ready, refuse_no_device
 from stratoscope.models.specimen import specimens
 from stratoscope.models.taps import refuse_compiled
+from stratoscope.store import hub, pretrained
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
@@ -117,12 +118,12 @@ def load(
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     place = pretrained.resolve(str(name))
     options = {"trust_remote_code": trust_remote_code}
-    with pretrained.quiet():
+    with hub.quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(place, **options)
             model = _class_for(config).from_pretrained(place, dtype=kind, **options)
         except (OSError, ValueError) as error:
-            raise pretrained.explain_hub_failure(str(name), error) from error
+            raise hub.explain_failure(str(name), error) from error
         reader, processor = _readers(place, options) if tokenizer else (None, None)
     if tokenizer and reader is None and processor is None:
         raise LoadError(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from stratoscope.lab import _fetch
-from stratoscope.lab._fetch import Say
+from stratoscope.lab import _subjects
+from stratoscope.store import source
+from stratoscope.store.cache import Say
 
 Splits = Sequence[Any]  # train, validation, test
 
@@ -106,22 +107,25 @@ def fetch(
 ) -> Path:
     """The folder of the dataset `name` in the cache, made now if it is absent; nothing is loaded
     from it."""
-    return _fetch.fetch("data", name, _module(name), path=path, progress=progress)
+    module = _module(name)
+    given = {"licence": module.LICENCE, "path": path, "progress": progress}
+    prepare = getattr(module, "prepare", None)  # without one the files are read as they came
+    return source.fetch("data", name, module.SOURCE, prepare=prepare, **given)
 
 
 def card(name: str) -> dict[str, Any]:
     """What is known of a dataset without fetching it; `folder` is None while it is not in the
     cache."""
     module = _module(name)
-    folder = _fetch.place("data", name, module.SOURCE)
-    return _fetch.card(name, module, splits=module.SPLITS, folder=folder and str(folder))
+    folder = source.place("data", name, module.SOURCE)
+    return _subjects.card(name, module, splits=module.SPLITS, folder=folder and str(folder))
 
 
 def names() -> list[str]:
     """Every dataset there is."""
     from stratoscope.lab import datasets
 
-    return _fetch.names(datasets)
+    return _subjects.names(datasets)
 
 
 def cut(
@@ -157,7 +161,7 @@ def _tenth(text: str) -> int:
 def _module(name: str) -> Any:
     from stratoscope.lab import datasets
 
-    return _fetch.find(datasets, name, "dataset")
+    return _subjects.find(datasets, name, "dataset")
 
 
 def pictures(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Splits:

@@ -3,8 +3,8 @@ once for all of them."""
 
 from __future__ import annotations
 
-from stratoscope.lab._fetch import Source
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

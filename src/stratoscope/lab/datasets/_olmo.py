@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stratoscope.errors import LoadError
-from stratoscope.lab._fetch import Source
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.datasets._data import Splits, cut
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.datasets._data import Splits, pictures
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

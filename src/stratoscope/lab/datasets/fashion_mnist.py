@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.datasets._data import Splits, pictures
 from stratoscope.lab.datasets._idx import arrays
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from stratoscope.errors import LoadError
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.datasets._data import Splits, Vectors
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.datasets._data import Splits
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 SOURCE = Source(
     packages=(

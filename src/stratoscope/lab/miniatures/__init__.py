@@ -28,6 +28,6 @@ else:
 
 def names() -> list[str]:
     """Every miniature there is."""
-    from stratoscope.lab import _fetch, miniatures
+    from stratoscope.lab import _subjects, miniatures
 
-    return _fetch.names(miniatures)
+    return _subjects.names(miniatures)

@@ -20,9 +20,9 @@ from typing import Any
 
 from stratoscope.engine.train import Progress, Recipe, Story
 from stratoscope.errors import InputError, LoadError
-from stratoscope.lab import _fetch, miniatures
-from stratoscope.models import pretrained
-from stratoscope.models.cache import cache_root, cached, is_whole
+from stratoscope.lab import _subjects, miniatures
+from stratoscope.store import hub
+from stratoscope.store.cache import cache_root, cached, is_whole
 
 
 def make(name: str, *, seed: int = 0, progress: Progress | None = None, **settings: Any) -> Path:
@@ -34,7 +34,7 @@ def make(name: str, *, seed: int = 0, progress: Progress | None = None, **settin
     folder of their own. An interrupted call is taken up by the next one. Raises InputError for an
     unknown name or setting; LoadError when the data cannot be had or the cache cannot be written.
     """
-    module = _fetch.find(miniatures, name, "miniature")
+    module = _subjects.find(miniatures, name, "miniature")
     chosen = _settings(name, module, settings)
     folder, origin = _place(name, module, seed, chosen)
     if is_whole(folder, origin):
@@ -59,7 +59,7 @@ def card(name: str, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
     Raises InputError for an unknown name or setting, and for a miniature that has not been made
     yet.
     """
-    module = _fetch.find(miniatures, name, "miniature")
+    module = _subjects.find(miniatures, name, "miniature")
     folder, origin = _place(name, module, seed, _settings(name, module, settings))
     if not is_whole(folder, origin):
         raise InputError(
@@ -104,7 +104,7 @@ def _train(
     from stratoscope.engine.train import train
 
     (training / "ready").mkdir(parents=True, exist_ok=True)
-    with pretrained.quiet():
+    with hub.quiet():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # for the fresh weights
             recipe = module.recipe(seed, lambda words: tell(0, 0, words), **settings)

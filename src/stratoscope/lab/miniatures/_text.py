@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stratoscope.models.cache import cached
+from stratoscope.store.cache import cached
 
 START, MASK = "<|endoftext|>", "<|mask|>"
 VERSION = 1  # raise it when the same settings give other ids

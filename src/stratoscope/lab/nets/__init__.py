@@ -4,7 +4,7 @@ user's cache.
     model = lab.net("resnet56-cifar10")
     model(model.preprocess(pictures.x)).argmax(1)       # pictures: lab.data("cifar10").test
 
-Real language models and text encoders come through `stratoscope.load` (`models/pretrained.py`). A
+Real language models and text encoders come through `stratoscope.load` (`store/pretrained.py`). A
 file here that defines `SOURCE`, `LICENCE`, `prepare(raw, ready)`, `load(folder)` and
 `preprocess(x)` is a net.
 """

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratoscope.lab import _fetch
-from stratoscope.lab._fetch import Say
+from stratoscope.lab import _subjects
+from stratoscope.store import source
+from stratoscope.store.cache import Say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,22 +36,24 @@ def fetch(
 ) -> Path:
     """The folder of the network `name` in the cache, made now if it is absent; nothing is loaded
     from it."""
-    return _fetch.fetch("models", name, _module(name), path=path, progress=progress)
+    module = _module(name)
+    given = {"licence": module.LICENCE, "path": path, "progress": progress}
+    return source.fetch("models", name, module.SOURCE, prepare=module.prepare, **given)
 
 
 def card(name: str) -> dict[str, Any]:
     """What is known of a network without fetching it; `folder` is None while it is not in the
     cache."""
     module = _module(name)
-    folder = _fetch.place("models", name, module.SOURCE)
-    return _fetch.card(name, module, folder=folder and str(folder))
+    folder = source.place("models", name, module.SOURCE)
+    return _subjects.card(name, module, folder=folder and str(folder))
 
 
 def names() -> list[str]:
     """Every network there is."""
     from stratoscope.lab import nets
 
-    return _fetch.names(nets)
+    return _subjects.names(nets)
 
 
 def pixels(x: np.ndarray | Tensor) -> Tensor:
@@ -67,4 +70,4 @@ def pixels(x: np.ndarray | Tensor) -> Tensor:
 def _module(name: str) -> Any:
     from stratoscope.lab import nets
 
-    return _fetch.find(nets, name, "network")
+    return _subjects.find(nets, name, "network")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratoscope.errors import LoadError
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.nets._net import pixels
-from stratoscope.models import pretrained
-from stratoscope.models.packages import Package
+from stratoscope.store import hub
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def prepare(raw: Path, ready: Path) -> None:
             "changed it."
         )
     model.load_state_dict(dict(zip(ours, theirs.values())))
-    with pretrained.quiet():
+    with hub.quiet():
         model.save_pretrained(ready)
 
 
@@ -82,5 +82,5 @@ def load(folder: Path) -> nn.Module:
     """The network with its weights; it returns an object with `.logits`."""
     from transformers import MobileNetV2ForImageClassification
 
-    with pretrained.quiet():
+    with hub.quiet():
         return MobileNetV2ForImageClassification.from_pretrained(folder)

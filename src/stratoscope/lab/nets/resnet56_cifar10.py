@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratoscope.errors import LoadError
-from stratoscope.lab._fetch import Source
 from stratoscope.lab.nets._net import pixels
-from stratoscope.models.packages import Package
+from stratoscope.store.packages import Package
+from stratoscope.store.source import Source
 
 if TYPE_CHECKING:
     import numpy as np

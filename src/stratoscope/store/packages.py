@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stratoscope.errors import LoadError
-from stratoscope.models.cache import Say, cache_root, sha256
+from stratoscope.store.cache import Say, cache_root, sha256
 
 Opener = Callable[[], Any]  # a readable stream of bytes
 

