@@ -188,3 +188,15 @@ def test_a_planted_violation_is_caught(room: str, text: str) -> None:
 )
 def test_what_is_allowed_passes(room: str, text: str) -> None:
     assert violations(text, ("stratoscope", room), room, {"layers", "heads"}) == []
+
+
+def test_one_place_writes_tensors() -> None:
+    """`store/tensors.py` knows how a file is written in one step and refused by name; a second copy
+    would not."""
+    words = ("from safetensors.torch", "safe_open", "torch.save(", "pickle.dump")
+    found = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if any(word in path.read_text("utf-8") for word in words)
+    }
+    assert found == {"store/tensors.py"}

@@ -18,6 +18,7 @@ from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, ResultError
 from stratoscope.models import LM, wrap
+from stratoscope.store import tensors
 from support import tiny
 
 CLEAN = [[3, 14, 15, 92, 65, 35, 89], [38, 46, 26, 43]]
@@ -213,17 +214,17 @@ def test_a_file_answers_one_question_alone(tmp_path: Path) -> None:
 def test_two_writers_of_one_file_do_not_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, save, met = tmp_path / "kept", resume.save_file, []
+    place, save, met = tmp_path / "kept", tensors.save_file, []
 
-    def interrupted(tensors: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
-        save(tensors, part, metadata=metadata)
+    def interrupted(given: dict[str, Tensor], part: Path, metadata: dict[str, str]) -> None:
+        save(given, part, metadata=metadata)
         if not met:
             met.append(part)
             other = Thread(target=resume.write, args=(place, "other", torch.zeros(1)))
             other.start()
             other.join()
 
-    monkeypatch.setattr(resume, "save_file", interrupted)
+    monkeypatch.setattr(tensors, "save_file", interrupted)
     resume.write(place, "mine", torch.ones(2))
     assert torch.equal(resume.read(place, "mine", (2,)), torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == [place.name]

@@ -98,8 +98,8 @@ def test_probes_are_scikit_learns(tmp_path: Path) -> None:
         )
         expected = plain.predict_proba(states[:, depth])[:, 1]
         np.testing.assert_allclose(read.values[:, depth], expected, atol=1e-3)
-    probes.save(tmp_path / "probes.safetensors")
-    again = concept_depth.Probes.load(tmp_path / "probes.safetensors")
+    probes.save(tmp_path / "probes")
+    again = concept_depth.Probes.load(tmp_path / "probes")
     assert again.result.identical(probes.result)
     assert again.read(lm, rows).identical(read)
 

@@ -16,8 +16,8 @@ from stratoscope.errors import MemoryRefusal
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
 from stratoscope.models import LM, load, wrap
-from support import tiny
 from stratoscope.store.cache import cache_root
+from support import tiny
 
 PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 

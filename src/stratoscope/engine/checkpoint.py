@@ -1,25 +1,21 @@
 """What a training needs to go on: one safetensors file of weights, buffers and moments, and its
 story so far in the header.
 
-It is written beside its place and moved there in one step: a kill at any moment leaves the last
-complete state.
+A kill at any moment leaves the last complete state.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stratoscope.errors import ResultError
+from stratoscope.errors import LoadError, ResultError
+from stratoscope.store import tensors as files
 
 
 @dataclass
@@ -47,10 +43,8 @@ def write(
         if isinstance(value, Tensor)
     }
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / "state.part"
-    about = {"story": json.dumps(vars(story)), "seed": str(seed)}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, about)
-    os.replace(beside, folder / "state.safetensors")
+    about = {"story": vars(story), "seed": seed}
+    files.write(folder / "state.safetensors", tensors, kind="training", about=about)
 
 
 def read(
@@ -59,10 +53,9 @@ def read(
     """Put the kept numbers back into model and optimiser; None, and both untouched, when none are
     kept. Raises ResultError when they belong to another training."""
     path = folder / "state.safetensors"
-    with suppress(SafetensorError, FileNotFoundError), safe_open(path, "pt") as state:
-        kept = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118  (no mapping: cannot be iterated)
-        about = state.metadata()
-        _refuse_another(path, model, kept, about.get("seed"), seed)
+    with suppress(LoadError):
+        kept, about = files.read(path, kind="training")
+        _refuse_another(path, model, kept, about["seed"], seed)
         with torch.no_grad():
             for name, value in _own(model).items():
                 value.copy_(kept[name])
@@ -73,19 +66,19 @@ def read(
             moments.setdefault(numbers[name], {})[what] = kept[words]
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        story = Story(**json.loads(about["story"]))
+        story = Story(**about["story"])
         story.resumed += 1
         return story
     return None
 
 
 def _refuse_another(
-    path: Path, model: nn.Module, kept: dict[str, Tensor], kept_seed: str | None, seed: int
+    path: Path, model: nn.Module, kept: dict[str, Tensor], kept_seed: int, seed: int
 ) -> None:
     shapes = {name: tuple(value.shape) for name, value in _own(model).items()}
     there = {name: tuple(v.shape) for name, v in kept.items() if not name.startswith("moment ")}
     different = sorted(name for name in shapes | there if shapes.get(name) != there.get(name))
-    if different or kept_seed not in (None, str(seed)):
+    if different or kept_seed != seed:
         what = (
             f"{different[0]} is {there.get(different[0], 'absent')} there and "
             f"{shapes.get(different[0], 'absent')} here"

@@ -6,7 +6,6 @@ and loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,14 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stratoscope.engine.intervene import WHERE, Intervention, intervene, resolve
-from stratoscope.errors import InputError
+from stratoscope.errors import InputError, LoadError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import parse
+from stratoscope.store import tensors as files
 
 
 @dataclass
@@ -70,38 +68,45 @@ class Edit:
         self._open.pop().close()
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; what is not a tensor stands in its JSON header."""
-        # clones: a file does not take tensors that share memory, as those of one intervention at
-        # `*` do
-        tensors = {
-            f"delta/{name}": delta.detach().clone().contiguous()
-            for name, delta in self.deltas.items()
-        }
+        """Write one safetensors file; what is not a tensor stands in its JSON header.
+
+        Raises LoadError when it cannot be written; a file that was there stays then.
+        """
+        tensors = {f"delta/{name}": delta for name, delta in self.deltas.items()}
         table = []
         for number, change in enumerate(self.interventions):
-            tensors[f"value/{number}"] = change.value.detach().clone().contiguous()
+            tensors[f"value/{number}"] = change.value
             where = {k: _plain(getattr(change, k)) for k in WHERE if getattr(change, k) is not None}
             table.append({"site": str(change.site), "operation": change.operation, **where})
-        save_file(tensors, path, metadata={"interventions": json.dumps(table), "note": self.note})
+        try:
+            files.write(
+                path, tensors, kind="edit", about={"interventions": table, "note": self.note}
+            )
+        except OSError as error:
+            raise LoadError(
+                f"The edit could not be written to {path}: {error}. Make room, or give another "
+                "path."
+            ) from error
 
     @classmethod
     def load(cls, lm: LM, path: str | Path) -> Edit:
-        """Read what `save` wrote, for a model of the same shape."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = file.metadata() or {}
+        """Read what `save` wrote, for a model of the same shape.
+
+        Raises LoadError for a file that is no edit, is damaged, or of a newer stratoscope.
+        """
+        tensors, about = files.read(path, kind="edit")
         changes = [
             Intervention(
                 parse(row.pop("site")), row.pop("operation"), tensors[f"value/{number}"], **row
             )
-            for number, row in enumerate(json.loads(header.get("interventions", "[]")))
+            for number, row in enumerate(about["interventions"])
         ]
         deltas = {
             name.removeprefix("delta/"): x
             for name, x in tensors.items()
             if name.startswith("delta/")
         }
-        return cls(lm, changes, deltas, header.get("note", ""))
+        return cls(lm, changes, deltas, about["note"])
 
 
 @dataclass

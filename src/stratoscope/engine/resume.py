@@ -1,29 +1,25 @@
 """What a long sweep has finished, kept in a file so that an interrupted one goes on where it
 stopped.
 
-One safetensors file: the results so far (NaN where there is none yet) and a fingerprint of the
-question. It is written beside its place and moved there, so that an interruption leaves the last
-complete state.
+One file of `store.tensors`: the results so far (NaN where there is none yet) and a fingerprint of
+the question. An interruption leaves the last complete state.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention
 from stratoscope.engine.packed import Base
-from stratoscope.errors import ResultError
+from stratoscope.errors import LoadError, ResultError
 from stratoscope.models.lm import LM
+from stratoscope.store import tensors as files
 
 
 def fingerprint(
@@ -75,12 +71,12 @@ def read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            saved, result = (file.metadata() or {}).get("fingerprint"), file.get_tensor("result")
-    except (SafetensorError, OSError) as error:
+        kept, saved = files.read(path, kind="sweep")
+    except LoadError as error:
         raise ResultError(
             f"{path} is not a saved sweep ({error}): give another path, or delete it."
         ) from error
+    result = kept["result"]
     if saved != key or result.shape != shape:
         raise ResultError(
             f"{path} holds another sweep (other weights, inputs, interventions or metric): give "
@@ -92,18 +88,12 @@ def read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 def write(path: Path, key: str, result: Tensor) -> None:
     """Replace the file by today's results. Raises ResultError when it cannot be written; the old
     file stays then."""
-    part = path.with_name(
-        f".{path.name}.{os.getpid()}-{threading.get_ident()}.part"
-    )  # each writer has its own
     try:
-        save_file({"result": result.contiguous()}, part, metadata={"fingerprint": key})
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+        files.write(path, {"result": result}, kind="sweep", about=key)
+    except OSError as error:
         raise ResultError(
             f"{path} cannot be written ({error}): free some space, or give another path."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -24,24 +24,21 @@ it, and at chance the two depths mean nothing: look at accuracy against its null
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset, label
+from stratoscope.store.fitted import Fitted
 
 
 def jump_depth(accuracy: Float[np.ndarray, " depth"], rise: float = 0.1) -> float:
@@ -56,19 +53,18 @@ def convergence_depth(accuracy: Float[np.ndarray, " depth"], within: float = 0.0
     return float(np.flatnonzero(accuracy >= accuracy.max() - within - 1e-9)[0])
 
 
-@dataclass(frozen=True, eq=False)
-class Probes:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Probes(Fitted):
     """One probe for each depth, learnt from all texts: logit = weight[depth] . resid + bias[depth].
 
     correct, null_correct: (example, depth), 1 where the held-out probe was right, with true and
-    with dealt-out labels. about: what they were learnt from, as JSON can hold it.
+    with dealt-out labels.
     """
 
     weight: Float[Tensor, "depth dim"]
     bias: Float[Tensor, " depth"]
     correct: Float[Tensor, "example depth"]
     null_correct: Float[Tensor, "example depth"]
-    about: dict[str, Any]
 
     @property
     def result(self) -> xr.Dataset:
@@ -88,7 +84,9 @@ class Probes:
             method="layers.concept_depth",
             coords={"depth": list(range(len(self.bias)))},
             null_kind="the same probes on labels dealt out anew",
-            **self.about,
+            provenance=self.provenance,
+            settings=self.settings,
+            seed=self.seed,
         )
 
     @torch.no_grad()
@@ -101,22 +99,6 @@ class Probes:
         coords = {"depth": list(range(len(self.bias)))}
         given = {"method": "layers.concept_depth", "provenance": lm.provenance, "coords": coords}
         return label(logit.sigmoid(), ("example", "depth"), name="probability", **given)
-
-    def save(self, path: str | Path) -> None:
-        """One safetensors file; `about` stands in its header."""
-        names = ("weight", "bias", "correct", "null_correct")
-        save_file(
-            {name: getattr(self, name).contiguous() for name in names},
-            path,
-            {"about": json.dumps(self.about)},
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Probes:
-        """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(**tensors, about=json.loads(file.metadata()["about"]))
 
 
 @torch.no_grad()
@@ -157,11 +139,9 @@ def fit(
         bias=torch.tensor([b for _, b in lines]).float(),
         correct=correct,
         null_correct=null,
-        about={
-            "provenance": lm.provenance,
-            "settings": {"folds": folds, "strength": strength, "texts": len(kinds)},
-            "seed": seed,
-        },
+        provenance=lm.provenance,
+        settings={"folds": folds, "strength": strength, "texts": len(kinds)},
+        seed=seed,
     )
 
 

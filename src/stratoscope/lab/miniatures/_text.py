@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from stratoscope.store import tensors
 from stratoscope.store.cache import cached
 
 START, MASK = "<|endoftext|>", "<|mask|>"
@@ -64,11 +63,9 @@ def corpus(say: Callable[[str], object], *, vocab: int = 2048, megabytes: float 
         make,
         say,
     )
-    with safe_open(folder / "ids.safetensors", "pt") as ids:
-        about = json.loads(ids.metadata()["about"])
-        train, held = ids.get_tensor("train"), ids.get_tensor("held")
+    ids, about = tensors.read(folder / "ids.safetensors", kind=None)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return Corpus(tokenizer, train, held, about["held_bytes"], about["data"])
+    return Corpus(tokenizer, ids["train"], ids["held"], about["held_bytes"], about["data"])
 
 
 def windows(
@@ -204,7 +201,7 @@ def _read(folder: Path, vocab: int, megabytes: float, say: Callable[[str], objec
         },
     }
     ids = {"train": _ids(bpe, articles + pages), "held": _ids(bpe, held)}
-    save_file(ids, folder / "ids.safetensors", {"about": json.dumps(about)})
+    tensors.write(folder / "ids.safetensors", ids, kind="text", about=about)
 
 
 def _ids(bpe: Any, texts: list[str]) -> Int[Tensor, " token"]:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stratoscope.engine.train import Recipe
 from stratoscope.errors import LoadError
 from stratoscope.lab.miniatures import _text
+from stratoscope.store import tensors
 
 VERSION = 1
 
@@ -67,8 +67,8 @@ def load(folder: Path | str) -> tuple[TinyLSTM, Any]:
     try:
         config = json.loads((Path(folder) / "lstm.json").read_text("utf-8"))
         model = TinyLSTM(**config)
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    except (OSError, ValueError) as error:
+        model.load_state_dict(tensors.read(Path(folder) / "model.safetensors", kind=None)[0])
+    except (OSError, ValueError, LoadError) as error:
         raise LoadError(
             f"{folder} holds no tiny-lstm: {error}. lab.make('tiny-lstm') gives one."
         ) from error
@@ -97,7 +97,7 @@ def recipe(
 
     def save(model: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), folder / "model.safetensors")
+        tensors.write(folder / "model.safetensors", model.state_dict(), kind="weights")
         (folder / "lstm.json").write_text(json.dumps(model.config) + "\n", "utf-8")
         text.tokenizer.save_pretrained(folder)
 

@@ -44,9 +44,9 @@ def prepare(raw: Path, ready: Path) -> None:
     """The published file is a pickled module. It is read with stand-ins for its classes, so that
     none of its code runs."""
     import torch
-    from safetensors.torch import save_file
 
     from stratoscope.lab.nets._resnet import ResNet56
+    from stratoscope.store import tensors
 
     file = next(raw.iterdir())
     classes = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -59,17 +59,16 @@ def prepare(raw: Path, ready: Path) -> None:
         raise LoadError(
             f"{file.name} could not be read as a ResNet-56: {type(error).__name__}: {error}"
         ) from error
-    save_file(weights, ready / "model.safetensors")
+    tensors.write(ready / "model.safetensors", weights, kind="weights")
 
 
 def load(folder: Path) -> nn.Module:
     """The network with its weights."""
-    from safetensors.torch import load_file
-
     from stratoscope.lab.nets._resnet import ResNet56
+    from stratoscope.store import tensors
 
     model = ResNet56()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(tensors.read(folder / "model.safetensors", kind=None)[0])
     return model
 
 
