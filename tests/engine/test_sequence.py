@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from stratoscope.circuits import edge_attribution
+from stratoscope.engine.continued import continued
 from stratoscope.engine.intervene import add, intervene, replaced, scaled
 from stratoscope.engine.metric import Whole
-from stratoscope.engine.sequence import continued, swept, target
+from stratoscope.engine.sequence import swept, target
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import activation_patching as heads
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching as layers
 from stratoscope.models import LM, wrap
-from stratoscope.tokens import integrated_gradients, next_token, occlusion
+from stratoscope.tokens import next_token, occlusion
 from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35, 89, 79], [38, 46, 26, 43, 3]]
@@ -332,7 +333,5 @@ def test_images_are_refused_and_so_are_measures_of_one_token() -> None:
     with pytest.raises(InputError, match="prompts of text alone; these bring pixel_values"):
         next_token.measure(tiny.lm("llava"), tiny.inputs("llava"), **WHOLE)
     lm = tiny.lm("llama")
-    with pytest.raises(InputError, match="asks about one next token"):
-        integrated_gradients.measure(lm, ROWS, **WHOLE)
     with pytest.raises(InputError, match="asks about one next token"):
         edge_attribution.measure(lm, ROWS, corrupt=CORRUPT, **WHOLE)

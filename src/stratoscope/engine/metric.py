@@ -4,7 +4,7 @@ each example."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,22 @@ class Target:
         one."""
         whole = [len(answer) + len(foil) - 1 for answer, foil in self.tokens]
         return sum(whole) / len(whole) if whole else 1.0
+
+    def of(self, examples: Sequence[int]) -> Target:
+        """The questions of these examples, in this order; one may come several times."""
+
+        def some(x: tuple) -> tuple:
+            return tuple(x[e] for e in examples) if x else x
+
+        return replace(
+            self,
+            answer=self.answer[list(examples)],
+            foil=self.foil[list(examples)],
+            answer_text=some(self.answer_text),
+            foil_text=some(self.foil_text),
+            rivals=some(self.rivals),
+            tokens=some(self.tokens),
+        )
 
     @property
     def coords(self) -> dict[str, tuple[tuple[str, ...], list[str]]]:
@@ -166,8 +182,9 @@ def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
     if isinstance(word, Whole):
         raise InputError(
             f"{what} {word!r}: this measure asks about one next token. A whole text is scored by "
-            f"tokens.next_token, tokens.occlusion and the activation patching of layers and heads; "
-            f"here give a word, whose first token is used, or a token id."
+            f"tokens.next_token, the token attributions (occlusion, exchange, shapley, gradients) "
+            f"and the activation patching of layers and heads; here give a word, whose first token "
+            f"is used, or a token id."
         )
     if isinstance(word, int):
         if not 0 <= word < readout.size:

@@ -15,7 +15,6 @@ of their logits: for one token each, d is exactly the logit difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,15 +22,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine import metric, outside
-from stratoscope.engine.intervene import Intervention
+from stratoscope.engine.continued import continued
+from stratoscope.engine.entry import ENTRY
+from stratoscope.engine.gradients import gradients
+from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Target, Whole, Word, Words, last_logits, listed, tokens_of
-from stratoscope.engine.select import position_index
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.sweep import Cell, Progress, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
-from stratoscope.models.taps import Run
 from stratoscope.models.text import apart, joined, token_texts
 
 
@@ -75,7 +75,7 @@ def target(lm: LM, batch: Batch, answer: Words = None, foil: Words = None) -> Ta
 def swept(
     lm: LM,
     batch: Batch,
-    cells: Sequence[Intervention],
+    cells: Sequence[Cell],
     asked: Target,
     *,
     save: str | Path | None = None,
@@ -89,12 +89,45 @@ def swept(
     if not asked.tokens:
         return sweep(lm, batch, cells, asked.difference, save=save, progress=progress)
     longer = continued(lm, batch, asked)
+    parts = [[cell] if isinstance(cell, Intervention) else cell for cell in cells]
+    sites = dict.fromkeys(change.site for cell in parts for change in cell)
     with outside.unheard(lm):  # who listens outside hears of the prompts, not of rows made here
-        base = capture(lm, batch, *dict.fromkeys(cell.site for cell in cells))
+        base = capture(lm, batch, *sites)
         known = {site: base[site] for site in base.sites if base.reached(site)}
-        moved = [longer.moved(cell, known.get(cell.site)) for cell in cells]
+        moved = [
+            [on_rows for change in cell for on_rows in longer.moved(change, known.get(change.site))]
+            for cell in parts
+        ]
         found = sweep(lm, longer.batch, moved, longer.metric, save=save, progress=progress)
     return longer.summed(found)
+
+
+def slope(
+    lm: LM,
+    batch: Batch,
+    asked: Target,
+    *,
+    start: Float[Tensor, "example position dim"] | None = None,
+) -> tuple[Float[Tensor, " example"], Float[Tensor, "example position dim"]]:
+    """The difference, and its gradient at the prompts' entry to the stack (`engine.entry.ENTRY`).
+
+    start: what enters there instead. Of whole texts, what the answer's own tokens enter as stays.
+    """
+    if not asked.tokens:
+        value, _, found = gradients(lm, batch, [ENTRY], asked.difference, start=start)
+        return value, found.popitem()[1]
+    longer = continued(lm, batch, asked)
+    rows = torch.arange(len(longer.batch))
+    entered = [] if start is None else longer.moved(replaced(ENTRY, start), None)
+    with outside.unheard(lm):
+        value, _, found = gradients(
+            lm,
+            longer.batch,
+            [ENTRY],
+            lambda logits: longer.metric(logits, rows),
+            interventions=entered,
+        )
+    return longer.summed(value), longer.in_prompts(found.popitem()[1])
 
 
 def unchanged(lm: LM, batch: Batch, asked: Target, logits: Tensor) -> Float[Tensor, " example"]:
@@ -119,99 +152,6 @@ def probabilities(
         each = last_logits(lm, longer.batch).float().log_softmax(dim=-1)
     chosen = each.gather(1, longer.following.to(each.device)) * longer.counts.to(each.device)
     return longer.summed(chosen.T).T.exp()
-
-
-@dataclass(frozen=True)
-class Continued:
-    """Prompts with the beginnings of their answers and foils, none twice: one row each.
-
-    example: (row,) whose prompt. following: (row, 2) the answer's and the foil's next token there;
-    counts: (row, 2) 1.0 where there is one, else 0.0.
-    """
-
-    prompts: Batch
-    batch: Batch
-    example: Tensor
-    following: Tensor
-    counts: Tensor
-
-    def metric(self, logits: Float[Tensor, "row vocab"], row: Tensor) -> Float[Tensor, " row"]:
-        """log p(answer's next token) - log p(foil's next token), as far as there is one."""
-        following, counts = (x[row.to(x.device)] for x in (self.following, self.counts))
-        logits, counts = logits.float(), counts.to(logits.device)
-        signed = logits.gather(1, following.to(logits.device)) * counts
-        # where both follow the same text, what makes logits probabilities is the same and drops out
-        return signed[:, 0] - signed[:, 1] - (counts[:, 0] - counts[:, 1]) * logits.logsumexp(dim=1)
-
-    def summed(self, rows: Float[Tensor, "*cell row"]) -> Float[Tensor, "*cell example"]:
-        """The sum of each example's rows; (row,) -> (example,) too."""
-        found = rows.new_zeros(*rows.shape[:-1], len(self.prompts))
-        return found.index_add(-1, self.example.to(rows.device), rows)
-
-    def moved(self, cell: Intervention, base: Tensor | None) -> list[Intervention]:
-        """A change of the prompts, made on every row of its examples, at the prompt's positions.
-
-        base: the site's values in the prompts; a replacement by the very same is left out, as in
-        `sweep`. [] when nothing is left. Raises SiteError for a site that has no position axis.
-        """
-        if cell.site.axes[:2] != ("example", "position") or cell.keys is not None:
-            raise SiteError(
-                f"`{cell.site}` cannot be changed under a whole answer: its axes are not (example, "
-                f"position, ...), so the prompt's part is not known."
-            )
-        lengths = self.prompts.lengths.cpu()
-        count, width = len(lengths), int(lengths.max())
-        named = list(range(count)) if cell.examples is None else list(cell.examples)
-        at = position_index(cell.positions, Run(self.prompts), count, width, named)
-        real = at < lengths[:, None]  # padding would be the answer's tokens
-        if base is not None and cell.operation == "replace":
-            differs = (cell.apply(base, Run(self.prompts)) != base).flatten(2).any(dim=2).cpu()
-            real = real & differs.gather(1, at.clamp(0, width - 1))
-        # what is left out takes the place and the value of something that is not
-        pick = torch.where(real, torch.arange(at.shape[1]), real.int().argmax(dim=1)[:, None])
-        concerned = {example for example in named if real[example].any()}
-        rows = [row for row, example in enumerate(self.example.tolist()) if example in concerned]
-        if not rows:
-            return []
-        of = self.example[rows]
-        value = cell.value
-        if cell.operation in ("replace", "add", "scale"):
-            value = value[(None,) * (len(cell.site.axes) - value.ndim)]
-            if value.shape[0] > 1:
-                value = value[[named.index(example) for example in of.tolist()]]
-            if value.shape[1] > 1:
-                value = value.expand(len(rows), *value.shape[1:])
-                index = pick[of].to(value.device)
-                value = value[torch.arange(len(rows), device=value.device)[:, None], index]
-        at = at.gather(1, pick)[self.example]
-        return [replace(cell, value=value, positions=at, examples=rows)]
-
-
-def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
-    """Every text after which a token of an answer or a foil is asked, and those tokens.
-
-    Raises InputError under an outer change that names positions or examples: it would act on other
-    ones here.
-    """
-    for changes, _ in lm.taps.listening:
-        for change in (getattr(e, "__self__", None) for site in changes for e in changes[site]):
-            if isinstance(change, Intervention) and _names_places(change):
-                raise InputError(
-                    f"a change outside names positions, keys or examples at `{change.site}`, and a "
-                    f"whole answer is scored on longer prompts and more of them. Ask for one token."
-                )
-    ids, mask = batch.text
-    prompts = [row[real].tolist() for row, real in zip(ids, mask)]
-    places: dict[tuple[int, tuple[int, ...]], list[int | None]] = {}
-    for example, pair in enumerate(asked.tokens):
-        for side, tokens in enumerate(pair):
-            for k, token in enumerate(tokens):
-                places.setdefault((example, tokens[:k]), [None, None])[side] = token
-    following = torch.tensor([[token or 0 for token in pair] for pair in places.values()])
-    there = [[float(token is not None) for token in pair] for pair in places.values()]
-    rows = lm.batch([[*prompts[example], *before] for example, before in places])
-    example = torch.tensor([example for example, _ in places])
-    return Continued(batch, rows, example, following, torch.tensor(there))
 
 
 def _several(words: Words) -> list[Word]:
@@ -239,8 +179,7 @@ def _refuse_unfit(lm: LM, batch: Batch) -> None:
         raise SiteError(
             f"a whole answer is scored token after token, each given those before it, and "
             f"{type(lm.model).__name__} ({lm.family.name}) is no causal language model. Ask for "
-            "one "
-            f"token or class."
+            f"one token or class."
         )
     if batch.ids is None or set(batch.extra) - set(lm.family.per_token):
         raise InputError(
@@ -263,12 +202,3 @@ def _refuse_pair(lm: LM, length: int, one: tuple[int, ...], other: tuple[int, ..
             f"a prompt of {length} tokens and all but the last of an answer or foil are {longest}; "
             f"this model's context is {lm.context}: shorten them."
         )
-
-
-def _names_places(change: Intervention) -> bool:
-    """Whether an outer change says where in the prompts, or which of them, it acts."""
-    named = any(getattr(change, name) is not None for name in ("positions", "keys", "examples"))
-    if named or change.operation not in ("replace", "add", "scale"):
-        return named
-    rest = len(change.site.axes) - 2  # after example and position
-    return any(size > 1 for size in change.value.shape[: max(change.value.ndim - rest, 0)])

@@ -79,10 +79,15 @@ def words(
     own prompt. The draws of an example do not depend on its batch. A word without a kind stays.
     """
     who, ids = players(lm, batch).cpu(), batch.ids.cpu()
-    kinds = pools(lm, ids[who].tolist(), NEAR + 2)  # two may be taken out
+    most = max([sum(map(len, pair)) for pair in asked.tokens], default=2)
+    kinds = pools(lm, ids[who].tolist(), NEAR + most)  # so many may be taken out
     rows = ids.repeat(count, 1, 1)
     for example in range(len(batch)):
-        never = torch.stack([asked.answer[example], asked.foil[example]]).cpu()
+        never = torch.tensor(
+            [token for text in asked.tokens[example] for token in text]
+            if asked.tokens
+            else [int(asked.answer[example]), int(asked.foil[example])]
+        )
         generator = torch.Generator().manual_seed(seed)
         for position in who[example].nonzero()[:, 0].tolist():
             pool = kinds[int(ids[example, position])]

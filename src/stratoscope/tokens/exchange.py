@@ -27,8 +27,9 @@ from jaxtyping import Float
 from stratoscope.engine.entry import ENTRY, entry, evidence
 from stratoscope.engine.estimate import announce
 from stratoscope.engine.intervene import replaced
-from stratoscope.engine.metric import Words, target
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.metric import Words
+from stratoscope.engine.sequence import swept, target
+from stratoscope.engine.sweep import Progress
 from stratoscope.errors import InputError
 from stratoscope.maths.resample import FEWEST, interval
 from stratoscope.models.lm import LM
@@ -56,10 +57,11 @@ def measure(
     """attribution, low, high (example, position) and logit_difference (example), in logits,
     positive towards the answer.
 
-    answer, foil: one for all examples or one each (default: as `target` chooses); neither is ever
-    put into the prompt. draws: words for each token, 5 or more. Special tokens are not exchanged
-    and get 0; NaN at padding and at image tokens. Raises SiteError for a model without token
-    embeddings or vocabulary read-out, InputError for inputs without tokens or too few draws.
+    answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
+    texts are scored with all their tokens; no token of either is ever put into the prompt. draws:
+    words for each token, 5 or more. Special tokens are not exchanged and get 0; NaN at padding and
+    at image tokens. Raises SiteError for a model without token embeddings or vocabulary read-out,
+    InputError for inputs without tokens or too few draws.
     """
     if draws < FEWEST:
         raise InputError(f"draws={draws}: an interval needs at least {FEWEST} words.")
@@ -71,7 +73,7 @@ def measure(
     announce(
         lm,
         batch,
-        draws * width / 2,
+        draws * width / 2 * asked.runs,
         f"exchange of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
@@ -82,9 +84,8 @@ def measure(
         for p in range(width)
     ]
     # the first cells change nothing: the difference of the whole prompt, computed as the others are
-    whole, *moved = sweep(lm, batch, cells, asked.difference, progress=progress).unflatten(
-        0, (draws + 1, width)
-    )
+    found = swept(lm, batch, cells, asked, progress=progress)
+    whole, *moved = found.unflatten(0, (draws + 1, width))
     lost = torch.stack([(whole - difference).T.double() for difference in moved]).cpu().numpy()
     gap = torch.where(evidence(batch), 0.0, torch.nan).cpu().numpy()
     named = zip(("attribution", "low", "high"), mean_lost(lost).astype(np.float32))

@@ -24,9 +24,9 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.entry import ENTRY, entry, evidence
-from stratoscope.engine.gradients import gradients
-from stratoscope.engine.metric import Words, target
+from stratoscope.engine.entry import entry, evidence
+from stratoscope.engine.metric import Words
+from stratoscope.engine.sequence import slope, target
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -42,15 +42,15 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     """attribution (example, position) and logit_difference (example): answer minus foil at the last
     token.
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). attribution is in
-    logits, positive towards the answer; NaN at padding and at image tokens. Raises SiteError for a
+    answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
+    texts are scored with all their tokens. attribution is in logits, positive towards the answer;
+    NaN at padding and at image tokens. Raises SiteError for a
     model without token embeddings or vocabulary read-out, InputError for inputs without tokens.
     """
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "zero")
     asked = target(lm, batch, answer, foil)
-    difference, _, found = gradients(lm, batch, [ENTRY], asked.difference)
-    [gradient] = found.values()
+    difference, gradient = slope(lm, batch, asked)
     gap = torch.where(evidence(batch), 0.0, torch.nan)
     return dataset(
         {

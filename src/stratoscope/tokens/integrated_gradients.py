@@ -34,10 +34,10 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.entry import ENTRY, entry, evidence
+from stratoscope.engine.entry import entry, evidence
 from stratoscope.engine.estimate import announce
-from stratoscope.engine.gradients import gradients
-from stratoscope.engine.metric import Target, Words, target
+from stratoscope.engine.metric import Target, Words
+from stratoscope.engine.sequence import slope, target
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -94,15 +94,15 @@ def measure(
     """attribution (example, position); logit_difference, baseline_difference, completeness_error,
     points (example).
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). steps: points of
-    a way at most (9 or more), points: those it took, of all ways. tolerance: of completeness, as a
-    share of the whole difference. baseline: "mean" (the mean embedding of the vocabulary), "zero",
-    one token, as its text or id, or "kind" (expected gradients: the mean over `draws` ways, each
-    from other words of the prompt's kinds, drawn by `seed`). batch_size: points in one pass. All in
-    logits; NaN at padding and at image tokens. A note says where completeness is missed by more
-    than a tenth. Raises SiteError for a model without token embeddings or vocabulary read-out,
-    InputError for inputs without tokens, a bad option, or a baseline where the gradient is not
-    finite.
+    answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
+    texts are scored with all their tokens. steps: points of a way at most (9 or more), points:
+    those it took, of all ways. tolerance: of completeness, as a share of the whole difference.
+    baseline: "mean" (the mean embedding of the vocabulary), "zero", one token, as its text or id,
+    or "kind" (expected gradients: the mean over `draws` ways, each from other words of the prompt's
+    kinds, drawn by `seed`). batch_size: points in one pass. All in logits; NaN at padding and at
+    image tokens. A note says where completeness is missed by more than a tenth. Raises SiteError
+    for a model without token embeddings or vocabulary read-out, InputError for inputs without
+    tokens, a bad option, or a baseline where the gradient is not finite.
     """
     if steps < FIRST or batch_size < 1 or draws < 1:
         told = f"steps={steps}, draws={draws}, batch_size={batch_size}"
@@ -114,14 +114,14 @@ def measure(
     if baseline == "kind":
         blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, asked))
     # a point is a pass forward and, of twice its cost, one back
-    announce(lm, batch, 3 * steps * len(blanks), "integrated gradients", _NARROW)
+    announce(lm, batch, 3 * steps * len(blanks) * asked.runs, "integrated gradients", _NARROW)
     attribution = torch.full(batch.mask.shape, torch.nan)
     ends = torch.zeros(3, len(batch))
     for e in range(len(batch)):  # each example needs its own points
         one = batch.example(e)
         n = one.ids.shape[1]
         from_each = (
-            _way(lm, one, asked, e, x[e : e + 1, :n], b, batch_size)
+            _way(lm, one, asked.of([e]), x[e : e + 1, :n], b, batch_size)
             for b in blanks[:, e : e + 1, :n]
         )
         attribution[e, :n], ends[:, e] = _mean(
@@ -165,23 +165,15 @@ def _missed(rise: Tensor, error: Tensor) -> list[str]:
     return [f"Example {e}: {told}, {rise[e]:.2f}, by {error[e]:.2f}; take more steps." for e in far]
 
 
-def _way(
-    lm: LM, one: Batch, asked: Target, example: int, x: Tensor, blank: Tensor, at_once: int
-) -> Way:
+def _way(lm: LM, one: Batch, asked: Target, x: Tensor, blank: Tensor, at_once: int) -> Way:
     """F and rate along the straight way from blank to x (1, position, dim), several points in one
     pass."""
+    at_once = max(1, int(at_once / asked.runs))
 
     def several(a: Tensor) -> tuple[Tensor, Tensor]:
         points = blank + a.to(x)[:, None, None] * (x - blank)
-        which = torch.full((len(a),), example)
-        value, _, found = gradients(
-            lm,
-            _again(one, len(a)),
-            [ENTRY],
-            lambda logits: asked.difference(logits, which),
-            start=points,
-        )
-        [gradient] = found.values()
+        n = len(a)
+        value, gradient = slope(lm, _again(one, n), asked.of([0] * n), start=points)
         if not gradient.isfinite().all():
             raise InputError(
                 "the gradient on the way from the baseline is not finite: this model's first norm "

@@ -30,8 +30,9 @@ from torch import Tensor
 from stratoscope.engine.entry import ENTRY, entry, evidence
 from stratoscope.engine.estimate import announce
 from stratoscope.engine.intervene import Intervention, replaced
-from stratoscope.engine.metric import Words, target
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.metric import Words
+from stratoscope.engine.sequence import swept, target
+from stratoscope.engine.sweep import Progress
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -81,13 +82,14 @@ def measure(
     """attribution, standard_error (example, position), logit_difference, absent_difference, passes
     (example); in logits.
 
-    answer, foil: one for all examples or one each (default: as `target` chooses). absent: what
-    stands for a token that is not there: "kind" (words of its kind, drawn anew for every pair of
-    orders), "mean", "zero", or one token, as its text or id. permutations: an even number of
-    orders, or "all": every subset of at most 10 tokens, exactly. absent_difference: d(none), its
-    mean over draws. Special tokens are always there and get 0; NaN at padding and at image tokens.
-    Raises SiteError for a model without token embeddings or read-out, InputError for inputs without
-    tokens, a bad option, or too many tokens for "all".
+    answer, foil: one for all examples or one each (default: as `target` chooses); `metric.Whole`
+    texts are scored with all their tokens. absent: what stands for a token that is not there:
+    "kind" (words of its kind, drawn anew for every pair of orders), "mean", "zero", or one token,
+    as its text or id. permutations: an even number of orders, or "all": every subset of at most 10
+    tokens, exactly. absent_difference: d(none), its mean over draws. Special tokens are always
+    there and get 0; NaN at padding and at image tokens. Raises SiteError for a model without token
+    embeddings or read-out, InputError for inputs without tokens, a bad option, or too many tokens
+    for "all".
     """
     _refuse(permutations, absent)
     batch = lm.batch(inputs)
@@ -100,13 +102,9 @@ def measure(
         blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, pairs, seed, asked))
     orders = [_orders(len(places), pairs, seed) for places in who]
     games = [_game(places, order, absent == "kind") for places, order in zip(who, orders)]
-    most = max(map(len, games))
-    announce(lm, batch, most, f"Shapley values of {batch.ids.shape[1]} tokens", _NARROW)
-    found = (
-        sweep(lm, batch, _cells(x, blanks, games), asked.difference, progress=progress)
-        .double()
-        .cpu()
-    )
+    passes = max(map(len, games)) * asked.runs
+    announce(lm, batch, passes, f"Shapley values of {batch.ids.shape[1]} tokens", _NARROW)
+    found = swept(lm, batch, _cells(x, blanks, games), asked, progress=progress).double().cpu()
     attribution, error = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
     ends = torch.zeros(2, len(batch), dtype=torch.float64)
     for e, (places, order, game) in enumerate(zip(who, orders, games)):
