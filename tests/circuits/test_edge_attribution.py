@@ -25,7 +25,7 @@ def test_attribution_is_the_finite_difference_of_the_exact_effect(name):
     """A central difference of size 0.01 on every fourth edge, in double precision (which fused
     experts do not take)."""
     lm = wrap(tiny.model(name).to(torch.float32 if name == "mixtral" else torch.float64))
-    one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
     wires, size = wiring(lm), 1e-2
     asked = wires.edges[::4]
     up, down = (edges.exact(one, sign * size * one.delta, asked) for sign in (1, -1))
@@ -76,7 +76,7 @@ def test_integrated_gradients_stand_where_saturated_gradients_fall():
 
 def test_one_step_is_the_gradient_half_way_and_no_step_is_refused():
     lm = tiny.lm("qwen3")
-    one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
     half = 0.5 * (one.base.writes[:1] + one.source.writes[:1])
     expected = edge_attribution.slopes(one, one.delta[None], start=half)
     found = edge_attribution_ig.averaged_slopes(one, one.delta[None], 1)
@@ -93,7 +93,7 @@ def test_edges_into_the_read_out_sum_to_its_own_slope(name):
     """All senders together are the whole change of what the read-out reads, so their slopes add up
     to one number."""
     lm = tiny.lm(name)
-    one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
     x = one.base.final[-1:].clone().requires_grad_(True)
     logits = lm.readout(x)
     [slope] = torch.autograd.grad(logits[0, 5] - logits[0, 9], x)

@@ -27,7 +27,7 @@ WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
 def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_patched(name):
     lm = tiny.lm(name)
     wires = wiring(lm)
-    one = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
 
     def run(keep):
         with one.layers:

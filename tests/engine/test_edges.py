@@ -68,7 +68,7 @@ def test_exact_edges_equal_plain_hooks_on_a_model_with_a_key_head_for_every_quer
         plain = model(clean).logits
         assert tiny.gap(lm.model(clean).logits, plain) < 1e-4  # widening changes nothing
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
-    one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     wires = wiring(lm)
     generator = random.Random(name)
     asked = []
@@ -92,7 +92,7 @@ def test_siblings_of_a_shared_key_head_keep_theirs():
     """All query heads of a group fed at once is the shared key head changed; one of them alone is
     not."""
     lm = tiny.lm("llama")
-    one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     wires = wiring(lm)
     both, first, second = wires.paths(
         [("embed", ["L1H2.k", "L1H3.k"]), ("embed", "L1H2.k"), ("embed", "L1H3.k")]
@@ -126,7 +126,7 @@ def test_a_receiver_hears_those_before_it_and_no_one_else():
     model, lm = byhand.widened("llama"), tiny.lm("llama")
     p, clean, corrupt = byhand.parts("llama", model), torch.tensor([CLEAN]), torch.tensor([CORRUPT])
     base, source = byhand.sent(p, model, clean), byhand.sent(p, model, corrupt)
-    one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     for senders, later, receiver in (
         (["embed", "L0H1"], ["L1H0", "L1H1"], "L1H0.q"),
         (["embed", "L0 mlp", "L1H2"], ["L1 mlp", "L2H0"], "L1 mlp"),
@@ -188,15 +188,15 @@ def test_what_has_no_edges_is_refused():
 def test_random_directions_have_the_same_lengths():
     delta = torch.randn(3, 4, 5)
     delta[1, 2] = 0
-    found = edges.random_directions(delta, 0)
+    found = edges.random_directions(delta, 0, 4)
     assert torch.allclose(found.norm(dim=-1), delta.norm(dim=-1), atol=1e-5)
     assert float(torch.cosine_similarity(found, delta, dim=-1).abs().mean()) < 0.9
-    assert found.equal(edges.random_directions(delta, 0))
-    assert not found.equal(edges.random_directions(delta, 1))
+    assert found.equal(edges.random_directions(delta, 0, 4))
+    assert not found.equal(edges.random_directions(delta, 1, 4))
 
 
 def test_a_model_in_half_precision_has_edges():
     lm = wrap(tiny.model("llama").bfloat16())
-    one = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
+    [one] = next(edges.ends(lm, pair(lm, CLEAN, CORRUPT, 5, 9, "noise")))
     found = edges.exact(one, one.delta, wiring(lm).edges[:20])
     assert found.isfinite().all()

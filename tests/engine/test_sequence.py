@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stratoscope.circuits import edge_attribution
 from stratoscope.engine.continued import continued
 from stratoscope.engine.intervene import add, intervene, replaced, scaled
 from stratoscope.engine.metric import Whole
@@ -329,9 +328,6 @@ def test_what_is_no_whole_question_is_refused(
             measure(lm, ROWS, corrupt=CORRUPT, answer=answer, foil=foil)
 
 
-def test_images_are_refused_and_so_are_measures_of_one_token() -> None:
+def test_images_are_refused() -> None:
     with pytest.raises(InputError, match="prompts of text alone; these bring pixel_values"):
         next_token.measure(tiny.lm("llava"), tiny.inputs("llava"), **WHOLE)
-    lm = tiny.lm("llama")
-    with pytest.raises(InputError, match="asks about one next token"):
-        edge_attribution.measure(lm, ROWS, corrupt=CORRUPT, **WHOLE)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from support import tiny
 from stratoscope.engine.metric import Whole
 from stratoscope.engine.sequence import target
 from stratoscope.tokens import (
@@ -21,6 +20,7 @@ from stratoscope.tokens import (
     integrated_gradients,
     shapley,
 )
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35], [38, 46, 26, 43]]
 ANSWER, FOIL = (5, 60, 7), (9, 61)

@@ -96,6 +96,7 @@ def measure(
     size.
 
     faithfulness, completeness, minimality (step) with the coordinate size; null_* (step, draw).
+    answer, foil: `metric.Whole` texts are scored with all their tokens (`engine.edges.ends`).
     limit: how many edges to keep, before pruning (for "threshold": the least strength); default the
     smallest size on the curve whose faithfulness is within 0.1 of 1. attribution: an attribution of
     every edge, made before. Raises SiteError for a family without edges, InputError for a missing
@@ -112,7 +113,7 @@ def measure(
             "given, or threshold with "
             f"`limit` the least strength; a limit is above 0."
         )
-    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    both = pair(lm, inputs, corrupt, answer, foil, "noise", whole=True)
     wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
     if attribution is None:
         attribution = edge_attribution_ig.measure(

@@ -27,7 +27,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.edges import Ends, Layers, ends, random_directions
+from stratoscope.engine.edges import Ends, Layers, ends
 from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import scaled
 from stratoscope.engine.metric import Words
@@ -96,7 +96,7 @@ def into_heads(
 
 def with_null(one: Ends, seed: int) -> Float[Tensor, "kind=2 sender position dim"]:
     """What is sent along the edges: the deltas, and random directions of their lengths."""
-    return torch.stack([one.delta, random_directions(one.delta, seed)])
+    return torch.stack([one.delta, one.null(seed)])
 
 
 def measure(
@@ -112,13 +112,17 @@ def measure(
     """First-order effect and null of every edge: (example, edge), with coordinates sender, receiver
     and their layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. Works with frozen weights. Raises
+    inputs, corrupt: prompts in pairs of equal token length. answer, foil: `metric.Whole` texts are
+    scored with all their tokens (`engine.edges.ends`). Works with frozen weights. Raises
     SiteError for a family without edges, InputError when a pair's lengths differ or both runs give
     the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     wires = wiring(lm)
-    found = [slopes(one, with_null(one, seed))[:, wires.mask] for one in ends(lm, both)]
+    found = [
+        torch.stack([slopes(one, with_null(one, seed))[:, wires.mask] for one in rows]).sum(dim=0)
+        for rows in ends(lm, both)
+    ]
     return labelled(lm, both, found, "circuits.edge_attribution", {"direction": direction}, seed)
 
 

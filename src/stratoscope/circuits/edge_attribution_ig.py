@@ -60,18 +60,20 @@ def measure(
     """Averaged first-order effect and null of every edge: (example, edge), with sender, receiver
     and their layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. steps: points on the way; the price is
+    inputs, corrupt: prompts in pairs of equal token length. answer, foil: `metric.Whole` texts are
+    scored with all their tokens (`engine.edges.ends`). steps: points on the way; the price is
     as many forward and backward passes. Raises SiteError for a family without edges, InputError as
     `engine.pair` does or for no steps.
     """
     if steps < 1:
         raise InputError(f"steps={steps}: integrated gradients need at least one point.")
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     mask = wiring(lm).mask
-    found = [
-        averaged_slopes(one, edge_attribution.with_null(one, seed), steps)[:, mask]
-        for one in ends(lm, both)
-    ]
+    found = []
+    for rows in ends(lm, both):
+        sent = ((one, edge_attribution.with_null(one, seed)) for one in rows)
+        each = [averaged_slopes(one, deltas, steps)[:, mask] for one, deltas in sent]
+        found.append(torch.stack(each).sum(dim=0))
     settings = {"direction": direction, "steps": steps}
     return edge_attribution.labelled(
         lm, both, found, "circuits.edge_attribution_ig", settings, seed

@@ -95,36 +95,41 @@ def shares(lm: LM, both: Pair, ablation: Ablation) -> list[Shares]:
         raise InputError(
             f"ablation {ablation!r}: choose 'resample' (the corrupt prompt's writes) or 'mean'."
         )
+    if ablation == "mean" and both.target.tokens:
+        raise InputError(
+            "ablation='mean' averages over prompts position by position, and after the prompts of "
+            "whole answers different texts stand: use ablation='resample', or ask for one token."
+        )
     every = list(ends(lm, both))
-    mean = _mean([one.source.writes for one in every]) if ablation == "mean" else None
-    return [
-        _share(one, one.source.writes if mean is None else mean[:, : one.source.writes.shape[1]])
-        for one in every
-    ]
+    if ablation == "resample":
+        return [_share(rows, [one.source.writes for one in rows]) for rows in every]
+    mean = _mean([one.source.writes for [one] in every])
+    return [_share([one], [mean[:, : one.source.writes.shape[1]]]) for [one] in every]
 
 
-def _share(one: Ends, other: Tensor) -> Shares:
-    lm, embed = one.layers.lm, one.base.writes[0]
+def _share(rows: list[Ends], others: list[Tensor]) -> Shares:
+    lm = rows[0].layers.lm
     mask = wiring(lm).mask
 
     @torch.no_grad()
-    def metric(keep: Tensor) -> float:
-        stream = run_circuit(one.layers, embed, other, keep)
-        return float(one.metric(outside.read_out(lm, one.batch, stream[None], every=False)))
+    def differences(circuits: Tensor) -> Tensor:
+        found = torch.zeros(len(circuits))
+        for one, other in zip(rows, others):
+            with one.layers:
+                for n, keep in enumerate(circuits):
+                    stream = run_circuit(one.layers, one.base.writes[0], other, keep)
+                    logits = outside.read_out(lm, one.batch, stream[None], every=False)
+                    found[n] += float(one.metric(logits))
+        return found
 
-    none, whole = metric(torch.zeros_like(mask)), metric(mask)
+    none, whole = differences(torch.stack([torch.zeros_like(mask), mask])).tolist()
     if abs(whole - none) < 1e-3:
         raise InputError(
             f"the logit difference is {whole:.3f} with every edge and {none:.3f} with none: there "
             "is nothing to be "
             f"faithful to. Change the corrupt prompts, or use ablation='resample'."
         )
-
-    def of(circuits: Tensor) -> Tensor:
-        with one.layers:
-            return torch.tensor([(metric(keep) - none) / (whole - none) for keep in circuits])
-
-    return of
+    return lambda circuits: (differences(circuits) - none) / (whole - none)
 
 
 def _mean(writes: list[Tensor]) -> Float[Tensor, "sender position dim"]:
@@ -169,11 +174,12 @@ def measure(
     """faithfulness, completeness (example) and null (example, draw); low, high: 95 % interval of
     mean faithfulness, NaN, with a note, for fewer than five examples.
 
-    inputs, corrupt: prompts in pairs of equal token length. circuit: pairs of names, or a result
+    inputs, corrupt: prompts in pairs of equal token length. answer, foil: `metric.Whole` texts are
+    scored with all their tokens (`engine.edges.ends`). circuit: pairs of names, or a result
     with an `edge` axis (`circuits.discover`); default every edge. draws: random circuits. Raises
     SiteError for a family without edges, InputError for an edge that the model lacks.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    both = pair(lm, inputs, corrupt, answer, foil, "noise", whole=True)
     wires = wiring(lm)
     keep = wires.mask if circuit is None else as_mask(wires, circuit)
     rivals = random_circuits(wires, int(keep.sum()), draws, torch.Generator().manual_seed(seed))

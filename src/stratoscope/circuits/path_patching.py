@@ -22,12 +22,13 @@ what both prompts share, and edges that back each other up can each have no effe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import xarray as xr
 
-from stratoscope.engine.edges import ends, exact, random_directions
+from stratoscope.engine.edges import ends, exact
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress
@@ -54,28 +55,33 @@ def measure(
     """Effect and null of every path: (example, edge), with coordinates sender, receiver and their
     layers.
 
-    inputs, corrupt: prompts in pairs of equal token length. paths: (senders, receivers) by name,
+    inputs, corrupt: prompts in pairs of equal token length. answer, foil: `metric.Whole` texts are
+    scored with all their tokens (`engine.edges.ends`). paths: (senders, receivers) by name,
     each one name or several; default every edge of the model alone: about 1.5 * (layers * heads)^2
     of them, twice with the null. Raises SiteError for a family without edges, InputError for an
     unknown name or a path that leads backwards.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
     wires = wiring(lm)
     ways = wires.edges if paths is None else wires.paths(paths)
-    total, done = 2 * len(ways) * len(both.base), 0
+    total, done = 2 * len(ways) * len(both.base), 0.0
 
-    def advanced(count: int) -> None:
+    def advanced(count: int, rows: int) -> None:
         nonlocal done
-        done += count
+        done += count / rows
         if progress:
-            progress(done, total)
+            progress(round(done), total)
 
-    found = [
-        exact(one, change, ways, advanced=advanced)
-        for one in ends(lm, both)
-        for change in (one.delta, random_directions(one.delta, seed))
-    ]
-    differences = torch.stack(found).unflatten(0, (-1, 2)).permute(1, 2, 0)  # kind, edge, example
+    found = []
+    for rows in ends(lm, both):
+        told = partial(advanced, rows=len(rows))
+        each = [
+            exact(one, change, ways, advanced=told)
+            for one in rows
+            for change in (one.delta, one.null(seed))
+        ]
+        found.append(torch.stack(each).unflatten(0, (-1, 2)).sum(dim=0))
+    differences = torch.stack(found, dim=-1)  # kind, edge, example
     effect, null = both.normalise(differences.float()).transpose(1, 2)
     return dataset(
         {"effect": (("example", "edge"), effect), "null": (("example", "edge"), null)}

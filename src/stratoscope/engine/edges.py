@@ -26,7 +26,7 @@ equally among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -37,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stratoscope.engine import outside, writes
+from stratoscope.engine.continued import continued
 from stratoscope.engine.intervene import Intervention, add, replaced
 from stratoscope.engine.memory import available, refuse_above
 from stratoscope.engine.packed import beside_the_stream
@@ -183,9 +184,14 @@ def _writer_before(site: Site) -> Site:
     return Site("", int(site.layer) - (site.point == "resid_pre"), "mlp.out")
 
 
-def random_directions(delta: Float[Tensor, "*axes dim"], seed: int) -> Float[Tensor, "*axes dim"]:
-    """The null: vectors of the same lengths in random directions."""
-    noise = torch.randn(delta.shape, generator=torch.Generator().manual_seed(seed)).to(delta)
+def random_directions(
+    delta: Float[Tensor, "sender position dim"], seed: int, width: int
+) -> Float[Tensor, "sender position dim"]:
+    """The null: vectors of the same lengths in random directions. width: positions of the longest
+    run that is given the same directions, position by position."""
+    senders, positions, dim = delta.shape
+    noise = torch.randn(senders, width, dim, generator=torch.Generator().manual_seed(seed))
+    noise = noise[:, :positions].to(delta)
     return noise * (delta.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
@@ -458,34 +464,52 @@ def _from_first(layers: Layers, change: Float[Tensor, "position dim"]) -> range:
 @dataclass(frozen=True)
 class Ends:
     """One pair of prompts: the base run, which is changed, and the source run, which changes are
-    taken from."""
+    taken from. width: positions of the longest row of this pair, see `ends`."""
 
     batch: Batch
     layers: Layers
     base: Sent
     source: Sent
     metric: Metric
+    width: int
 
     @property
     def delta(self) -> Float[Tensor, "sender position dim"]:
         return self.source.writes - self.base.writes
 
+    def null(self, seed: int) -> Float[Tensor, "sender position dim"]:
+        """Random directions of the deltas' lengths, alike where a pair's rows share positions."""
+        return random_directions(self.delta, seed, self.width)
 
-def ends(lm: LM, both: Pair) -> Iterator[Ends]:
-    """The pairs of a `Pair`, one by one and without padding."""
 
-    def difference(logits: Tensor, number: int) -> Tensor:
-        return both.target.difference(logits, torch.full((len(logits),), number))
+def ends(lm: LM, both: Pair) -> Iterator[list[Ends]]:
+    """The pairs of a `Pair`, each as the rows whose metrics add up to its difference, without
+    padding.
+
+    One row where one token is asked. Of whole answers one for every beginning of answer and foil
+    (`engine.continued`), which follows both prompts: an edge is then changed at the prompt's
+    positions and at the answer's.
+    """
+    bases, sources, asked = both.base, both.source, both.target
+    metric, example = asked.difference, torch.arange(len(bases))
+    if asked.tokens:
+        longer = continued(lm, bases, asked)
+        metric, example = longer.metric, longer.example
+        bases, sources = longer.batch, continued(lm, sources, asked).batch
+
+    def difference(logits: Tensor, row: int) -> Tensor:
+        return metric(logits, torch.full((len(logits),), row))
 
     for number in range(len(both.base)):
-        base, source = both.base.example(number), both.source.example(number)
-        yield Ends(
-            base,
-            Layers(lm, base),
-            sent(lm, base),
-            sent(lm, source),
-            partial(difference, number=number),
-        )
+        rows = (example == number).nonzero()[:, 0].tolist()
+        width = int(bases.lengths[rows].max())
+        found = []
+        for row in rows:
+            base, source = bases.example(row), sources.example(row)
+            with outside.unheard(lm) if asked.tokens else nullcontext():
+                runs = Layers(lm, base), sent(lm, base), sent(lm, source)
+            found.append(Ends(base, *runs, partial(difference, row=row), width))
+        yield found
 
 
 @torch.no_grad()
