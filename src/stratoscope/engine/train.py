@@ -24,13 +24,8 @@ from torch import Tensor, nn
 
 from stratoscope.engine import checkpoint
 from stratoscope.engine.checkpoint import Story
+from stratoscope.engine.progress import Progress, silent
 from stratoscope.errors import InputError
-
-Progress = Callable[[int, int, str], object]  # steps done, steps in all, a few words
-
-
-def silent(done: int, steps: int, words: str) -> None:
-    """A progress that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def train(
     with _restored(model), _random_state():
         _freeze(recipe)
         model.train(recipe.training)
-        optimiser = (recipe.optimiser or _adamw)(_groups(recipe))
+        optimiser = optimiser_of(recipe)
         story = (checkpoint.read(folder, model, optimiser, seed) if folder else None) or Story()
         clock = _Clock(story)
         try:
@@ -184,6 +179,12 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 def _mixed(seed: int, step: int) -> int:
     return (1_000_003 * seed + step + 1) % 2**32  # torch's CPU generator looks at 32 bits only
+
+
+def optimiser_of(recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser that a training of this recipe begins with; a group's `times` is its share of
+    the learning rate."""
+    return (recipe.optimiser or _adamw)(_groups(recipe))
 
 
 def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

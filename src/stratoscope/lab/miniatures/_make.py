@@ -6,19 +6,17 @@ A finished folder appears in the cache in one step. Training goes on in a folder
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stratoscope.engine.train import Progress, Recipe, Story
+from stratoscope.engine.progress import Progress, shown
+from stratoscope.engine.train import Recipe, Story
 from stratoscope.errors import InputError, LoadError
 from stratoscope.lab import _subjects, miniatures
 from stratoscope.store import hub
@@ -41,7 +39,7 @@ def make(name: str, *, seed: int = 0, progress: Progress | None = None, **settin
         return folder
     training = folder.with_name(f".{folder.name}.training")
     written: dict[str, object] = {}  # `cached` reads it when the training is done
-    with _shown(name, progress) as tell:
+    with shown(f"training {name}", progress) as tell:
 
         def train(workshop: Path, ready: Path) -> None:
             written.update(_train(name, module, seed, chosen, training, tell))
@@ -141,26 +139,3 @@ def _told(seed: int, settings: dict[str, Any], recipe: Recipe, story: Story) -> 
             for p in ("stratoscope", "torch", "transformers", "tokenizers")
         },
     }
-
-
-@contextlib.contextmanager
-def _shown(name: str, progress: Progress | None) -> Iterator[Progress]:
-    """The caller's own callback; without one a bar, if someone can see it."""
-    if progress is not None or not sys.stderr.isatty():
-        yield progress or (lambda done, steps, words: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn(f"training {name}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, steps, words: bar.update(
-            task, completed=done, total=steps or None, description=words
-        )

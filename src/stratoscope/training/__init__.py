@@ -1,0 +1,10 @@
+"""Objectives: what a model is shown and asked for, the loss, and the fit of a copy of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stratoscope._lazy import lazy
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, __path__)
