@@ -86,7 +86,9 @@ def main() -> None:
             raise SystemExit(f"the losses differ by {gap}")
     speed = {name: STEPS * ROWS * LENGTH / min(rounds) for name, rounds in seconds.items()}
     ratio = speed["ours"] / speed["theirs"]
-    click.echo(f"ours {speed['ours']:.0f} tokens/s, Trainer {speed['theirs']:.0f}: ratio {ratio:.2f}")
+    click.echo(
+        f"ours {speed['ours']:.0f} tokens/s, Trainer {speed['theirs']:.0f}: ratio {ratio:.2f}"
+    )
     click.echo(f"losses of {STEPS} steps equal to {gap:.1e}")
     found = {"tokens_per_second": {n: round(x) for n, x in speed.items()}, "ratio": round(ratio, 3)}
     found |= {"largest_gap_of_losses": gap, "threads": torch.get_num_threads()}

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from stratoscope.engine.progress import shown
 from stratoscope.engine.train import Recipe, epoch_rows, generator, optimiser_of, train
 from stratoscope.errors import InputError, ResultError
-from stratoscope.models import pretrained
-from stratoscope.models.cache import cache_root
 from stratoscope.models.lm import LM
+from stratoscope.store import hub
+from stratoscope.store.cache import cache_root
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ def fit(
         save=lambda model, to: _save(lm, model, to),
         checkpoints=checkpoints,
     )
-    with pretrained.quiet(), shown(f"training {_name(objective)}") as progress:
+    with hub.quiet(), shown(f"training {_name(objective)}") as progress:
         try:
             story = train(recipe, training, seed=seed, progress=progress)
         except ArithmeticError as error:
