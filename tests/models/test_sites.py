@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stratoscope.engine.intervene import ablate, intervene
+from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
+from stratoscope.models import wrap
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, SEAM_POINTS, Site, expand, parse
+from stratoscope.models.specimen import specimens
 from support import tiny
 
 DEPTHS = {"": 3, "vision": 2}
+TOWERS = st.sampled_from(["", "vision", "encoder", "audio"]) | st.from_regex(
+    r"[a-z][a-z0-9_]{1,8}", fullmatch=True
+).filter(lambda name: name not in ("layers", "blocks", "ln_final"))
 LAYERED = st.builds(
     Site,
-    st.sampled_from(["", "vision"]),
+    TOWERS,
     st.integers(-99, 99) | st.just("*"),
     st.sampled_from(list(POINTS)),
 )
-GLOBAL = st.builds(
-    Site, st.sampled_from(["", "vision"]), st.none(), st.sampled_from(list(GLOBAL_POINTS))
-)
+GLOBAL = st.builds(Site, TOWERS, st.none(), st.sampled_from(list(GLOBAL_POINTS)))
 
 
 @given(LAYERED | GLOBAL)
@@ -105,8 +112,47 @@ def test_a_layer_out_of_range_is_refused_with_the_range(layer: int) -> None:
         SiteError, match=rf"layer {layer} of 3; layers run from 0 to 2 \(or -3 to -1\)"
     ):
         expand(f"layers.{layer}.attn.z", DEPTHS)
-    with pytest.raises(SiteError, match="no vision tower"):
+    with pytest.raises(SiteError, match=r"no vision tower"):
         expand("vision.layers.0.attn.z", {"": 3})
+
+
+def test_a_tower_that_the_model_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(
+        SiteError, match=r"no audio tower of layers.*`vision.` for its vision tower"
+    ):
+        expand("audio.layers.0.attn.z", DEPTHS)
+    with pytest.raises(
+        SiteError, match=r"no prefix \(or `decoder.`\) for the main stack, and `enc"
+    ):
+        expand("audio.layers.0.attn.z", {"": 3, "encoder": 2}, main="decoder")
+
+
+def test_a_main_stack_may_have_a_name_of_its_own() -> None:
+    depths = {"": 3, "encoder": 2}
+    found = expand(
+        ["decoder.layers.-1.attn.z", "layers.2.attn.z", "decoder.embed"], depths, "decoder"
+    )
+    assert [str(site) for site in found] == ["layers.2.attn.z", "embed"]
+    assert [str(s) for s in expand("encoder.layers.*.resid_post", depths, "decoder")] == [
+        "encoder.layers.0.resid_post",
+        "encoder.layers.1.resid_post",
+    ]
+
+
+def test_a_family_names_its_towers_as_it_likes() -> None:
+    """LLaVA with its vision tower under another name, and a name for its text: the same values."""
+    known = tiny.lm("llava")
+    towers = {"": known.family.towers[""], "eyes": known.family.towers["vision"]}
+    lm = wrap(tiny.model("llava"), family=replace(known.family, towers=towers, main="words"))
+    assert "pixel_values" in specimens(lm)[-1]  # so `wrap` has proved the eyes too
+    ours = ("eyes.layers.1.attn.pattern", "words.layers.0.resid_mid")
+    theirs = ("vision.layers.1.attn.pattern", "layers.0.resid_mid")
+    seen = capture(lm, tiny.inputs("llava"), *ours)
+    expected = capture(known, tiny.inputs("llava"), *theirs)
+    for one, other in zip(ours, theirs):
+        assert torch.equal(seen[one], expected[other])
+    with pytest.raises(SiteError, match=r"no vision tower.*`eyes.` for its eyes tower"):
+        lm.sites("vision.layers.0.attn.z")
 
 
 def test_points_stand_in_the_order_of_computation() -> None:

@@ -56,7 +56,7 @@ def edit(
     not predict the next token, InputError for a text of one token, and when the loss is no longer a
     number.
     """
-    if not lm.family.towers[""].causal or lm.family.vision_only or not lm.layout.head:
+    if not lm.family.towers[""].causal or not lm.family.reads_text or not lm.layout.head:
         raise SiteError(
             f"{lm.family.name} does not predict the next token: there is no loss to train it by "
             "here."

@@ -85,7 +85,7 @@ def measure(
     predict the next token, or whose attention cannot be seen.
     """
     lm.layout.resolve(["layers.*.attn.pattern", "logits"])
-    if not lm.family.towers[""].causal or lm.family.vision_only:
+    if not lm.family.towers[""].causal or not lm.family.reads_text:
         raise SiteError(
             f"{lm.family.name} does not go on from a text: it cannot be asked to recite a needle."
         )

@@ -1,7 +1,7 @@
 """A family: the table from sites to the modules of one architecture, and nothing else.
 
 Families are data. A `Tower` says, for one stack of layers, at which module each point can be read;
-a `Family` joins one or two towers with the read-out. `families/` holds one default table and short
+a `Family` joins one or more towers with the read-out. `families/` holds one default table and short
 exceptions; `prove.py` proves them.
 """
 
@@ -53,7 +53,7 @@ RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_
 @dataclass(frozen=True)
 class Tower:
     """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model,
-    those of points and writes at a layer.
+    those of points and writes at a layer. `takes`: the forward argument that holds its sequence.
 
     `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons
     into attn.out and mlp.out: the projection, then a post-norm or a scale (a module, a parameter or
@@ -71,6 +71,7 @@ class Tower:
     embed: str | None = None
     final_norm: str | None = None
     config: str = ""
+    takes: str = "input_ids"
     # "sequential": mid = pre + attn, post = mid + mlp. "parallel": post = pre + attn + mlp.
     # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names
     # the two. A norm may be a number of the layer's (Gemma 4's layer_scalar) or "" for none: either
@@ -119,8 +120,11 @@ def under(prefix: str, tower: Tower, config: str = "") -> Tower:
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its towers ("" is the main stack, "vision" the second), its read-out and its
-    config keys.
+    """An architecture: its towers, its read-out and its config keys.
+
+    `towers`: "" is the main stack, the one that is read out; others have any name ("vision",
+    "encoder"), which their sites begin with. `main`: a name that the main stack goes by beside none
+    ("decoder").
 
     `head`: modules applied in turn to the normalised last residual to give logits; paths start at
     the whole model. `logit_scale`: what the model multiplies the last of these modules' output by.
@@ -139,4 +143,9 @@ class Family:
     per_token: Mapping[str, int] = field(default_factory=dict)
     pooled: int | None = None
     reserved_positions: int = 0  # RoBERTa numbers positions from its padding id + 1
-    vision_only: bool = False
+    main: str = ""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the main stack reads tokens, not pictures or other signals."""
+        return self.towers[""].takes == "input_ids"

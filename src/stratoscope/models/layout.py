@@ -57,7 +57,8 @@ class Layout:
     def resolve(self, sites: str | Site | Iterable[str | Site]) -> list[Site]:
         """Parse and expand site names, and refuse those that this model does not have. Raises
         SiteError."""
-        found = expand(sites, {name: len(layers) for name, layers in self.layers.items()})
+        depths = {name: len(layers) for name, layers in self.layers.items()}
+        found = expand(sites, depths, self.family.main)
         for site in found:
             reason = self.lack(site)
             if reason:
@@ -242,7 +243,7 @@ class Layout:
         whole: Any = self.model.config
         if name:
             return getattr(whole, name)
-        return whole.get_text_config() if tower == "" and not self.family.vision_only else whole
+        return whole.get_text_config() if tower == "" and self.family.reads_text else whole
 
     def _dims(self, name: str, tower: Tower) -> Dims:
         config = self.config(name)

@@ -30,8 +30,8 @@ class LM:
     look inside.
 
     model, tokenizer, processor: the Hugging Face objects, untouched. family, layout: where each
-    site lives. dims: sizes of the main tower (`layout.dims["vision"]` for the second). taps: who is
-    listening.
+    site lives. dims: sizes of the main tower (`layout.dims["vision"]` and the like for others).
+    taps: who is listening.
     """
 
     def __init__(

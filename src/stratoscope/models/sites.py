@@ -2,7 +2,10 @@
 architecture.
 
     embed   layers.3.resid_pre   layers.3.attn.z   layers.*.mlp.act   final_norm   logits
-    vision.layers.2.resid_post   projector
+    vision.layers.2.resid_post   encoder.layers.*.attn.pattern   projector
+
+A name without a prefix is of the model's main stack, the one that is read out. Another stack goes
+by the name that the family gives its tower; a main stack may have a name too (`decoder.`).
 
 `POINTS` is the whole vocabulary. The axes named there are the axes of the tensor that `trace`
 returns and that `intervene` edits, whatever layout the model itself uses. TransformerLens names are
@@ -59,13 +62,14 @@ _TRANSFORMER_LENS = {
 }  # fmt: skip
 # names whose tensor TransformerLens takes before a step that our site comes after
 SOMETIMES_ANOTHER = frozenset({"attn.hook_q", "attn.hook_k", "ln_final.hook_normalized"})
+_STACK = ("layers", "blocks")  # what no tower is called
 _TRANSFORMER_LENS_GLOBAL = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm"}
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """An address: which tower ("" or "vision"), which layer (None for a global point, "*" for all),
-    which point."""
+    """An address: which tower ("" is the main stack), which layer (None for a global point, "*" for
+    all), which point."""
 
     tower: str
     layer: int | str | None
@@ -94,10 +98,23 @@ class Site:
 
 
 def parse(text: str | Site) -> Site:
-    """Read a site name. Raises SiteError that shows the text and the nearest names."""
+    """Read a site name, of a tower of any name: which there are is the model's to say (`expand`).
+
+    Raises SiteError that shows the text and the nearest names.
+    """
     if isinstance(text, Site):
         return text
-    tower, rest = ("vision", text[len("vision.") :]) if text.startswith("vision.") else ("", text)
+    tower, dot, rest = text.partition(".")
+    found = _read("", text)
+    if found is None and dot and re.fullmatch(r"[A-Za-z]\w*", tower) and tower not in _STACK:
+        found = _read(tower, rest)
+    if found is None:
+        raise SiteError(_unreadable(text))
+    return found
+
+
+def _read(tower: str, rest: str) -> Site | None:
+    """The site that a name without a tower's prefix means, or None."""
     if rest in GLOBAL_POINTS:
         return Site(tower, None, rest)
     if rest in _TRANSFORMER_LENS_GLOBAL:
@@ -107,29 +124,32 @@ def parse(text: str | Site) -> Site:
             _TRANSFORMER_LENS_GLOBAL[rest],
             alias=rest if rest in SOMETIMES_ANOTHER else "",
         )
-    match = re.fullmatch(r"(layers|blocks)\.(\*|-?\d+)\.(.+)", rest)
-    if match:
-        _, number, given = match.groups()
-        point = _TRANSFORMER_LENS.get(given, given)
-        if point in POINTS:
-            layer = "*" if number == "*" else int(number)
-            return Site(tower, layer, point, alias=given if given in SOMETIMES_ANOTHER else "")
-    raise SiteError(_unreadable(text, match.group(3) if match else None))
+    match = re.fullmatch(r"(?:layers|blocks)\.(\*|-?\d+)\.(.+)", rest)
+    if match is None:
+        return None
+    number, given = match.groups()
+    point = _TRANSFORMER_LENS.get(given, given)
+    if point not in POINTS:
+        return None
+    layer = "*" if number == "*" else int(number)
+    return Site(tower, layer, point, alias=given if given in SOMETIMES_ANOTHER else "")
 
 
-def expand(sites: str | Site | Iterable[str | Site], n_layers: dict[str, int]) -> list[Site]:
+def expand(
+    sites: str | Site | Iterable[str | Site], n_layers: dict[str, int], main: str = ""
+) -> list[Site]:
     """Parse, resolve `*` and negative layers, and drop repetitions; `n_layers` gives each tower's
-    depth.
+    depth, `main` the name that the main stack goes by beside none.
 
     Raises SiteError for a tower that the model lacks or a layer out of range.
     """
     listed = [sites] if isinstance(sites, (str, Site)) else list(sites)
     found: dict[Site, None] = {}
     for site in map(parse, listed):
+        if main and site.tower == main:
+            site = replace(site, tower="")
         if site.tower not in n_layers:
-            raise SiteError(
-                f"site `{site}`: this model has no {site.tower or 'main'} tower of layers."
-            )
+            raise SiteError(_no_tower(site, n_layers, main))
         depth = n_layers[site.tower]
         if site.layer is None:
             found[site] = None
@@ -146,9 +166,20 @@ def expand(sites: str | Site | Iterable[str | Site], n_layers: dict[str, int]) -
     return list(found)
 
 
-def _unreadable(text: str, point: str | None) -> str:
-    if point is not None:
-        near = [f"layers.N.{p}" for p in difflib.get_close_matches(point, POINTS, n=3, cutoff=0.3)]
+def _no_tower(site: Site, n_layers: Iterable[str], main: str) -> str:
+    also = f" (or `{main}.`)" if main else ""
+    others = "".join(f", and `{name}.` for its {name} tower" for name in n_layers if name)
+    return (
+        f"site `{site}`: this model has no {site.tower or 'main'} tower of layers. Its sites begin "
+        f"with no prefix{also} for the main stack{others}."
+    )
+
+
+def _unreadable(text: str) -> str:
+    match = re.fullmatch(r"(?:\w+\.)?(?:layers|blocks)\.(?:\*|-?\d+)\.(.+)", text)
+    if match is not None:
+        close = difflib.get_close_matches(match.group(1), POINTS, n=3, cutoff=0.3)
+        near = [f"layers.N.{p}" for p in close]
     else:
         near = difflib.get_close_matches(
             text, [*GLOBAL_POINTS, *(f"layers.N.{p}" for p in POINTS)], n=3, cutoff=0.3
@@ -157,6 +188,6 @@ def _unreadable(text: str, point: str | None) -> str:
     points = ", ".join(POINTS)
     return (
         f"`{text}` is not a site name.{hint} A site is one of {', '.join(GLOBAL_POINTS)}, or "
-        "`layers.N.POINT` with N a "
-        f"number or `*` and POINT one of {points}; prefix `vision.` for a vision tower."
+        f"`layers.N.POINT` with N a number or `*` and POINT one of {points}; a tower beside the "
+        "main stack has its name before it, such as `vision.` or `encoder.`."
     )

@@ -22,35 +22,42 @@ def specimens(lm: LM) -> list[Any]:
     tells what is causal and where padding goes. Pictures are left out where no inputs can be made
     from the config: then only the text is proved.
     """
-    if lm.family.vision_only:
+    if not lm.family.reads_text:
         return [specimen(lm)] if _runs(lm, specimen(lm)) else []
     long, _ = prompts(lm)
     text = [long, long[:2]] if len(long) > 2 else [long]
-    if "vision" not in lm.layout.layers:
+    eye = _eye(lm)
+    if eye is None:
         return [text]
     if not lm.family.projector:  # a text tower and a vision tower side by side, which run together
-        both = {"input_ids": torch.tensor([long])} | picture(lm.model, lm.layout.config("vision"))
+        both = {"input_ids": torch.tensor([long])} | picture(lm.model, lm.layout.config(eye))
         return [both] if _runs(lm, both) else []
     alone = [text] if _runs(lm, text) else []  # some answer no prompt without a picture
-    return [*alone, *_with_picture(lm, long)]
+    return [*alone, *_with_picture(lm, long, eye)]
+
+
+def _eye(lm: LM) -> str | None:
+    """The tower that takes pictures, or None."""
+    towers = lm.family.towers.items()
+    return next((name for name, tower in towers if tower.takes == "pixel_values"), None)
 
 
 def specimen(lm: LM) -> Any:
     """Two short prompts that have nothing in common, of different length; or one small picture of
     noise."""
-    if lm.family.vision_only:
+    if not lm.family.reads_text:
         return picture(lm.model, lm.layout.config())
     return prompts(lm)
 
 
-def _with_picture(lm: LM, text: list[int]) -> list[dict[str, Any]]:
+def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:
     """One prompt with one picture, as this model takes it, or nothing: a prompt with one image
     token tells by what leaves the projector how many it needs."""
     config = lm.model.config
     token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if token is None:
         return []
-    for picture in _pictures(lm):
+    for picture in _pictures(lm, eye):
         for count in (1, _projected(lm, picture | {"input_ids": torch.tensor([[*text, token]])})):
             given = picture | {"input_ids": torch.tensor([[*text, *[token] * count, *text[:2]]])}
             if count and _runs(lm, given):
@@ -58,8 +65,8 @@ def _with_picture(lm: LM, text: list[int]) -> list[dict[str, Any]]:
     return []
 
 
-def _pictures(lm: LM) -> list[dict[str, Any]]:
-    vision = lm.layout.config("vision")
+def _pictures(lm: LM, eye: str) -> list[dict[str, Any]]:
+    vision = lm.layout.config(eye)
     if getattr(vision, "spatial_merge_size", None) and hasattr(
         vision, "temporal_patch_size"
     ):  # patches in a row

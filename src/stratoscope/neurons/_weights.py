@@ -95,7 +95,7 @@ def linear(lm: LM) -> None:
     if (
         lm.family.towers[""].residual == "post-norm"
         or len(lm.layout.head) != 1
-        or lm.family.vision_only
+        or not lm.family.reads_text
     ):
         raise SiteError(
             f"{lm.family.name} has no linear way from a neuron to a vocabulary of tokens."

@@ -31,7 +31,7 @@ def nats(
 def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example position"]:
     """In nats, on the CPU; NaN for each row's first token and for padding. SiteError unless the
     model is a causal LM."""
-    if not lm.family.towers[""].causal or lm.family.vision_only:
+    if not lm.family.towers[""].causal or not lm.family.reads_text:
         raise SiteError(
             f"{lm.family.name} does not predict a next token from those before it: it has no "
             "surprisal."

@@ -28,9 +28,13 @@ CLIP_VISION = Tower(
     attn_write=("self_attn.out_proj",),
     mlp_write=("mlp.fc2",),
     causal=False,
+    takes="pixel_values",
 )
 CLIP_TEXT = CLIP_VISION.but(
-    embed="embeddings.token_embedding", final_norm="final_layer_norm", causal=True
+    embed="embeddings.token_embedding",
+    final_norm="final_layer_norm",
+    causal=True,
+    takes="input_ids",
 )
 SIGLIP_VISION = CLIP_VISION.but(final_norm="post_layernorm")
 SIGLIP_TEXT = CLIP_TEXT.but(causal=False)
@@ -46,7 +50,7 @@ AIM_VISION = CLIP_VISION.but(
     attn_write=("attention.out_proj",),
     mlp_write=("ffn.down_proj",),
 )
-AIM_TEXT = AIM_VISION.but(embed="embeddings.token_embedding", causal=True)
+AIM_TEXT = AIM_VISION.but(embed="embeddings.token_embedding", causal=True, takes="input_ids")
 _HANDLED = frozenset({"vision_use_head", "use_head", "is_native", "max_logit_scale"})
 
 
@@ -63,7 +67,7 @@ def _text(name: str, tower: Tower) -> Family:
 
 
 def _vision(name: str, tower: Tower) -> Family:
-    return Family(name, {"": tower}, head=(), handles=_HANDLED, vision_only=True)
+    return Family(name, {"": tower}, head=(), handles=_HANDLED)
 
 
 def _aimv2(config: Any) -> Family:

@@ -32,6 +32,7 @@ VIT = Tower(
     attn_write=("attention.o_proj",),
     mlp_write=("mlp.fc2",),
     causal=False,
+    takes="pixel_values",
 )
 # the scales are bare parameters of the layer
 SCALED = VIT.but(
@@ -102,14 +103,14 @@ def _scaled(config: Any) -> Family:
             attn_write=tower.attn_write[:1],
             mlp_write=tower.mlp_write[:1],
         )
-    return Family(config.model_type, {"": tower}, head=(), handles=_SCALED, vision_only=True)
+    return Family(config.model_type, {"": tower}, head=(), handles=_SCALED)
 
 
 def _dinov2(config: Any) -> Family:
     tower = DINOV2
     if config.use_swiglu_ffn:
         tower = tower.but(points=GATED, mlp_write=("mlp.down_proj", "layer_scale2"))
-    return Family(config.model_type, {"": tower}, head=(), handles=_DINO, vision_only=True)
+    return Family(config.model_type, {"": tower}, head=(), handles=_DINO)
 
 
 def _dinov3(config: Any) -> Family:
@@ -120,23 +121,21 @@ def _dinov3(config: Any) -> Family:
         points={"mlp.pre": out_of(pre), "mlp.act": into("mlp.down_proj")},
         mlp_write=("mlp.down_proj", "layer_scale2"),
     )
-    return Family("dinov3_vit", {"": tower}, head=(), handles=_DINO, vision_only=True)
+    return Family("dinov3_vit", {"": tower}, head=(), handles=_DINO)
 
 
 def _read_at_class_token(name: str) -> Family:
-    return Family(name, {"": VIT}, head=("classifier",), pooled=0, vision_only=True)
+    return Family(name, {"": VIT}, head=("classifier",), pooled=0)
 
 
 FAMILIES = {
     "vit": _read_at_class_token("vit"),
     "deit": _read_at_class_token("deit"),
     "vit_msn": _read_at_class_token("vit_msn"),
-    "ijepa": Family("ijepa", {"": VIT}, head=(), vision_only=True),
+    "ijepa": Family("ijepa", {"": VIT}, head=()),
     "beit": _scaled,
     "data2vec-vision": _scaled,
-    "internvl_vision": Family(
-        "internvl_vision", {"": INTERNVL}, head=(), handles=_INTERNVL, vision_only=True
-    ),
+    "internvl_vision": Family("internvl_vision", {"": INTERNVL}, head=(), handles=_INTERNVL),
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
     "dinov3_vit": _dinov3,

@@ -92,6 +92,7 @@ QWEN_VISION = Tower(
     mlp_write=("mlp.down_proj",),
     causal=False,
     flat=True,
+    takes="pixel_values",
     lacks=dict.fromkeys(SEAM_POINTS, _CALLS),
 )
 QWEN2_VISION = QWEN_VISION.but(
@@ -186,7 +187,7 @@ def _audio(config: Any) -> Family | None:
 
 
 def _tower(name: str, tower: Tower, handles: frozenset[str] = frozenset()) -> Family:
-    return Family(name, {"": tower}, head=(), handles=handles, vision_only=True)
+    return Family(name, {"": tower}, head=(), handles=handles)
 
 
 _SIZES = frozenset({"embed_dim", "mlp_ratio", "num_position_embeddings", "attention_heads"})
