@@ -80,7 +80,7 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
             raise InputError(
                 "a trace that stops early cannot watch generation: use trace(..., stop=False)."
             ) from None
-        new = ids[:, arguments["input_ids"].shape[1] :]
+        new = ids[:, batch.text[0].shape[1] :]
         if lm.taps.listening and lm.taps.run.step == 0 and new.shape[1] > 1:
             raise FamilyError(
                 f"{type(lm.model).__name__} took more than one forward pass without a cache that "

@@ -77,13 +77,14 @@ class Intervention:
     def apply(self, x: Tensor, run: Run) -> Tensor:
         """The site's tensor with the change made; the same tensor when this step or position is not
         concerned."""
-        run = run_at(self.site, run)
         axis = key_axis(self.site)
         queries = self.positions is not None and (axis is None or "query" in self.site.axes)
         if (self.steps is not None and run.step not in self.steps) or (run.step > 0 and queries):
             return x
         named = self.positions if self.keys is None else self.keys
-        gone = run.gone(x.shape[axis]) if axis is not None and named is not None else 0
+        gone = 0
+        if axis is not None and named is not None:
+            gone = run_at(self.site, run, self.site.axes[axis]).gone(x.shape[axis])
         if (
             gone
         ):  # make place for what a sliding window's cache has let go, so that keys count from 0
@@ -121,14 +122,9 @@ class Intervention:
         for axis, word in enumerate(self.site.axes):
             if word == "example" and self.examples is not None:
                 chosen[axis] = rows[:, None]
-            elif word in ("position", "query") and self.positions is not None:
-                chosen[axis] = position_index(
-                    self.positions, run, len(x), x.shape[axis], rows.tolist()
-                )[rows]
-            elif word == "key" and self.keys is not None:
-                chosen[axis] = position_index(self.keys, run, len(x), x.shape[axis], rows.tolist())[
-                    rows
-                ]
+            elif (named := self._named(word)) is not None:
+                there, size = run_at(self.site, run, word), x.shape[axis]
+                chosen[axis] = position_index(named, there, len(x), size, rows.tolist())[rows]
             elif word in UNIT_AXES and self.units is not None:
                 chosen[axis] = _units(self.units, x.shape[axis], word, self.site)[None]
         if not chosen:
@@ -141,6 +137,11 @@ class Intervention:
             shape[axis] = picked.shape[0] if axis == 0 else picked.shape[1]
             index.append(picked.reshape(shape).to(x.device))
         return tuple(index)
+
+    def _named(self, word: str) -> Positions:
+        """The positions named along an axis."""
+        own = {"position": self.positions, "query": self.positions, "key": self.keys}
+        return own.get(word)
 
     def _rows(self, count: int, run: Run) -> Tensor:
         """The rows of the named examples (all beams of each); of all without names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,14 +13,6 @@ from stratoscope.errors import MemoryRefusal
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
-
-_TAKEN_APART = (
-    "attn.q",
-    "attn.k",
-    "attn.v",
-    "attn.scores",
-    "attn.pattern",
-)  # seen through the attention seam
 
 
 def available(device: torch.device) -> int:
@@ -35,46 +28,52 @@ def available(device: torch.device) -> int:
 
 
 def predicted(lm: LM, sites: Iterable[Site], batch: Batch, positions: int | None = None) -> int:
-    """Bytes that capturing the sites takes; positions: how many are kept, None for all. Vision
-    sites count as nothing: how many patches there are is known only to the model."""
-    if batch.mask is None:
-        return 0
-    width = batch.mask.shape[1]
-    dims = lm.dims
-    sizes = {
-        "example": len(batch),
-        "position": positions or width,
-        "query": positions or width,
-        "key": width,
-    }
-    sizes |= {
-        "dim": dims.dim,
-        "head": dims.heads,
-        "kv_head": dims.kv_heads,
-        "head_dim": dims.head_dim,
-    }
-    sizes |= {"neuron": dims.neurons, "vocab": dims.vocab, "expert": 1}
+    """Bytes that capturing the sites takes; positions: how many are kept, None for all. What comes
+    of pictures counts as nothing: how many patches there are is known only to the model."""
     values = 0
     for site in sites:
-        if site.tower == "" and site.point != "projector":
-            count = 1
-            for axis in site.axes:
-                count *= sizes[axis]
-            values += count
+        width = _width(lm, batch, site.tower)
+        if not width or site.point == "projector":
+            continue
+        dims = lm.layout.dims[site.tower]
+        keys = (_width(lm, batch, lm.family.source) if site.source else width) or 0
+        sizes = {
+            "example": len(batch),
+            "position": positions or (keys if site.source == "position" else width),
+            "query": positions or width,
+            "key": keys,
+            "dim": dims.dim,
+            "head": dims.heads,
+            "kv_head": dims.kv_heads,
+            "head_dim": dims.head_dim,
+            "neuron": dims.neurons,
+            "vocab": lm.dims.vocab,
+            "expert": 1,
+        }
+        values += prod(sizes[axis] for axis in site.axes)
     return values * torch.finfo(lm.model.dtype).bits // 8
+
+
+def _width(lm: LM, batch: Batch, tower: str) -> int | None:
+    """How many positions a tower has in this batch, None where only the model knows."""
+    there = batch.read_by(tower)
+    if there is not None and there.mask is not None:
+        return there.mask.shape[1]
+    sound = there is not None and tower  # padded or cut to one length
+    return getattr(lm.layout.config(tower), "max_source_positions", None) if sound else None
 
 
 def working(lm: LM, sites: Iterable[Site], batch: Batch) -> int:
     """Bytes that one layer's attention takes while it is taken apart for these sites: scores before
     and after scaling, masks and softmax stand beside each other. Three to four copies live, and the
     process was seen to hold six."""
-    if batch.mask is None or not any(
-        site.tower == "" and site.point in _TAKEN_APART for site in sites
-    ):
-        return 0
-    return (
-        6 * max(4, lm.model.dtype.itemsize) * len(batch) * lm.dims.heads * batch.mask.shape[1] ** 2
-    )
+    most = 0
+    for site in sites:
+        width = _width(lm, batch, site.tower) or 0
+        keys = (_width(lm, batch, lm.family.source) or 0) if site.source else width
+        if site.seam:
+            most = max(most, lm.layout.dims[site.tower].heads * width * keys)
+    return 6 * max(4, lm.model.dtype.itemsize) * len(batch) * most
 
 
 def refuse_above(needed: int, free: int, what: str, narrow: str) -> None:

@@ -20,19 +20,22 @@ from stratoscope.models.sites import Site
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 
 
-def run_at(site: Site, run: Run) -> Run:
-    """The run as positions at a site see it: patches of a vision tower know nothing of text lengths
-    and padding."""
-    return (
-        run
-        if site.tower == "" and site.point != "projector"
-        else Run(step=run.step, copies=run.copies)
-    )
+def run_at(site: Site, run: Run, word: str = "position") -> Run:
+    """The run as positions at a site, or along one of its axes, see it: an encoder, and the keys of
+    cross-attention, have the lengths of what the encoder reads; patches of a vision tower know
+    nothing of text lengths and padding."""
+    if site.source == word:
+        there = run.batch.source if run.batch is not None else None
+    elif site.tower == "" and site.point != "projector":
+        return run
+    else:
+        there = run.batch.read_by(site.tower) if run.batch is not None else None
+    return Run(batch=there, step=run.step, copies=run.copies, padding=run.heard)
 
 
 def key_axis(site: Site) -> int | None:
     """The axis along which the keys of the whole sequence lie, or None."""
-    if site.point in ("attn.k", "attn.v"):
+    if site.point in ("attn.k", "attn.v", "cross.k", "cross.v"):
         return site.axes.index("position")
     return site.axes.index("key") if "key" in site.axes else None
 

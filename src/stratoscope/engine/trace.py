@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from stratoscope.engine.select import (
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
-from stratoscope.models.run import Padding, Run
+from stratoscope.models.run import Run
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward
 
@@ -44,7 +45,7 @@ class Trace:
     ) -> None:
         self.lm, self.sites, self.positions, self.grad, self.stop = lm, sites, positions, grad, stop
         self._steps: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        self._padding: Padding | None = None
+        self._first = Run()  # as it was at step 0
 
     def __getitem__(self, site: str | Site) -> Tensor:
         """The tensor at a site, with the site's axes (a single int position drops its axis). Raises
@@ -81,27 +82,21 @@ class Trace:
     def mean(self, site: str | Site) -> Tensor:
         """The site's mean over examples and real positions, padding left out: the reference of a
         mean ablation."""
-        at, value, padding = self.lm.layout.resolve_one(site), self[site], self._padding
+        at, value = self.lm.layout.resolve_one(site), self[site]
         if "position" not in at.axes:
             raise InputError(
                 f"`{at}` has axes {', '.join(at.axes)}: a mean over positions does not exist there."
             )
-        if (
-            self.positions is None
-            and padding is not None
-            and run_at(at, Run(padding=padding)).padding is not None
-        ):
-            return value[padding.mask].mean(dim=0)
+        real = run_at(at, self._first).mask
+        if self.positions is None and real is not None:
+            return value[real].mean(dim=0)
         return value.flatten(0, value.ndim - len(at.axes) + 1).mean(dim=0)
 
     def _read(self, site: Site, x: Tensor, run: Run) -> None:
         if not any(self._steps.values()):
             self._refuse_too_large(run)
         if run.step == 0:
-            mask = None if run.batch is None else run.batch.mask
-            self._padding = (
-                run.padding if mask is None else Padding(mask.repeat_interleave(run.copies, dim=0))
-            )
+            self._first = replace(run)
         newest = isinstance(self.positions, int) and self.positions == -1
         if (
             run.step == 0 or self.positions is None or newest
@@ -117,26 +112,20 @@ class Trace:
             raise StopForward
 
     def _select(self, site: Site, x: Tensor, run: Run) -> Tensor:
-        run = run_at(site, run)
+        along = {word: run_at(site, run, word) for word in ("position", "query", "key")}
         axis = next((i for i, word in enumerate(site.axes) if word in ("position", "query")), None)
         narrowed, keys = self.positions is not None and axis is not None, key_axis(site)
-        x = x if keys is None else _whole(x, site, keys, run)
+        x = x if keys is None else _whole(x, site, keys, along[site.axes[keys]])
+        run = run if axis is None else along[site.axes[axis]]
         own = (
             run.batch is not None or narrowed
         )  # else a user's own call, whose tensors stay as the user laid them out
-        if run.start is not None and own:
-            axes = (
-                [keys]
-                if run.step
-                else [i for i, word in enumerate(site.axes) if word in ("position", "query", "key")]
-            )
-            for moved in axes:
-                if moved is not None and not (narrowed and moved == axis):
-                    x = take(
-                        x,
-                        moved,
-                        (torch.arange(x.shape[moved]) + run.start.cpu()[:, None]) % x.shape[moved],
-                    )
+        every = [i for i, word in enumerate(site.axes) if word in along]
+        for moved in [keys] if run.step else every:
+            start = None if moved is None else along[site.axes[moved]].start
+            if start is not None and own and not (narrowed and moved == axis):
+                index = (torch.arange(x.shape[moved]) + start.cpu()[:, None]) % x.shape[moved]
+                x = take(x, moved, index)
         if narrowed:
             width, at = x.shape[axis], self.positions
             index = (

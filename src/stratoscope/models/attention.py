@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stratoscope.errors import FamilyError
 
 NAME = "stratoscope"
-# fire(point, value) -> value, for the attention module that is running
+# fire(name, value) -> value, for the attention module that is running: q, k, v, scores or pattern
 Fire = Callable[[str, Tensor], Tensor]
 # attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when
 # someone (the sweep) computes attention its own way
@@ -31,7 +31,7 @@ _switched: dict[
     int, tuple[Any, list[Any]]
 ] = {}  # configs by id, and the kernel outside, once for each open seam
 # arguments of other attention functions that change the result and that `attend` does not compute
-_UNHANDLED = ("position_bias", "cache")
+_UNHANDLED = ("cache",)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
@@ -91,6 +91,7 @@ def _attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What Transformers calls. query (example, head, position, head_dim) -> z (example, position,
@@ -109,17 +110,22 @@ def _attend(
         return x
 
     query, key, value = (
-        fire(f"attn.{name}", x.transpose(1, 2)).transpose(1, 2)
-        for name, x in zip("qkv", (query, key, value))
+        fire(name, x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
     )
+    if position_bias is not None and module in _replacements:
+        attention_mask = (
+            position_bias if attention_mask is None else attention_mask + position_bias
+        )  # as a mask for each head, which is what those who attend their own way know of
     if module in _replacements:
         return _replacements[module][-1](
             query, key, value, attention_mask, scaling, softcap, s_aux
         ), None
     groups = query.shape[1] // key.shape[1]
-    scores = masked(scores_of(query, repeat_heads(key, groups), scaling, softcap), attention_mask)
+    scores = scores_of(query, repeat_heads(key, groups), scaling, softcap)
+    scores = scores if position_bias is None else scores + position_bias  # T5's
+    scores = masked(scores, attention_mask)
     sinks = None if s_aux is None else s_aux.reshape(1, -1, 1, 1)
-    pattern = fire("attn.pattern", softmax_visible(fire("attn.scores", scores), sinks))
+    pattern = fire("pattern", softmax_visible(fire("scores", scores), sinks))
     dropped = nn.functional.dropout(pattern, p=dropout, training=module.training)
     z = dropped @ repeat_heads(value, groups)
     return z.transpose(1, 2).contiguous(), pattern

@@ -29,7 +29,9 @@ class Batch:
     embeddings. mask: (example, position), True at real tokens. `extra`: pixel_values and the like,
     passed on as they are. tokens: the readable string of every real token. `image`: which positions
     hold image tokens. words: whether tokens are words or word pieces, with a space between them in
-    the text. notes: what was assumed when the inputs were read, for a person.
+    the text. notes: what was assumed when the inputs were read, for a person. source: what the
+    encoder of an encoder-decoder reads; then ids and mask are the decoder's. tower: which tower
+    reads this, "" for the main stack.
     """
 
     ids: Tensor | None
@@ -39,6 +41,8 @@ class Batch:
     image: Tensor | None = None
     words: bool = False
     notes: tuple[str, ...] = ()
+    source: Batch | None = None
+    tower: str = ""
 
     def __len__(self) -> int:
         first = self.ids if self.ids is not None else next(iter(self.extra.values()))
@@ -69,11 +73,20 @@ class Batch:
         """Each example's whole text, as its tokens spell it."""
         return tuple(joined(tokens, words=self.words) for tokens in self.tokens)
 
+    def read_by(self, tower: str) -> Batch | None:
+        """What a tower reads, position by position; None where nobody counts its positions here
+        (the patches of a picture)."""
+        if tower == self.tower:
+            return self
+        return None if self.source is None else self.source.read_by(tower)
+
     def forward_arguments(self) -> dict[str, Tensor]:
         """Keyword arguments for the Hugging Face forward."""
-        text = {} if self.ids is None else {"input_ids": self.ids}
-        mask = {} if self.mask is None else {"attention_mask": self.mask.long()}
-        return text | mask | dict(self.extra)
+        decoder = "" if self.source is None else "decoder_"
+        text = {} if self.ids is None else {f"{decoder}input_ids": self.ids}
+        mask = {} if self.mask is None else {f"{decoder}attention_mask": self.mask.long()}
+        source = {} if self.source is None else self.source.forward_arguments()
+        return source | text | mask | dict(self.extra)
 
     def coords(
         self, axis: str = "position", name: str = "text"
@@ -93,7 +106,12 @@ class Batch:
         move = lambda x: None if x is None else x.to(device)  # noqa: E731
         extra = {name: move(x) for name, x in self.extra.items()}
         return replace(
-            self, ids=move(self.ids), mask=move(self.mask), image=move(self.image), extra=extra
+            self,
+            ids=move(self.ids),
+            mask=move(self.mask),
+            image=move(self.image),
+            extra=extra,
+            source=None if self.source is None else self.source.to(device),
         )
 
     def example(self, index: int) -> Batch:
@@ -101,6 +119,12 @@ class Batch:
         already."""
         if len(self) == 1:
             return self
+        if self.source is not None:
+            own = replace(self, source=None).example(index)
+            return replace(own, source=self.source.example(index))
+        if self.tower and self.ids is None:  # one row of sound for each example
+            extra = {name: x[index : index + 1] for name, x in self.extra.items()}
+            return replace(self, extra=extra)
         if self.extra or self.ids is None:
             raise InputError(
                 "a batch with images cannot be split into examples: pass them one by one."
@@ -109,12 +133,20 @@ class Batch:
         n = int(self.lengths[index])
         here = slice(index, index + 1)
         kept = (ids[here, :n], mask[here, :n], {}, self.tokens[here])
-        return Batch(*kept, words=self.words, notes=self.notes)
+        return Batch(*kept, words=self.words, notes=self.notes, tower=self.tower)
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward arguments with padding on the left, and how far each example moved:
-        (example,)."""
+        """Forward arguments with padding on the left, and how far each example moved: (example,).
+        What an encoder reads stays as it is; decoders are not moved, since some count positions
+        from the first place: InputError where their ids differ in number."""
         ids, mask = self.text
+        if self.source is not None:
+            if self.padded:
+                raise InputError(
+                    f"targets of {self.lengths.tolist()} tokens in one batch: a decoder is not "
+                    "padded on the left, so generate from those of one length at a time."
+                )
+            return self.forward_arguments(), torch.zeros_like(self.lengths)
         width = ids.shape[1]
         shift = width - self.lengths
         index = (torch.arange(width, device=ids.device) - shift[:, None]) % width

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from stratoscope.models.sites import SEAM
+
 
 @dataclass(frozen=True)
 class Point:
@@ -19,7 +21,9 @@ class Point:
 
     `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
     `where="seam"`: it exists only inside the attention function that the module at `path` calls.
-    `where="sum"`: it is resid_pre + attn.out (or mix.out), a value that no module receives alone.
+    `where="sum"`: it is the stream and what the layer's last mixing adds (attn.out, mix.out or
+    cross.out), a value that no module receives alone; that stream is what enters the layer, or the
+    module at `start`.
     `scale`: an attribute of the layer (a number or a parameter; a path inside the layer) that
     multiplies the module's output before it is added: layer scale, Granite's residual multiplier.
     """
@@ -28,6 +32,7 @@ class Point:
     where: Literal["input", "output", "seam", "sum"]
     part: tuple[int, int] | None = None
     scale: str | None = None
+    start: str = ""
 
 
 def into(path: str) -> Point:
@@ -38,13 +43,11 @@ def out_of(path: str, part: tuple[int, int] | None = None, scale: str | None = N
     return Point(path, "output", part, scale)
 
 
-def attention_points(attention: str, o_proj: str) -> dict[str, Point]:
+def attention_points(attention: str, o_proj: str, kind: str = "attn") -> dict[str, Point]:
     """The points of an attention module that goes through the seam; z is read where the output
-    projection takes it."""
-    inside = {
-        f"attn.{name}": Point(attention, "seam") for name in ("q", "k", "v", "scores", "pattern")
-    }
-    return inside | {"attn.z": into(o_proj)}
+    projection takes it. kind: "cross" where its keys are another tower's positions."""
+    inside = {f"{kind}.{name}": Point(attention, "seam") for name in SEAM}
+    return inside | {f"{kind}.z": into(o_proj)}
 
 
 RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_post": out_of("")}
@@ -55,9 +58,10 @@ class Tower:
     """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model,
     those of points and writes at a layer. `takes`: the forward argument that holds its sequence.
 
-    `attn_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and the neurons
-    into attn.out and mlp.out: the projection, then a post-norm or a scale (a module, a parameter or
-    a number) where there is one. Empty when it is not such a product (experts).
+    `attn_write`, `cross_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and
+    the neurons into attn.out, cross.out and mlp.out: the projection, then a post-norm or a scale (a
+    module, a parameter or a number) where there is one. Empty when it is not such a product
+    (experts).
 
     `kinds`: where layers of one stack differ, what `but` changes in every layer that holds the
     module at a path: {"mlp.experts": {...}, "mamba": {...}}. A layer may hold several; they are
@@ -72,12 +76,13 @@ class Tower:
     final_norm: str | None = None
     config: str = ""
     takes: str = "input_ids"
-    # "sequential": mid = pre + attn, post = mid + mlp. "parallel": post = pre + attn + mlp.
-    # "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms` names
-    # the two. A norm may be a number of the layer's (Gemma 4's layer_scalar) or "" for none: either
-    # way the stream is no sum of writes.
+    # "sequential": mid = pre + attn (+ cross), post = mid + mlp. "parallel": post = pre + attn +
+    # mlp. "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms`
+    # names one for each addition. A norm may be a number of the layer's (Gemma 4's layer_scalar) or
+    # "" for none: either way the stream is no sum of writes.
     residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
-    norms: tuple[str, str] | None = None
+    norms: tuple[str, ...] | None = None
+    cross_write: tuple[str, ...] = ()
     causal: bool = True
     # Whether positions hear of one another also beside the attention function (a state space, a
     # convolution, a mask made from the values): then rows of several runs cannot be packed, and
@@ -124,10 +129,11 @@ class Family:
 
     `towers`: "" is the main stack, the one that is read out; others have any name ("vision",
     "encoder"), which their sites begin with. `main`: a name that the main stack goes by beside none
-    ("decoder").
+    ("decoder"). `source`: the tower that its cross-attention reads.
 
     `head`: modules applied in turn to the normalised last residual to give logits; paths start at
     the whole model. `logit_scale`: what the model multiplies the last of these modules' output by.
+    `logit_bias`: a tensor of the model's, where it has it, that is added to that (BART).
     `handles`: config keys, beyond the common ones, that the tables above take account of.
     `per_token`: model inputs that its own processor gives for every token of a prompt, and their
     value (the prefix that PaliGemma reads in both directions). `pooled`: position that the head
@@ -138,12 +144,14 @@ class Family:
     towers: Mapping[str, Tower]
     head: tuple[str, ...] = ("lm_head",)
     logit_scale: float = 1.0
+    logit_bias: str = ""
     projector: str | None = None
     handles: frozenset[str] = frozenset()
     per_token: Mapping[str, int] = field(default_factory=dict)
     pooled: int | None = None
     reserved_positions: int = 0  # RoBERTa numbers positions from its padding id + 1
     main: str = ""
+    source: str = ""
 
     @property
     def reads_text(self) -> bool:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from stratoscope.errors import InputError
 
-_MAY_BE_INFINITE = ("attn.scores", "logits")  # what a query may not read, and what may not be said
+_MAY_BE_INFINITE = (
+    "attn.scores",
+    "cross.scores",
+    "logits",
+)  # what a query may not read, and what may not be said
 
 
 def refuse(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:

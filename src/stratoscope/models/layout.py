@@ -108,9 +108,9 @@ class Layout:
         """Why this model has no such site, or None."""
         tower = self.tower(site)
         if site.layer is not None:
-            return tower.lacks.get(site.point) or (
-                None if site.point in tower.points else "it has no such part"
-            )
+            cross = site.point.startswith("cross.")
+            none = "its layers read no other tower" if cross else "it has no such part"
+            return tower.lacks.get(site.point) or (None if site.point in tower.points else none)
         if site.tower and site.point not in ("embed", "final_norm"):
             return "a tower beside the main one has no such part of its own"
         if site.point == "logits":
@@ -148,7 +148,8 @@ class Layout:
         if site.layer is not None:
             point = tower.points[site.point]
             if point.where == "sum":
-                write = tower.points["attn.out" if "attn.out" in tower.points else "mix.out"]
+                mixers = ("cross.out", "attn.out", "mix.out")
+                write = next(tower.points[name] for name in mixers if name in tower.points)
                 point = replace(point, path=write.path, scale=write.scale)
             return self._module(self.layer(site), point.path), point
         if site.point == "logits":
@@ -160,8 +161,15 @@ class Layout:
         return self.layers[site.tower][int(site.layer)]
 
     def attention(self, site: Site) -> nn.Module:
-        """The module that calls the attention interface in the site's layer."""
-        return self._module(self.layer(site), self.tower(site).points["attn.q"].path)
+        """The module that calls the attention interface in the site's layer, for its own positions;
+        for another tower's where the site is one of `cross.`"""
+        query = "cross.q" if site.point.startswith("cross.") else "attn.q"
+        return self._module(self.layer(site), self.tower(site).points[query].path)
+
+    def start(self, site: Site, point: Point) -> nn.Module:
+        """The module whose input is the stream that a sum begins with."""
+        layer = self.layer(site)
+        return self._module(layer, point.start) if point.start else layer
 
     def tower(self, site: Site) -> Tower:
         """The table that holds in the site's layer: the tower's own, changed by what that layer
@@ -176,7 +184,10 @@ class Layout:
     def packable(self) -> bool:
         """Whether rows of several runs can go through the main stack as one: only attention, by the
         seam, mixes them."""
-        return all("attn.q" in tower.points and not tower.mixes for tower in self._towers[""])
+        return all(
+            "attn.q" in tower.points and "cross.out" not in tower.points and not tower.mixes
+            for tower in self._towers[""]
+        )
 
     @property
     def gated(self) -> bool:
@@ -190,10 +201,9 @@ class Layout:
         return _value(self.layer(site), point.scale) if point.scale else None
 
     def writers(self, site: Site) -> list[nn.Module]:
-        """The modules that turn z or the neurons into `attn.out` or `mlp.out`: a projection, then a
-        post-norm or scale."""
-        tower = self.tower(site)
-        paths = {"attn.out": tower.attn_write, "mlp.out": tower.mlp_write}.get(site.point)
+        """The modules that turn z or the neurons into `attn.out`, `cross.out` or `mlp.out`: a
+        projection, then a post-norm or scale."""
+        paths = self.write(site)
         if not paths:
             raise SiteError(
                 f"`{site}` on {self.family.name} is not one projection of heads or neurons."
@@ -204,6 +214,12 @@ class Layout:
             LayerScale(own) if isinstance(own, (Tensor, float, int)) else self._module(layer, path)
             for path, own in zip(paths, found)
         ]
+
+    def write(self, site: Site) -> tuple[str, ...]:
+        """The paths of `writers`, () where there are none."""
+        tower = self.tower(site)
+        writes = {"attn.out": tower.attn_write, "cross.out": tower.cross_write}
+        return (writes | {"mlp.out": tower.mlp_write}).get(site.point, ())
 
     def norms(self, site: Site) -> list[nn.Module]:
         """What the stream goes through after each of a post-norm layer's additions."""
@@ -231,11 +247,12 @@ class Layout:
         if not all(self._has(self.model, path) for path in self.family.head):
             return []
         found = [self._module(self.model, path) for path in self.family.head]
-        return (
-            found
-            if self.family.logit_scale == 1.0
-            else [*found[:-1], Scaled(found[-1], self.family.logit_scale)]
-        )
+        scale, added = self.family.logit_scale, None
+        if self.family.logit_bias:
+            added = _value(self.model, self.family.logit_bias)
+        if scale == 1.0 and added is None:
+            return found
+        return [*found[:-1], Scaled(found[-1], scale, added)]
 
     def config(self, tower: str = "") -> Any:
         """The config of one tower."""
@@ -250,7 +267,10 @@ class Layout:
         layers = list(zip(self.layers[name], self._towers[name]))
         attend = next(((at, t) for at, t in layers if "attn.z" in t.points), None)
         think = next(((at, t) for at, t in layers if t.mlp_write), None)
-        heads = next((n for key in _HEADS if (n := getattr(config, key, None))), 0) if attend else 0
+        # an encoder and a decoder may differ, and then share the keys that others have
+        own = getattr(config, f"{name or self.family.main}_attention_heads", None)
+        heads = own or next((n for key in _HEADS if (n := getattr(config, key, None))), 0)
+        heads = heads if attend else 0
         sizes = attend and shape(z := self._module(attend[0], attend[1].points["attn.z"].path))
         if attend and not (sizes and heads):
             raise FamilyError(
@@ -263,7 +283,7 @@ class Layout:
         return Dims(
             layers=len(layers),
             heads=heads,
-            kv_heads=_kv_heads(config) or heads if attend else 0,
+            kv_heads=0 if not attend else heads if own else _kv_heads(config) or heads,
             dim=dim,
             head_dim=width // heads if heads else 0,
             neurons=written[1] if written else 0,

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from stratoscope.errors import SiteError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models import batch as batches
-from stratoscope.models import finite
+from stratoscope.models import finite, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
@@ -70,15 +70,34 @@ class LM:
         dims, vocab = self.layout.dims[""], getattr(self.layout.config(), "vocab_size", 0) or 0
         return dims if vocab == dims.vocab else replace(dims, vocab=vocab)
 
-    def batch(self, inputs: Any) -> Batch:
+    def batch(self, inputs: Any, *, target: Any = None) -> Batch:
         """Read prompts (one or several), ids, a mapping of model inputs, or a Batch; padding side
         does not matter.
 
-        Raises InputError for an empty prompt, one longer than the context, an unknown token id, or
-        text without tokenizer.
+        target: of an encoder-decoder, what its decoder has said so far (a text for each prompt, or
+        ids); by default nothing but its start token. Raises InputError for an empty prompt, one
+        longer than the context, an unknown token id, or text without tokenizer.
         """
+        tower = self.family.source
+        if target is not None and (isinstance(inputs, Batch) or not tower):
+            raise InputError(
+                "a target is what the decoder of an encoder-decoder has said so far: this "
+                + ("batch has its own." if tower else "model has no encoder, so write one prompt.")
+            )
         if isinstance(inputs, Batch):
             return inputs.to(self.model.device)
+        if not tower:
+            return self._read(inputs).to(self.model.device)
+        inputs, begun = source.apart(inputs, target)
+        source.refuse_other_signal(inputs, self.family.towers[tower].takes)
+        heard = replace(self._read(inputs, predicts=False), tower=tower)
+        said = source.said(self, target, len(heard)) if begun is None else begun
+        made = replace(self._read(said, predicts=False), source=heard)
+        if len(made) != len(heard):
+            raise InputError(f"{len(heard)} inputs and {len(made)} targets: give one for each.")
+        return made.to(self.model.device)
+
+    def _read(self, inputs: Any, *, predicts: bool = True) -> Batch:
         config = self.model.config
         # the config's first: it is the one by which classifiers find where a prompt ends
         pads = (
@@ -100,7 +119,7 @@ class LM:
             pad=pad,
             image=image,
             vocab=vocab,
-            predicts=main.causal and bool(self.layout.head),
+            predicts=predicts and main.causal and bool(self.layout.head),
         )
         if made.ids is not None and self.family.per_token:
             given = {
@@ -117,7 +136,7 @@ class LM:
             made = replace(made, notes=(*made.notes, _read_at(made.tokens)))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
-        return made.to(self.model.device)
+        return made
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
         """One forward pass of the Hugging Face model, without a cache; None when a trace stopped it
@@ -137,8 +156,8 @@ class LM:
         return self.layout.all_sites() if pattern is None else self.layout.resolve(pattern)
 
     def weight(self, site: str | Site) -> Tensor:
-        """The matrix (out, in) that writes `attn.out` or `mlp.out`, reads into `mlp.pre`, or is
-        `embed` or `logits`.
+        """The matrix (out, in) that writes `attn.out`, `cross.out` or `mlp.out`, reads into
+        `mlp.pre`, or is `embed` or `logits`.
 
         attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
         Raises InputError where it holds what is not a number.
@@ -149,7 +168,7 @@ class LM:
         return found
 
     def _weight(self, at: Site) -> Tensor:
-        if at.point in ("attn.out", "mlp.out"):
+        if at.point in ("attn.out", "cross.out", "mlp.out"):
             return matrix(self.layout.writers(at)[0])
         if at.point == "logits":
             return matrix(self.layout.head[-1])
@@ -201,7 +220,8 @@ class LM:
     def context(self) -> int | None:
         """The longest prompt in tokens, or None where the config names no limit."""
         config = self.layout.config()
-        limit = getattr(config, "max_position_embeddings", None)
+        names = ("max_position_embeddings", "max_target_positions")
+        limit = next((n for name in names if (n := getattr(config, name, None))), None)
         return int(limit) - self.family.reserved_positions if limit else None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stratoscope.errors import FamilyError
 from stratoscope.models import trials, weights
-from stratoscope.models.attention import repeat_heads
+from stratoscope.models.attention import repeat_heads, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.readout import answer_of, raw_output
@@ -38,13 +38,15 @@ def checks(lm: LM, inputs: object) -> list[Check]:
     found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
     changed, facts = trials.rewritten(lm, batch, seen, tolerance)
     for name, site, got, expected in (*_pairs(lm, batch, seen), *changed):
-        if batch.mask is not None and got.shape[:2] == batch.mask.shape:
-            got, expected = got[batch.mask], expected[batch.mask]
+        there = batch.read_by(site.tower)
+        if there is not None and there.mask is not None and got.shape[:2] == there.mask.shape:
+            got, expected = got[there.mask], expected[there.mask]
         found.append(gap(name, site, got, expected, tolerance))
     rounding = max(tolerance, weights.ROUNDING) if weights.quantised(lm.model) else tolerance
     alone = [gap(*pair, rounding) for pair in trials.padding(lm, batch, seen)]
     found += facts + alone + trials.causality(lm, batch, seen, tolerance)
-    return found + trials.mixing(lm, batch, tolerance) + list(_matrices(lm, tolerance))
+    found += trials.mixing(lm, batch, tolerance) + trials.reading(lm, batch, seen, tolerance)
+    return found + list(_matrices(lm, tolerance))
 
 
 def prove(lm: LM, inputs: object) -> list[Check]:
@@ -78,12 +80,9 @@ def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
     kinds = {}
     for name, layers in lm.layout.layers.items():
         for layer in range(len(layers)):
-            for point in ("attn.out", "mlp.out"):
+            for point in _WRITTEN:
                 site = Site(name, layer, point)
-                tower = lm.layout.tower(site)
-                if point in tower.points and (
-                    tower.attn_write if point == "attn.out" else tower.mlp_write
-                ):
+                if point in lm.layout.tower(site).points and lm.layout.write(site):
                     module = lm.layout.writers(site)[0]
                     kinds.setdefault(
                         (name, point, type(module), weights.is_plain(module)), (site, module)
@@ -100,9 +99,10 @@ def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
 
 
 def _unreached(lm: LM, seen: dict[Site, Tensor]) -> list[Site]:
-    """Sites of the main tower that no forward pass showed (a vision tower or projector needs images
-    to be reached)."""
-    return [s for s in lm.sites() if s not in seen and s.tower == "" and s.point != "projector"]
+    """Sites of the main tower, and of the one that it reads, that no forward pass showed (a vision
+    tower or projector needs images to be reached)."""
+    always = ("", lm.family.source)
+    return [s for s in lm.sites() if s not in seen and s.tower in always and s.point != "projector"]
 
 
 def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
@@ -176,33 +176,41 @@ _LAYER = (
     "attn.z",
     "attn.out",
     "mix.out",
+    "cross.v",
+    "cross.scores",
+    "cross.pattern",
+    "cross.z",
+    "cross.out",
     "mlp.act",
     "mlp.out",
 )
+_WRITTEN = {"attn.out": "attn.z", "cross.out": "cross.z", "mlp.out": "mlp.act"}
 
 
 def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
     tower = lm.layout.tower(at)
     site = lambda point: Site(at.tower, at.layer, point)  # noqa: E731
-    if "attn.pattern" in x:
-        groups = x["attn.z"].shape[2] // x["attn.v"].shape[2]
-        z = (x["attn.pattern"] @ repeat_heads(x["attn.v"].transpose(1, 2), groups)).transpose(1, 2)
-        if not tower.gated:
-            yield "pattern @ v == z", site("attn.z"), z, x["attn.z"]
-    for start, end in (("attn.z", "attn.out"), ("mlp.act", "mlp.out")):
-        if start in x and end in x and (tower.attn_write if end == "attn.out" else tower.mlp_write):
+    for kind in ("attn", "cross"):
+        if f"{kind}.pattern" in x and not tower.gated:
+            groups = x[f"{kind}.z"].shape[2] // x[f"{kind}.v"].shape[2]
+            v = repeat_heads(x[f"{kind}.v"].transpose(1, 2), groups)
+            z = (x[f"{kind}.pattern"] @ v).transpose(1, 2)
+            yield "pattern @ v == z", site(f"{kind}.z"), z, x[f"{kind}.z"]
+    if "cross.scores" in x:
+        pattern = softmax_visible(x["cross.scores"])
+        yield "softmax(scores) == pattern", site("cross.pattern"), pattern, x["cross.pattern"]
+    for end, start in _WRITTEN.items():
+        if start in x and end in x and lm.layout.write(site(end)):
             value = x[start].flatten(2)
             for module in lm.layout.writers(site(end)):
                 value = module(value)
             yield f"W({start}) == {end}", site(end), value, x[end]
     if tower.residual == "post-norm" and tower.norms is not None:
-        middle, last = lm.layout.norms(at)
-        yield (
-            "norm(resid_pre + attn.out) == resid_mid",
-            at,
-            middle(x["resid_pre"] + x["attn.out"]),
-            x["resid_mid"],
-        )
+        *before, last = lm.layout.norms(at)
+        middle, said = x["resid_pre"], "resid_pre"
+        for norm, part in zip(before, [p for p in ("attn.out", "cross.out") if p in x]):
+            middle, said = norm(middle + x[part]), f"norm({said} + {part})"
+        yield f"{said} == resid_mid", at, middle, x["resid_mid"]
         yield (
             "norm(resid_mid + mlp.out) == resid_post",
             at,
@@ -210,7 +218,7 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
             x["resid_post"],
         )
         return
-    parts = [p for p in ("attn.out", "mix.out", "mlp.out") if p in x]
+    parts = [p for p in ("attn.out", "mix.out", "cross.out", "mlp.out") if p in x]
     total = sum((x[p] for p in parts), start=x["resid_pre"])
     yield (
         f"{' + '.join(['resid_pre', *parts])} == resid_post",

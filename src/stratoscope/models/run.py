@@ -64,6 +64,7 @@ class Run:
     copies: int = 1
     fixed: bool = False
     padding: Padding | None = None
+    heard: Padding | None = None  # of what the encoder of an encoder-decoder reads
 
     @property
     def lengths(self) -> Tensor | None:
@@ -75,6 +76,14 @@ class Run:
                 else self.batch.lengths.repeat_interleave(self.copies)
             )
         return None if self.padding is None else self.padding.lengths
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(row, position) True at real tokens; None where nobody knows."""
+        mask = None if self.batch is None else self.batch.mask
+        if mask is not None:
+            return mask.repeat_interleave(self.copies, dim=0)
+        return None if self.padding is None else self.padding.mask
 
     @property
     def start(self) -> Tensor | None:
@@ -98,11 +107,21 @@ class Run:
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.step = self.step + 1 if self.past else 0
         self.fixed = bool(getattr(cache, "is_compileable", False))
-        tokens = given.get("input_ids")
-        tokens = given.get("inputs_embeds") if tokens is None else tokens
-        self.new = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.ndim > 1 else 0
+        two = "decoder_input_ids" in inspect.signature(module.forward).parameters
+        tokens, mask = _tokens(given, "decoder_" if two else "")
+        self.new = 0 if tokens is None else tokens.shape[1]
         if self.batch is None and self.step == 0:
-            self.padding = _padding(tokens, given.get("attention_mask")) if self.new else None
+            self.padding = None if tokens is None else _padding(tokens, mask)
+            heard, mask = _tokens(given, "") if two else (None, None)
+            self.heard = None if heard is None else _padding(heard, mask)
+
+
+def _tokens(given: dict[str, Any], prefix: str) -> tuple[Tensor | None, Any]:
+    """The ids or embeddings of a forward pass, (example, position, ...), and their mask."""
+    tokens = given.get(f"{prefix}input_ids")
+    tokens = given.get(f"{prefix}inputs_embeds") if tokens is None else tokens
+    found = tokens if isinstance(tokens, Tensor) and tokens.ndim > 1 else None
+    return found, given.get(f"{prefix}attention_mask")
 
 
 def _padding(tokens: Tensor, mask: Any) -> Padding:

@@ -23,8 +23,9 @@ from stratoscope.errors import SiteError
 
 # point -> axes of its tensor. `q` and `z` have one slice per query head; `k` and `v` one per
 # key/value head. q and k are the vectors whose product is the score: after rotary embedding and any
-# q/k norm. The order is that of computation: where two points pass through one module, the earlier
-# is shown (and edited) first.
+# q/k norm. Cross-attention reads another tower: the positions of `cross.k` and `cross.v`, and the
+# keys of its scores and pattern, are that tower's. The order is that of computation: where two
+# points pass through one module, the earlier is shown (and edited) first.
 POINTS: dict[str, tuple[str, ...]] = {
     "resid_pre": ("example", "position", "dim"),
     "attn.q": ("example", "position", "head", "head_dim"),
@@ -35,6 +36,13 @@ POINTS: dict[str, tuple[str, ...]] = {
     "attn.z": ("example", "position", "head", "head_dim"),
     "attn.out": ("example", "position", "dim"),
     "mix.out": ("example", "position", "dim"),
+    "cross.q": ("example", "position", "head", "head_dim"),
+    "cross.k": ("example", "position", "kv_head", "head_dim"),
+    "cross.v": ("example", "position", "kv_head", "head_dim"),
+    "cross.scores": ("example", "head", "query", "key"),
+    "cross.pattern": ("example", "head", "query", "key"),
+    "cross.z": ("example", "position", "head", "head_dim"),
+    "cross.out": ("example", "position", "dim"),
     "resid_mid": ("example", "position", "dim"),
     "mlp.router": ("example", "position", "expert"),
     "mlp.pre": ("example", "position", "neuron"),
@@ -50,7 +58,9 @@ GLOBAL_POINTS: dict[str, tuple[str, ...]] = {
 }
 # The points whose value exists only inside the attention function: reading them switches the seam
 # on.
-SEAM_POINTS = frozenset({"attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern"})
+SEAM = ("q", "k", "v", "scores", "pattern")
+SEAM_POINTS = frozenset(f"attn.{name}" for name in SEAM)
+CROSS_SEAM_POINTS = frozenset(f"cross.{name}" for name in SEAM)
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
@@ -86,7 +96,14 @@ class Site:
     @property
     def seam(self) -> bool:
         """Whether the value exists only inside the attention function."""
-        return self.point in SEAM_POINTS
+        return self.point in SEAM_POINTS | CROSS_SEAM_POINTS
+
+    @property
+    def source(self) -> str | None:
+        """The axis that counts the positions of the tower which cross-attention reads, or None."""
+        return {"k": "position", "v": "position", "scores": "key", "pattern": "key"}.get(
+            self.point.removeprefix("cross.")
+        )
 
     def at(self, layer: int) -> Site:
         """The same point in another layer."""

@@ -24,6 +24,8 @@ def specimens(lm: LM) -> list[Any]:
     """
     if not lm.family.reads_text:
         return [specimen(lm)] if _runs(lm, specimen(lm)) else []
+    if lm.family.source:
+        return [specimen(lm)]
     long, _ = prompts(lm)
     text = [long, long[:2]] if len(long) > 2 else [long]
     eye = _eye(lm)
@@ -47,7 +49,21 @@ def specimen(lm: LM) -> Any:
     noise."""
     if not lm.family.reads_text:
         return picture(lm.model, lm.layout.config())
-    return prompts(lm)
+    return _heard(lm) if lm.family.source else prompts(lm)
+
+
+def _heard(lm: LM) -> Any:
+    """An encoder-decoder's: two targets of which one begins the other, beside the same source, and
+    the shortest beside a shorter one."""
+    long, other = prompts(lm)
+    said = [long, long[:2], other[:1]]
+    takes = lm.family.towers[lm.family.source].takes
+    if takes == "input_ids":
+        return lm.batch([other, other, long[:2]], target=said)
+    config = lm.layout.config(lm.family.source)
+    steps = 2 * config.max_source_positions
+    sound = _wave(lm.model, 3, config.num_mel_bins * steps)
+    return lm.batch({takes: sound.reshape(3, config.num_mel_bins, steps)}, target=said)
 
 
 def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:

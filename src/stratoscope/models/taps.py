@@ -67,7 +67,8 @@ class Taps:
             tuple[int, Mapping[str, Any]]
         ] = []  # edits that are open, numbered, as provenance tells them
         self._number = 0
-        self._layer_input: dict[tuple[str, int], Tensor] = {}
+        # what enters a layer, or a module inside it that a sum begins with
+        self._stream: dict[tuple[str, int, str], Tensor] = {}
         self._open = ExitStack()
         self._thread, self._depth = 0, 0
         self._training: list[nn.Module] = []
@@ -99,7 +100,7 @@ class Taps:
                 yield self.run
             finally:
                 self.listening = [other for other in self.listening if other is not mine]
-                self._layer_input.clear()
+                self._stream.clear()
                 self._install()
 
     @contextmanager
@@ -188,11 +189,15 @@ class Taps:
         pre: dict[nn.Module, list[tuple[Site, Point]]] = {}
         post: dict[nn.Module, list[tuple[Site, Point]]] = {}
         inside: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
+        remember = {
+            self.layout.layer(s): (s.tower, s.layer, "") for s in sites if s.layer is not None
+        }
         for site in sites:
             module, point = self.layout.locate(site)
             if point.where == "seam":
-                inside[module] = lambda name, x, at=site: self._fire(
-                    Site(at.tower, at.layer, name), x
+                kind = site.point.partition(".")[0]
+                inside[module] = lambda name, x, at=site, kind=kind: self._fire(
+                    Site(at.tower, at.layer, f"{kind}.{name}"), x
                 )
             else:
                 (pre if point.where == "input" else post).setdefault(module, []).append(
@@ -200,7 +205,10 @@ class Taps:
                 )
             if site.layer is not None and site.point not in ("resid_pre", "resid_post"):
                 pre.setdefault(self.layout.layer(site), [])
-        remember = {self.layout.layer(s): (s.tower, s.layer) for s in sites if s.layer is not None}
+            if point.where == "sum":
+                start = self.layout.start(site, point)
+                pre.setdefault(start, [])
+                remember[start] = (site.tower, site.layer, point.start)
         for module, here in pre.items():
             hook = Hook(self, self._before(here, remember.get(module)))
             self._open.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -222,15 +230,15 @@ class Taps:
         self.run.note(module, args, kwargs)
 
     def _before(
-        self, here: list[tuple[Site, Point]], layer: tuple[str, int] | None
+        self, here: list[tuple[Site, Point]], stream: tuple[str, int, str] | None
     ) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
             value = original = args[0] if args else kwargs[name]
             for site, point in here:
                 value = self._through(site, point, value)
-            if layer is not None:
-                self._layer_input[layer] = value
+            if stream is not None:
+                self._stream[stream] = value
             if value is original:
                 return args, kwargs
             return ((value, *args[1:]), kwargs) if args else (args, kwargs | {name: value})
@@ -265,7 +273,8 @@ class Taps:
     def _through(self, site: Site, point: Point, x: Tensor) -> Tensor:
         """Show listeners the site's value in canonical axes; return the module's own tensor, edited
         where they did."""
-        start = self._layer_input.get((site.tower, site.layer)) if point.where == "sum" else None
+        place = (site.tower, site.layer, point.start)
+        start = self._stream.get(place) if point.where == "sum" else None
         scale = self.layout.scale(site, point)
         scaled = x if scale is None else x * scale
         shown = canonical(
@@ -291,10 +300,10 @@ class Taps:
         return changed.reshape(x.shape).to(x.dtype)
 
     def _heads(self, site: Site) -> int:
-        return self.layout.dims[site.tower].heads if site.point == "attn.z" else 0
+        return self.layout.dims[site.tower].heads if site.point in ("attn.z", "cross.z") else 0
 
     def _rows(self, site: Site) -> int:
-        before = self._layer_input.get((site.tower, site.layer))
+        before = self._stream.get((site.tower, site.layer, ""))
         return 1 if before is None or before.ndim == 2 else before.shape[0]
 
 

@@ -168,9 +168,20 @@ class _Rewriting:
         start, turns = self.now[self.at(layer, "resid_pre")], self._turns(layer)
         before = turns.index(site.point)
         if self.lm.family.towers[self.tower].residual == "post-norm":
-            middle = self.now.get(self.at(layer, "resid_mid"), start)
-            return _turned(middle if before else start) - (middle if before else start)
+            middle = self._before(layer, before)
+            return _turned(middle) - middle
         return (_turned(start, before + 1) - _turned(start, before)).to(x.dtype)
+
+    def _before(self, layer: int, part: int) -> Tensor:
+        """The stream of a post-norm layer before its part of that number: each is followed by a
+        norm."""
+        middle = self.now.get(self.at(layer, "resid_mid"))
+        if part and part == len(self._turns(layer)) - 1 and middle is not None:
+            return middle
+        x = self.now[self.at(layer, "resid_pre")]
+        for norm in self.lm.layout.norms(self.at(layer, ""))[:part]:
+            x = norm(_turned(x))
+        return x
 
     def _turns(self, layer: int) -> list[str]:
         """The parts that write in a layer, in order: each turns the stream one dimension
@@ -185,9 +196,10 @@ class _Rewriting:
             start = self.now[self.at(layer, "resid_pre")]
             expected = _turned(start, len(turns))
             if self.lm.family.towers[self.tower].residual == "post-norm":
-                if norms is None or len(turns) != 2 or self.at(layer, "resid_mid") not in self.now:
+                parts = len(turns) == len(norms or ())
+                if norms is None or not parts or self.at(layer, "resid_mid") not in self.now:
                     continue
-                last = self.lm.layout.norms(post)[1]
+                last = self.lm.layout.norms(post)[-1]
                 expected = last(_turned(self.now[self.at(layer, "resid_mid")]))
             yield "what the parts write is what is added", post, self.now[post], expected
             act = self.at(layer, "mlp.act")
@@ -258,15 +270,23 @@ def causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) 
 
 
 def _beginning(batch: Batch) -> tuple[int, int] | None:
-    """Two examples (shorter, longer) of which one begins the other, or None."""
+    """Two examples (shorter, longer) of which one begins the other, and whose decoders hear the
+    same, or None."""
     if batch.ids is None or len(batch) < 2:
         return None
     rows = [ids[:n].tolist() for ids, n in zip(batch.ids, batch.lengths.tolist())]
     for short, one in enumerate(rows):
         for long, other in enumerate(rows):
-            if len(one) < len(other) and other[: len(one)] == one:
+            if len(one) < len(other) and other[: len(one)] == one and _alike(batch, short, long):
                 return short, long
     return None
+
+
+def _alike(batch: Batch, one: int, other: int) -> bool:
+    if batch.source is None:
+        return True
+    heard = batch.source.forward_arguments().values()
+    return all(torch.equal(x[one], x[other]) for x in heard)
 
 
 def padding(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> list[Pair]:
@@ -297,6 +317,8 @@ def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
     """
     depth = lm.dims.layers
     every = [Site("", n, "attn.q") for n in range(depth)]
+    if batch.source is not None:  # cells of a decoder are not packed, whatever mixes
+        return []
     if batch.ids is None or batch.ids.shape[1] < 2 or any(lm.layout.lack(site) for site in every):
         return []
     first, last = Site("", 0, "resid_pre"), Site("", depth - 1, "resid_post")
@@ -335,6 +357,36 @@ def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
     return [fact("nothing but attention mixes positions", last, same or mixes, tolerance)]
 
 
+def reading(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) -> list[Check]:
+    """Whether cross-attention reads the tower that the family says, position by position: a change
+    of what its last layer gives at one position changes the keys and values of that position and of
+    no other, and no query of the first layer."""
+    source = lm.family.source
+    points = [s for s in seen if s.point in ("cross.q", "cross.k", "cross.v")]
+    if not source or not points:
+        return []
+    last = Site(source, lm.layout.dims[source].layers - 1, "resid_post")
+    after: dict[Site, Tensor] = {}
+    reads = {s: [lambda x, run, s=s: after.__setitem__(s, x.clone())] for s in points}
+
+    def change(x: Tensor, run: object) -> Tensor:
+        return torch.cat([3 * x[:, :1].roll(1, dims=-1), x[:, 1:]], dim=1)
+
+    with lm.taps.using({last: [change]}, reads):
+        lm(batch)
+    found = []
+    for site in points:
+        if site.point == "cross.q":
+            moved, still = [], [(after[site], seen[site])] if site.layer == 0 else []
+        else:
+            moved = [(after[site][:, :1], seen[site][:, :1])]
+            still = [(after[site][:, 1:], seen[site][:, 1:])]
+        same = all(gap("", site, *pair, tolerance).holds for pair in still)
+        other = all(not gap("", site, *pair, tolerance).holds for pair in moved)
+        found.append(fact("cross-attention reads the source", site, same and other, tolerance))
+    return found
+
+
 def apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
     """Where a gate stands between pattern @ v and z: a head that attends to nothing changes its own
     z and no other's."""
@@ -357,5 +409,6 @@ def apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:
 
 def _writes(seen: Container[Site], at: Site) -> list[Site]:
     """What a layer's token mixing adds to the stream: attention, another mixer, or both side by
-    side."""
-    return [site for p in ("attn.out", "mix.out") if (site := Site(at.tower, at.layer, p)) in seen]
+    side; and what it reads from another tower."""
+    points = ("attn.out", "mix.out", "cross.out")
+    return [site for p in points if (site := Site(at.tower, at.layer, p)) in seen]

@@ -26,15 +26,16 @@ ROUNDING = 3e-2
 
 
 class Scaled(nn.Module):
-    """A projection whose output the model multiplies by a number (Cohere's logit scale), as one
-    projection."""
+    """A projection whose output the model multiplies by a number (Cohere's logit scale), or adds
+    something to (BART's bias of logits), as one projection. added: broadcasts against (out,)."""
 
-    def __init__(self, projection: nn.Module, factor: float) -> None:
+    def __init__(self, projection: nn.Module, factor: float, added: Tensor | None = None) -> None:
         super().__init__()
-        self.projection, self.factor = projection, factor
+        self.projection, self.factor, self.added = projection, factor, added
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection(x) * self.factor
+        scaled = self.projection(x) * self.factor
+        return scaled if self.added is None else scaled + self.added
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -105,7 +106,11 @@ def bias(module: nn.Module) -> Tensor | None:
     """What a module with a matrix adds to W x: (out,), or None for nothing."""
     if isinstance(module, Scaled):
         own = bias(module.projection)
-        return None if own is None else own * module.factor
+        scaled = None if own is None else own * module.factor
+        if module.added is None:
+            return scaled
+        added = module.added.reshape(-1)
+        return added if scaled is None else scaled + added
     if is_plain(module):
         return getattr(module, "bias", None)
     sizes = shape(module)
