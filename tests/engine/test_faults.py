@@ -66,7 +66,7 @@ def fingerprint(lm: Any) -> dict[str, Any]:
         "numpy": [np.random.get_state()[1].tolist(), np.random.get_state()[2]],  # noqa: NPY002
         "grad mode": torch.is_grad_enabled(),
         "seam": (dict(attention._listeners), dict(attention._replacements)),
-        "taps": (list(lm.taps.listening), vars(lm.taps.run).copy(), dict(lm.taps._layer_input)),
+        "taps": (list(lm.taps.listening), vars(lm.taps.run).copy(), dict(lm.taps._stream)),
     }
 
 

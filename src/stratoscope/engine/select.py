@@ -25,11 +25,13 @@ def run_at(site: Site, run: Run, word: str = "position") -> Run:
     cross-attention, have the lengths of what the encoder reads; patches of a vision tower know
     nothing of text lengths and padding."""
     if site.source == word:
-        there = run.batch.source if run.batch is not None else None
-    elif site.tower == "" and site.point != "projector":
+        there = None if run.batch is None else run.batch.source
+    elif site.point == "projector":
+        return Run(step=run.step, copies=run.copies)
+    elif site.tower == "":
         return run
     else:
-        there = run.batch.read_by(site.tower) if run.batch is not None else None
+        there = None if run.batch is None else run.batch.read_by(site.tower)
     return Run(batch=there, step=run.step, copies=run.copies, padding=run.heard)
 
 

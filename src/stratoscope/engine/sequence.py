@@ -30,6 +30,7 @@ from stratoscope.engine.metric import Target, Whole, Word, Words, last_logits, l
 from stratoscope.engine.sweep import Cell, Progress, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import source
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.text import apart, joined, token_texts
@@ -175,6 +176,7 @@ def _tokens(lm: LM, word: Word, what: str) -> tuple[int, ...]:
 
 
 def _refuse_unfit(lm: LM, batch: Batch) -> None:
+    source.refuse(lm, "a whole answer is not scored yet on its targets. Ask for one token")
     if not lm.family.towers[""].causal or lm.readout.kind != "vocab":
         raise SiteError(
             f"a whole answer is scored token after token, each given those before it, and "

@@ -20,6 +20,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import source
 from stratoscope.models.lm import LM
 
 SIDES = "qkv"
@@ -157,6 +158,11 @@ def wiring(lm: LM) -> Wiring:
             "sum of what components "
             f"write: edges do not exist for it. Use layers.activation_patching."
         )
+    source.refuse(
+        lm,
+        "its stream is not the sum of what heads and MLPs write, so edges do not exist for it. "
+        "Use heads.activation_patching",
+    )
     if lm.layout.gated:
         raise SiteError(
             f"in {lm.family.name} a gate stands between what a head attends to and what it writes, "

@@ -60,7 +60,7 @@ def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
     Beside the embedding's, heads' and MLPs' writes as they come out changed; together with those it
     sums to the stream.
     """
-    points = ("attn.out", "resid_pre", "resid_mid", "resid_post")
+    points = ("attn.out", "cross.out", "resid_pre", "resid_mid", "resid_post")
     here = {
         s
         for s in outside.sites(lm)

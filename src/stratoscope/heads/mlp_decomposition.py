@@ -33,6 +33,7 @@ from torch import Tensor
 from stratoscope.engine.trace import capture
 from stratoscope.engine.writes import head_writes
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import source
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -66,6 +67,7 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
             f"{lm.family.name}'s MLP does not read a sum of stream and heads, so it has no such "
             "parts."
         )
+    source.refuse(lm, "its MLPs read more than the stream and what the heads of the layer wrote")
     batch = lm.batch(inputs)
     if len(batch) < 2:
         raise InputError("one prompt has no variation that parts could explain: give at least two.")

@@ -37,7 +37,7 @@ from stratoscope.engine import outside
 from stratoscope.engine.pieces import before, pieces
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
-from stratoscope.models import finite
+from stratoscope.models import finite, source
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -89,6 +89,7 @@ def measure(
         raise SiteError(
             f"{lm.family.name} does not go on from a text: it cannot be asked to recite a needle."
         )
+    source.refuse(lm, "a needle would be hidden in what the encoder reads, and is not said again")
     needles = pieces(lm, inputs)
     batch = lm.batch(needles)
     cues = [cue] * len(batch) if isinstance(cue, int) else list(cue)

@@ -42,6 +42,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.engine.writes import final_norm, post_norms
 from stratoscope.errors import InputError
 from stratoscope.maths.norm import FrozenNorm
+from stratoscope.models import source
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -125,6 +126,7 @@ def measure(
             f"{lm.family.name} does not run on text alone: these roles of heads are defined on "
             "text."
         )
+    source.refuse(lm, "the texts said twice, by which these roles are defined, are prompts alone")
     texts, size, notes = _said_twice(lm, repeats, length, seed)
     patterns = (
         capture(lm, texts, "layers.*.attn.pattern").stack("layers.*.attn.pattern").float().cpu()

@@ -7,7 +7,8 @@ Paper: textbook (Elhage et al., "A Mathematical Framework for Transformer Circui
 
 write_c is what component c adds to the last position's residual stream; N is the final norm with
 its scale held at the value it has on this input, which makes it linear; u are rows of the
-unembedding. The sum is exact: `residual_error` is what floating point leaves. With a soft-cap on
+unembedding. What a decoder's cross-attention brings from its encoder is one component of each layer
+("L3 cross"). The sum is exact: `residual_error` is what floating point leaves. With a soft-cap on
 logits the difference is that of the logits before the cap.
 
 A write to every logit alike changes nothing, so each half is counted from the component's mean over
@@ -60,7 +61,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
     ends = ("layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post")
-    sites = [*(f"layers.*.{point}" for point in ("attn.z", "attn.out", "mlp.out")), *ends]
+    points = ("attn.z", "attn.out", "mlp.out", *(("cross.out",) if lm.family.source else ()))
+    sites = [*(f"layers.*.{point}" for point in points), *ends]
     seen = capture(lm, batch, *sites, positions=lm.readout.position)
     final = seen[sites[-1]]
     norm = final_norm(lm, final)
@@ -127,8 +129,12 @@ def _scores(
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}"
         heads, rest = head_writes(lm, layer, seen[f"{at}.attn.z"])
-        columns += [*score(heads).unbind(2), score(seen[f"{at}.mlp.out"])]
+        columns += score(heads).unbind(2)
         names += [(f"L{layer}H{head}", layer, head, "head") for head in range(heads.shape[1])]
+        if lm.family.source:  # what all heads of cross-attention bring from the encoder
+            columns.append(score(seen[f"{at}.cross.out"]))
+            names.append((f"L{layer} cross", layer, -1, "cross"))
+        columns.append(score(seen[f"{at}.mlp.out"]))
         names += [(f"L{layer} mlp", layer, -1, "mlp")]
         bias = bias + score(rest)
     return columns, names, bias

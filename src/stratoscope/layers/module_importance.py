@@ -28,6 +28,7 @@ from torch import Tensor
 
 from stratoscope.engine.trace import Trace, capture
 from stratoscope.errors import InputError
+from stratoscope.models import source
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -52,6 +53,7 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
     All positions of all layers are held at once: give long texts in several calls. Raises
     MemoryRefusal when they would not fit, SiteError for an architecture without these sites.
     """
+    source.refuse(lm, "what attention and cross-attention do to the stream is not told apart here")
     batch = lm.batch(inputs)
     parallel = lm.family.towers[""].residual == "parallel"
     inside = ("attn.out", "mlp.out") if parallel else ("resid_mid",)

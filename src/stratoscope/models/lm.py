@@ -85,6 +85,8 @@ class LM:
                 + ("batch has its own." if tower else "model has no encoder, so write one prompt.")
             )
         if isinstance(inputs, Batch):
+            if tower and inputs.source is None:  # rows that a method made of the decoder's tokens
+                source.refuse(self, "tokens alone, with nothing for it to read, are no input of it")
             return inputs.to(self.model.device)
         if not tower:
             return self._read(inputs).to(self.model.device)

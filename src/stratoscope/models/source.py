@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stratoscope.errors import InputError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models import beside
 from stratoscope.models.inputs import rows_of
 
@@ -67,6 +67,14 @@ def _start(lm: LM) -> int:
             "unknown: give `decoder_input_ids` beside the encoder's inputs."
         )
     return int(start)
+
+
+def refuse(lm: LM, why: str) -> None:
+    """Raise SiteError, saying why, for a model whose layers read an encoder beside the prompt."""
+    if lm.family.source:
+        raise SiteError(
+            f"{lm.family.name}'s decoder reads its {lm.family.source} by cross-attention: {why}."
+        )
 
 
 def refuse_other_signal(inputs: Any, takes: str) -> None:

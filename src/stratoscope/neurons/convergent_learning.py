@@ -37,6 +37,7 @@ from scipy.optimize import linear_sum_assignment
 
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
+from stratoscope.models import source
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -148,6 +149,7 @@ def measure(lm: LM, inputs: Any, *, other: LM, site: str = "mlp.act", seed: int 
             f"and at least {lm.dims.layers} layers, so that both read the same ids and layers can "
             "be paired."
         )
+    source.refuse(lm, "two such models are not compared yet on the same prompts")
     batch = lm.batch(inputs)
     ids, mask = batch.text
     same = {"input_ids": ids.cpu(), "attention_mask": mask.cpu()}

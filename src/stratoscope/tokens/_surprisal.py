@@ -11,7 +11,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
-from stratoscope.models import finite
+from stratoscope.models import finite, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 
@@ -36,6 +36,9 @@ def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example p
             f"{lm.family.name} does not predict a next token from those before it: it has no "
             "surprisal."
         )
+    source.refuse(
+        lm, "a text alone has no surprisal. Read `logits` of `lm.batch(text, target=...)`"
+    )
     lm.layout.resolve("logits")
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     width = max(map(len, rows))
