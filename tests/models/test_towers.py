@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_towers as zoo
 
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import ablate, intervene, replaced, scaled
@@ -20,6 +19,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 from stratoscope.models.sites import POINTS
 from stratoscope.models.specimen import specimens
+from support import zoo_towers as zoo
 
 TOLERANCE = 1e-5
 WITNESSES = ("t5", "bart", "whisper")

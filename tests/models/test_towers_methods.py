@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_towers as zoo
 
 from stratoscope import catalogue
 from stratoscope.engine.intervene import intervene, replaced
@@ -16,6 +15,7 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import SiteError
 from stratoscope.heads import activation_patching as heads_patching
 from stratoscope.layers import activation_patching, direct_logit_attribution, logit_lens
+from support import zoo_towers as zoo
 
 ANSWER, FOIL = [7, 8, 9], [10, 11, 12]
 

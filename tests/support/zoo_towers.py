@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import tiny
 import torch
 import transformers as hf
-import zoo_encoders
 
 from stratoscope.models import wrap
+from support import tiny, zoo_encoders
 
 T5 = {
     "vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
