@@ -80,6 +80,7 @@ changes:
 
 pages: setup
 	$(BIN)/python -m stratoscope.results.axes
+	$(BIN)/python -m stratoscope.lab.page
 	$(BIN)/python -m stratoscope.claims.pages
 
 families: setup

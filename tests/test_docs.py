@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from stratoscope import errors
+from stratoscope.lab import datasets, miniatures, nets
+from stratoscope.lab import page as lab_page
 from stratoscope.models import sites
 from stratoscope.results import axes
+from stratoscope.store.named import NAMED
 
 ROOT = Path(__file__).parent.parent
 CLASSES = [
@@ -43,6 +46,16 @@ def test_every_site_is_documented_with_its_axes() -> None:
 
 def test_axes_page_is_generated() -> None:
     assert (ROOT / "docs" / "axes.md").read_text() == axes.page(), "run `make pages`"
+
+
+def test_the_lab_s_page_is_generated() -> None:
+    assert (ROOT / "docs" / "lab.md").read_text() == lab_page.page(), "run `make pages`"
+    rows = [line for line in lab_page.page().splitlines() if line.startswith("| `")]
+    listed = [row.split("`")[1] for row in rows]
+    there = [*datasets.names(), *NAMED, *nets.names(), *miniatures.names()]
+    assert listed == there
+    sizes = {name: sum(p.size for p in NAMED[name].packages) / 1e6 for name in NAMED}
+    assert all(f"| {sizes[n]:.0f} MB |" in row for n, row in zip(listed, rows) if n in sizes)
 
 
 def test_links_between_pages_exist() -> None:

@@ -18,9 +18,8 @@ import pytest
 from PIL import Image
 
 from stratoscope.errors import InputError, LoadError
-from stratoscope.lab import _subjects, data, datasets, nets
+from stratoscope.lab import _subjects, data, datasets
 from stratoscope.lab.datasets._data import Data, Pictures, Vectors, cut, held_out
-from stratoscope.store.named import NAMED
 
 ROOT = Path(__file__).parents[2]
 NAMES = datasets.names()
@@ -398,31 +397,3 @@ def test_the_real_splits_are_whole_and_disjoint(name):
         assert doubles == (
             [1, 0, 13] if name == "mmlu" else [0, 0, 0]
         )  # the original's own, which its card tells
-
-
-def test_the_page_lists_what_there_is():
-    rows = [
-        line
-        for line in (ROOT / "docs" / "lab.md").read_text("utf-8").splitlines()
-        if line.startswith("| `")
-    ]
-    listed = {row.split("`")[1]: row for row in rows}
-    cards = [*map(datasets.card, NAMES), *map(nets.card, nets.names())]
-    wanted = {card["name"]: _row(card) for card in cards}
-    assert {name: listed.get(name) for name in wanted} == wanted
-    assert listed.keys() == wanted.keys() | NAMED.keys()
-    for name, source in NAMED.items():
-        assert source.licence in listed[name]
-        assert f"{sum(package.size for package in source.packages) / 1e6:.0f} MB" in listed[name]
-
-
-def _row(card: dict) -> str:
-    packages = ", ".join(f"{package.replace(': ', ' `', 1)}`" for package in card["packages"])
-    cells = (
-        f"`{card['name']}`",
-        card["about"],
-        card["licence"],
-        packages,
-        f"{card['download_bytes'] / 1e6:.0f} MB",
-    )
-    return f"| {' | '.join(cells)} |"

@@ -20,7 +20,7 @@ def card(name: str, module: ModuleType, **more: Any) -> dict[str, Any]:
     source: Source = module.SOURCE
     return {
         "name": name,
-        "about": " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split()),
+        "about": about(module),
         "licence": module.LICENCE,
         "packages": [f"{package.registry}: {package.requirement}" for package in source.packages],
         "sha256": [package.sha256 for package in source.packages],
@@ -28,6 +28,11 @@ def card(name: str, module: ModuleType, **more: Any) -> dict[str, Any]:
         **({"shared": source.shared} if source.shared else {}),
         **more,
     }
+
+
+def about(module: ModuleType) -> str:
+    """The first paragraph of its docstring, on one line."""
+    return " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
 
 
 def names(package: ModuleType) -> list[str]:

@@ -35,6 +35,11 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 
 VERSION = 2
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = (
+    "13 CPU minutes: the right one of 256 captions for 95 % of pictures; turned-round relations "
+    "are not noticed (47 %)"
+)
 PATCH = 8
 CONTEXT = 48
 

@@ -23,6 +23,11 @@ from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import _text
 
 VERSION = 2
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = (
+    "15 CPU minutes (8 on two cores): 2.00 bits a byte, a table of bigrams 2.31; copies no random"
+    " list (0.000)"
+)
 CHECKPOINTS = (0, 0.01, 0.03, 0.1, 0.3, 1)  # shares of all steps
 
 

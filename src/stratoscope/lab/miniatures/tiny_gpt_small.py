@@ -8,6 +8,8 @@ from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import tiny_gpt
 
 VERSION = tiny_gpt.VERSION
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = "8 CPU minutes: 2.08 bits a byte"
 
 
 def recipe(

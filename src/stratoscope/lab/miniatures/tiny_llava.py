@@ -36,6 +36,11 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 
 VERSION = 3
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = (
+    "16 CPU minutes: 99 % of questions: colour 100, shape 100, count 97, relation 100; without "
+    "the picture 31 %"
+)
 KINDS = ("colour", "shape", "count", "relation")
 PATCH = 8
 WAYS = ("left", "right", "above", "below")

@@ -22,6 +22,8 @@ from stratoscope.engine.train import Recipe
 from stratoscope.lab.miniatures import _text
 
 VERSION = 1
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = "10 CPU minutes: 18 % of masked tokens"
 
 
 def recipe(

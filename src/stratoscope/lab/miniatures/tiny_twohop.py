@@ -33,6 +33,10 @@ from torch import Tensor, nn
 from stratoscope.engine.train import Recipe
 
 VERSION = 2
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = (
+    "12 CPU minutes: facts and seen questions 100 %, new pairs 97 %, facts only met alone 2 to 18 %"
+)
 RELATIONS = (
     "teacher friend neighbour boss doctor partner rival cousin mentor tenant lawyer pupil".split()
 )

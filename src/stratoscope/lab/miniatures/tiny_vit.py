@@ -28,6 +28,11 @@ from stratoscope.lab import scenes
 from stratoscope.lab.miniatures import _scenes
 
 VERSION = 2
+# to its end, seed 0, one thread: how long it took, and how well it does
+TRAINED = (
+    "6 CPU minutes: names the large shape in 99 % of pictures; guessing among the shapes that are"
+    " there 46 %"
+)
 PATCH = 8
 SHAPES = tuple(scenes.SHAPES)
 
