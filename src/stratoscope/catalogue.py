@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 OTHER_ROOMS = {
+    "store",
     "models",
     "engine",
     "results",
@@ -98,8 +99,9 @@ def summary(text: str) -> str:
 
 
 def _scan(root: Path) -> Iterator[Entry]:
-    for path in sorted(root.glob("*/[!_]*.py")):
-        room = path.parent.name
+    # architectures alone have shelves: `architectures.vision.metaformer`
+    for path in sorted([*root.glob("*/[!_]*.py"), *root.glob("architectures/*/[!_]*.py")]):
+        room, *shelf = path.parent.relative_to(root).parts
         if room in OTHER_ROOMS or not (path.parent / "__init__.py").is_file():
             continue
         text = path.read_text(encoding="utf-8")
@@ -109,7 +111,8 @@ def _scan(root: Path) -> Iterator[Entry]:
         if defined:
             verbs = tuple(verb for verb in ("measure", "fit", "edit", "build") if verb in defined)
             paper = _PAPER.search(docstring(text))
-            yield Entry(room, path.stem, verbs, summary(text), paper[1] if paper else "", path)
+            name = ".".join((*shelf, path.stem))
+            yield Entry(room, name, verbs, summary(text), paper[1] if paper else "", path)
 
 
 # What a module with each verb looks like to a type checker; a module satisfies as many as it has

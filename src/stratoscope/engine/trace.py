@@ -76,8 +76,23 @@ class Trace:
         return bool(self._steps[site])
 
     def stack(self, pattern: str | Site) -> Tensor:
-        """The sites of a pattern along a new first axis, layer: (layer, ...)."""
+        """The sites of a pattern along a new first axis, layer: (layer, ...). Raises SiteError as
+        `refuse_ragged` does."""
+        self.refuse_ragged(pattern)
         return torch.stack([self[site] for site in self.lm.sites(pattern)])
+
+    def refuse_ragged(self, pattern: str | Site) -> None:
+        """Raises SiteError where the sites of a pattern differ in shape: one result cannot hold
+        them."""
+        sites = self.lm.sites(pattern)
+        shapes = {site: tuple(self[site].shape) for site in sites}
+        odd = next((site for site in sites if shapes[site] != shapes[sites[0]]), None)
+        if odd is not None:
+            raise SiteError(
+                f"`{pattern}` cannot be stacked: the layers of this model differ in shape, "
+                f"`{sites[0]}` is {shapes[sites[0]]} and `{odd}` {shapes[odd]}. Read layers of one "
+                "shape, one by one."
+            )
 
     def mean(self, site: str | Site) -> Tensor:
         """The site's mean over examples and real positions, padding left out: the reference of a

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from stratoscope.errors import FamilyError, LoadError, StratoscopeError
-from stratoscope.models import families
+from stratoscope.models import families, own
 from stratoscope.models.configs import refuse_unhandled
 from stratoscope.models.family import Family
 from stratoscope.models.lm import LM
@@ -38,20 +39,21 @@ def wrap(
 ) -> LM:
     """An LM around a Hugging Face model in memory, which is left as it is.
 
-    The family is proved on this very model, with prompts of a few tokens: that of a known
-    architecture after its config keys are checked, one that is found in the structure of an unknown
-    one, or `family`, a table of your own (docs/families.md). Whether earlier positions see later
-    ones is measured, whatever the architecture does by default. A model inside DataParallel or
-    `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot be
+    The family is proved on this very model, with prompts of a few tokens: `family`, a table of your
+    own (docs/families.md), or `FAMILY` on the model's class, or that of a known architecture after
+    its config keys are checked, or one that is found in the structure of an unknown one. Whether
+    earlier positions see later ones is measured, whatever the architecture does by default. A model
+    inside DataParallel or `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot be
     trusted, or its weights are not there, InputError when a part of it is compiled in place.
     """
     model = ready(model)
     refuse_compiled(model)
-    known = family or families.find(model.config)
+    given = family or own.family_of(model)
+    known = given or families.find(model.config)
     if known is None:
         candidates = probe(model)
-    elif family is not None:
-        candidates = [family]
+    elif given is not None:
+        candidates = [given]
     else:
         refuse_unhandled(model.config, known)
         candidates = [known, _turned_round(known)]
@@ -120,12 +122,14 @@ def load(
     options = {"trust_remote_code": trust_remote_code}
     with hub.quiet():
         try:
+            ours = own.module_of(place)
             config = transformers.AutoConfig.from_pretrained(place, **options)
-            model = _class_for(config).from_pretrained(place, dtype=kind, **options)
+            model = _class_for(config, ours).from_pretrained(place, dtype=kind, **options)
         except (OSError, ValueError) as error:
             raise hub.explain_failure(str(name), error) from error
         reader, processor = _readers(place, options) if tokenizer else (None, None)
-    if tokenizer and reader is None and processor is None:
+    reads_text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    if tokenizer and reads_text and reader is None and processor is None:
         raise LoadError(
             f"`{name}` has no tokenizer files (tokenizer.json, tokenizer_config.json) that "
             "Transformers can read. Add "
@@ -142,13 +146,15 @@ def known_types() -> str:
     return ", ".join(families.known())
 
 
-def _class_for(config: Any) -> Any:
-    """The Auto class that keeps the model's own read-out where it has one."""
+def _class_for(config: Any, ours: ModuleType | None = None) -> Any:
+    """The class that keeps the model's own read-out where it has one. ours: the file that defines
+    it, where it is not Transformers'."""
     import transformers
 
-    named = next((a for a in config.architectures or () if hasattr(transformers, a)), None)
+    home = ours or transformers
+    named = next((a for a in config.architectures or () if hasattr(home, a)), None)
     if named:
-        return getattr(transformers, named)
+        return getattr(home, named)
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     return transformers.AutoModelForCausalLM if type(config) in causal else transformers.AutoModel
 

@@ -74,6 +74,7 @@ def measure(lm: LM, inputs: Any, *, threshold: float = 0.1) -> xr.Dataset:
         )
     batch = lm.batch(inputs)
     seen = capture(lm, batch, "layers.*.mlp.act")
+    seen.refuse_ragged("layers.*.mlp.act")
     found: dict[str, list[Tensor]] = {"nonzero": [], "above": [], "participation": []}
     firing = []
     for site in seen.sites:
