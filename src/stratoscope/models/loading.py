@@ -43,8 +43,9 @@ def wrap(
     own (docs/families.md), or `FAMILY` on the model's class, or that of a known architecture after
     its config keys are checked, or one that is found in the structure of an unknown one. Whether
     earlier positions see later ones is measured, whatever the architecture does by default. A model
-    inside DataParallel or `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the model cannot be
-    trusted, or its weights are not there, InputError when a part of it is compiled in place.
+    inside DataParallel or `torch.compile`'s wrapper is taken out of it. Raises FamilyError when the
+    model cannot be trusted, or its weights are not there, InputError when a part of it is compiled
+    in place.
     """
     model = ready(model)
     refuse_compiled(model)
