@@ -14,6 +14,8 @@ He, Sun, Shen and Li, 2024. arXiv:2406.15786.
 Claim: half of the attention layers can go at little cost,
     unlike MLPs.
 Methods: layers.logit_lens, heads.roles
+Protocol: Llama-2-13B, half of its attention layers, on the
+    authors' benchmarks.
 
 More words, of any kind.
 """
@@ -27,11 +29,15 @@ from stratoscope.results import label
 @claim(
     says="Dropping attention layers costs little",
     where="abstract; Table 2",
+    read="abstract",
     tier="small",
     subject="a made-up model",
+    kind="real",
+    n="40 texts",
     expect="attention <= 0.5 * mlp and attention < random",
     direction="attention < mlp",
-    null="as many layers, drawn at random",
+    null={"random": "as many layers, drawn at random"},
+    thresholds="half: the ledger's",
 )
 def attention_goes_first(seed: int) -> Measured:
     """Numbers made up for the test;
@@ -59,7 +65,7 @@ def attention_goes_first(seed: int) -> Measured:
     tier="identity",
     subject="no model",
     expect="cost == 0",
-    null="cost of dropping everything",
+    null={"everything": "cost of dropping everything"},
 )
 def nothing_costs_nothing(seed: int) -> Measured:
     """A closed form."""
@@ -78,12 +84,14 @@ from stratoscope.claims import Measured, claim
 @claim(
     says="It is so",
     where="abstract",
+    read="abstract",
     tier="small",
-    subject="smollm2",
+    subjects=("smollm2",),
+    n="3 texts",
     expect="a > b",
-    null="b, shuffled",
+    null={"b": "the same, shuffled"},
 )
-def it_is_so(seed: int) -> Measured:
+def it_is_so(lm, seed: int) -> Measured:
     raise AssertionError("a listing must not run this")
 '''
 

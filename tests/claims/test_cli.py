@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stratoscope import cli
-from stratoscope.claims import verdicts
+from stratoscope.claims import paper, verdicts
+from stratoscope.lab import planted
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_claim_says_what_is_expected_before_it_measures(folder: Path) -> None:
     order = [
         "Dropping attention layers costs little",
         "expected   attention <= 0.5 * mlp and attention < random",
-        "null       as many layers, drawn at random",
+        "null       random: as many layers, drawn at random",
         "verdict    reproduced",
         "attention  0.02  [0.01 to 0.04]",
         "random     0.35  the null",
@@ -115,10 +116,11 @@ def test_claim_by_name_and_tier() -> None:
     result = run("claim", "llm-drop", "--claim", "nothing_costs_nothing")
     assert result.exit_code == 2
     assert (
-        "no small claim named 'nothing_costs_nothing'; it has attention_goes_first (small)"
+        "no small claim named 'nothing_costs_nothing'; it has attention_goes_first (small, a made-"
         in flat(result.stderr)
     )
-    assert "has no paper claim" in flat(run("claim", "llm-drop", "--tier", "paper").stderr)
+    own = flat(run("claim", "llm-drop", "--tier", "paper").output)
+    assert "llm-drop on the paper's own models: Llama-2-13B, half of its attention layers" in own
 
 
 @pytest.mark.parametrize("command", ["paper", "claim"])
@@ -135,14 +137,14 @@ def test_an_unknown_key_gets_the_nearest(command: str) -> None:
 def test_a_folder_that_cannot_be_written_to_is_said(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verdicts._add
+    real = verdicts.add
 
     def refuse(file: Path, line: bytes) -> None:
         if file.parent == folder / "verdicts":
             raise PermissionError(13, "Permission denied")
         real(file, line)
 
-    monkeypatch.setattr(verdicts, "_add", refuse)
+    monkeypatch.setattr(verdicts, "add", refuse)
     said = flat(run("claim", "llm-drop", width=120).output)
     assert "(the package's own folder cannot be written to)" in said
     assert (tmp_path / "cache" / "verdicts" / "llm-drop.jsonl").is_file()
@@ -161,13 +163,14 @@ def test_paper_before_and_after() -> None:
         "status built, not run",
         "expected attention <= 0.5 * mlp",
         "checked in every test run",
+        "own models Llama-2-13B, half of its attention layers, on the authors' benchmarks.",
         "stratoscope claim llm-drop --tier small",
     ):
         assert words in flat(before.output)
     for seed in ("0", "7"):
         run("claim", "llm-drop", "--seed", seed)
     after = flat(run("paper", "llm-drop").output)
-    assert "status not reproduced 0 of 1 small claims at least in direction" in after
+    assert "status not reproduced (0 of 1 models)" in after
     assert "seeds 0 reproduced" in after
     assert "█" in after
 
@@ -179,7 +182,7 @@ def test_paper_says_when_words_changed_after_the_measurement(folder: Path) -> No
     said = flat(run("paper", "llm-drop").output)
     assert "status built, not run" in said
     assert "A verdict on attention_goes_first (not reproduced, " in said
-    assert "were changed after the measurement" in said
+    assert "the words changed after the measurement: expect was `attention <= 0.5 * mlp" in said
 
 
 def test_paper_that_is_not_built_tells_what_it_would_take() -> None:
@@ -204,3 +207,94 @@ def test_paper_as_a_page(tmp_path: Path) -> None:
     other = tmp_path / "other.html"
     assert run("paper", "retrieval-heads", "--out", str(other)).exit_code == 0
     assert "not built" in other.read_text()
+
+
+# on a model of the reader's own -------------------------------------------------------------------
+
+OWN = """
+@claim(
+    says="It is so",
+    where="abstract",
+    read="abstract",
+    tier="small",
+    subjects=("smollm2",),
+    n="3 texts",
+    expect="layers > chance",
+    null={"chance": "none"},
+)
+def it_has_layers(lm, seed: int) -> Measured:
+    \"\"\"How many layers.\"\"\"
+    return Measured(values={"layers": lm.dims.layers}, null={"chance": seed}, n=3)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder, a paper with a claim on any model, and a working directory."""
+    file = folder / "lazy_neuron.py"
+    file.write_text(file.read_text() + "\n" + OWN)
+    made, here = tmp_path / "mine", tmp_path / "here"
+    p = planted.induction(0)
+    p.model.save_pretrained(made)
+    p.tokenizer.save_pretrained(made)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return made
+
+
+def test_a_claim_on_the_readers_model_goes_to_the_readers_file(model: Path, folder: Path) -> None:
+    done = run("claim", "lazy-neuron", "--claim", "it_has_layers", "--model", str(model))
+    assert done.exit_code == 0, done.stderr
+    [kept], problems = verdicts.read([Path("claims")])
+    assert problems == []
+    assert (kept.subject, kept.status, kept.values) == (str(model), "reproduced", {"layers": 2.0})
+    assert not (folder / "verdicts").exists()
+    other = ["--out", "mine.jsonl", "--seed", "2"]
+    run("claim", "lazy-neuron", "--claim", "it_has_layers", "--model", str(model), *other)
+    line = json.loads(Path("mine.jsonl").read_text())
+    assert (line["seed"], line["status"]) == (2, "not reproduced")
+    assert "built, not run" in run("papers", "--level", "neuron").output
+
+
+def test_one_claim_on_two_subjects_is_measured_once_on_a_model(model: Path, folder: Path) -> None:
+    file = folder / "lazy_neuron.py"
+    two = OWN.replace('("smollm2",)', '("smollm2", "gemma3-270m")')
+    file.write_text(file.read_text().replace(OWN, two))
+    run("claim", "lazy-neuron", "--claim", "it_has_layers", "--model", str(model))
+    assert len(Path("claims/lazy-neuron.jsonl").read_text().splitlines()) == 1
+    listed = flat(run("claim", "--all", "--seeds", "0", "--dry-run").output)
+    for subject in ("smollm2", "gemma3-270m"):
+        assert f"lazy-neuron it_has_layers on {subject}, seed 0: not run" in listed
+
+
+def test_a_claim_with_a_subject_of_its_own_says_so(model: Path) -> None:
+    done = run("claim", "llm-drop", "--model", str(model))
+    assert done.exit_code == 2
+    assert (
+        "attention_goes_first of llm-drop brings a subject of its own and cannot be measured on"
+        in flat(done.stderr)
+    )
+    assert "none of its claims can" in flat(done.stderr)
+
+
+def test_options_that_do_not_go_together(model: Path) -> None:
+    out = run("claim", "llm-drop", "--out", "x.jsonl")
+    assert (out.exit_code, "--out is for --model" in out.stderr) == (2, True)
+    every = run("claim", "--all", "--model", str(model))
+    assert (every.exit_code, "--all measures the atlas" in every.stderr) == (2, True)
+    none = run("claim", "lazy-neuron", "--subject", "gemma3-270m")
+    assert "has no small claim on 'gemma3-270m'; it has it_is_so (small, smollm2)" in flat(
+        none.stderr
+    )
+
+
+def test_at_least_five_real_claims_take_any_language_model() -> None:
+    real, broken = paper.shelf(Path(paper.__file__).parents[1] / "papers")
+    assert broken == {}
+    found = {(p.key, c.name): set() for p in real.values() for c in p.claims if c.any_model}
+    for p in real.values():
+        for c in p.claims:
+            if c.any_model:
+                found[p.key, c.name].add(c.subject)
+    assert len(found) >= 5
+    assert all({"smollm2", "gemma3-270m"} <= subjects for subjects in found.values())

@@ -146,8 +146,12 @@ def test_a_broken_method_makes_its_pages_stale(
     code._of_file.cache_clear()
     assert "docs/papers/llm-drop.md is not up to date" in pages.stale(atlas, root)
     pages.write(atlas, root)
-    assert "**reproduced**, *stale*, 1 of 1" in (root / "docs/papers/llm-drop.md").read_text()
-    assert "| reproduced, *stale* |" in (root / "docs/papers/README.md").read_text()
+    page = (root / "docs/papers/llm-drop.md").read_text()
+    assert "**On real models reproduced, 1 of 1 models reproduce all of it.** *Stale.*" in page
+    assert (
+        f"| reproduced, 1 of 1 |  | {verdict.date[:10]}, *stale* |"
+        in (root / "docs/papers/README.md").read_text()
+    )
 
 
 def test_commit_and_machine_are_kept(verdict: Verdict) -> None:

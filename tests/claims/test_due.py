@@ -113,7 +113,7 @@ def test_on_the_command_line(folder: Path) -> None:
     listed = CliRunner().invoke(cli.main, ["claim", "--all", "--seeds", "0-1", "--dry-run"])
     assert listed.exit_code == 0, listed.stderr
     assert "4 measurements are due" in listed.output
-    assert "  lazy-neuron it_is_so seed 1: not run" in listed.output
+    assert "  lazy-neuron it_is_so on smollm2, seed 1: not run" in listed.output
     bare = CliRunner().invoke(cli.main, ["claim"])
     assert bare.exit_code == 2
     assert "give --all" in bare.stderr

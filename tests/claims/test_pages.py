@@ -3,13 +3,15 @@ measurement."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from stratoscope.claims import ledger, pages, verdicts
+from stratoscope import catalogue
+from stratoscope.claims import code, ledger, pages, register, verdicts
 from stratoscope.claims.ledger import Atlas
 from stratoscope.claims.paper import read
 from stratoscope.claims.run import run
@@ -48,14 +50,21 @@ def test_pages_are_written_once(folder: Path, root: Path) -> None:
         "# What Matters in Transformers? Not All Attention is Needed",
         "[arXiv:2406.15786](https://arxiv.org/abs/2406.15786)",
         "> half of the attention layers can go at little cost, unlike MLPs.",
-        "**reproduced**, 1 of 1 small claims hold at least in direction.",
+        "**On real models reproduced, 1 of 1 models reproduce all of it.**",
+        "| faithful | central | severe | powered | general |",
+        "| no: 1 of one claim from the abstract alone | yes: holds what the authors would name",
         "[`layers.logit_lens`](../../src/stratoscope/layers/logit_lens.py)",
-        "| expected, before measuring | `attention <= 0.5 * mlp and attention < random` |",
-        "| the null | as many layers, drawn at random |",
+        "read: abstract (provisional). Here on **a made-up model** (real).",
+        "| expected | `attention <= 0.5 * mlp and attention < random` |",
+        "| null: random | as many layers, drawn at random |",
+        "| the numbers | half: the ledger's |",
+        "| units | at least 40 texts |",
+        "| a made-up model, seed 0 | **reproduced**, *exploratory*, ",
+        "## On the paper's own models\n\nLlama-2-13B, half of its attention layers, on the ",
         "| attention | 0.02 | 0.01 to 0.04 |",
         "| random (null) | 0.35 |  |",
         "Tried on &lt;made-up> numbers",
-        "stratoscope claim llm-drop --tier small --claim attention_goes_first",
+        "stratoscope claim llm-drop --claim attention_goes_first\n",
     ):
         assert words in page, words
     [picture] = (root / "docs/papers/figures").iterdir()
@@ -63,11 +72,11 @@ def test_pages_are_written_once(folder: Path, root: Path) -> None:
     readme = (root / "README.md").read_text()
     assert readme.startswith("# Top\n")
     assert readme.endswith(f"{pages.CLOSE}\n\nBottom\n")
-    assert "| layer | 1 |  |  |  | 8 |" in readme
-    assert "| **all** | **1** |  |  | **1** | **241** |" in readme
+    assert "| layer | 1 |  |  |  |  |  | 8 |" in readme
+    assert "| **all** | **1** |  |  |  |  | **1** | **241** |" in readme
     assert (
         "[What Matters in Transformers? Not All Attention is Needed](llm-drop.md) | layer | "
-        "reproduced | 1 of 1 |" in (root / "docs/papers/README.md").read_text()
+        "reproduced, 1 of 1 |  |" in (root / "docs/papers/README.md").read_text()
     )
 
 
@@ -87,9 +96,9 @@ def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, r
     [new] = (root / "docs/papers/figures").iterdir()
     assert new.name != old.name
     page = (root / "docs/papers/llm-drop.md").read_text()
-    assert "**not reproduced**, 0 of 1 small claims" in page
-    assert "| verdict | **NOT REPRODUCED**, " in page
-    assert "| seed 0 | reproduced, " in page
+    assert "**On real models not reproduced, 0 of 1 models reproduce all of it.**" in page
+    assert "| a made-up model, seed 7 | **NOT REPRODUCED**, " in page
+    assert "| a made-up model, seed 0 | **reproduced**, " in page
 
 
 def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
@@ -98,12 +107,55 @@ def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
     file.write_text(file.read_text().replace("0.5 * mlp", "5 * mlp"))
     pages.write(atlas(folder), root)
     page = (root / "docs/papers/llm-drop.md").read_text()
-    assert "**built, not run**" in page
+    assert "**On real models built, not run, 0 of 1 models reproduce all of it.**" in page
     assert "## Verdicts that do not count" in page
     assert (
-        "not reproduced; **the expectation changed after the measurement**. It was `attention <= "
-        "0.5 * mlp" in page
+        "seed 7: NOT REPRODUCED; the words changed after the measurement: expect was `attention "
+        "&lt;= 0.5 * mlp" in page
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "seen"),
+    [
+        ("llm_drop.py", "0.41, 0.11]", "0.42, 0.11]", True),  # the body of a claim
+        ("method.py", "x / 2", "x / 3", True),  # a method that the paper names
+        ("method.py", "# halved", "# cut in two", False),
+        ("llm_drop.py", "Numbers made up", "Numbers as made up", True),  # told on the page
+    ],
+)
+def test_breaking_a_claim_or_a_method_makes_the_check_fail(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str,
+    seen: bool,
+) -> None:  # fmt: skip
+    """Also where the verdicts were stale before: the page names the code as it stands."""
+    package = folder.parent / "package"
+    (package / "layers").mkdir(parents=True)
+    method = package / "layers" / "logit_lens.py"
+    method.write_text("def score(x):\n    # halved\n    return x / 2\n")
+    monkeypatch.setattr(catalogue, "ROOT", package)
+    code._of_file.cache_clear()
+    paper = read(folder / "llm_drop.py")
+    verdict = run(paper, paper.named("attention_goes_first")[0])
+    verdicts.append(dataclasses.replace(verdict, code={}), [folder / "verdicts"])
+    pages.write(atlas(folder), root)
+    assert "*Stale.*" in (root / "docs/papers/llm-drop.md").read_text()
+    assert pages.stale(atlas(folder), root) == []
+    changed = method if file == "method.py" else folder / file
+    assert old in changed.read_text()
+    changed.write_text(changed.read_text().replace(old, new))
+    code._of_file.cache_clear()
+    found = pages.stale(atlas(folder), root)
+    assert ("docs/papers/llm-drop.md is not up to date" in found) is seen
+
+
+def test_a_verdict_that_was_not_registered_makes_the_check_fail(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(folder)
+    pages.write(atlas(folder), root)
+    monkeypatch.setattr(register, "unproven", lambda kept, place: [f"{len(list(kept))} {place}"])
+    assert pages.stale(atlas(folder), root) == [f"1 {folder}"]
 
 
 def test_only_a_checkout_has_pages(tmp_path: Path, folder: Path) -> None:

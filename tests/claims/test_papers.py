@@ -39,9 +39,12 @@ def test_a_file_is_read_without_being_run(folder: Path) -> None:
         "nothing_costs_nothing",
     ]
     assert paper.claims[0].expect == "attention <= 0.5 * mlp and attention < random"
-    assert {name: f.claim for name, f in functions(paper).items()} == {
-        claim.name: claim for claim in paper.claims
+    assert {name: f.claims for name, f in functions(paper).items()} == {
+        claim.name: (claim,) for claim in paper.claims
     }
+    assert (
+        paper.protocol == "Llama-2-13B, half of its attention layers, on the authors' benchmarks."
+    )
     assert found["lazy-neuron"].arxiv == ""
 
 
@@ -50,11 +53,22 @@ def test_a_file_is_read_without_being_run(folder: Path) -> None:
     [
         (("Claim:", "Claims"), "no line `Claim: ...`"),
         (("Methods:", "Method:"), "no line `Methods: ...`"),
+        (
+            ("def it_is_so(lm, seed", "def it_is_so(seed"),
+            "takes (seed); with subjects it takes (lm, ",
+        ),
+        (
+            ('subjects=("smollm2",)', 'subject="smollm2"'),
+            "with a subject of its own it takes (seed)",
+        ),
+        (('n="3 texts"', 'n="texts"'), "say how many independent units"),
+        (('n="3 texts"', 'n="0 texts"'), "say how many independent units"),
+        (('read="abstract"', 'read="all of it"'), "say how much was read"),
         (("2023", "MM"), "a year in the line under its title"),
         (('expect="a > b"', 'expect="a !"'), "cannot be read as a comparison"),
         (('expect="a > b"', "expect=EXPECT"), "must be plain text"),
         (('    expect="a > b",\n', ""), "'expect'"),
-        (('null="b, shuffled"', 'null=""'), "leaves 'null' empty"),
+        (('"the same, shuffled"', '" "'), "a null without words"),
         (('tier="small"', 'tier="big"'), "the tiers are"),
         (("@claim(", "dict("), "a function marked with"),
         (("def it_is_so(", "def it_is_so(("), "cannot be read as a paper"),
@@ -83,7 +97,7 @@ def test_a_broken_file_is_named_and_hides_no_other(
 def test_a_file_that_runs_otherwise_than_it_reads(folder: Path) -> None:
     file = folder / "llm_drop.py"
     file.write_text(
-        file.read_text() + "\n\nattention_goes_first.claim = nothing_costs_nothing.claim\n"
+        file.read_text() + "\n\nattention_goes_first.claims = nothing_costs_nothing.claims\n"
     )
     with pytest.raises(ClaimError, match="says one thing"):
         run(read(file), read(file).claims[0])
@@ -147,10 +161,11 @@ def test_a_paper_points_at_what_exists_and_can_fail(key: str) -> None:
     assert _letters(paper.title) == _letters(row.title)
     assert [address for address in paper.methods if address not in METHODS] == []
     assert {"identity", "small"} <= {claim.tier for claim in paper.claims}
-    for claim in (
-        paper.claims
-    ):  # says, where, null and an expectation of something measured are checked by Claim
+    for claim in paper.claims:  # its other words are checked by Claim
         assert claim.about, f"{key}: {claim.name} does not say how it is measured"
+    assert paper.protocol, f"{key} has no line `Protocol: ...` for the paper's own models"
+    central = [claim for claim in paper.claims if claim.tier == "small" and not claim.side]
+    assert central, f"{key} has side shows only"
 
 
 @pytest.mark.parametrize(

@@ -1,62 +1,125 @@
-"""A claim, what is measured, and the word that comes of it; a paper's word from its claims'."""
+"""A claim, what is measured, and the word that comes of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stratoscope.claims import Claim, Measured, Verdict, claim, ledger
-from stratoscope.claims.claim import judge
-from stratoscope.claims.paper import read
-from stratoscope.claims.run import run
+from stratoscope.claims import Claim, Measured, claim
+from stratoscope.claims.verdict import judge
 from stratoscope.errors import ClaimError
+from stratoscope.maths import resample
 
 WORDS = {
     "says": "It is so",
     "where": "abstract",
+    "read": "abstract",
     "tier": "small",
     "subject": "none",
-    "null": "chance",
+    "kind": "real",
+    "n": "2 texts",
+    "null": {"b": "chance"},
+    "thresholds": "2: ours",
 }
 CLAIM = Claim(name="it", expect="a > 2 * b", direction="a > b", **WORDS)
 
 
+def word(stated: Claim, measured: Measured) -> str:
+    return judge(stated, measured.numbers, int(measured.n), stated.least).status
+
+
 @pytest.mark.parametrize(
-    ("a", "word"),
+    ("a", "expected"),
     [(5, "reproduced"), (3, "direction only"), (1, "not reproduced"), (math.nan, "not reproduced")],
 )
-def test_the_three_words(a: float, word: str) -> None:
-    assert judge(CLAIM, Measured(values={"a": a}, null={"b": 2.0}, n=1)) == word
+def test_the_words(a: float, expected: str) -> None:
+    assert word(CLAIM, Measured(values={"a": a}, null={"b": 2.0}, n=2)) == expected
 
 
 def test_without_a_direction_there_is_no_middle() -> None:
     plain = dataclasses.replace(CLAIM, direction="")
-    assert judge(plain, Measured(values={"a": 3.0}, null={"b": 2.0}, n=1)) == "not reproduced"
+    assert word(plain, Measured(values={"a": 3.0}, null={"b": 2.0}, n=2)) == "not reproduced"
 
 
-def test_a_direction_that_was_not_measured_is_an_error_even_when_the_expectation_holds() -> None:
-    with pytest.raises(ClaimError, match="'c'"):
-        judge(dataclasses.replace(CLAIM, direction="a > c"), Measured(values={"a": 9, "b": 1}, n=1))
+def test_reproduced_means_expectation_and_direction() -> None:
+    odd = dataclasses.replace(CLAIM, expect="a > b", direction="a > 2 * b")
+    assert word(odd, Measured(values={"a": 3.0}, null={"b": 2.0}, n=2)) == "not reproduced"
+    assert word(odd, Measured(values={"a": 5.0}, null={"b": 2.0}, n=2)) == "reproduced"
+
+
+def test_what_could_not_be_tested_is_no_test() -> None:
+    """Neither a failure of the paper nor, whatever the numbers say, a success."""
+    valid = dataclasses.replace(CLAIM, valid="right > 0.5")
+    for a in (5.0, 1.0):
+        found = Measured(values={"a": a, "right": 0.4}, null={"b": 2.0}, n=2)
+        assert judge(valid, found.numbers, 2, 2)[:2] == ("no test", "`right > 0.5` does not hold")
+    good = Measured(values={"a": 1.0, "right": 0.6}, null={"b": 2.0}, n=2)
+    assert word(valid, good) == "not reproduced"
+    few = Measured(values={"a": 5.0}, null={"b": 2.0}, n=1)
+    assert judge(CLAIM, few.numbers, 1, 2)[:2] == ("no test", "n = 1, and at least 2 was wanted")
+
+
+def test_what_we_add_is_judged_apart() -> None:
+    more = dataclasses.replace(CLAIM, we_add="and much more", we_expect="a > 10 * b")
+    small, large = (Measured(values={"a": a}, null={"b": 2.0}, n=2) for a in (5.0, 50.0))
+    assert judge(more, small.numbers, 2, 2) == ("reproduced", "", "does not hold")
+    assert judge(more, large.numbers, 2, 2) == ("reproduced", "", "holds")
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("interval", "expected"), [((0.5, 1.5), "not reproduced"), ((0.5, 2.5), "no test")]
+)
+def test_it_fails_only_where_the_whole_interval_is_on_the_wrong_side(
+    interval: tuple[float, float], expected: str
+) -> None:
+    found = Measured(values={"a": 1.0}, null={"b": 2.0}, n=2, interval={"a": interval})
+    assert word(CLAIM, found) == expected
+
+
+def test_a_name_that_was_not_measured_is_an_error_even_when_the_expectation_holds() -> None:
+    odd = dataclasses.replace(CLAIM, direction="a > c")
+    with pytest.raises(ClaimError, match="'c'"):
+        word(odd, Measured(values={"a": 9, "b": 1}, n=2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
     [
-        {"expect": ""},
-        {"expect": "a"},
-        {"direction": "a !"},
-        {"tier": "large"},
-        {"null": " "},
-        {"says": ""},
+        ({"expect": ""}, "expects nothing"),
+        ({"expect": "a"}, "has no place here"),
+        ({"direction": "a !"}, "cannot be read"),
+        ({"tier": "large"}, "the tiers are"),
+        ({"null": {"b": " "}}, "a null without words"),
+        ({"says": ""}, "leaves 'says' empty"),
+        ({"read": ""}, "how much was read"),
+        ({"kind": ""}, "real' model or a 'miniature"),
+        ({"kind": "large"}, "real' model or a 'miniature"),
+        ({"n": ""}, "how many independent units"),
+        ({"n": "-5 texts"}, "how many independent units"),
+        ({"n": "5"}, "how many independent units"),
+        ({"expect": "a > 3 * b", "thresholds": " "}, "compares with 3 and leaves 'thresholds'"),
+        ({"expect": "a > c", "thresholds": ""}, "names none of its nulls (b)"),
+        ({"we_add": "more"}, "only one of we_add and we_expect"),
+        ({"we_expect": "a > b"}, "only one of we_add and we_expect"),
+        ({"subject": ""}, "one of both"),
+        ({"subjects": ("x",)}, "one of both"),
     ],
 )
-def test_a_claim_that_cannot_be_judged_is_refused_when_it_is_written(wrong: dict[str, str]) -> None:
-    with pytest.raises(ClaimError):
+def test_a_claim_that_cannot_be_judged_is_refused_when_it_is_written(
+    wrong: dict, said: str
+) -> None:
+    with pytest.raises(ClaimError) as caught:
         claim(**({"expect": "a > b"} | WORDS | wrong))(lambda seed: None)
+    assert said in str(caught.value)
+
+
+def test_an_identity_asks_for_less() -> None:
+    few = {"tier": "identity", "read": "", "kind": "", "n": "", "thresholds": ""}
+    stated = Claim(name="it", expect="a < 0.1", **(WORDS | few))
+    assert (stated.least, stated.unit) == (1, "")
 
 
 def test_a_marked_function_stays_a_function() -> None:
@@ -67,7 +130,27 @@ def test_a_marked_function_stays_a_function() -> None:
         return Measured(values={"a": seed}, n=1)
 
     assert marked(3).values == {"a": 3.0}
-    assert marked.claim == Claim(name="marked", expect="a > b", about="How it is done.", **WORDS)
+    assert marked.claims == (
+        Claim(name="marked", expect="a > b", about="How it is done.", **WORDS),
+    )
+    assert (marked.claims[0].least, marked.claims[0].unit) == (2, "texts")
+
+
+def test_one_function_on_several_models_is_a_claim_about_each() -> None:
+    words = {key: value for key, value in WORDS.items() if key not in ("subject", "kind")}
+
+    @claim(expect="a > b", subjects=("smollm2", "gemma3-270m"), **words)
+    def marked(lm: object, seed: int) -> Measured:
+        """So."""
+        return Measured(values={"a": seed}, n=1)
+
+    assert [(c.subject, c.kind, c.any_model) for c in marked.claims] == [
+        ("smollm2", "real", True),
+        ("gemma3-270m", "real", True),
+    ]
+
+
+# what is measured ---------------------------------------------------------------------------------
 
 
 def test_what_is_measured_becomes_plain() -> None:
@@ -77,8 +160,36 @@ def test_what_is_measured_becomes_plain() -> None:
         n=1,
         interval={"a": (np.float64(0), 1)},
     )
-    assert [type(value) for value in found.numbers.values()] == [float, float]
+    assert {type(value) for value in found.numbers.values()} == {float}
     assert found.interval == {"a": (0.0, 1.0)}
+    assert found.numbers == {"a": 0.5, "b": 2.0, "a_low": 0.0, "a_high": 1.0}
+
+
+def test_units_give_the_mean_and_its_interval() -> None:
+    row = np.random.default_rng(0).normal(3, 1, 12)
+    found = Measured(units={"a": row}, n=12)
+    expected = resample.interval(row)
+    assert found.numbers == pytest.approx(
+        {"a": row.mean(), "a_low": expected.low, "a_high": expected.high}
+    )
+    told = Measured(values={"a": 7.0}, units={"a": row}, n=12)  # a ratio, say, with its own units
+    assert told.numbers["a"] == 7.0
+
+
+def test_too_few_units_have_no_interval_and_their_bounds_hold_nothing() -> None:
+    found = Measured(units={"a": [5.0, 6.0, 5.0]}, null={"b": 0.0}, n=3)
+    assert math.isnan(found.numbers["a_low"])
+    bounded = dataclasses.replace(CLAIM, expect="a_low > b", direction="")
+    assert word(bounded, found) == "not reproduced"
+
+
+def test_draws_of_a_null_give_mean_and_bounds() -> None:
+    draws = np.arange(20.0)
+    found = Measured(values={"a": 1.0}, null={"b": draws}, n=1).numbers
+    assert (found["b"], found["b_bound"], found["b_floor"]) == (9.5, 19.0, 0.0)
+    assert found["b_bound"] == resample.bound(draws)
+    three = Measured(values={"a": 1.0}, null={"b": [1.0, 2.0, 3.0]}, n=1).numbers
+    assert (three["b_bound"], three["b_floor"]) == (math.inf, -math.inf)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +199,17 @@ def test_what_is_measured_becomes_plain() -> None:
         {"values": {"a": [1, 2]}},
         {"values": {"a": 1.0}, "null": {"a": 2.0}},
         {"values": {"a": 1.0}, "interval": {"b": (0, 1)}},
+        {"values": {"a": 1.0, "a_low": 0.0}, "interval": {"a": (0, 1)}},
+        {"values": {"a": 1.0, "b_bound": 0.0}, "null": {"b": [1.0, 2.0]}},
+        {"values": {"a": 1.0}, "null": {"b": []}},
+        {"values": {"a": 1.0}, "units": {"a": [1.0] * 401}},
+        {"values": {"a": 1.0}, "n": 0},
+        {"values": {"a": 1.0}, "n": -5},
     ],
 )
 def test_what_cannot_be_kept_is_refused(wrong: dict) -> None:
     with pytest.raises(ClaimError):
-        Measured(n=1, **wrong)
+        Measured(**({"n": 1} | wrong))
 
 
 def test_a_large_figure_is_refused() -> None:
@@ -100,84 +217,3 @@ def test_a_large_figure_is_refused() -> None:
 
     with pytest.raises(ClaimError, match="at most 400"):
         Measured(values={"a": 1}, n=1, figure=xr.DataArray(np.zeros(401)))
-
-
-# a paper's word -----------------------------------------------------------------------------------
-
-
-def entry(folder: Path, *verdicts: Verdict) -> ledger.Entry:
-    return ledger.Entry(ledger.rows()["llm-drop"], read(folder / "llm_drop.py"), verdicts)
-
-
-@pytest.fixture
-def good(folder: Path) -> Verdict:
-    paper = read(folder / "llm_drop.py")
-    return run(paper, paper.named("attention_goes_first")[0])
-
-
-def test_the_worst_seed_counts_and_the_newest_of_a_seed(folder: Path, good: Verdict) -> None:
-    bad = dataclasses.replace(good, status="not reproduced", seed=1)
-    assert entry(folder).status == "built, not run"
-    assert (entry(folder, good).status, entry(folder, good).tally) == ("reproduced", "1 of 1")
-    assert (entry(folder, good, bad).status, entry(folder, bad, good).status) == (
-        "not reproduced",
-    ) * 2
-    assert entry(folder, good, bad).tally == "0 of 1"
-    assert (
-        entry(folder, bad, good, dataclasses.replace(good, seed=1)).status == "reproduced"
-    )  # seed 1 was run again
-
-
-@pytest.mark.parametrize(
-    "change", [{"expect": "attention < 9"}, {"direction": ""}, {"subject": "x"}, {"claim": "gone"}]
-)
-def test_a_verdict_about_other_words_does_not_count(
-    folder: Path, good: Verdict, change: dict[str, str]
-) -> None:
-    other = dataclasses.replace(good, **change)
-    assert entry(folder, other).status == "built, not run"
-    assert entry(folder, other).outdated() == [other]
-    assert entry(folder, good, other).status == "reproduced"
-
-
-def test_an_identity_verdict_is_not_a_papers_word(folder: Path) -> None:
-    paper = read(folder / "llm_drop.py")
-    assert entry(folder, run(paper, paper.named(tier="identity")[0])).status == "built, not run"
-
-
-def test_one_claim_without_a_verdict_and_one_failed(folder: Path, good: Verdict) -> None:
-    """A failure is not hidden by what was not run, and what was not run is not hidden by a
-    success."""
-    one = entry(folder, good)
-    second = dataclasses.replace(one.paper.claims[0], name="second", says="Another statement")
-    two = dataclasses.replace(
-        one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, second))
-    )
-    assert two.status == "built, not run"
-    assert two.tally == "1 of 2"
-    failed = dataclasses.replace(good, status="not reproduced")
-    assert dataclasses.replace(two, verdicts=(failed,)).status == "not reproduced"
-    assert (
-        dataclasses.replace(
-            two, verdicts=(dataclasses.replace(good, claim="second"), failed)
-        ).status
-        == "not reproduced"
-    )
-
-
-def test_a_statement_is_judged_on_its_best_subject_once_all_have_run(
-    folder: Path, good: Verdict
-) -> None:
-    one = entry(folder, good)
-    other = dataclasses.replace(one.paper.claims[0], name="second", subject="a miniature")
-    two = dataclasses.replace(
-        one, paper=dataclasses.replace(one.paper, claims=(*one.paper.claims, other))
-    )
-    failed = dataclasses.replace(good, status="not reproduced")
-    there = dataclasses.replace(good, claim="second", subject="a miniature")
-    assert two.status == "built, not run"
-    assert dataclasses.replace(two, verdicts=(failed, there)).status == "reproduced"
-    assert dataclasses.replace(two, verdicts=(failed, there)).tally == "1 of 2"
-    assert dataclasses.replace(
-        two, verdicts=(failed, dataclasses.replace(there, status="direction only"))
-    ).status == ("direction only")

@@ -31,6 +31,7 @@ def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
         verdict,
         values={"a": math.nan, "b": math.inf},
         interval={"a": (-math.inf, 1.0)},
+        form=1,
         note='ü "\n',
         seed=4,
     )

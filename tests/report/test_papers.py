@@ -28,10 +28,13 @@ from stratoscope.results import label
 @claim(
     says="Words <b>say</b> it",
     where="abstract",
+    read="abstract",
     tier="small",
     subject="made up",
+    kind="real",
+    n="1 text",
     expect="a > b",
-    null="shuffled words",
+    null={"b": "shuffled words"},
 )
 def words_say_it(seed: int) -> Measured:
     """Made up."""

@@ -4,16 +4,20 @@ before, kept for good.
 A paper file under `papers/` imports two names, `claim` and `Measured`. Everything else here reads
 those files:
 
-    paper.py     a paper file by its text: title, source, claims, methods      ledger.py    the 243
-                 papers, built or not
-    run.py       measure a claim and judge it                                  verdicts.py  the
-                 file that remembers
-    figure.py    a claim's small figure: stored, drawn                         pages.py
-                 docs/papers, generated
+    claim.py       what is said and expected        measured.py   what one run found
+    expression.py  the comparisons                  trial.py      refuses what cannot fail
+    verdict.py     the word of one run              words.py      the two words of a paper
+    paper.py       a paper file by its text         ledger.py     the 243 papers, built or not
+    run.py         measure a claim and judge it     due.py        what is still to be measured
+    verdicts.py    the files that remember          code.py       what a verdict was measured with
+    register.py    what was expected beforehand     figure.py     a claim's figure: stored, drawn
+    pages.py       docs/papers, generated           skeleton.py   a new paper's files
 """
 
 from __future__ import annotations
 
-from stratoscope.claims.claim import Claim, Measured, Verdict, claim
+from stratoscope.claims.claim import Claim, claim
+from stratoscope.claims.measured import Measured
+from stratoscope.claims.verdict import Verdict
 
 __all__ = ["Claim", "Measured", "Verdict", "claim"]

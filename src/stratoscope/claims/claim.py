@@ -1,45 +1,57 @@
 """A claim is what a paper says, the number expected before anything is measured, and the null it
 must beat.
 
-    @claim(says=..., where=..., tier="small", subject="smollm2", expect="effect > 2 * random",
-        null="...")
-    def a_name(seed: int) -> Measured: ...
+    @claim(says=..., where=..., tier="small", subjects=("smollm2", "gemma3-270m"), n="40 texts",
+        expect="effect_low > 2 * random_bound", null={"random": "..."}, thresholds="2: the paper's")
+    def a_name(lm: LM, seed: int) -> Measured: ...
 
-The decorator only writes the statement on the function (`a_name.claim`); the function stays an
-ordinary one.
+    @claim(..., subject="MNIST classifiers of four seeds", kind="miniature", ...)
+    def another(seed: int) -> Measured: ...
+
+The decorator only writes the statement on the function (`a_name.claims`, one for each subject); the
+function stays an ordinary one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsInt, TypeVar
+from inspect import signature
+from typing import Any, TypeVar
 
-from stratoscope.claims import expression
+from stratoscope.claims import expression, trial
 from stratoscope.errors import ClaimError
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 TIERS = {
     "identity": "milliseconds on a tiny random or planted model, in every test run",
     "small": "minutes on one core, with a real or a miniature model",
-    "paper": "the paper's own model, on request",
+    "paper": "the paper's own model, on request; where it cannot run here, its protocol stands on "
+    "the page",
 }
-REPRODUCED, DIRECTION, FAILED = "reproduced", "direction only", "not reproduced"
-LARGEST = 400  # numbers in a figure: it is stored as text, in one line of the verdict file
+READ = ("full text", "authors' code", "abstract")
+REAL, MINIATURE = "real", "miniature"
+_UNITS = re.compile(r"([\d,]+) (\S.*)")
 
-Function = TypeVar("Function", bound=Callable[[int], Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One statement of a paper, and what must be measured for it to count. Raises ClaimError when
-    it cannot be judged.
+    """One statement of a paper about one subject, and what must be measured for it to count. Raises
+    ClaimError when it cannot be judged.
 
-    says: what the paper says; where: where it says so. tier: a key of TIERS. subject: what it runs
-    on. expect: the comparison that makes it `reproduced`; direction: the weaker one that makes it
-    `direction only`, or "". null: what the null is, in words. about: how it is measured here.
+    says: what the authors say, alone; where: where they say so; read: how much of the paper was
+    read (one of READ). tier: a key of TIERS. subject: what it runs on; kind: whether that is a real
+    model or a miniature; any_model: whether it can be measured on any other language model.
+
+    valid: the comparison without which there was no test ("" asks for nothing). expect: the one
+    that makes it `reproduced`; direction: the weaker one that makes it `direction only`, or "".
+    we_add: what we demand beyond the authors, and we_expect: its comparison, judged apart.
+    null: what each null is, by the name of its number. thresholds: where the numbers in the
+    comparisons come from, and the smallest effect that would matter. n: the least number of
+    independent units, with their name: "40 texts". found_there: the paper's own numbers by name.
+    side: whether it is beside what the authors would name first. about: how it is measured here.
     """
 
     name: str
@@ -48,139 +60,129 @@ class Claim:
     tier: str
     subject: str
     expect: str
-    null: str
+    null: Mapping[str, str]
+    read: str = ""
+    kind: str = ""
+    any_model: bool = False
+    valid: str = ""
     direction: str = ""
+    we_add: str = ""
+    we_expect: str = ""
+    thresholds: str = ""
+    n: str = ""
+    found_there: Mapping[str, float] = field(default_factory=dict)
+    side: bool = False
     about: str = ""
 
     def __post_init__(self) -> None:
-        for word in ("says", "where", "subject", "null"):
-            if not getattr(self, word).strip():
-                raise ClaimError(f"Claim {self.name} leaves {word!r} empty. Say it in words.")
-        if self.tier not in TIERS:
-            raise ClaimError(
-                f"Claim {self.name} has tier {self.tier!r}; the tiers are {', '.join(TIERS)}."
-            )
-        for text in filter(None, (self.expect, self.direction)):
-            expression.names(text)
-        if not self.expect:
-            raise ClaimError(
-                f"Claim {self.name} expects nothing. Write the comparison before measuring."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one run of a claim found. Raises ClaimError for what cannot be judged or stored.
-
-    values: numbers by the names that the expectation uses; null: the null's numbers, their names
-    usable as well. n: independent units (prompts, neurons, pictures). interval: (low, high) by
-    name. figure: a labelled array of at most 400 numbers. note: what was tried, and caveats.
-    """
-
-    values: Mapping[str, Any]
-    null: Mapping[str, Any] = field(default_factory=dict)
-    n: SupportsInt
-    interval: Mapping[str, Any] = field(default_factory=dict)
-    figure: xr.DataArray | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n", int(self.n))
-        for name in ("values", "null"):
-            # numpy's and torch's scalars become plain numbers here, so that a stored verdict is
-            # plain JSON
-            try:
-                plain = {str(key): float(value) for key, value in getattr(self, name).items()}
-            except (TypeError, ValueError) as error:
-                raise ClaimError(
-                    f"{name} of a claim are numbers by name, and one of them is not ({error})."
-                ) from error
-            object.__setattr__(self, name, plain)
-        if both := sorted(self.values.keys() & self.null.keys()):
-            raise ClaimError(f"{both} is measured and null at once. Give one of them another name.")
-        if stray := sorted(self.interval.keys() - self.numbers.keys()):
-            raise ClaimError(
-                f"There is an interval for {stray}, but no such number; there are "
-                f"{sorted(self.numbers)}."
-            )
-        object.__setattr__(
-            self, "interval", {k: (float(a), float(b)) for k, (a, b) in self.interval.items()}
-        )
-        if self.figure is not None and self.figure.size > LARGEST:
-            raise ClaimError(
-                f"The figure has {self.figure.size} numbers; at most {LARGEST} are kept. Summarise "
-                "it."
-            )
+        for problem in _problems(self):
+            raise ClaimError(f"Claim {self.name} {problem}")
+        try:
+            trial.refuse(self.expect, self.direction, self.valid)
+            if self.we_expect:
+                trial.refuse(self.we_expect, "", self.valid)
+        except ClaimError as error:
+            raise ClaimError(f"Claim {self.name}: {error}") from error
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """Values and null together: the names an expectation may use."""
-        return {**self.values, **self.null}
+    def least(self) -> int:
+        """The least number of independent units; 1 where none is asked for."""
+        found = _UNITS.fullmatch(self.n)
+        return int(found[1].replace(",", "")) if found else 1
 
+    @property
+    def unit(self) -> str:
+        """What an independent unit is: "texts"; "" where it was not said."""
+        found = _UNITS.fullmatch(self.n)
+        return found[2] if found else ""
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One run of a claim, as it is kept: `expect` and `direction` are those that were judged,
-    whatever they are now."""
-
-    key: str
-    claim: str
-    tier: str
-    subject: str
-    status: str
-    expect: str
-    direction: str
-    values: Mapping[str, float]
-    null: Mapping[str, float]
-    interval: Mapping[str, tuple[float, float]]
-    n: int
-    seed: int
-    seconds: float
-    date: str  # UTC, 2026-07-01T12:00:00Z
-    versions: Mapping[str, str]
-    figure: Mapping[str, Any] | None = None  # as figure.encode gives it
-    note: str = ""
-    # what it was measured with: digests by module (`code.py`), the commit, the machine
-    code: Mapping[str, str] = field(default_factory=dict)
-    commit: str = ""
-    machine: str = ""
-
-    def __post_init__(self) -> None:
-        if self.status not in (REPRODUCED, DIRECTION, FAILED):
-            raise ClaimError(
-                f"{self.status!r} is no status; they are {REPRODUCED}, {DIRECTION} and {FAILED}."
-            )
-
-    def judges(self, claim: Claim) -> bool:
-        """Whether this verdict is about the claim as it stands: its words were not changed after
-        the measurement."""
-        kept = (self.claim, self.tier, self.subject, self.expect, self.direction)
-        return kept == (claim.name, claim.tier, claim.subject, claim.expect, claim.direction)
+    @property
+    def names_a_null(self) -> bool:
+        """Whether the expectation compares with one of the nulls."""
+        return _names_a_null(self.expect, self.null)
 
 
 def claim(
-    *, says: str, where: str, tier: str, subject: str, expect: str, null: str, direction: str = ""
+    *, subject: str = "", subjects: Sequence[str] = (), **words: Any
 ) -> Callable[[Function], Function]:
-    """Mark a function as the measurement of a claim; `Claim` says what the words mean. It takes a
-    seed."""
+    """Mark a function as the measurement of a claim; `Claim` says what the words mean.
+
+    With `subject` the function takes a seed and brings its own model; with `subjects`, names of
+    language models, it takes a model and a seed, and can be run on any other one.
+    """
 
     def mark(function: Function) -> Function:
-        words = {"says": says, "where": where, "tier": tier, "subject": subject, "null": null}
         about = " ".join((function.__doc__ or "").split())
-        stated = Claim(
-            name=function.__name__, expect=expect, direction=direction, about=about, **words
+        function.claims = stated(  # type: ignore[attr-defined]
+            function.__name__,
+            list(signature(function).parameters),
+            words | {"subject": subject, "subjects": tuple(subjects), "about": about},
         )
-        function.claim = stated
         return function
 
     return mark
 
 
-def judge(claim: Claim, measured: Measured) -> str:
-    """The status word. NaN never counts. Raises ClaimError when the expectation names what was not
-    measured."""
-    numbers = measured.numbers
-    direction = bool(claim.direction) and expression.holds(claim.direction, numbers)
-    if expression.holds(claim.expect, numbers):
-        return REPRODUCED
-    return DIRECTION if direction else FAILED
+def stated(name: str, parameters: Sequence[str], words: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """The claims of one marked function, one for each of its subjects.
+
+    Raises ClaimError when they cannot be judged or the function takes something else, TypeError for
+    a word too many or too few.
+    """
+    said = dict(words)
+    one, several = said.pop("subject", ""), tuple(said.pop("subjects", ()))
+    wanted = ["lm", "seed"] if several else ["seed"]
+    if bool(one) == bool(several):
+        raise ClaimError(
+            f"Claim {name} needs a subject in words, or subjects by name: one of both."
+        )
+    if list(parameters) != wanted:
+        raise ClaimError(
+            f"Claim {name} takes ({', '.join(parameters)}); with "
+            f"{'subjects' if several else 'a subject of its own'} it takes ({', '.join(wanted)})."
+        )
+    if several:
+        said |= {"any_model": True, "kind": said.get("kind", REAL)}
+    return tuple(Claim(name=name, subject=subject, **said) for subject in several or (one,))
+
+
+def _problems(claim: Claim) -> Iterator[str]:
+    """What is wrong with the words of a claim, in parts of sentences; the comparisons are read."""
+    for word in ("says", "where", "subject"):
+        if not getattr(claim, word).strip():
+            yield f"leaves {word!r} empty. Say it in words."
+    if claim.tier not in TIERS:
+        yield f"has tier {claim.tier!r}; the tiers are {', '.join(TIERS)}."
+    if not claim.expect:
+        yield "expects nothing. Write the comparison before measuring."
+    if not isinstance(claim.null, Mapping) or not all(map(str.strip, claim.null.values())):
+        yield 'has a null without words. Write null={"random": "what it is"}.'
+    if bool(claim.we_add) != bool(claim.we_expect):
+        yield "has only one of we_add and we_expect: what we demand beyond the authors needs both."
+    told = [claim.valid, claim.expect, claim.direction, claim.we_expect]
+    numbers = set().union(*(expression.numbers(text) for text in told if text)) - {0.0, 1.0}
+    for text in filter(None, told):
+        expression.names(text)
+    if claim.tier == "identity":
+        return
+    if claim.read not in READ:
+        yield f"has read={claim.read!r}; say how much was read: {', '.join(READ)}."
+    if claim.kind not in (REAL, MINIATURE):
+        yield f"has kind={claim.kind!r}: is its subject a {REAL!r} model or a {MINIATURE!r}?"
+    if not _UNITS.fullmatch(claim.n) or claim.least < 1:
+        yield f'has n={claim.n!r}: say how many independent units there are, as "40 texts".'
+    if numbers and not claim.thresholds.strip():
+        yield (
+            f"compares with {', '.join(f'{x:g}' for x in sorted(numbers))} and leaves 'thresholds' "
+            "empty. Say where these numbers come from."
+        )
+    if not claim.names_a_null and not claim.thresholds.strip():
+        yield (
+            f"names none of its nulls ({', '.join(claim.null) or 'it has none'}) in "
+            f"{claim.expect!r}. Compare with one, or state in 'thresholds' whose bound it is."
+        )
+
+
+def _names_a_null(expect: str, null: Mapping[str, str]) -> bool:
+    used = expression.names(expect)
+    return bool((used | {expression.base(name) for name in used}) & null.keys())

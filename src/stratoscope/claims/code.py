@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from stratoscope import catalogue
 
 if TYPE_CHECKING:
-    from stratoscope.claims.claim import Verdict
+    from stratoscope.claims.verdict import Verdict
 
 # rooms that show, list or judge: what they do changes no number that is measured
 _SHOW = ("cli", "claims", "report", "plots", "papers", "catalogue", "errors", "_lazy", "_threads")
@@ -90,22 +90,25 @@ def floors() -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-def commit() -> str:
-    """The commit of this checkout, with `+` when files differ from it; "" outside a checkout."""
-    root = catalogue.ROOT.parents[1]
+def commit(root: Path | None = None) -> str:
+    """The commit of this checkout, with `+` when the source differs from it; "" outside a checkout.
+
+    Verdicts and registrations are no source: they are added to while claims are measured.
+    """
+    root = root or catalogue.ROOT.parents[1]
     git = ["git", "-C", str(root)]
     if not (root / ".git").exists():
         return ""
+    kept = [f":!src/stratoscope/papers/{name}" for name in ("verdicts", "registrations")]
+    status = [*git, "status", "--porcelain", "--", "src", *kept]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True
+        head, dirty = (
+            subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+            for words in ([*git, "rev-parse", "--short=12", "HEAD"], status)
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return head + ("+" if dirty else "")
 
 
 def machine() -> str:

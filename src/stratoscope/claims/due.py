@@ -33,6 +33,9 @@ class Due:
     seconds: float
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.entry.row.key} {self.claim.name} on {self.claim.subject}, seed {self.seed}"
+
     @property
     def command(self) -> list[str]:
         start = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
@@ -42,6 +45,8 @@ class Due:
             self.entry.row.key,
             "--claim",
             self.claim.name,
+            "--subject",
+            self.claim.subject,
             "--seed",
             str(self.seed),
         ]
@@ -114,4 +119,7 @@ def _why(entry: Entry, claim: Claim, seed: int, stale: bool) -> str:
 
 
 def _seconds(entry: Entry, claim: Claim) -> float:
-    return max((v.seconds for v in entry.verdicts if v.claim == claim.name), default=float("nan"))
+    """What it took at most; on another subject, if it was never timed on this one."""
+    timed = [v for v in entry.verdicts if v.claim == claim.name]
+    here = [v for v in timed if v.subject == claim.subject] or timed
+    return max((v.seconds for v in here), default=float("nan"))

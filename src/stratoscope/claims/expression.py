@@ -1,9 +1,12 @@
 """Expectations as small comparison expressions, such as `attention <= 0.5 * mlp and attention <
-random`.
+random_floor`.
 
-They may hold names, numbers, + - * /, < <= > >= ==, and, or, brackets, abs, min and max; nothing
-else is Python here. What is not a number never holds: NaN among the named values, or a division by
-zero, makes the whole expression false.
+They may hold names, numbers, + - * /, < <= > >= ==, and, brackets, abs, min and max; nothing else
+is Python here. There is no `or`: it would be two chances. What is not a number never holds: NaN
+among the named values, or a division by zero, makes the whole expression false.
+
+`x_low` and `x_high` are the ends of the interval of `x`; where `x` is a null of several draws,
+`x_bound` is what one more draw exceeds in 5 of 100 cases, and `x_floor` what it falls below.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Mapping
 
 from stratoscope.errors import ClaimError
 
+SUFFIXES = ("_low", "_high", "_bound", "_floor")
 _ARITHMETIC = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -31,10 +35,15 @@ _COMPARE = {
 _CALLS = {"abs": abs, "min": min, "max": max}
 
 
+def base(name: str) -> str:
+    """The measured name that `x_low`, `x_high`, `x_bound` or `x_floor` belongs to: `x`."""
+    return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
+
+
 def names(text: str) -> set[str]:
     """The names that `text` compares. Raises ClaimError when it is no comparison that can be
     judged."""
-    tree = _parsed(text)
+    tree = parsed(text)
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions}
     _truth(
@@ -47,6 +56,20 @@ def names(text: str) -> set[str]:
     return found
 
 
+def numbers(text: str) -> set[float]:
+    """The numbers that stand in `text`."""
+    constants = (node for node in ast.walk(parsed(text)) if isinstance(node, ast.Constant))
+    return {float(node.value) for node in constants if isinstance(node.value, int | float)}
+
+
+def parts(text: str) -> list[ast.expr]:
+    """The comparisons that `and` joins; none of an empty text."""
+    if not text:
+        return []
+    tree = parsed(text)
+    return _flat(tree) if isinstance(tree, ast.BoolOp) else [tree]
+
+
 def holds(text: str, values: Mapping[str, float]) -> bool:
     """Whether `text` is true of `values`. Raises ClaimError when it names what was not measured."""
     used = names(text)
@@ -54,24 +77,29 @@ def holds(text: str, values: Mapping[str, float]) -> bool:
         raise ClaimError(
             f"{text!r} names {missing}, which was not measured; measured: {sorted(values)}."
         )
-    return not any(math.isnan(values[name]) for name in used) and _truth(
-        _parsed(text), values, text
-    )
+    return not any(math.isnan(values[name]) for name in used) and _truth(parsed(text), values, text)
 
 
-def _parsed(text: str) -> ast.expr:
+def parsed(text: str) -> ast.expr:
+    """The syntax tree of `text`. Raises ClaimError when it is no expression."""
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ClaimError(f"{text!r} cannot be read as a comparison ({error}).") from error
 
 
+def _flat(tree: ast.expr) -> list[ast.expr]:
+    if not isinstance(tree, ast.BoolOp):
+        return [tree]
+    return [part for value in tree.values for part in _flat(value)]
+
+
 def _truth(node: ast.expr, values: Mapping[str, float], text: str) -> bool:
-    if isinstance(node, ast.BoolOp):
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
         parts = [
             _truth(part, values, text) for part in node.values
         ]  # all of them: no part goes unread
-        return all(parts) if isinstance(node.op, ast.And) else any(parts)
+        return all(parts)
     if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
         sides = [_number(side, values, text) for side in (node.left, *node.comparators)]
         return all(
@@ -110,8 +138,10 @@ def _number(node: ast.expr, values: Mapping[str, float], text: str) -> float:
 
 
 def _refused(node: ast.expr, text: str) -> ClaimError:
+    either = isinstance(node, ast.BoolOp)
+    more = " `or` gives a claim two chances: write two claims." if either else ""
     return ClaimError(
         f"{text!r}: {ast.unparse(node)!r} has no place here. An expectation compares numbers (< <= "
-        "> >= ==) made of "
-        "names, numbers, + - * /, abs, min and max, and joins comparisons with `and` and `or`."
+        "> >= ==) made of names, numbers, + - * /, abs, min and max, and joins comparisons with "
+        f"`and`.{more}"
     )

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from stratoscope.claims import code, verdicts
 from stratoscope.claims import paper as papers
-from stratoscope.claims.claim import DIRECTION, FAILED, REPRODUCED, Claim, Verdict
+from stratoscope.claims.claim import Claim
 from stratoscope.claims.paper import Paper
+from stratoscope.claims.verdict import Verdict
+from stratoscope.claims.words import NOT_BUILT, NOT_RUN, STATUSES, WORST_FIRST, Words, words
 from stratoscope.errors import ClaimError
 
+__all__ = ["NOT_RUN", "STATUSES", "Atlas", "Entry", "Row", "atlas", "levels", "row", "rows"]
+
 TABLE = Path(__file__).parent.parent / "papers" / "ledger.tsv"
-NOT_RUN, NOT_BUILT = "built, not run", "not built"
-STATUSES = (REPRODUCED, DIRECTION, FAILED, NOT_RUN, NOT_BUILT)
-WORST_FIRST = (FAILED, NOT_RUN, DIRECTION, REPRODUCED)
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,18 @@ class Entry:
     verdicts: tuple[Verdict, ...] = ()
 
     @property
-    def status(self) -> str:
-        """The worst word among the paper's statements, each the best over its subjects; `built, not
-        run` until all ran.
+    def words(self) -> Words:
+        """Its word on real models and on miniatures, by the one rule of `words.py`."""
+        return words((claim, _word(self.verdict(claim))) for claim in self.small)
 
-        Small claims that say the same (`says`, to the letter) of several subjects are one
-        statement: a model too small for an effect does not refute it where a miniature built for it
-        shows it. Both verdicts stay visible.
-        """
-        if self.paper is None:
-            return NOT_BUILT
-        statements: dict[str, list[str]] = {}
-        for claim in self.small:
-            statements.setdefault(claim.says, []).append(_word(self.verdict(claim)))
-        best = (min if NOT_RUN in words else max for words in statements.values())
-        found = {
-            pick(words, key=WORST_FIRST.index) for pick, words in zip(best, statements.values())
-        }
-        return next((word for word in WORST_FIRST if word in found), NOT_RUN)
+    @property
+    def status(self) -> str:
+        """One word to count papers by."""
+        return self.words.status if self.paper else NOT_BUILT
 
     @property
     def small(self) -> list[Claim]:
         return [claim for claim in self.paper.claims if claim.tier == "small"] if self.paper else []
-
-    @property
-    def tally(self) -> str:
-        """How many small claims came out at least in direction, `2 of 3`; "" before any was run."""
-        good = sum(_word(self.verdict(claim)) in (REPRODUCED, DIRECTION) for claim in self.small)
-        return f"{good} of {len(self.small)}" if self.deciding() else ""
 
     @property
     def date(self) -> str:
@@ -85,9 +70,19 @@ class Entry:
         return max(found, default="")[:10]
 
     def seeds(self, claim: Claim) -> list[Verdict]:
-        """The newest verdict of each seed about the claim as it stands, the worst first."""
-        newest = {v.seed: v for v in self.verdicts if v.judges(claim)}
-        return sorted(newest.values(), key=lambda v: (WORST_FIRST.index(v.status), v.seed))
+        """The verdict of each seed about the claim as it stands, the worst first.
+
+        Of several on one seed the newest counts, or a worse one that the same code gave: a rerun
+        hides no failure. The others are `superseded`.
+        """
+        of: dict[int, list[Verdict]] = {}
+        for verdict in sorted(self.verdicts, key=lambda v: v.date):
+            if verdict.judges(claim):
+                of.setdefault(verdict.seed, []).append(verdict)
+        counted = (
+            min((v for v in run if v.code == run[-1].code), key=_rank) for run in of.values()
+        )
+        return sorted(counted, key=lambda v: (_rank(v), v.seed))
 
     def verdict(self, claim: Claim) -> Verdict | None:
         """The verdict that counts: the worst over the seeds. A lucky seed hides nothing."""
@@ -103,32 +98,39 @@ class Entry:
     def deciding(self) -> list[tuple[Claim, Verdict]]:
         """The measured small claims, the one that comes out worst first."""
         found = [(claim, verdict) for claim, verdict in self.counting() if claim.tier == "small"]
-        return sorted(found, key=lambda pair: WORST_FIRST.index(pair[1].status))
+        return sorted(found, key=lambda pair: _rank(pair[1]))
 
     def stale(self) -> dict[str, list[str]]:
         """Why verdicts that count are stale, in words, by the claim's name; claims that are not
         stale are left out."""
         if self.paper is None:
             return {}
-        found = {
-            claim.name: list(
-                dict.fromkeys(
-                    why for v in self.seeds(claim) for why in code.changed(v, self.paper.path)
-                )
-            )
-            for claim in self.small
-        }
-        return {name: reasons for name, reasons in found.items() if reasons}
+        found: dict[str, dict[str, None]] = {}
+        for claim in self.small:
+            for verdict in self.seeds(claim):
+                reasons = dict.fromkeys(code.changed(verdict, self.paper.path))
+                found.setdefault(claim.name, {}).update(reasons)
+        return {name: list(reasons) for name, reasons in found.items() if reasons}
 
-    def outdated(self) -> list[Verdict]:
-        """Verdicts about words that have changed since, or about claims that are gone: they do not
-        count."""
+    def superseded(self) -> list[tuple[Verdict, str]]:
+        """Verdicts that do not count, oldest first, and why: they stay, the failed ones above
+        all."""
         claims = self.paper.claims if self.paper else ()
+        counted = [id(verdict) for claim in claims for verdict in self.seeds(claim)]
+        others = [verdict for verdict in self.verdicts if id(verdict) not in counted]
         return [
-            verdict
-            for verdict in self.verdicts
-            if not any(verdict.judges(claim) for claim in claims)
+            (verdict, self._why_not(verdict, claims))
+            for verdict in sorted(others, key=lambda v: v.date)
         ]
+
+    def _why_not(self, verdict: Verdict, claims: Sequence[Claim]) -> str:
+        now = next((claim for claim in claims if verdict.judges(claim)), None)
+        if now is None:
+            return _words_changed(verdict, claims)
+        counts = next(v for v in self.seeds(now) if v.seed == verdict.seed)
+        if counts.code == verdict.code:
+            return f"run twice on seed {verdict.seed} by the same code: the worse one counts"
+        return f"measured again on seed {verdict.seed} on {counts.date[:10]}, by other code"
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,26 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
 
 def _word(verdict: Verdict | None) -> str:
     return verdict.status if verdict else NOT_RUN
+
+
+def _rank(verdict: Verdict) -> int:
+    return WORST_FIRST.index(verdict.status)
+
+
+def _words_changed(verdict: Verdict, claims: Sequence[Claim]) -> str:
+    named = [claim for claim in claims if claim.name == verdict.claim]
+    if not named:
+        return "the claim is no longer in the file"
+    now = next((claim for claim in named if claim.subject == verdict.subject), named[0])
+    if now.subject != verdict.subject or now.tier != verdict.tier:
+        return f"the claim is about another subject now than {verdict.subject}"
+    changed = [
+        f"{word} was {f'`{was}`' if was else 'not asked'}"
+        for word in ("expect", "direction", "valid", "we_expect")
+        if (was := getattr(verdict, word)) != getattr(now, word)
+    ]
+    changed += [f"n was {verdict.wanted}"] if verdict.wanted and verdict.wanted != now.n else []
+    return f"the words changed after the measurement: {', '.join(changed)}"
 
 
 def _nearest(key: str) -> str:

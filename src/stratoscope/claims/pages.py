@@ -13,16 +13,14 @@ together, and a branch may leave it behind.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stratoscope import catalogue
-from stratoscope.claims import draw, figure, ledger, verdicts
-from stratoscope.claims.claim import FAILED, TIERS, Claim, Verdict
-from stratoscope.claims.draw import short
+from stratoscope.claims import draw, figure, ledger, page, paper, register, verdicts, words
+from stratoscope.claims.claim import TIERS
 from stratoscope.claims.ledger import Atlas, Entry
+from stratoscope.claims.verdict import Verdict
 from stratoscope.errors import ClaimError
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +39,11 @@ def own() -> Atlas:
 def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:
     """Every generated text by its path under `root`, the README with its atlas replaced."""
     built = [entry for entry in atlas.entries.values() if entry.paper]
-    pages = {FOLDER / f"{entry.row.key}.md": "\n".join(_page(entry)) + "\n" for entry in built}
+    pages = {
+        FOLDER / f"{entry.row.key}.md": "\n".join(page.lines(entry, entry.paper)) + "\n"
+        for entry in built
+        if entry.paper
+    }
     pages[FOLDER / "README.md"] = "\n".join(_index(atlas, built)) + "\n"
     readme = root / "README.md"
     if readme.is_file() and OPEN in (text := readme.read_text(encoding="utf-8")):
@@ -60,20 +62,24 @@ def pictures(atlas: Atlas) -> dict[Path, Verdict]:
         for _, verdict in entry.counting()
         if verdict.figure
     )
-    return {FOLDER / _picture(verdict): verdict for verdict in shown}
+    return {FOLDER / page.picture(verdict): verdict for verdict in shown}
 
 
 def stale(atlas: Atlas, root: Path = ROOT) -> list[str]:
-    """What on disk is not what would be written: paths, with what is wrong. The README's counts may
-    be behind."""
+    """What on disk is not what would be written: paths, with what is wrong; and verdicts that say
+    they were registered, and were not. The README's counts may be behind.
+
+    A page names the code of its claims and methods, so that one that was made before that code
+    changed is not up to date, whether or not its verdicts were stale already.
+    """
     wanted = {path: text for path, text in texts(atlas, root).items() if path != Path("README.md")}
     found = [
         f"{path} is not up to date" for path, text in wanted.items() if _read(root / path) != text
     ]
     missing = [f"{path} is missing" for path in pictures(atlas) if not (root / path).is_file()]
-    return sorted(
-        found + missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
-    )
+    kept = [verdict for entry in atlas.entries.values() for verdict in entry.verdicts]
+    found += missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
+    return sorted(found + register.unproven(kept, paper.FOLDER))
 
 
 def write(atlas: Atlas, root: Path = ROOT) -> list[Path]:
@@ -108,118 +114,6 @@ def _read(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _picture(verdict: Verdict) -> str:
-    name = figure.digest(verdict.figure or {}, verdict.null)
-    return f"figures/{verdict.key}.{verdict.claim}.{name}.svg"
-
-
-# one paper ----------------------------------------------------------------------------------------
-
-
-def _page(entry: Entry) -> Iterator[str]:
-    paper, row = entry.paper, entry.row
-    if paper is None:
-        return
-    source = _prose(paper.source)
-    if paper.arxiv:
-        link = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
-        source = re.sub(r"arXiv:\s*" + re.escape(paper.arxiv), link, source)
-    yield from (f"# {_prose(paper.title)}", "", source, "", f"> {_prose(paper.claim)}", "")
-    tally = f", {entry.tally} small claims hold at least in direction" if entry.tally else ""
-    old = entry.stale()
-    yield f"**{entry.status}**{', *stale*' if old else ''}{tally}. Level: {row.level}."
-    if old:
-        yield ""
-        yield (
-            f"*Stale*: what {', '.join(f'`{name}`' for name in old)} was measured with has "
-            "changed since."
-        )
-        yield (
-            f"`stratoscope papers --stale` says what, `stratoscope claim {row.key}` measures again."
-        )
-    yield ""
-    yield (
-        f"Methods: {', '.join(map(_method, paper.methods))}. Claims: "
-        f"{_link(paper.path.stem, 'papers', paper.path.stem)}."
-    )
-    for claim in paper.claims:
-        if claim.tier != "identity":
-            yield from _claim(entry, claim)
-    for claim in paper.claims:
-        if claim.tier == "identity":
-            yield from ("", f"## Identity: {_prose(claim.says)}", "")
-            yield (
-                f"`{claim.name}` on {_prose(claim.subject)} expects `{claim.expect}`; it runs "
-                "in "
-                "every test run."
-            )
-            yield from _after(claim.about)
-    if outdated := [verdict for verdict in entry.outdated() if verdict.tier != "identity"]:
-        yield from ("", "## Verdicts that do not count", "")
-        for verdict in outdated:
-            yield f"- {verdict.date[:10]} `{verdict.claim}`: {_changed(verdict, paper.claims)}"
-
-
-def _claim(entry: Entry, claim: Claim) -> Iterator[str]:
-    verdict = entry.verdict(claim)
-    yield from ("", f"## {_prose(claim.says)}", "")
-    yield f"*{_prose(claim.where)}*; here on **{_prose(claim.subject)}**."
-    yield from _after(claim.about)
-    yield from ("", "| | |", "|---|---|")
-    yield f"| expected, before measuring | `{claim.expect}` |"
-    if claim.direction:
-        yield f"| the direction alone | `{claim.direction}` |"
-    yield f"| the null | {_cell(claim.null)} |"
-    if verdict is None:
-        yield f"| verdict | {ledger.NOT_RUN} |"
-    else:
-        word = verdict.status.upper() if verdict.status == FAILED else verdict.status
-        yield (
-            f"| verdict | **{word}**, {verdict.date[:10]}, n = {verdict.n:,}, "
-            f"{verdict.seconds:,.0f} s, seed {verdict.seed} |"
-        )
-        for other in entry.seeds(claim)[1:]:
-            yield f"| seed {other.seed} | {other.status}, {other.date[:10]} |"
-        yield from _numbers(verdict)
-        if verdict.figure:
-            yield from ("", f"![{_prose(claim.says)}]({_picture(verdict)})")
-        yield from _after(verdict.note)
-        yield from (
-            "",
-            f"Measured with {', '.join(f'{name} {v}' for name, v in verdict.versions.items())}.",
-        )
-    yield from (
-        "",
-        "```",
-        f"stratoscope claim {entry.row.key} --tier {claim.tier} --claim {claim.name}",
-        "```",
-    )
-
-
-def _numbers(verdict: Verdict) -> Iterator[str]:
-    yield from ("", "| measured | value | interval |", "|---|---|---|")
-    for name, value in {**verdict.values, **verdict.null}.items():
-        null = " (null)" if name in verdict.null else ""
-        around = " to ".join(map(short, verdict.interval[name])) if name in verdict.interval else ""
-        yield f"| {_cell(name.replace('_', ' '))}{null} | {short(value)} | {around} |"
-
-
-def _changed(verdict: Verdict, claims: tuple[Claim, ...]) -> str:
-    now = next((claim for claim in claims if claim.name == verdict.claim), None)
-    if now is None:
-        return f"{verdict.status}; the claim is no longer in the file."
-    if (now.expect, now.direction) == (verdict.expect, verdict.direction):
-        return (
-            f"{verdict.status}, on {verdict.subject} at tier {verdict.tier}; the claim is "
-            "about "
-            "another subject now."
-        )
-    was = f"`{verdict.expect}`" + (
-        f" (direction `{verdict.direction}`)" if verdict.direction else ""
-    )
-    return f"{verdict.status}; **the expectation changed after the measurement**. It was {was}."
-
-
 # all papers ---------------------------------------------------------------------------------------
 
 
@@ -229,12 +123,9 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
         "",
         f"Those of the ledger's {len(atlas.entries)} papers that are built.",
     )
-    yield (
-        "A paper's word is the worst among its small claims; failed claims stay. These pages "
-        "are "
-        "generated from"
-    )
+    yield "Claims that failed stay. These pages are generated from"
     yield "[the paper files](../../src/stratoscope/papers/) and their recorded verdicts."
+    yield from ("", words.RULE)
     yield from ("", "```", "stratoscope papers            # all of them, with what became of each")
     yield from (
         "stratoscope paper KEY         # one of them",
@@ -242,19 +133,18 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
         "```",
         "",
     )
-    yield from ("| paper | level | verdict | small claims | measured |", "|---|---|---|---|---|")
+    yield from ("| paper | level | real models | miniatures | measured |", "|---|---|---|---|---|")
     for entry in sorted(built, key=lambda e: (ledger.levels().index(e.row.level), e.row.key)):
-        title = _cell(entry.paper.title if entry.paper else entry.row.title)
+        title = page.cell(entry.paper.title if entry.paper else entry.row.title)
+        told = entry.words
+        models = f", {told.held} of {told.tested}" if told.tested else ""
+        when = f"{entry.date}, *stale*" if entry.stale() else entry.date
         yield (
-            f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {_word(entry)} | "
-            f"{entry.tally} | {entry.date} |"
+            f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {told.real}{models} | "
+            f"{told.mechanism} | {when} |"
         )
     yield from ("", "## Tiers", "")
-    yield from (f"- **{tier}**: {words}." for tier, words in TIERS.items())
-
-
-def _word(entry: Entry) -> str:
-    return f"{entry.status}, *stale*" if entry.stale() else entry.status
+    yield from (f"- **{tier}**: {said}." for tier, said in TIERS.items())
 
 
 def _table(atlas: Atlas) -> str:
@@ -270,33 +160,7 @@ def _table(atlas: Atlas) -> str:
             f"| {bold}{level or 'all'}{bold} | "
             f"{' | '.join(f'{bold}{n}{bold}' if n else '' for n in found)} |"
         )
-    return "\n".join(rows)
-
-
-# words --------------------------------------------------------------------------------------------
-
-
-def _after(text: str) -> tuple[str, ...]:
-    return ("", _prose(text)) if text else ()
-
-
-def _prose(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _cell(text: str) -> str:
-    return _prose(text).replace("|", "\\|")
-
-
-def _method(address: str) -> str:
-    room, _, name = address.partition(".")
-    return _link(address, room, name)
-
-
-def _link(text: str, room: str, name: str) -> str:
-    """A link to the source, if it is there: a page must not point at nothing."""
-    there = (catalogue.ROOT / room / f"{name}.py").is_file()
-    return f"[`{text}`](../../src/stratoscope/{room}/{name}.py)" if there else f"`{text}`"
+    return "\n".join([*rows, "", words.RULE])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ others.
     Authors, 2024. arXiv:2406.15786.
     Claim: what the paper says, in one sentence.
     Methods: room.method, room.method
+    Protocol: what would be run on the paper's own models: which, on what data, how many.
     '''
 
 and below it the functions that `@claim(...)` marks, whose words are plain text.
@@ -20,20 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stratoscope import catalogue
-from stratoscope.claims.claim import Claim
+from stratoscope.claims.claim import Claim, stated
 from stratoscope.errors import ClaimError
 
 FOLDER = Path(__file__).parent.parent / "papers"
 
 _ARXIV = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
-_PART = re.compile(r"^(Claim|Methods):", re.MULTILINE)
+_PART = re.compile(r"^(Claim|Methods|Protocol):", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
     """One paper file. source: the line with authors, year and where it appeared; arxiv: its number,
-    or ""."""
+    or ""; protocol: what would be run on the paper's own models."""
 
     key: str
     path: Path
@@ -44,18 +45,31 @@ class Paper:
     arxiv: str
     claim: str
     methods: tuple[str, ...]
+    protocol: str
     claims: tuple[Claim, ...]
 
-    def named(self, name: str | None = None, tier: str | None = None) -> list[Claim]:
-        """The claims of that name and tier. Raises ClaimError when there is none."""
-        found = [c for c in self.claims if name in (None, c.name) and tier in (None, c.tier)]
+    def named(
+        self, name: str | None = None, tier: str | None = None, subject: str | None = None
+    ) -> list[Claim]:
+        """The claims of that name, tier and subject. Raises ClaimError when there is none."""
+        asked = {"name": name, "tier": tier, "subject": subject}
+        given = {word: value for word, value in asked.items() if value is not None}
+        found = [c for c in self.claims if all(getattr(c, w) == v for w, v in given.items())]
         if not found:
-            have = ", ".join(f"{c.name} ({c.tier})" for c in self.claims)
-            asked = f" named {name!r}" if name else ""
+            have = ", ".join(f"{c.name} ({c.tier}, {c.subject})" for c in self.claims)
+            called = f" named {name!r}" if name else ""
+            on = f" on {subject!r}" if subject else ""
             raise ClaimError(
-                f"{self.key} has no {f'{tier} ' if tier else ''}claim{asked}; it has {have}."
+                f"{self.key} has no {f'{tier} ' if tier else ''}claim{called}{on}; it has {have}."
             )
         return found
+
+    def statements(self) -> list[list[Claim]]:
+        """The claims by the function that measures them: one for each of its subjects."""
+        found: dict[str, list[Claim]] = {}
+        for claim in self.claims:
+            found.setdefault(claim.name, []).append(claim)
+        return list(found.values())
 
 
 def shelf(folder: Path | None = None) -> tuple[dict[str, Paper], dict[str, str]]:
@@ -96,6 +110,7 @@ def read(path: Path) -> Paper:
         arxiv=arxiv[1] if arxiv else "",
         claim=said["Claim"],
         methods=tuple(name.strip(" .`") for name in said["Methods"].split(",")),
+        protocol=said.get("Protocol", ""),
         claims=claims,
     )
 
@@ -128,20 +143,17 @@ def _claims(tree: ast.Module) -> Iterator[Claim]:
         if node.name in seen:
             raise ClaimError(f"it has two claims named {node.name}.")
         seen.add(node.name)
-        words = {
-            word.arg: word.value.value
-            for word in marks[0].keywords
-            if isinstance(word.value, ast.Constant)
-        }
-        if len(words) < len(marks[0].keywords) or not all(
-            isinstance(word, str) for word in words.values()
-        ):
-            raise ClaimError(f"the words of claim {node.name} must be plain text, not computed.")
+        about = " ".join((ast.get_docstring(node) or "").split())
+        parameters = [argument.arg for argument in node.args.args]
         try:
-            yield Claim(
-                name=node.name, about=" ".join((ast.get_docstring(node) or "").split()), **words
-            )
-        except TypeError as error:  # a word too many or too few
+            words = {str(word.arg): ast.literal_eval(word.value) for word in marks[0].keywords}
+        except ValueError as error:
+            raise ClaimError(
+                f"the words of claim {node.name} must be plain text, not computed."
+            ) from error
+        try:
+            yield from stated(node.name, parameters, words | {"about": about})
+        except (TypeError, AttributeError) as error:  # a word too many, too few, or of a wrong kind
             raise ClaimError(f"claim {node.name}: {error}.") from error
 
 

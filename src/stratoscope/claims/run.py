@@ -8,52 +8,76 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stratoscope import catalogue
-from stratoscope.claims import code, figure
-from stratoscope.claims.claim import Claim, Measured, Verdict, judge
+from stratoscope.claims import code, figure, register
+from stratoscope.claims.claim import Claim
+from stratoscope.claims.measured import Measured
 from stratoscope.claims.paper import Paper
+from stratoscope.claims.verdict import Verdict, judge
 from stratoscope.errors import ClaimError
+
+if TYPE_CHECKING:
+    from stratoscope.models import LM
 
 PACKAGES = ("stratoscope", "torch", "transformers")
 
 
-def run(paper: Paper, claim: Claim, seed: int = 0) -> Verdict:
+def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verdict:
     """Measure one claim of `paper` and judge it; nothing is written. Whatever the measurement
     raises goes through.
 
-    Raises ClaimError when the file runs differently than it reads, or gives something else than a
+    lm: the model of a claim on any model; loaded by the claim's subject if it is not given. Raises
+    ClaimError when the file runs differently than it reads, or gives something else than a
     Measured.
     """
     function = functions(paper).get(claim.name)
-    if function is None or getattr(function, "claim", None) != claim:
+    said = [replace(one, subject=claim.subject) for one in getattr(function, "claims", ())]
+    if function is None or claim not in (said if claim.any_model else function.claims):
         raise ClaimError(
             f"{paper.path.name} says one thing about {claim.name} and runs another: mark it once, "
             "plainly."
         )
+    given = ((lm or _loaded(claim.subject)), seed) if claim.any_model else (seed,)
     began = time.perf_counter()
-    measured = function(seed)
+    measured = function(*given)
     seconds = time.perf_counter() - began
     if not isinstance(measured, Measured):
         raise ClaimError(
             f"Claim {claim.name} of {paper.key} gave {type(measured).__name__}; it must give "
             "Measured(...)."
         )
+    if stray := sorted(measured.null.keys() ^ claim.null.keys()):
+        raise ClaimError(
+            f"Claim {claim.name} tells of the nulls {sorted(claim.null)} and measured "
+            f"{sorted(measured.null)}: {stray} is only in one of them."
+        )
+    found = judge(claim, measured.numbers, int(measured.n), claim.least)
     return Verdict(
         key=paper.key,
         claim=claim.name,
         tier=claim.tier,
         subject=claim.subject,
-        status=judge(claim, measured),
+        status=found.status,
+        why=found.why,
+        added=found.added,
+        form=2,
         expect=claim.expect,
         direction=claim.direction,
+        valid=claim.valid,
+        we_expect=claim.we_expect,
+        wanted=claim.n,
         values=measured.values,
         null=measured.null,
         interval=measured.interval,
+        draws=measured.draws,
+        units=measured.units,
         n=int(measured.n),
         seed=seed,
         seconds=round(seconds, 3),
@@ -64,17 +88,27 @@ def run(paper: Paper, claim: Claim, seed: int = 0) -> Verdict:
         code={**code.loaded(), code.CLAIM: code.of_claim(paper.path, claim.name)},
         commit=code.commit(),
         machine=code.machine(),
+        registered=register.beforehand(paper, claim, seed),
     )
 
 
-def functions(paper: Paper) -> dict[str, Callable[[int], Any]]:
+@cache
+def _loaded(name: str) -> LM:
+    """The model of that name: once in a process, as a paper's claims share it and leave it as it
+    was."""
+    import stratoscope.models as models
+
+    return models.load(name)
+
+
+def functions(paper: Paper) -> dict[str, Callable[..., Any]]:
     """The marked functions of a paper file, by name; the file is imported. Its own errors go
     through."""
     module = _module(paper)
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(getattr(value, "claim", None), Claim)
+        if isinstance(getattr(value, "claims", None), tuple)
     }
 
 

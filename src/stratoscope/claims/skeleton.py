@@ -176,12 +176,13 @@ def test_a_case_done_by_hand() -> None:
 
 
 def _paper(plan: Plan) -> str:
-    expect = expected(plan.entry) or "effect > random_bound"
+    expect = expected(plan.entry) or "effect_low > random_bound"
     return f'''"""{plan.row.title}.
 
 AUTHORS, {plan.row.year}. arXiv:NUMBER.
 Claim: {_wrapped(plan.row.claim_check, "    ").strip()}
 Methods: {plan.address}
+Protocol: WHAT WOULD BE RUN ON THE PAPER'S OWN MODELS: WHICH, ON WHAT DATA, HOW MANY.
 """
 
 from __future__ import annotations
@@ -190,12 +191,16 @@ from stratoscope.claims import Measured, claim
 
 
 @claim(
-    says="WHAT THE AUTHORS SAY",
-    where="abstract",
+    says="WHAT THE AUTHORS SAY, ALONE",
+    where="SECTION, TABLE, NUMBER",
+    read="abstract",
     tier="small",
-    subject="{plan.row.needs.split(";")[0].split(",")[0].strip() or "smollm2"}",
+    subject="{plan.row.needs.split(";")[0].split(",")[0].strip() or "a miniature"}",
+    kind="miniature",
+    n="40 INDEPENDENT UNITS",
     expect={_literal(expect)},
-    null="THE NULL THAT COULD REALLY WIN",
+    null={{"random": "THE NULL THAT COULD REALLY WIN"}},
+    thresholds="WHERE EACH NUMBER COMES FROM, AND THE SMALLEST EFFECT THAT WOULD MATTER",
 )
 def name_of_the_claim(seed: int) -> Measured:
     """How it is measured here."""

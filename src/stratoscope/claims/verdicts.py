@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from stratoscope.claims import paper
-from stratoscope.claims.claim import Verdict
+from stratoscope.claims.verdict import Verdict, rejudged
 from stratoscope.errors import ClaimError
 from stratoscope.store.cache import cache_root
 
 _NUMBERS = ("values", "null")
+_ROWS = ("draws", "units")
 
 
 def places() -> list[Path]:
@@ -45,7 +46,7 @@ def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:
     for folder in places() if folders is None else folders:
         file = folder / f"{verdict.key}.jsonl"
         try:
-            _add(file, line)
+            add(file, line)
         except OSError as error:
             refused.append(f"{file}: {error.strerror or error}")
         else:
@@ -56,6 +57,18 @@ def append(verdict: Verdict, folders: Sequence[Path] | None = None) -> Path:
         f"to a folder you can write to, and run it again. It was: {verdict.status}, "
         f"{dict(verdict.values)}."
     )
+
+
+def append_to(verdict: Verdict, file: Path) -> Path:
+    """Add one line to a file of the reader's own. Raises ClaimError when it cannot be written."""
+    try:
+        add(file, (to_line(verdict) + "\n").encode())
+    except OSError as error:
+        raise ClaimError(
+            f"The verdict could not be kept in {file} ({error.strerror or error}); give --out a "
+            f"file you can write. It was: {verdict.status}, {dict(verdict.values)}."
+        ) from error
+    return file
 
 
 def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
@@ -73,7 +86,9 @@ def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
             if not line.strip():
                 continue
             try:
-                found.append(from_line(line))
+                verdict = from_line(line)
+                _believe(verdict)
+                found.append(verdict)
             except (ValueError, TypeError, KeyError, AttributeError, ClaimError) as error:
                 torn = number == text.count("\n") + 1  # a whole line ends with a newline
                 what = "is cut short: its writing was interrupted" if torn else "is no verdict"
@@ -90,6 +105,7 @@ def to_line(verdict: Verdict) -> str:
     data["interval"] = {
         key: [_out(low), _out(high)] for key, (low, high) in verdict.interval.items()
     }
+    data |= {name: {k: [_out(x) for x in row] for k, row in data[name].items()} for name in _ROWS}
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
@@ -101,10 +117,24 @@ def from_line(line: str) -> Verdict:
     data["interval"] = {
         key: (float(low), float(high)) for key, (low, high) in data["interval"].items()
     }
+    data |= {
+        name: {key: tuple(map(float, row)) for key, row in data.get(name, {}).items()}
+        for name in _ROWS
+    }
     return Verdict(**data)
 
 
-def _add(file: Path, line: bytes) -> None:
+def _believe(verdict: Verdict) -> None:
+    """Raises ClaimError when the word that stands there is not the one its numbers give."""
+    found = rejudged(verdict)
+    if found.status != verdict.status or (verdict.form > 1 and found.added != verdict.added):
+        raise ClaimError(
+            f"it says {verdict.status!r} of {verdict.claim}, and its numbers give {found.status!r}"
+        )
+
+
+def add(file: Path, line: bytes) -> None:
+    """Add one whole line to a file, under a lock, and force it to the disk. Raises OSError."""
     from filelock import FileLock
 
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from stratoscope.claims.claim import Claim, Verdict
+    from stratoscope.claims.claim import Claim
+    from stratoscope.claims.verdict import Verdict
 
 STYLES = {
     "reproduced": "bold green",
     "direction only": "bold yellow",
     "not reproduced": "bold red",
+    "no test": "bold magenta",
+    "mechanism only": "bold cyan",
     "not built": "dim",
 }
 
@@ -50,9 +53,14 @@ def expectation(to: Console, claim: Claim) -> None:
     to.print(Text(claim.says, style="bold"))
     rows = {
         "where": f"{claim.where}; here on {claim.subject}, tier {claim.tier}",
+        "valid": claim.valid,
         "expected": claim.expect,
+        "direction": claim.direction,
+        "we add": f"{claim.we_add}: {claim.we_expect}" if claim.we_add else "",
+        "null": "\n".join(f"{name}: {said}" for name, said in claim.null.items()),
+        "numbers": claim.thresholds,
     }
-    facts(to, rows | {"direction": claim.direction, "null": claim.null})
+    facts(to, rows)
 
 
 def measured(to: Console, verdict: Verdict, others: Iterable[Verdict] = ()) -> None:
@@ -67,13 +75,20 @@ def measured(to: Console, verdict: Verdict, others: Iterable[Verdict] = ()) -> N
         f"  {verdict.date[:10]}, n = {verdict.n:,}, {verdict.seconds:,.1f} s, seed {verdict.seed}",
         style="not bold dim",
     )
-    numbers: dict[str, str | Text] = {"verdict": word}
+    kind = "confirmatory" if verdict.registered else "exploratory: not registered before"
+    numbers: dict[str, str | Text] = {
+        "verdict": word,
+        "why": verdict.why,
+        "we add": verdict.added,
+        "kind": kind if verdict.tier != "identity" else "",
+    }
     for name, value in {**verdict.values, **verdict.null}.items():
         said = Text(short(value))
         if name in verdict.interval:
             said.append(f"  [{' to '.join(map(short, verdict.interval[name]))}]", style="dim")
         if name in verdict.null:
-            said.append("  the null", style="dim")
+            drawn = len(verdict.draws.get(name, ()))
+            said.append(f"  the null{f', {drawn} draws' if drawn else ''}", style="dim")
         numbers[name.replace("_", " ")] = said
     seeds = ", ".join(f"{other.seed} {other.status}" for other in others)
     facts(to, numbers | {"seeds": seeds, "note": verdict.note})

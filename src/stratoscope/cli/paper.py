@@ -40,8 +40,6 @@ def command(key: str, out: Path | None) -> None:
     console = _claims.console()
     console.print(Text(entry.paper.title if entry.paper else entry.row.title, style="bold"))
     status = Text(entry.status, style=_claims.STYLES.get(entry.status, ""))
-    if entry.tally:
-        status.append(f"  {entry.tally} small claims at least in direction", style="not bold dim")
     if entry.paper is None:
         facts = {
             "key": key,
@@ -62,7 +60,9 @@ def command(key: str, out: Path | None) -> None:
             "level": entry.row.level,
             "it says": entry.paper.claim,
         }
-        _claims.facts(console, facts | {"we built": built, "status": status})
+        told = Text(entry.words.told, style=_claims.STYLES.get(entry.status, ""))
+        facts |= {"we built": built, "status": told, "own models": entry.paper.protocol}
+        _claims.facts(console, facts)
         _show_claims(console, entry, entry.paper)
     about = [
         problem
@@ -86,14 +86,10 @@ def _show_claims(console: Console, entry: Entry, paper: Paper) -> None:
             _claims.facts(console, {"verdict": "checked in every test run"})
         else:
             _claims.facts(console, {"verdict": "built, not run"})
-    changed = [v for v in entry.outdated() if v.tier != "identity"]
-    for verdict in changed:
-        what = (
-            f"A verdict on {verdict.claim} ({verdict.status}, {verdict.date[:10]}) does not count:"
-        )
-        _claims.warn(
-            console, [f"{what} the claim's words or subject were changed after the measurement."]
-        )
+    for verdict, why in entry.superseded():
+        if verdict.tier != "identity":
+            what = f"A verdict on {verdict.claim} ({verdict.status}, {verdict.date[:10]})"
+            _claims.warn(console, [f"{what} does not count: {why}."])
     tiers = dict.fromkeys(claim.tier for claim in paper.claims)
     console.print()
     _claims.facts(

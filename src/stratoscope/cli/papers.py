@@ -1,7 +1,6 @@
 """List the papers of the ledger, level by level, with what became of each.
 
-A paper's word is the worst among its small claims: reproduced, direction only, not reproduced; or
-built, not run; or not built. `stratoscope paper KEY` tells more of one.
+Papers are counted by their word on real models; `stratoscope paper KEY` tells more of one.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stratoscope.claims.words import RULE, WORST_FIRST
 from stratoscope.cli import _claims
 from stratoscope.errors import ClaimError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stratoscope.claims.ledger import Entry
 
 
-@click.command(help=__doc__)
+@click.command(help=f"{__doc__}\n{RULE}")
 @click.option("--level", help="Only this level, such as token, neuron or layer.")
 @click.option("--status", help="Only this status, such as 'reproduced' or 'not built'.")
 @click.option(
@@ -51,16 +51,22 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
         )
     )
     console = _claims.console()
+    mechanisms = {e.row.key: e.words.mechanism for e in chosen if e.paper}
     for name, group in groupby(chosen, key=lambda e: e.row.level):
         table = Table(
             box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold", expand=True
         )
         table.add_column("paper", no_wrap=True, width=max(len(e.row.key) for e in chosen))
         table.add_column("status", no_wrap=True, width=max(map(len, ledger.STATUSES)))
+        if any(mechanisms.values()):
+            table.add_column("miniatures", no_wrap=True, width=max(map(len, WORST_FIRST)))
         table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=1)
         for entry in group:
             word = Text(entry.status, style=_claims.STYLES.get(entry.status, ""))
-            table.add_row(entry.row.key, word, Text(entry.row.title))
+            small = mechanisms.get(entry.row.key, "")
+            shown = [Text(small, style=_claims.STYLES.get(small, ""))]
+            shown = shown if any(mechanisms.values()) else []
+            table.add_row(entry.row.key, word, *shown, Text(entry.row.title))
         console.print(table)
     told = ((sum(e.status == word for e in chosen), word) for word in ledger.STATUSES)
     counts = ", ".join(f"{n} {word}" for n, word in told if n)

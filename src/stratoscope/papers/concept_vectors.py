@@ -5,6 +5,10 @@ Unlearning [...].
 Claim: unlearning by training hardly touches the value vectors that hold a concept, while spoiling
     these vectors removes what the model knows of it and makes it harder to bring back.
 Methods: neurons.concept_vectors, neurons.parametric_trace, editing.needle, editing.fine_tune
+Protocol: the two models and the hundreds of concepts of the benchmark ConceptVectors
+    (yihuaihong/ConceptVectors), each vector validated by its own needle first; questions, not
+    next words; the authors' unlearning methods at the authors' rates, and how far these can move
+    a vector at most.
 
 The paper's concepts are topics such as Harry Potter in two models of 7 billion parameters. Here a
 concept is a list of words, its vector the one whose projection fits the list best, and the six
@@ -66,13 +70,13 @@ class Concept(NamedTuple):
 
 
 @claim(
-    says="The needle leaves nothing of a vector: noise s times its size leaves a cosine of 1 / "
-    "sqrt(1 + s^2)",
+    says="The needle leaves nothing of a vector: noise s times its size leaves a "
+    "cosine of 1 / sqrt(1 + s^2)",
     where="Needle is the paper's (section not checked); the closed form is geometry",
     tier="identity",
     subject="planted fact model (Llama)",
     expect="abs(cosine - expected) < 0.15 and untouched == 1",
-    null="the cosine of another neuron's vector with this one",
+    null={"stranger": "the cosine of another neuron's vector with this one"},
 )
 def a_needle_spoils_one_vector(seed: int) -> Measured:
     """Mean cosine of a vector of 128 dimensions before and after, over 50 draws; and that of a
@@ -93,12 +97,19 @@ def a_needle_spoils_one_vector(seed: int) -> Measured:
 
 @claim(
     says="Spoiling a concept vector removes the knowledge of its concept and not of others",
-    where="abstract; the factor of five is the ledger's",
+    where="abstract",
+    read="abstract",
     tier="small",
     subject="smollm2",
+    kind="real",
+    n="5 concepts",
     expect="concept >= 5 * abs(unrelated) and concept >= 5 * abs(random) and concept >= 0.1",
     direction="concept > unrelated and concept > random",
-    null="as much noise on a random value vector of the same layer, asked for the same completions",
+    null={
+        "random": "as much noise on a random value vector of the same layer, asked for the "
+        "same completions"
+    },
+    thresholds="5: the ledger's; 0.1 is the smallest loss that would matter: ours",
 )
 def needle_is_specific(seed: int) -> Measured:
     """The part of the probability of a word that is lost, in prose of the test splits which goes on
@@ -131,12 +142,11 @@ def needle_is_specific(seed: int) -> Measured:
         )
         lost.append([1 - float(part) for part in kept])
     table = np.array(lost)
-    concept, unrelated, at_random = table.mean(axis=0)
+    concept, unrelated, at_random = table.T
     return Measured(
-        values={"concept": concept, "unrelated": unrelated},
-        null={"random": at_random},
-        n=len(concepts) * CONTEXTS,
-        interval={"concept": (table[:, 0].min(), table[:, 0].max())},
+        units={"concept": concept, "unrelated": unrelated},
+        null={"random": at_random.mean()},
+        n=len(concepts),
         figure=label(
             table,
             ("example", "role"),
@@ -149,24 +159,32 @@ def needle_is_specific(seed: int) -> Measured:
                 "role": ["concept", "unrelated", "random"],
             },
         ),
-        note=f"{_said(concepts)} The interval is the least and greatest concept.",
+        note=_said(concepts),
     )
 
 
 @claim(
-    says="Where gradient ascent has halved what a model says of a concept, its vector is hardly "
-    "changed, and a hint brings "
-    "more back than where the needle removed as much",
-    where="abstract; the cosine of 0.95 is the ledger's; the hint, for the paper's jailbreaks, and "
-    "the equal footing are ours",
+    says="Where gradient ascent has halved what a model says of a concept, its vector "
+    "is hardly changed",
+    where="abstract",
+    read="abstract",
     tier="small",
     subject="smollm2",
-    expect="ascent_left <= 0.6 and needle_left <= 0.6 and abs(ascent_left - needle_left) < 0.05 "
-    "and cosine >= 0.95 "
-    "and ascent_back > needle_back and ascent_back > ascent_other",
-    direction="ascent_left <= 0.6 and cosine >= 0.95 and ascent_back > needle_back",
-    null="needle_back: the same hint where the needle removed as much; ascent_other: another "
-    "concept's words as the hint",
+    kind="real",
+    n="3 concepts",
+    valid="ascent_left <= 0.6 and needle_left <= 0.6",
+    expect="cosine >= 0.95",
+    we_add="a hint (for the paper's jailbreaks) brings more back than where the needle "
+    "removed as much, and more than another concept's hint",
+    we_expect="abs(ascent_left - needle_left) < 0.05 and ascent_back > needle_back and "
+    "ascent_back > ascent_other",
+    null={
+        "needle_back": "the same hint where the needle removed as much",
+        "ascent_other": "another concept's words as the hint",
+    },
+    thresholds="0.95: the ledger's, and no null is compared with: 60 steps at this rate "
+    "cannot move the cosine below 0.99, so that this cannot fail until longer "
+    "steps are taken; 0.6 and 0.05: ours",
 )
 def ascent_leaves_the_trace(seed: int) -> Measured:
     """Ascent on sentences of the training splits goes on until the concept's words, in prose of the
@@ -218,9 +236,8 @@ def ascent_leaves_the_trace(seed: int) -> Measured:
     return Measured(
         values=mean,
         null=null,
-        n=len(rows) * CONTEXTS,
-        interval={name: (min(found), max(found)) for name, found in both.items()},
-        note=f"{_said(concepts[:UNLEARNED])} The intervals are the least and greatest concept.",
+        n=len(rows),
+        note=f"{_said(concepts[:UNLEARNED])} {_ends(both)}",
     )
 
 
@@ -295,6 +312,11 @@ def _asked(lm: LM, each: Concept, hint: str) -> float:
 
 def _cosine(lm: LM, unit: tuple[int, int], after: Edit) -> float:
     return float(parametric_trace.measure(lm, [unit], after=after).cosine[0])
+
+
+def _ends(found: dict[str, list[float]]) -> str:
+    told = (f"{name} {min(row):.2f} to {max(row):.2f}" for name, row in found.items())
+    return f"The least and greatest concept: {', '.join(told)}."
 
 
 def _said(concepts: Sequence[Concept]) -> str:

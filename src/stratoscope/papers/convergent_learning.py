@@ -4,6 +4,9 @@ Li, Yosinski, Clune, Lipson and Hopcroft, 2015. arXiv:1511.07543.
 Claim: networks that differ only in their seed learn some units alike and others not, and the
     subspaces that units span are shared more than the units themselves.
 Methods: neurons.convergent_learning
+Protocol: AlexNets of four seeds on ImageNet, the five convolutional layers; bipartite and
+    semi-matching, lasso and spectral clusters on 50,000 validation pictures; the four nets, not
+    their units, counted.
 
 The paper compares AlexNets on ImageNet; here small MNIST nets, and a tiny language model, take
 their place.
@@ -36,8 +39,10 @@ GROUPS, LASSO, TEXTS = 16, 0.1, 24
     tier="identity",
     subject="random units, and the same permuted with noise",
     expect="matched == 1 and best == 1 and lasso == 1 and rotated < 0.2",
-    null="units of the same network after a rotation of its space: one subspace, but no unit is "
-    "the same",
+    null={
+        "rotated": "units of the same network after a rotation of its space: one subspace, "
+        "but no unit is the same"
+    },
 )
 def a_permuted_copy_is_found(seed: int) -> Measured:
     """The share of 32 units that each way finds again among a permuted copy with a tenth of
@@ -59,13 +64,19 @@ def a_permuted_copy_is_found(seed: int) -> Measured:
 @claim(
     says="Some features are learned reliably in several networks, others are not",
     where="abstract, finding 1",
+    read="abstract",
     tier="small",
     subject="MNIST classifiers of four seeds",
+    kind="miniature",
+    n="4 networks",
     expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
     direction="matched > permuted and matched > shuffled and matched > untrained",
-    null="permuted: units paired at random; shuffled: the same matching with the other net's "
-    "pictures shuffled; untrained: "
-    "the same matching with a net that has learned nothing",
+    null={
+        "permuted": "units paired at random",
+        "shuffled": "the same matching with the other net's pictures shuffled",
+        "untrained": "the same matching with a net that has learned nothing",
+    },
+    thresholds="3, 0.9 and 0.4: the ledger's; `highest` and `lowest` are the extremes of all units",
 )
 def some_units_converge_and_some_do_not(seed: int) -> Measured:
     """Bipartite matching of the units of two MLPs by correlation on test pictures: both layers, six
@@ -100,8 +111,7 @@ def some_units_converge_and_some_do_not(seed: int) -> Measured:
             "share_below_0_4": (every < 0.4).mean(),
         },
         null={"permuted": permuted, "shuffled": shuffled, "untrained": untrained},
-        n=len(every),
-        interval={"matched": (min(f.mean() for f in found), max(f.mean() for f in found))},
+        n=NETS,
         figure=xr.DataArray(
             lines,
             {"net": ["other seed", "shuffled", "untrained"], "share_of_units": at},
@@ -109,20 +119,27 @@ def some_units_converge_and_some_do_not(seed: int) -> Measured:
             name="correlation",
             attrs={"title": "correlation of matched units, from the least to the most alike"},
         ),
-        note="The interval is the least and the most of twelve: six pairs of nets in two layers.",
+        note=f"{len(every):,} units of six pairs of nets in two layers: matched "
+        f"{min(f.mean() for f in found):.2f} to {max(f.mean() for f in found):.2f}.",
     )
 
 
 @claim(
-    says="Units span low-dimensional subspaces that networks share, while the basis vectors are "
-    "not shared",
+    says="Units span low-dimensional subspaces that networks share, while the basis "
+    "vectors are not shared",
     where="abstract, finding 2",
+    read="abstract",
     tier="small",
     subject="MNIST classifiers of four seeds",
+    kind="miniature",
+    n="4 networks",
     expect="subspace > matched + 0.1 and subspace > untrained_subspace and few > matched",
     direction="subspace > matched",
-    null="untrained_subspace: prediction from a net that has learned nothing; shuffled_subspace: "
-    "from shuffled pictures",
+    null={
+        "untrained_subspace": "prediction from a net that has learned nothing",
+        "shuffled_subspace": "prediction from shuffled pictures",
+    },
+    thresholds="0.1: the ledger's",
 )
 def subspaces_converge_more_than_units(seed: int) -> Measured:
     """How well a unit is told by its one partner, by a few units (lasso), and by all units of the
@@ -174,25 +191,32 @@ def subspaces_converge_more_than_units(seed: int) -> Measured:
     return Measured(
         values=means | {"gain": np.mean(spread)},
         null=null,
-        n=len(rows),
-        interval={"gain": (min(spread), max(spread))},
+        n=NETS,
         figure=xr.DataArray(
             list(bars.values()), {"told_by": list(bars)}, ["told_by"], name="correlation"
         ),
-        note="n counts pairs of nets in two layers; the interval is the least and the most of "
-        "them.",
+        note=f"{len(rows)} pairs of nets in two layers: gain {min(spread):.2f} to "
+        f"{max(spread):.2f}.",
     )
 
 
 @claim(
     says="Some features are learned reliably in several networks, others are not",
     where="abstract, finding 1, which the paper shows for image networks only",
+    read="abstract",
     tier="small",
+    side=True,
     subject="tiny-gpt-small, two seeds",
+    kind="miniature",
+    n="2 networks",
     expect="matched > 3 * permuted and matched > 3 * shuffled and highest > 0.9 and lowest < 0.4",
     direction="matched > permuted and matched > shuffled and highest - lowest > 0.3",
-    null="permuted: neurons paired at random; shuffled: the same matching with the other model's "
-    "tokens shuffled",
+    null={
+        "permuted": "neurons paired at random",
+        "shuffled": "the same matching with the other model's tokens shuffled",
+    },
+    thresholds="3, 0.9 and 0.4: the ledger's; `highest` and `lowest` are the extremes of all"
+    " units; 0.3: ours",
 )
 def some_neurons_of_language_models_converge(seed: int) -> Measured:
     """Neurons of two tiny language models that differ in their seed alone, matched over the tokens
@@ -210,7 +234,7 @@ def some_neurons_of_language_models_converge(seed: int) -> Measured:
     return Measured(
         values={"matched": every.mean(), "highest": every.max(), "lowest": every.min()},
         null={"shuffled": found.null.mean(), "permuted": found.permuted.mean()},
-        n=every.size,
+        n=2,
         figure=found.correlation.mean("neuron"),
     )
 

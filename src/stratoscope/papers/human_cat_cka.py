@@ -5,6 +5,9 @@ Shah and Tripathi, 2025. arXiv:2511.02404.
 Claim: frozen vision models represent what a human and what a cat would see alike; the most aligned
     of them, DINO, the most so in early layers.
 Methods: embeddings.similarity
+Protocol: the encoders of the abstract, frozen: CNNs, supervised ViTs, windowed transformers and
+    DINO ViT-B/16; pictures through a human and a cat's optics; encoders ranked by CKA and RSA
+    over layers, with each one untrained beside it.
 
 A cat's pupil is an upright slit: what is out of focus is blurred along the slit, up and down, and
 hardly to the sides. Here a picture as it is stands for the human view, and one blurred upwards and
@@ -40,7 +43,10 @@ KINDS = ("linear", "rbf", "rsa")
     tier="identity",
     subject="random samples",
     expect="copy > 0.999999 and abs(unrelated) < 0.05 and biased > 0.5",
-    null="unrelated: other random samples; biased: the same with the estimate that is not debiased",
+    null={
+        "unrelated": "other random samples",
+        "biased": "the same with the estimate that is not debiased",
+    },
 )
 def the_scale_has_its_ends(seed: int) -> Measured:
     """Linear CKA of 60 samples of 200 features with a turned copy; with noise, the mean of ten."""
@@ -57,19 +63,25 @@ def the_scale_has_its_ends(seed: int) -> Measured:
 
 
 @claim(
-    says="The two views are aligned most in early layers, by more than in the same network "
-    "untrained",
-    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; "
-    "the untrained network is ours",
+    says="The two views are aligned most in early layers",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
+    read="abstract",
     tier="small",
     subject="resnet56-cifar10",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < "
-    "0.05 "
-    "and early - late > untrained_early - untrained_late + 0.05",
-    direction="early > late and early_rsa > late_rsa and early - late > untrained_early - "
-    "untrained_late",
-    null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty "
-    "orders stay below)",
+    kind="real",
+    n="300 pictures",
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and "
+    "shuffled < 0.05",
+    direction="early > late and early_rsa > late_rsa",
+    we_add="by more than in the same network untrained: else the architecture alone "
+    "gives the order",
+    we_expect="early - late > untrained_early - untrained_late + 0.05",
+    null={
+        "shuffled": "the cat's pictures shuffled: what 95 % of twenty orders stay below",
+        "untrained_early": "the same network before training, first third of its layers",
+        "untrained_late": "the same network before training, last third",
+    },
+    thresholds="0.05 and 0.5: the ledger's",
 )
 def early_layers_of_a_cnn_align(seed: int) -> Measured:
     """Gaussian CKA and RSA of both views after the stem and every third block: the mean of the
@@ -82,19 +94,25 @@ def early_layers_of_a_cnn_align(seed: int) -> Measured:
 
 
 @claim(
-    says="The two views are aligned most in early layers, by more than in the same network "
-    "untrained",
-    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14; "
-    "the untrained network is ours",
+    says="The two views are aligned most in early layers",
+    where="abstract, of DINO ViT-B/16 alone; its supervised ViTs are quoted at blocks 8 and 14",
+    read="abstract",
     tier="small",
     subject="a ViT of six layers, trained on Fashion-MNIST",
-    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and shuffled < "
-    "0.05 "
-    "and early - late > untrained_early - untrained_late + 0.05",
-    direction="early > late and early_rsa > late_rsa and early - late > untrained_early - "
-    "untrained_late",
-    null="the same network before training, and the cat's pictures shuffled (what 95 % of twenty "
-    "orders stay below)",
+    kind="miniature",
+    n="300 pictures",
+    expect="early > late + 0.05 and early_rsa > late_rsa + 0.05 and early > 0.5 and "
+    "shuffled < 0.05",
+    direction="early > late and early_rsa > late_rsa",
+    we_add="by more than in the same network untrained: else the architecture alone "
+    "gives the order",
+    we_expect="early - late > untrained_early - untrained_late + 0.05",
+    null={
+        "shuffled": "the cat's pictures shuffled: what 95 % of twenty orders stay below",
+        "untrained_early": "the same network before training, first third of its layers",
+        "untrained_late": "the same network before training, last third",
+    },
+    thresholds="0.05 and 0.5: the ledger's",
 )
 def early_layers_of_a_vit_align(seed: int) -> Measured:
     """The same for the tokens of a small vision transformer, from the patch embedding to the last
@@ -104,15 +122,22 @@ def early_layers_of_a_vit_align(seed: int) -> Measured:
 
 
 @claim(
-    says="Representational similarity is there in every layer, and collapses when the pairing of "
-    "the views is shuffled",
+    says="Representational similarity is there in every layer, and collapses when the "
+    "pairing of the views is shuffled",
     where="the ledger; in the paper not checked",
+    read="abstract",
     tier="small",
+    side=True,
     subject="resnet56-cifar10",
+    kind="real",
+    n="300 pictures",
     expect="lowest > 0.3 and shuffled_rsa < 0.05",
     direction="lowest > 4 * shuffled_rsa",
-    null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where "
-    "that is most",
+    null={
+        "shuffled_rsa": "the cat's pictures shuffled: what 95 % of twenty orders stay below, in "
+        "the layer where that is most"
+    },
+    thresholds="0.3, 0.05 and 4: the ledger's",
 )
 def a_cnn_needs_the_pairing(seed: int) -> Measured:
     """RSA, its mean over layers and its lowest. That it collapses is true of any shuffled pairs;
@@ -122,15 +147,22 @@ def a_cnn_needs_the_pairing(seed: int) -> Measured:
 
 
 @claim(
-    says="Representational similarity is there in every layer, and collapses when the pairing of "
-    "the views is shuffled",
+    says="Representational similarity is there in every layer, and collapses when the "
+    "pairing of the views is shuffled",
     where="the ledger; in the paper not checked",
+    read="abstract",
     tier="small",
+    side=True,
     subject="a ViT of six layers, trained on Fashion-MNIST",
+    kind="miniature",
+    n="300 pictures",
     expect="lowest > 0.3 and shuffled_rsa < 0.05",
     direction="lowest > 4 * shuffled_rsa",
-    null="the cat's pictures shuffled: what 95 % of twenty orders stay below, in the layer where "
-    "that is most",
+    null={
+        "shuffled_rsa": "the cat's pictures shuffled: what 95 % of twenty orders stay below, in "
+        "the layer where that is most"
+    },
+    thresholds="0.3, 0.05 and 4: the ledger's",
 )
 def a_vit_needs_the_pairing(seed: int) -> Measured:
     """The same for the small vision transformer. Its RSA of 0.977 on seed 0 says first of all that

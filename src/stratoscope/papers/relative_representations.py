@@ -5,6 +5,9 @@ Claim: embeddings told by their cosines with shared anchors hardly depend on how
     initialised, so that a decoder reads another network's encoder without training, and the spaces
     of unlike models become comparable.
 Methods: embeddings.relative_representations
+Protocol: the paper's autoencoders and classifiers on MNIST, CIFAR-10 and -100 over ten seeds and
+    several architectures, FastText and Word2Vec of 300 dimensions on the words they share, 300
+    parallel anchors; a least-squares map on the same anchors as the upper reference.
 
 Anchors are drawn uniformly, 300 of them, as many as the paper takes for words (section 4.1).
 """
@@ -34,7 +37,7 @@ WORDS, DRAWS = 4_000, 5
     tier="identity",
     subject="random vectors",
     expect="isometry < 0.00001 and shear > 0.01",
-    null="the same vectors sheared, which is no isometry",
+    null={"shear": "the same vectors sheared, which is no isometry"},
 )
 def isometries_do_not_matter(seed: int) -> Measured:
     """The largest change of any cosine under a rotation, a mirror and a scale together, and the
@@ -56,15 +59,21 @@ def isometries_do_not_matter(seed: int) -> Measured:
 
 
 @claim(
-    says="A decoder reads the encoder of another training run as well as its own, when both speak "
-    "through anchors",
+    says="A decoder reads the encoder of another training run as well as its own, when"
+    " both speak through anchors",
     where="abstract; section 5 (zero-shot model stitching)",
+    read="full text",
     tier="small",
     subject="MNIST classifiers of four seeds",
+    kind="miniature",
+    n="4 networks",
     expect="stitched >= native - 0.03 and native > 0.9 and absolute < 0.2 and shuffled < 0.2",
     direction="stitched > 2 * absolute and stitched > 2 * shuffled",
-    null="absolute: the same stitching of nets trained without anchors; shuffled: the other net's "
-    "anchors in another order",
+    null={
+        "absolute": "the same stitching of nets trained without anchors",
+        "shuffled": "the other net's anchors in another order",
+    },
+    thresholds="0.03, 0.9 and 0.2: the ledger's; chance is 0.1",
 )
 def a_stranger_can_be_read(seed: int) -> Measured:
     """Four MLPs with anchors and four without, alike in all but their seed; every encoder with
@@ -109,10 +118,9 @@ def a_stranger_can_be_read(seed: int) -> Measured:
             "absolute_native": absolute[own].mean(),
         },
         null={"absolute": absolute[~own].mean(), "shuffled": shuffled[~own].mean()},
-        n=len(other),
-        interval={"stitched": (other.min(), other.max())},
+        n=NETS,
         figure=xr.DataArray([b.mean() for b in bars], {"nets": names}, ["nets"], name="accuracy"),
-        note="The interval is the worst and the best of the twelve pairs. Chance is 0.1.",
+        note=f"Twelve pairs of nets: {other.min():.3f} to {other.max():.3f}. Chance is 0.1.",
     )
 
 
@@ -125,16 +133,22 @@ def _net(anchors: Tensor | None) -> rr.Stitched:
 
 
 @claim(
-    says="Word spaces that were made in unlike ways say the same of the same words, once told by "
-    "parallel anchors",
+    says="Word spaces that were made in unlike ways say the same of the same words, "
+    "once told by parallel anchors",
     where="abstract; section 4.1 (word embeddings, MRR)",
+    read="full text",
     tier="small",
     subject="glove, minilm",
+    kind="real",
+    n="3,000 words",
     expect="mrr > 10 * absolute and mrr > 10 * shuffled",
     direction="mrr > 2 * absolute and mrr > 2 * shuffled",
-    null="absolute: the spaces themselves, on their principal axes or as they are, whichever is "
-    "better; shuffled: anchors "
-    "that are not parallel",
+    null={
+        "absolute": "the spaces themselves, on their principal axes or as they are, whichever"
+        " is better",
+        "shuffled": "anchors that are not parallel",
+    },
+    thresholds="10 and 2: the ledger's",
 )
 def words_find_themselves(seed: int) -> Measured:
     """Each of 4,000 frequent words is looked up by its GloVe vector among MiniLM's, and the other
@@ -171,9 +185,8 @@ def words_find_themselves(seed: int) -> Measured:
         values={"mrr": means.mean(), "glove_to_minilm": forth, "minilm_to_glove": back},
         null={"absolute": max(absolute), "shuffled": np.mean(noise)},
         n=WORDS - ANCHORS,
-        interval={"mrr": (means.min(), means.max())},
         figure=xr.DataArray(bars, {"spaces": names}, ["spaces"], name="mean reciprocal rank"),
-        note=f"The interval is the worst and the best of {DRAWS} draws of anchors.",
+        note=f"{DRAWS} draws of anchors: {means.min():.3f} to {means.max():.3f}.",
     )
 
 

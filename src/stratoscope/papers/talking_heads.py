@@ -4,6 +4,9 @@ Merullo, Eickhoff and Pavlick, 2024. arXiv:2406.09519.
 Claim: heads talk across layers through low-rank channels that their weights show, and turning up
     such a channel helps the model recall items from a list.
 Methods: heads.composition, heads.roles
+Protocol: GPT-2 small and Pythia 160m: known pairs of heads by composition of weights; the
+    authors' laundry lists of three to twenty things, 500 prompts a length; 20 random bases of the
+    same heads, searched alike.
 
 The paper's models are GPT-2 small and Pythia 160m; the wording of the list task is our own
 (`lab.tasks.laundry_list`).
@@ -45,7 +48,7 @@ Channel = tuple[int, int, int, float]  # layer, head, rank, factor
     tier="identity",
     subject="planted.induction_gpt2",
     expect="first == 1 and planted > 2 * random and planted > 1.5 * second",
-    null="random directions score 1 / sqrt(dim)",
+    null={"random": "random directions score 1 / sqrt(dim)"},
 )
 def the_planted_channel_ranks_first(seed: int) -> Measured:
     """A hand-built induction circuit: of 48 possible edges, previous-token head to induction head's
@@ -65,21 +68,24 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
 
 
 @claim(
-    says="Previously described interactions between heads can be predicted from components of "
-    "their weights",
+    says="Previously described interactions between heads can be predicted from "
+    "components of their weights",
     where="abstract",
+    read="abstract",
     tier="small",
-    subject="smollm2",
+    subjects=("smollm2", "gemma3-270m"),
+    n="10 pairs of heads",
     expect="component >= 0.9 and component > high",
     direction="component >= 0.6 and component > high",
-    null="as many random pairs against the others, 95th percentile of draws",
+    null={"high": "as many random pairs against the others, 95th percentile of 200 draws"},
+    thresholds="0.9 and 0.6: the ledger's; pairs share heads, so that they are no "
+    "independent units of the model",
 )
-def known_pairs_stand_out(seed: int) -> Measured:
+def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
     """Known pairs are previous-token heads and the later induction heads that read them by their
     keys (attention of at least 0.5 on random words said twice); AUC of the best component's score,
     against random pairs of heads. `whole` is the score without components, `matched` the AUC
     against pairs of the same two layers."""
-    lm = models.load("smollm2")
     found = composition.measure(lm, "When Mary and John went to the store, John gave a drink to")
     score = roles.measure(
         lm, "When Mary and John went to the store, John gave a drink to", seed=seed
@@ -127,15 +133,21 @@ def known_pairs_stand_out(seed: int) -> Measured:
 
 
 @claim(
-    says="Turning up a low-rank channel makes the model recall items of a list better, often by "
-    "over 20 %",
-    where="abstract (Laundry List)",
+    says="Turning up a low-rank channel makes the model recall items of a list better",
+    where="abstract (Laundry List: often by over 20 %)",
+    read="abstract",
     tier="small",
     subject="smollm2",
+    kind="real",
+    n="120 lists",
     expect="edited - whole >= 0.05 and edited > random and weights > whole",
     direction="edited > whole and edited > random",
-    null="random directions that the same heads can write, searched and judged in the same way; "
-    "the best of the draws",
+    null={
+        "random": "random directions that the same heads can write, searched and judged in "
+        "the same way; the best of the draws",
+        "random_mean": "their mean",
+    },
+    thresholds="0.05: ours; the abstract says often by over 20 %",
 )
 def a_channel_turned_up_recalls_more(seed: int) -> Measured:
     """Heads that matter are found by patching; of their first 1 to 3 components, scaled by 0 to 8

@@ -6,6 +6,8 @@ Claim: a network that learns to predict the next word clusters nine-word inputs 
     tenth word, which it does not see and whose class it was never told; the deeper the layer, the
     more.
 Methods: layers.discrimination
+Protocol: the paper's recurrent network trained on its corpus with spaCy's tags, five training
+    seeds; GDV of nine-word inputs by layer, before and after training.
 
 Word classes come from no tagger: five closed classes are short lists of words that belong to one
 class, nearly always; the words of the four open ones are in one part of speech of WordNet only,
@@ -75,14 +77,16 @@ Windows = tuple[
 
 
 @claim(
-    says="The measure is -1 for two classes apart, 0 for one heap, and falls at the layer that "
-    "says which word comes",
+    says="The measure is -1 for two classes apart, 0 for one heap, and falls at the "
+    "layer that says which word comes",
     where="methods (GDV, after Schilling et al. 2021)",
     tier="identity",
     subject="planted.suppression",
     expect="abs(apart + 1) < 1e-6 and abs(heap) < 0.02 and before == 0 and after < 5 * shuffled",
-    null="heap: normal noise with two labels; shuffled: the least of 100 label shuffles on the "
-    "planted model",
+    null={
+        "heap": "normal noise with two labels",
+        "shuffled": "the least of 100 label shuffles on the planted model",
+    },
 )
 def it_falls_where_the_word_is_computed(seed: int) -> Measured:
     """The last word of every prompt is the same; layer 0 copies to it the name that the model says
@@ -113,15 +117,21 @@ def it_falls_where_the_word_is_computed(seed: int) -> Measured:
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
-    "in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper"
+    " the layer, in a trained network only",
     where="abstract",
+    read="abstract",
     tier="small",
     subject="tiny-lstm",
+    kind="miniature",
+    n="720 windows",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
-    "fresh weights",
+    null={
+        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "untrained": "the least of any depth with fresh weights",
+    },
+    thresholds="0.02 and -0.5: the ledger's",
 )
 def a_recurrent_network_separates_classes(seed: int) -> Measured:
     """GDV of nine classes at the last token of the ninth word: `shallow` in the embedding, which is
@@ -150,15 +160,21 @@ def a_recurrent_network_separates_classes(seed: int) -> Measured:
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
-    "in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper"
+    " the layer, in a trained network only",
     where="abstract",
+    read="abstract",
     tier="small",
     subject="tiny-gpt",
+    kind="miniature",
+    n="720 windows",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
-    "fresh weights",
+    null={
+        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "untrained": "the least of any depth with fresh weights",
+    },
+    thresholds="0.02 and -0.5: the ledger's",
 )
 def a_small_transformer_separates_classes(seed: int) -> Measured:
     """The same in the residual stream of a transformer that read the same text. On seed 0 the last
@@ -167,15 +183,21 @@ def a_small_transformer_separates_classes(seed: int) -> Measured:
 
 
 @claim(
-    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper the layer, "
-    "in a trained network only",
+    says="Nine-word inputs cluster by the class of the tenth word, the more the deeper"
+    " the layer, in a trained network only",
     where="abstract",
+    read="abstract",
     tier="small",
     subject="smollm2",
+    kind="real",
+    n="720 windows",
     expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
     direction="deep < min(shallow, shuffled_low, untrained)",
-    null="shuffled_low: 5 % of label shuffles, last layer; untrained: the least of any depth with "
-    "fresh weights",
+    null={
+        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "untrained": "the least of any depth with fresh weights",
+    },
+    thresholds="0.02 and -0.5: the ledger's",
 )
 def a_language_model_separates_classes(seed: int) -> Measured:
     """The same in the residual stream of SmolLM2."""

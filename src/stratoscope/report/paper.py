@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from stratoscope import catalogue
-from stratoscope.claims import draw, figure
-from stratoscope.claims.claim import Claim, Verdict
+from stratoscope.claims import draw, figure, words
+from stratoscope.claims.claim import Claim
 from stratoscope.claims.draw import short
 from stratoscope.claims.ledger import Entry
+from stratoscope.claims.verdict import Verdict
 from stratoscope.errors import ClaimError, ResultError
 from stratoscope.report import sheet
 from stratoscope.report.sheet import Panel, panel
@@ -24,7 +25,7 @@ def render(entry: Entry) -> str:
         if entry.paper
         else []
     )
-    changed = [verdict for verdict in entry.outdated() if verdict.tier != "identity"]
+    others = [pair for pair in entry.superseded() if pair[0].tier != "identity"]
     return sheet.render(
         "paper.html",
         entry=entry,
@@ -34,11 +35,12 @@ def render(entry: Entry) -> str:
         methods=[(name, known.get(name, "")) for name in entry.paper.methods]
         if entry.paper
         else [],
+        found=words.found(entry.words) if entry.paper else entry.status,
+        rule=words.RULE,
         notes=[
-            f"A verdict on {v.claim} ({v.status}, {v.date[:10]}) does not count: the claim's words "
-            "or subject were "
-            "changed after the measurement."
-            for v in changed
+            f"A verdict on {v.claim} ({v.status}, {v.date[:10]}, seed {v.seed}) does not count: "
+            f"{why}."
+            for v, why in others
         ],
         claims=[_claim(claim, entry.verdict(claim)) for claim in claims],
     )

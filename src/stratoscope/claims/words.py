@@ -1,0 +1,120 @@
+"""The two words of a paper, by one rule, wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from stratoscope.claims import expression
+from stratoscope.claims.claim import MINIATURE, READ, REAL, Claim
+from stratoscope.claims.verdict import DIRECTION, FAILED, NO_TEST, REPRODUCED, Verdict
+
+NOT_RUN, NOT_BUILT, MECHANISM = "built, not run", "not built", "mechanism only"
+STATUSES = (REPRODUCED, DIRECTION, FAILED, NO_TEST, MECHANISM, NOT_RUN, NOT_BUILT)
+WORST_FIRST = (FAILED, NOT_RUN, NO_TEST, DIRECTION, REPRODUCED)
+RULE = (
+    "A paper has two words. On real models: the worst among its statements, each the worst among "
+    "the models that could be tested; beside it on how many of these models every statement is "
+    "reproduced. On miniatures: the mechanism, by the same rule; it never counts for real models. "
+    "A statement that could be tested on no model is no test, and the worst seed of a claim is its "
+    "word."
+)
+
+Cell = tuple[Claim, str]  # a claim on one subject, and its word
+
+
+class Words(NamedTuple):
+    """real, mechanism: the word on real models and on miniatures, "" where the paper has none. held
+    of tested: real models on which every statement is reproduced, of all but those on which none
+    could be tested."""
+
+    real: str
+    mechanism: str
+    held: int
+    tested: int
+
+    @property
+    def status(self) -> str:
+        """One word to count papers by: that of real models; `mechanism only` where there are only
+        miniatures, and they have run."""
+        alone = NOT_RUN if self.mechanism == NOT_RUN else MECHANISM
+        return self.real or alone
+
+    @property
+    def told(self) -> str:
+        """Both in a line: `direction only (1 of 2 models); mechanism: reproduced`."""
+        models = f" ({self.held} of {self.tested} models)" if self.tested else ""
+        parts = [f"{self.real}{models}"] if self.real else []
+        parts += [f"mechanism: {self.mechanism}"] if self.mechanism else []
+        return "; ".join(parts)
+
+
+def words(cells: Iterable[Cell]) -> Words:
+    """The two words of a paper, from the words of its small claims."""
+    small = [(claim, word) for claim, word in cells if claim.tier == "small"]
+    real = [(claim, word) for claim, word in small if claim.kind == REAL]
+    mechanism = _over([(claim, word) for claim, word in small if claim.kind == MINIATURE])
+    models: dict[str, list[str]] = {}
+    for claim, word in real:
+        models.setdefault(claim.subject, []).append(word)
+    tested = [found for found in models.values() if {*found} != {NO_TEST}]
+    held = sum({*found} == {REPRODUCED} for found in tested)
+    return Words(_over(real), mechanism, held, len(tested))
+
+
+def found(of: Words) -> str:
+    """What was found, in one sentence."""
+    parts = []
+    if of.real:
+        models = f"{of.held} of {of.tested} models reproduce all of it"
+        parts.append(f"on real models {of.real}{f', {models}' if of.tested else ''}")
+    if of.mechanism:
+        parts.append(f"in miniatures {of.mechanism}")
+    said = "; ".join(parts) or "nothing was measured"
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def marks(claims: Sequence[Claim], counted: Sequence[Verdict]) -> dict[str, tuple[bool, str]]:
+    """Five marks of a paper's small claims, each with its reason; none is a matter of opinion."""
+    named = {claim.name: claim for claim in claims}.values()
+    unread = sum(claim.read == READ[-1] for claim in named)
+    nulls = sum(claim.names_a_null for claim in named)
+    bounds = sum(_by_bounds(claim) for claim in named)
+    seeds = min((_seeds(claim, counted) for claim in claims), default=0)
+    models = len({v.subject for v in counted for c in claims if c.kind == REAL and v.judges(c)})
+    told = f"{len(named)} claims" if len(named) > 1 else "one claim"
+    return {
+        "faithful": (not unread, f"{unread} of {told} from the abstract alone"),
+        "central": (
+            any(not claim.side for claim in named),
+            "holds what the authors would name first",
+        ),
+        "severe": (nulls == len(named), f"{nulls} of {told} compared with a null"),
+        "powered": (
+            bounds == len(named) and seeds > 2,
+            f"{bounds} of {told} judged by a bound, seeds: {seeds}",
+        ),
+        "general": (models > 1, f"real models measured: {models}"),
+    }
+
+
+def _seeds(claim: Claim, counted: Sequence[Verdict]) -> int:
+    return len({verdict.seed for verdict in counted if verdict.judges(claim)})
+
+
+def _by_bounds(claim: Claim) -> bool:
+    return any(expression.base(name) != name for name in expression.names(claim.expect))
+
+
+def worst(found: Iterable[str]) -> str:
+    """The worst of some words, "" of none."""
+    return min(found, key=WORST_FIRST.index, default="")
+
+
+def _over(cells: Sequence[Cell]) -> str:
+    """The worst among statements; a model that could not be tested counts if no other could."""
+    statements: dict[str, list[str]] = {}
+    for claim, word in cells:
+        statements.setdefault(claim.says, []).append(word)
+    each = ([word for word in found if word != NO_TEST] for found in statements.values())
+    return worst(worst(found) or NO_TEST for found in each)
