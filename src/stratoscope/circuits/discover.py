@@ -113,7 +113,7 @@ def measure(
             "given, or threshold with "
             f"`limit` the least strength; a limit is above 0."
         )
-    both = pair(lm, inputs, corrupt, answer, foil, "noise", whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
     if attribution is None:
         attribution = edge_attribution_ig.measure(

@@ -117,7 +117,7 @@ def measure(
     SiteError for a family without edges, InputError when a pair's lengths differ or both runs give
     the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
     found = [
         torch.stack([slopes(one, with_null(one, seed))[:, wires.mask] for one in rows]).sum(dim=0)

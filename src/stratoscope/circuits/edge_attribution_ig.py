@@ -67,7 +67,7 @@ def measure(
     """
     if steps < 1:
         raise InputError(f"steps={steps}: integrated gradients need at least one point.")
-    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, direction)
     mask = wiring(lm).mask
     found = []
     for rows in ends(lm, both):

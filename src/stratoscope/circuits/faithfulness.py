@@ -179,7 +179,7 @@ def measure(
     with an `edge` axis (`circuits.discover`); default every edge. draws: random circuits. Raises
     SiteError for a family without edges, InputError for an edge that the model lacks.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, "noise", whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires = wiring(lm)
     keep = wires.mask if circuit is None else as_mask(wires, circuit)
     rivals = random_circuits(wires, int(keep.sum()), draws, torch.Generator().manual_seed(seed))

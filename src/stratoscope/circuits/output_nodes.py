@@ -91,7 +91,14 @@ def measure(
             "writes."
         )
     names = wires.senders[1:]
-    both = pair(lm, inputs, corrupt, answer, foil)
+    both = pair(
+        lm,
+        inputs,
+        corrupt,
+        answer,
+        foil,
+        single="what components write adds up to logits, not to log probabilities",
+    )
     points = ["layers.*.attn.z", "layers.*.mlp.out", f"layers.{wires.layers - 1}.resid_post"]
     base, source = (capture(lm, batch, *points, positions=-1) for batch in (both.base, both.source))
     gap = both.clean_difference - both.corrupt_difference

@@ -61,7 +61,7 @@ def measure(
     of them, twice with the null. Raises SiteError for a family without edges, InputError for an
     unknown name or a path that leads backwards.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
     ways = wires.edges if paths is None else wires.paths(paths)
     total, done = 2 * len(ways) * len(both.base), 0.0

@@ -70,6 +70,15 @@ class Target:
         )
 
     @property
+    def words(self) -> dict[str, Any]:
+        """`answer` and `foil` as another method takes them: token ids, or whole texts."""
+        if self.tokens:
+            sides = ([Whole(pair[side]) for pair in self.tokens] for side in (0, 1))
+        else:
+            sides = (self.answer.tolist(), self.foil.tolist())
+        return dict(zip(("answer", "foil"), sides))
+
+    @property
     def coords(self) -> dict[str, tuple[tuple[str, ...], list[str]]]:
         """Coordinates for a labelled result."""
         return {
@@ -121,14 +130,17 @@ def word(lm: LM, number: int) -> str:
     return names[number] if names else token_text(lm.tokenizer, number)
 
 
-def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Target:
+def target(
+    lm: LM, inputs: Any, answer: Words = None, foil: Words = None, *, single: str = ""
+) -> Target:
     """Read answer and foil (one for all examples, or one each).
 
     Defaults: the answer is the most probable token (other than the foil), the foil a likely token
     of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A classifier's are its
     classes, by name or number. A text of several tokens stands for its first, and a note says so.
-    Raises InputError when answer and foil are the same, a list does not fit the batch, or the model
-    has one output only.
+    single: why one token alone can be asked here, said to whoever gives a `Whole`. Raises
+    InputError for one, when answer and foil are the same, a list does not fit the batch, or the
+    model has one output only.
     """
     batch = lm.batch(inputs)
     if lm.readout.kind == "values":
@@ -140,7 +152,8 @@ def target(lm: LM, inputs: Any, answer: Words = None, foil: Words = None) -> Tar
     n = len(batch)
     notes = list(batch.notes)
     answers, foils = (
-        _ids(lm, words, n, what, notes) for words, what in ((answer, "answer"), (foil, "foil"))
+        _ids(lm, words, n, what, notes, single)
+        for words, what in ((answer, "answer"), (foil, "foil"))
     )
     rivals: list[Rival] = []
     if answers is None or foils is None:
@@ -171,20 +184,20 @@ def listed(words: Word | Sequence[Word], n: int, what: str) -> list[Word]:
     return given
 
 
-def _ids(lm: LM, words: Words, n: int, what: str, notes: list[str]) -> Tensor | None:
+def _ids(lm: LM, words: Words, n: int, what: str, notes: list[str], single: str) -> Tensor | None:
     if words is None:
         return None
-    return torch.tensor([_id(lm, word, what, notes) for word in listed(words, n, what)])
+    return torch.tensor([_id(lm, word, what, notes, single) for word in listed(words, n, what)])
 
 
-def _id(lm: LM, word: Word, what: str, notes: list[str]) -> int:
+def _id(lm: LM, word: Word, what: str, notes: list[str], single: str) -> int:
     readout = lm.readout
     if isinstance(word, Whole):
         raise InputError(
-            f"{what} {word!r}: this measure asks about one next token. A whole text is scored by "
-            f"tokens.next_token, the token attributions (occlusion, exchange, shapley, gradients) "
-            f"and the activation patching of layers and heads; here give a word, whose first token "
-            f"is used, or a token id."
+            f"{what} {word!r}: this measure asks about one token{': ' * bool(single)}{single}. A "
+            "whole text is scored by tokens.next_token, the token attributions (occlusion, "
+            "exchange, shapley, gradients), the activation patching of layers and heads, and "
+            "circuits; here give a word, whose first token is used, or a token id."
         )
     if isinstance(word, int):
         if not 0 <= word < readout.size:

@@ -4,6 +4,7 @@ differences."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -103,14 +104,15 @@ def pair(
     foil: Words = None,
     direction: Literal["denoise", "noise"] = "denoise",
     *,
-    whole: bool = False,
+    single: str = "",
 ) -> Pair:
     """Align two prompts (or two equally long lists) and measure both.
 
     Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is
-    not the answer. whole: whether answer and foil may be `Whole`, because cells are run by
-    `sequence.swept`. Raises InputError when the prompts differ in number or token length, or when
-    their logit differences are too close (1e-3) for an effect to be a share of anything.
+    not the answer. single: why answer and foil cannot be `Whole` here; without a reason they can,
+    and cells are run by `sequence.swept`. Raises InputError when the prompts differ in number or
+    token length, or when their logit differences are too close (1e-3) for an effect to be a share
+    of anything.
     """
     if direction not in ("denoise", "noise"):
         raise InputError(
@@ -133,7 +135,7 @@ def pair(
                 f"{list(b)}."
             )
     logits = last_logits(lm, first), last_logits(lm, second)
-    ask = sequence.target if whole else target
+    ask = partial(target, single=single) if single else sequence.target
     if foil is None:
         answers = ask(lm, first, answer).answer
         best = logits[1].topk(2, dim=-1).indices.cpu()

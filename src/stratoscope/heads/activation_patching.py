@@ -62,7 +62,7 @@ def measure(
     interrupted sweep goes on. Raises InputError when prompts differ in length, or when both runs
     give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, direction)
     site = "layers.*.attn.z"
     base, source = (capture(lm, batch, site).stack(site) for batch in (both.base, both.source))
     shape = (lm.dims.layers, lm.dims.heads)

@@ -72,7 +72,7 @@ def measure(
     at = f"layers.{layer + depth if layer < 0 else layer}"
     lm.layout.resolve(f"{at}.attn.z")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer)
+    asked = target(lm, batch, answer, single="what a head writes on one token's logit is judged")
     final = f"layers.{depth - 1}.resid_post"
     points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
     seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=-1)

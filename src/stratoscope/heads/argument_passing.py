@@ -31,7 +31,8 @@ from torch import Tensor
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair, random_like
-from stratoscope.engine.sweep import Progress, sweep
+from stratoscope.engine.sequence import swept
+from stratoscope.engine.sweep import Progress
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -63,7 +64,8 @@ def measure(
     """Attention to the subject, effect and null of every query head: (example, layer, head).
 
     inputs: clean prompts. corrupt: as many, of the same token length each, with another subject.
-    answer, foil: default the clean run's top token, and the corrupt run's. seed: of the null.
+    answer, foil: default the clean run's top token, and the corrupt run's; `metric.Whole` texts are
+    scored with all their tokens. seed: of the null.
     Raises InputError when prompts differ in length or both give the same logit difference,
     SiteError where attention cannot be seen (Bloom).
     """
@@ -86,7 +88,7 @@ def measure(
         for layer in range(shape[0])
         for head in range(shape[1])
     ]
-    difference = sweep(lm, both.base, cells, both.target.difference, progress=progress)
+    difference = swept(lm, both.base, cells, both.target, progress=progress)
     effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "head")
     return dataset(

@@ -147,7 +147,9 @@ def measure(
             "heads write."
         )
     else:
-        asked = target(lm, batch, answer, foil)
+        asked = target(
+            lm, batch, answer, foil, single="a role is what a head writes on one token's logit"
+        )
         both = _on_prompts(lm, batch, asked)
         notes += asked.notes
         coords |= asked.coords

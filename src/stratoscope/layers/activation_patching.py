@@ -62,7 +62,7 @@ def measure(
     null. save: a file that keeps what is finished, so that an interrupted sweep goes on. Raises
     InputError when prompts differ in length, or when both runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, whole=True)
+    both = pair(lm, inputs, corrupt, answer, foil, direction)
     name = f"layers.*.{site}"
     base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
     noise = random_like(base, source, seed)

@@ -92,7 +92,7 @@ def measure(
         raise InputError(f"every={every}: choose 1 to {lm.dims.layers}, the number of layers.")
     depths, layers = range(every, lm.dims.layers + 1, every), range(0, lm.dims.layers, every)
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer)
+    asked = target(lm, batch, answer, single="the answer is to be the most likely next token")
     given = [position] * len(batch) if isinstance(position, int) else list(position)
     places = torch.tensor(given)[:, None]
     states = capture(lm, batch, "layers.*.resid_post", positions=places).stack(

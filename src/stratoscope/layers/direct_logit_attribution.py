@@ -59,7 +59,13 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     """
     _refuse(lm)
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, foil)
+    asked = target(
+        lm,
+        batch,
+        answer,
+        foil,
+        single="what components write adds up to logits, not to log probabilities",
+    )
     ends = ("layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post")
     points = ("attn.z", "attn.out", "mlp.out", *(("cross.out",) if lm.family.source else ()))
     sites = [*(f"layers.*.{point}" for point in points), *ends]

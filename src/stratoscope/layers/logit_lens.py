@@ -77,7 +77,7 @@ def measure(
     if not 1 <= top <= lm.dims.vocab:
         raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer)
+    asked = target(lm, batch, answer, single="each layer is read as the next token")
     real, depths = batch.text[1], lm.dims.layers + 1
     shape = (len(batch), depths, real.shape[1])
     _refuse_too_large(lm, batch, top)

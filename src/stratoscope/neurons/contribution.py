@@ -71,7 +71,13 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     neurons = lm.layout.resolve("layers.*.mlp.act")
     seen = capture(lm, batch, "layers.*.mlp.act", last, positions=-1)
-    asked = target(lm, batch, answer, foil)
+    asked = target(
+        lm,
+        batch,
+        answer,
+        foil,
+        single="what neurons write adds up to logits, not to log probabilities",
+    )
     unembed = lm.weight("logits")
     towards = unembed[asked.answer].double() - unembed[asked.foil].double()
     towards = before_norm(final_norm(lm, seen[last]), towards)

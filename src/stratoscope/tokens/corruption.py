@@ -67,7 +67,7 @@ def measure(
     Raises InputError when a prompt has no token that can be exchanged.
     """
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, foil)
+    asked = target(lm, batch, answer, foil, single="the corrupt prompt is chosen by its next token")
     if importance is None:
         words = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
         importance = occlusion.measure(lm, batch, **words)["attribution"]

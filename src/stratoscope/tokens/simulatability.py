@@ -30,8 +30,9 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from stratoscope.engine.entry import ENTRY, entry, evidence
-from stratoscope.engine.intervene import intervene, replaced
-from stratoscope.engine.metric import Words, last_logits, target
+from stratoscope.engine.intervene import replaced
+from stratoscope.engine.metric import Words
+from stratoscope.engine.sequence import swept, target
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -129,9 +130,10 @@ def measure(
         raise InputError(f"width={width}, count={count}, ask={ask}: each must be at least 1.")
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
-    words: dict[str, Any] = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
     with torch.enable_grad():
-        found = gradient_times_input.measure(lm, batch, **words) if saliency is None else saliency
+        found = (
+            gradient_times_input.measure(lm, batch, **asked.words) if saliency is None else saliency
+        )
     array = found["attribution"] if isinstance(found, xr.Dataset) else found
     if set(array.dims) != {"example", "position"} or array.size != batch.mask.numel():
         raise InputError(
@@ -150,21 +152,22 @@ def measure(
         told["null_"].append(
             (values, anywhere(values, width, count, np.random.default_rng([seed, row])))
         )
-    out: dict[str, Any] = {
-        "logit_difference": (("example",), asked.difference(last_logits(lm, batch).float()))
-    }
+    out: dict[str, Any] = {}
+    cells = [replaced(ENTRY, x)]  # changes nothing: the difference of the whole prompt
     for before, rows in told.items():
         shown = np.zeros_like(real)
         for row, (_, cited) in enumerate(rows):
             shown[row, [p for span in cited for p in span]] = True
         keep = torch.as_tensor(shown | question).to(x.device)[..., None]
-        with intervene(lm, replaced(ENTRY, torch.where(keep, x, blank))):
-            out[f"{before}kept"] = (("example",), asked.difference(last_logits(lm, batch).float()))
+        cells.append(replaced(ENTRY, torch.where(keep, x, blank)))
         out[f"{before}coverage"] = (
             ("example",),
             [coverage(values, cited) for values, cited in rows],
         )
         out[f"{before}cited"] = (("example", "position"), shown)
+    names = ("logit_difference", "kept", "null_kept")
+    found_by = dict(zip(names, swept(lm, batch, cells, asked)))
+    out |= {name: (("example",), values.float()) for name, values in found_by.items()}
     return dataset(
         out,
         method="tokens.simulatability",

@@ -25,7 +25,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.engine.metric import Target, Words, last_logits
+from stratoscope.engine.sequence import target, unchanged
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -145,8 +146,7 @@ def measure(
         raise InputError(f"top={top}: cite at least one token.")
     batch = lm.batch(inputs)
     asked = target(lm, batch, answer, foil)
-    words: dict[str, Any] = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
-    first = occlusion.measure(lm, batch, **words) if saliency is None else saliency
+    first = occlusion.measure(lm, batch, **asked.words) if saliency is None else saliency
     method = str(first.attrs.get("method", ""))
     against = "" if second is None else str(second.attrs.get("method", ""))
     maps = _map(first, batch, asked)
@@ -215,11 +215,12 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
         "token": [token_text(lm.tokenizer, int(i)) for i in best.indices],
         "probability": best.values.tolist(),
     }
-    found["logit_difference"] = asked.difference(logits).tolist()
+    found["logit_difference"] = unchanged(lm, batch, asked, logits).tolist()
+    score = "log probability" if asked.tokens else "logit"
     place = "next token" if lm.family.towers[""].causal else "token at the last position"
     text = [
         f"The most likely {place} is {quoted(token)} (probability {chance(probability)}). The "
-        "logit of the answer "
+        f"{score} of the answer "
         f"{quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil "
         f"{quoted(foil)}."
         for token, probability, d, answer, foil in zip(
