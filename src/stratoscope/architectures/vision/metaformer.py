@@ -87,6 +87,7 @@ def family(config: MetaFormerConfig) -> Family:
     tower = Tower(
         layers="layers",
         embed="patches.0",
+        takes="pixel_values",
         final_norm="norm",
         points=RESIDUAL_POINTS
         | {
@@ -104,7 +105,7 @@ def family(config: MetaFormerConfig) -> Family:
             "this mixer is no attention; what it writes is mix.out",
         ),
     )
-    return Family("metaformer", {"": tower}, head=(), vision_only=True)
+    return Family("metaformer", {"": tower}, head=())
 
 
 class Patches(nn.Module):
