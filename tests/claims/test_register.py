@@ -58,7 +58,7 @@ def registered(*, seeds: str = "0-2") -> None:
     words = ["claim", "llm-drop", "--register", "--seeds", seeds]
     done = CliRunner().invoke(cli.main, words)
     assert done.exit_code == 0, done.stderr
-    assert "Commit that file, then measure." in done.output
+    assert "Commit that file, then measure." in " ".join(done.output.split())
 
 
 def test_what_is_written_down(git: Git) -> None:
@@ -98,6 +98,28 @@ def test_what_was_changed_since_is_exploratory(git: Git, old: str, new: str, kep
     assert measure().registered == ""  # the source differs from the commit
     commit(git)
     assert bool(measure().registered) is kept
+
+
+def test_a_seed_that_is_known_cannot_be_registered(git: Git) -> None:
+    """Also where the words were others then: who has seen a result does not foretell it."""
+    old = dataclasses.replace(measure(), expect="attention < mlp")
+    verdicts.append(old, [papers.FOLDER / "verdicts"])
+    registered()
+    [line] = (papers.FOLDER / "registrations" / "llm-drop.jsonl").read_text().splitlines()
+    assert json.loads(line)["seeds"] == [1, 2]
+    done = CliRunner().invoke(cli.main, ["claim", "llm-drop", "--register", "--seeds", "0"])
+    assert done.exit_code == 2
+    assert "what is known cannot be registered" in " ".join(done.stderr.split())
+
+
+def test_a_source_that_differs_from_the_commit_is_exploratory(git: Git) -> None:
+    """The claim is as it was registered, and what it calls is not what was committed."""
+    registered()
+    commit(git)
+    (papers.FOLDER.parent / "engine.py").write_text("changed = 1")
+    assert measure().registered == ""
+    commit(git)
+    assert measure().registered
 
 
 def test_verdicts_beside_it_are_no_change_of_the_source(git: Git) -> None:

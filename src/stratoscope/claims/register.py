@@ -32,19 +32,30 @@ FOLDER = "registrations"
 NOT_YET = "0" * 40  # what git calls a line that is not committed
 
 
-def write(paper: Paper, claims: Iterable[Claim], seeds: Sequence[int]) -> Path:
+def write(
+    paper: Paper, claims: Iterable[Claim], seeds: Sequence[int], known: Iterable[Verdict] = ()
+) -> Path:
     """Register claims for these seeds, each on its subject; return the file, which is to be
     committed.
 
-    Raises ClaimError when it cannot be written.
+    known: verdicts that there are. A seed on which the claim was measured before, by whatever
+    words, is left out: what is known already cannot be foretold. Raises ClaimError when no seed is
+    left, or the file cannot be written.
     """
     file = file_of(paper)
+    seen = {(verdict.claim, verdict.subject, verdict.seed) for verdict in known}
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for claim in claims:
+        free = [seed for seed in seeds if (claim.name, claim.subject, seed) not in seen]
+        if not free:
+            raise ClaimError(
+                f"{claim.name} was measured on {claim.subject} on all of the seeds "
+                f"{', '.join(map(str, seeds))}: what is known cannot be registered. Take others."
+            )
         said = {"key": paper.key, "claim": claim.name, "subject": claim.subject}
         said |= {"digest": digest(paper, claim), "expect": claim.expect}
         said |= {"direction": claim.direction, "valid": claim.valid, "we_expect": claim.we_expect}
-        said |= {"null": dict(claim.null), "n": claim.n, "seeds": list(seeds), "date": now}
+        said |= {"null": dict(claim.null), "n": claim.n, "seeds": free, "date": now}
         try:
             verdicts.add(file, (json.dumps(said, ensure_ascii=False) + "\n").encode())
         except OSError as error:

@@ -175,12 +175,16 @@ def _on(paper: Paper, claims: list[Claim], model: str) -> list[Claim]:
 
 
 def _register(paper: Paper, claims: list[Claim], seeds: str) -> None:
-    from stratoscope.claims import due, register
+    from stratoscope.claims import due, ledger, register
 
-    file = register.write(paper, claims, due.read_seeds(seeds))
+    known = ledger.atlas().find(paper.key).verdicts
+    file = register.write(paper, claims, due.read_seeds(seeds), known)
     for claim in claims:
         click.echo(f"  {claim.name} on {claim.subject}: {claim.expect}")
-    click.echo(f"Registered for seeds {seeds} in {file}. Commit that file, then measure.")
+    click.echo(
+        f"Registered in {file}, for those of the seeds {seeds} on which nothing is known. Commit "
+        "that file, then measure."
+    )
 
 
 def _measure(
