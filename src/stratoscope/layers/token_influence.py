@@ -108,7 +108,7 @@ def measure(
             norm, error = jacobian_norms(written, read, signs)
             found.append(norm.detach().float().cpu())
             errors.append(error.detach().float().cpu())
-    return _labelled(lm, batch, sites, found, errors, {"probes": probes, "seed": seed})
+    return _labelled(lm, batch, sites, found, errors, probes=probes, seed=seed)
 
 
 def _mixers(lm: LM, layers: Sequence[int] | None) -> list[Site]:
@@ -176,7 +176,9 @@ def _labelled(
     sites: Sequence[Site],
     found: Sequence[Tensor],
     errors: Sequence[Tensor],
-    settings: dict[str, Any],
+    *,
+    probes: int | None,
+    seed: int,
 ) -> xr.Dataset:
     if len({x.shape for x in found}) > 1:
         raise SiteError(
@@ -198,6 +200,7 @@ def _labelled(
         {name: (axes, x) for name, x in values.items()},
         method="layers.token_influence",
         provenance=lm.provenance,
-        settings=settings,
+        settings={"probes": probes},
+        seed=seed,
         coords=coords,
     )
