@@ -190,8 +190,12 @@ def test_an_encoder_keeps_its_end() -> None:
     assert lm.batch("a b").ids.tolist() == [[0, 4, 5, 1]]
     assert (
         "fills in masked tokens; its prediction is read at the last token of each prompt ('</s>')"
-        in (next_token.measure(lm, "a <mask> b", answer="a", foil="b").attrs["notes"])
+        in (next_token.measure(lm, "a b", answer="a", foil="b").attrs["notes"])
     )
+    asked = lm.batch("a <mask> b")  # read at the mask: nothing to say
+    assert next_token.measure(lm, asked, answer="a", foil="b").attrs["notes"] == ""
+    place = int((asked.ids[0] == lm.tokenizer.mask_token_id).nonzero())
+    assert tiny.gap(last_logits(lm, asked)[0], alone(lm.model, asked.ids[0].tolist())[place]) < 1e-5
     headless = wrap(tiny.model("bert_base"), words("<s> $A </s>"))
     assert headless.batch("a b").ids.tolist() == [[0, 4, 5, 1]]
 

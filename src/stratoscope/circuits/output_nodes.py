@@ -43,6 +43,7 @@ from stratoscope.engine.wiring import wiring
 from stratoscope.engine.writes import final_norm
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
+from stratoscope.models.run import Each
 from stratoscope.results import dataset
 
 NULL = "as many heads and MLPs drawn at random"
@@ -100,7 +101,10 @@ def measure(
         single="what components write adds up to logits, not to log probabilities",
     )
     points = ["layers.*.attn.z", "layers.*.mlp.out", f"layers.{wires.layers - 1}.resid_post"]
-    base, source = (capture(lm, batch, *points, positions=-1) for batch in (both.base, both.source))
+    read = lm.readout.place(both.base)
+    base, source = (
+        capture(lm, batch, *points, positions=read) for batch in (both.base, both.source)
+    )
     gap = both.clean_difference - both.corrupt_difference
     written = _direct(lm, source, both.target) - _direct(lm, base, both.target)
     direct = written.cpu() / gap[:, None]
@@ -108,7 +112,7 @@ def measure(
     generator = np.random.default_rng(seed)
     rivals = [generator.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
     cells = [
-        _patch(source, [names[n] for n in order[: k + 1]])
+        _patch(source, [names[n] for n in order[: k + 1]], read)
         for order in (chosen, *rivals)
         for k in range(len(order))
     ]
@@ -166,8 +170,8 @@ def _chosen(nodes: int | Sequence[str], names: list[str], strength: Tensor) -> l
     return [names.index(name) for name in nodes]
 
 
-def _patch(source: Trace, nodes: Sequence[str]) -> list[Intervention]:
-    """The nodes' clean values at the last token, all heads of a layer in one intervention."""
+def _patch(source: Trace, nodes: Sequence[str], read: int | Each) -> list[Intervention]:
+    """The nodes' clean values where the answer is read; a layer's heads in one intervention."""
     heads: dict[int, list[int]] = {}
     changes = []
     for name in nodes:
@@ -176,10 +180,10 @@ def _patch(source: Trace, nodes: Sequence[str]) -> list[Intervention]:
             heads.setdefault(int(layer), []).append(int(head))
         else:
             site = f"layers.{name.removeprefix('L').removesuffix(' mlp')}.mlp.out"
-            changes.append(replaced(site, source[site][:, None], positions=-1))
+            changes.append(replaced(site, source[site][:, None], positions=read))
     for layer, units in heads.items():
         z = source[f"layers.{layer}.attn.z"]
         changes.append(
-            replaced(f"layers.{layer}.attn.z", z[:, None, units], units=units, positions=-1)
+            replaced(f"layers.{layer}.attn.z", z[:, None, units], units=units, positions=read)
         )
     return changes

@@ -117,7 +117,7 @@ def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
         return logits
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     # one position is kept, not all: the last layer's stream of many prompts is large
-    where = lm.readout.position if lm.readout.single else None
+    where = lm.readout.place(batch) if lm.readout.single else None
     final = capture(lm, batch, last, positions=where)[last]
     logits = lm.readout(final) if lm.readout.single else lm.readout.of(final, batch)
     finite.refuse({"the model's logits": logits})

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from stratoscope.errors import InputError
-from stratoscope.models.run import Run
+from stratoscope.models.run import Each, Run
 from stratoscope.models.sites import Site
 
-Positions = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+Positions = int | Each | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 
 
 def run_at(site: Site, run: Run, word: str = "position") -> Run:
@@ -53,6 +53,7 @@ def as_index(positions: Positions) -> Tensor:
     """Positions as integers, (k,) or (example, k). Raises InputError for anything else."""
     try:
         index = torch.as_tensor(positions)
+        index = index[:, None] if isinstance(positions, Each) else index
     except (TypeError, ValueError):
         index = torch.empty(0, dtype=torch.float)
     if index.is_floating_point() or index.numel() == 0 or index.ndim > 2:

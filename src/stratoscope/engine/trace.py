@@ -31,7 +31,7 @@ from stratoscope.engine.select import (
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
-from stratoscope.models.run import Run
+from stratoscope.models.run import Each, Run
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward
 
@@ -149,7 +149,7 @@ class Trace:
                 else position_index(at, run, len(x), width)
             )
             x = take(x, axis, index)
-            x = x.squeeze(axis) if isinstance(at, int) else x
+            x = x.squeeze(axis) if isinstance(at, int | Each) else x
         # a copy: the model may overwrite its tensor in place later, and a view would keep the whole
         # of it alive
         kept = x if self.grad else x.detach().clone()
@@ -163,7 +163,7 @@ class Trace:
     def _refuse_too_large(self, run: Run) -> None:
         if run.batch is None:
             return
-        kept = None if self.positions is None else max(1, as_index(self.positions).numel())
+        kept = None if self.positions is None else as_index(self.positions).shape[-1:].numel()
         needed = predicted(self.lm, self.sites, run.batch, kept) + working(
             self.lm, self.sites, run.batch
         )

@@ -55,7 +55,7 @@ def final_norm(lm: LM, resid: Float[Tensor, "*rows dim"]) -> FrozenNorm:
 
 
 def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
-    """What outer changes of the stream itself add to it at each example's last token, or None.
+    """What outer changes of the stream itself add to it where each example is read, or None.
 
     Beside the embedding's, heads' and MLPs' writes as they come out changed; together with those it
     sums to the stream.
@@ -68,7 +68,7 @@ def added_outside(lm: LM, batch: Batch) -> Float[Tensor, "example dim"] | None:
     }
     if not here:
         return None
-    last, at = torch.arange(len(batch)), batch.lengths - 1
+    last, at = torch.arange(len(batch)), lm.readout.positions(batch)
     total = torch.zeros(len(batch), lm.dims.dim, dtype=torch.double, device=lm.model.device)
 
     def before(x: Tensor, run: Run) -> Tensor:

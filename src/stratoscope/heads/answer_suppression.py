@@ -75,7 +75,8 @@ def measure(
     asked = target(lm, batch, answer, single="what a head writes on one token's logit is judged")
     final = f"layers.{depth - 1}.resid_post"
     points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
-    seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=-1)
+    read = lm.readout.place(batch)
+    seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=read)
     z, mlp, before, after = (seen[f"{at}.{point}"] for point in points)
     norm, unembed = final_norm(lm, seen[final]), lm.weight("logits").double()
     towards = unembed[asked.answer] - unembed.mean(dim=0)
@@ -86,7 +87,7 @@ def measure(
 
     noise = random_like(z[None, :, None], torch.zeros_like(z)[None, :, None], seed)[0]
     cells = [
-        replaced(f"{at}.attn.z", value[:, :, head : head + 1], positions=-1, units=[head])
+        replaced(f"{at}.attn.z", value[:, :, head : head + 1], positions=read, units=[head])
         for value in (torch.zeros_like(noise), noise)
         for head in range(lm.dims.heads)
     ]

@@ -75,14 +75,15 @@ def measure(
     before = torch.arange(ids.shape[1], device=ids.device) < both.clean.lengths[:, None] - 1
     subject = torch.ne(ids, other) & before & mask
     sites = ("layers.*.attn.z", "layers.*.attn.pattern")
-    clean = capture(lm, both.clean, *sites, positions=-1)
+    read = lm.readout.place(both.clean)
+    clean = capture(lm, both.clean, *sites, positions=read)
     base = clean.stack(sites[0])[:, :, None]  # layer, example, position, head, head_dim
-    source = capture(lm, both.corrupt, sites[0], positions=-1).stack(sites[0])[:, :, None]
+    source = capture(lm, both.corrupt, sites[0], positions=read).stack(sites[0])[:, :, None]
     attention = attention_to(clean.stack(sites[1]).float(), subject)
     shape = (lm.dims.layers, lm.dims.heads)
     cells = [
         replaced(
-            f"layers.{layer}.attn.z", z[layer, :, :, head : head + 1], positions=-1, units=[head]
+            f"layers.{layer}.attn.z", z[layer, :, :, head : head + 1], positions=read, units=[head]
         )
         for z in (source, random_like(base, source, seed))
         for layer in range(shape[0])

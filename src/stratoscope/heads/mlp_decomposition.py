@@ -72,7 +72,8 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
     if len(batch) < 2:
         raise InputError("one prompt has no variation that parts could explain: give at least two.")
     points = ("resid_pre", "attn.z", "mlp.out")
-    seen = capture(lm, batch, *(f"layers.*.{point}" for point in points), positions=-1)
+    sites = [f"layers.*.{point}" for point in points]
+    seen = capture(lm, batch, *sites, positions=lm.readout.place(batch))
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for layer in range(lm.dims.layers):
         stream, z, out = (seen[f"layers.{layer}.{point}"] for point in points)

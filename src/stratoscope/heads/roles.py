@@ -148,7 +148,7 @@ def measure(
         )
     else:
         asked = target(
-            lm, batch, answer, foil, single="a role is what a head writes on one token's logit"
+            lm, batch, answer, foil, single="it is what heads write on one token's logit"
         )
         both = _on_prompts(lm, batch, asked)
         notes += asked.notes
@@ -216,7 +216,8 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
     answer."""
     final = f"layers.{lm.dims.layers - 1}.resid_post"
     values = capture(lm, batch, "layers.*.attn.v")
-    ends = capture(lm, batch, "layers.*.attn.pattern", "layers.*.attn.z", final, positions=-1)
+    sites = ("layers.*.attn.pattern", "layers.*.attn.z", final)
+    ends = capture(lm, batch, *sites, positions=lm.readout.place(batch))
     norm, unembed = final_norm(lm, ends[final]), lm.weight("logits").float()
     towards = unembed[asked.answer] - unembed[asked.foil]
     named = torch.eq(batch.ids, asked.answer.to(batch.ids.device)[:, None])

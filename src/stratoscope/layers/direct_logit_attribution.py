@@ -69,7 +69,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     ends = ("layers.0.resid_pre", f"layers.{lm.dims.layers - 1}.resid_post")
     points = ("attn.z", "attn.out", "mlp.out", *(("cross.out",) if lm.family.source else ()))
     sites = [*(f"layers.*.{point}" for point in points), *ends]
-    seen = capture(lm, batch, *sites, positions=lm.readout.position)
+    seen = capture(lm, batch, *sites, positions=lm.readout.place(batch))
     final = seen[sites[-1]]
     norm = final_norm(lm, final)
     unembed = lm.weight("logits").double()

@@ -18,7 +18,7 @@ from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
 from stratoscope.models.layout import Dims, Layout
 from stratoscope.models.provenance import Revision, changes
-from stratoscope.models.readout import Readout, find
+from stratoscope.models.readout import Readout, find, mask_token
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, refuse_compiled, taps_of
 from stratoscope.models.weights import matrix
@@ -129,13 +129,10 @@ class LM:
                 for name, value in self.family.per_token.items()
             }
             made = replace(made, extra=given | dict(made.extra))
-        if (
-            made.tokens
-            and not main.causal
-            and self.layout.family_head
-            and self.family.pooled is None
-        ):
-            made = replace(made, notes=(*made.notes, _read_at(made.tokens)))
+        named = self.layout.family_head and self.family.pooled is None
+        searched = self._readout is not None and self._readout.mask is not None
+        if made.tokens and not main.causal and (named or searched):
+            made = replace(made, notes=(*made.notes, *_read_at(made, mask_token(self))))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return made
@@ -227,10 +224,22 @@ class LM:
         return int(limit) - self.family.reserved_positions if limit else None
 
 
-def _read_at(tokens: tuple[tuple[str, ...], ...]) -> str:
-    """What is asked of a masked language model is not what follows a text: say where it is read."""
-    told = ", ".join(dict.fromkeys(repr(row[-1]) for row in tokens))
-    return (
-        "This model fills in masked tokens; its prediction is read at the last token of each "
-        f"prompt ({told:.60})."
+def _read_at(batch: Batch, mask: int | None) -> list[str]:
+    """What is asked of a masked language model is not what follows a text: say where it is read,
+    unless every prompt holds one mask token."""
+    marked = [0] * len(batch) if mask is None else (batch.text[0] == mask).sum(dim=1).tolist()
+    others = [row for row, count in zip(batch.tokens, marked) if count != 1]
+    if not others:
+        return []
+    told = ", ".join(dict.fromkeys(repr(row[-1]) for row in others))
+    which = "each prompt" if len(others) == len(batch) else "each prompt without a mask token"
+    said = (
+        f"This model fills in masked tokens; its prediction is read at the last token of {which} "
+        f"({told:.60})."
     )
+    if (most := max(marked)) > 1:
+        return [
+            f"{said} A prompt holds {most} mask tokens: leave the one that is asked for, and write "
+            "words in the place of the others."
+        ]
+    return [said if mask is None else f"{said} Put the mask token where a word is asked for."]

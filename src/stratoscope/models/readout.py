@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
+from stratoscope.models.run import Each
 from stratoscope.models.sites import Site
 from stratoscope.models.weights import shape
 
@@ -66,6 +67,7 @@ class Readout:
     names: tuple[str, ...] = ()
     softcap: float | None = None
     padding: int | None = None  # where "last" is read, the id that the model passes over
+    mask: int | None = None  # of a masked language model, the id of its mask token
     reason: str = ""
 
     @property
@@ -76,9 +78,17 @@ class Readout:
 
     @property
     def position(self) -> int:
-        """The position that is read, as `capture` and `intervene` take it: -1 (the last real token)
+        """The position that is read where no prompt says otherwise: -1 (the last real token)
         or 0."""
         return 0 if self.where == "first" else -1
+
+    def place(self, batch: Batch) -> int | Each:
+        """The position that is read, as `capture` and `intervene` take it: one for all examples
+        where one says it, else one for each."""
+        if self.mask is None or batch.ids is None or not self.single:
+            return self.position
+        at = self.positions(batch)
+        return -1 if bool((at == batch.lengths - 1).all()) else Each(at.tolist())
 
     @property
     def single(self) -> bool:
@@ -106,8 +116,9 @@ class Readout:
 
     def positions(self, batch: Batch) -> Tensor:
         """(example,) the position at which each example is read: where `where` is "every" that of
-        the next token, the last real one; of a picture its first patch. Raises SiteError where no
-        single position is read.
+        the next token, the last real one, or that of the mask token where a masked language model's
+        prompt holds exactly one; of a picture its first patch. Raises SiteError where no single
+        position is read.
         """
         if not self.single:
             raise SiteError(
@@ -125,7 +136,10 @@ class Readout:
                     "padding and passes over: "
                     f"take it off, or wrap the model with another `config.pad_token_id`."
                 )
-            return last
+            if self.mask is None or batch.ids is None:
+                return last
+            asked = (batch.ids == self.mask) & batch.mask
+            return torch.where(asked.sum(dim=1) == 1, asked.int().argmax(dim=1), last)
         held = batch.mask if batch.mask is not None else next(iter(batch.extra.values()))
         return torch.zeros(len(batch), dtype=torch.long, device=held.device)
 
@@ -153,10 +167,28 @@ def find(lm: LM) -> Readout:
         size = len(names) if pooled else sizes[0] if sizes else layout.dims[""].vocab
         kind: Kind = "classes" if pooled else "vocab"
         where: Where = "first" if pooled else "every"
-        return Readout(kind, where, size, layout.final_norm, tuple(layout.family_head), names, cap)
+        return Readout(
+            kind,
+            where,
+            size,
+            layout.final_norm,
+            tuple(layout.family_head),
+            names,
+            cap,
+            mask=None if pooled else mask_token(lm),
+        )
     if layout.base is model:
         return _vectors(lm)
     return search(lm)
+
+
+def mask_token(lm: LM) -> int | None:
+    """The id that a masked language model fills in; None for a causal model, or where no mask token
+    is known."""
+    if lm.family.towers[""].causal:
+        return None
+    known = getattr(lm.tokenizer, "mask_token_id", None)
+    return getattr(lm.layout.config(), "mask_token_id", None) if known is None else known
 
 
 def search(lm: LM) -> Readout:
@@ -334,7 +366,8 @@ def _same(got: Tensor, own: Tensor, batch: Batch) -> bool:
 def _named(lm: LM, where: Where, steps: tuple[Step, ...], own: Tensor) -> Readout:
     size, names = int(own.shape[-1]), _names(lm.model)
     if size == lm.dims.vocab and len(names) != size:
-        return Readout("vocab", where, size, lm.layout.final_norm, steps)
+        mask = mask_token(lm) if where == "every" else None
+        return Readout("vocab", where, size, lm.layout.final_norm, steps, mask=mask)
     if hasattr(lm.model, "qa_outputs") and size == 2:
         names = ("start", "end")
     kind: Kind = "values" if size == 1 else "classes"

@@ -14,6 +14,10 @@ from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 
 
+class Each(tuple[int, ...]):
+    """One position for each example: as a single position does, it drops the axis."""
+
+
 @dataclass(frozen=True)
 class Padding:
     """Where the tokens of a user's own call of the model stand: each row's first one and how many.

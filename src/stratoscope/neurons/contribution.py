@@ -70,7 +70,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         )
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     neurons = lm.layout.resolve("layers.*.mlp.act")
-    seen = capture(lm, batch, "layers.*.mlp.act", last, positions=-1)
+    seen = capture(lm, batch, "layers.*.mlp.act", last, positions=lm.readout.place(batch))
     asked = target(
         lm,
         batch,
