@@ -58,11 +58,12 @@ def _pair(
         {
             "effect": (("example", *dims), values[None]),
             "null": (("example", *dims), null[None]),
+            "bound": ("example", [np.abs(null).max()]),
             "clean_difference": ("example", [3.41]),
             "corrupt_difference": ("example", [-2.87]),
         },
         coords=text,
-        attrs={"answer": ANSWER, "foil": FOIL, "site": name, **attrs},
+        attrs={"answer": ANSWER, "foil": FOIL, "site": name, "draws": 20, **attrs},
     )
 
 

@@ -139,7 +139,7 @@ def test_findings_agree_with_the_data(whole):
     assert "token 10 “␣John” in layers 0 to" in text
     assert "then at token 17 “␣to” in layers" in text
     assert (
-        "6 heads exceed their null, the strongest L21H3 (+0.44), L14H5 (+0.31) and L17H1 (+0.22)"
+        "6 heads exceed chance, the strongest L21H3 (+0.44), L14H5 (+0.31) and L17H1 (+0.22)"
         in text
     )
     assert "Neuron 1203 of layer 28 writes +0.52" in text
@@ -347,7 +347,7 @@ def test_half_a_surrogate_pair_does_not_cost_the_report(make, tmp_path):
 def test_what_does_not_exceed_its_null_is_grey_in_tables_and_figures(make):
     made = make()
     found = made.results["heads.activation_patching"]
-    loud = found.assign(null=found["null"] * 0 + 0.25)  # L14H5 and L21H3 alone are above it
+    loud = found.assign(bound=found["bound"] * 0 + 0.25)  # L14H5 and L21H3 alone are above it
     results = {**made.results, "heads.activation_patching": loud}
     html = page.render(dataclasses.replace(made, results=results))
     table = html[html.index('<section id="heads">') : html.index('<section id="neurons">')]
@@ -394,5 +394,5 @@ def test_a_head_within_its_null_is_given_no_role_in_the_finding(make):
     made = make()
     assert "By their role scores" in section_of(made, "heads").finding
     found = made.results["heads.activation_patching"]
-    made.results["heads.activation_patching"] = found.assign(null=found["null"] * 0 + 9)
+    made.results["heads.activation_patching"] = found.assign(bound=found["bound"] * 0 + 9)
     assert "By their role scores" not in section_of(made, "heads").finding

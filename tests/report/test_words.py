@@ -1,4 +1,4 @@
-"""Sentences of the report on planted results: the verb fits, and nothing below its null is called a
+"""Sentences of the report on planted results: the verb fits; what chance reaches is no
 cause."""
 
 from __future__ import annotations
@@ -10,43 +10,41 @@ import xarray as xr
 from stratoscope.report import words
 
 
-def sweep(
-    effect: list[list[float]], null: list[list[float]], other: str = "head"
-) -> tuple[xr.DataArray, xr.DataArray]:
-    first, second = (xr.DataArray(np.array(v), dims=("layer", other)) for v in (effect, null))
-    axes = {name: range(size) for name, size in first.sizes.items()}
-    return first.assign_coords(axes), second.assign_coords(axes)
+def sweep(effect: list[list[float]], bound: float, other: str = "head") -> xr.Dataset:
+    """What patching gives of one example: 20 random draws, the largest of all places at `bound`."""
+    grid = xr.DataArray(np.array(effect), dims=("layer", other))
+    found = xr.Dataset({"effect": grid, "bound": bound}, attrs={"draws": 20})
+    return found.assign_coords({name: range(size) for name, size in grid.sizes.items()})
 
 
 @pytest.mark.parametrize(
-    ("effect", "null", "said"),
+    ("effect", "bound", "said"),
     [
         # README's second command before: 0.23 and 0.18 under a null of 0.34 were "caused by"
-        ([[0.23, 0.18]], [[0.34, 0.01]], "No head exceeds its null: the largest effect is +0.23 at "
-                                         "L0H0, and the null "
-         "reaches 0.34 in 2 draws."),
-        ([[0.10, 0.02]], [[-0.12, 0.0]], "No head exceeds its null: the largest effect is +0.10 at "
-                                         "L0H0, and the null "
-         "reaches 0.12 in 2 draws."),
-        ([[0.75, 0.02]], [[0.10, 0.0]], "One head exceeds its null: L0H0 (+0.75), where the null "
-                                        "reaches 0.10 in 2 draws."),
-        ([[0.3, -0.5], [0.1, 0.0]], [[0.05, 0.0], [0.0, 0.2]], "2 heads exceed their null: L0H1 "
-                                                               "(−0.50) and L0H0 (+0.30), "
-         "where the null reaches 0.20 in 4 draws."),
-        ([[0.3, 0.4, 0.5, 0.6]], [[0.1] * 4], "4 heads exceed their null, the strongest L0H3 "
-                                              "(+0.60), L0H2 (+0.50) and "
-         "L0H1 (+0.40), where the null reaches 0.10 in 4 draws."),
-        ([[np.nan, np.nan]], [[np.nan, np.nan]], ""),
+        ([[0.23, 0.18]], 0.34, "No head exceeds chance: the largest effect is +0.23 at L0H0, and "
+         "the largest of all heads reaches 0.34 in 20 random draws."),
+        ([[-0.10, 0.02]], 0.12, "No head exceeds chance: the largest effect is −0.10 at L0H0, and "
+         "the largest of all heads reaches 0.12 in 20 random draws."),
+        ([[0.75, 0.02]], 0.10, "One head exceeds chance: L0H0 (+0.75), where the largest of all "
+         "heads reaches 0.10 in 20 random draws."),
+        ([[0.3, -0.5], [0.1, 0.0]], 0.2, "2 heads exceed chance: L0H1 (−0.50) and L0H0 (+0.30), "
+         "where the largest of all heads reaches 0.20 in 20 random draws."),
+        ([[0.3, 0.4, 0.5, 0.6]], 0.1, "4 heads exceed chance, the strongest L0H3 (+0.60), L0H2 "
+         "(+0.50) and L0H1 (+0.40), where the largest of all heads reaches 0.10 in 20 random "
+         "draws."),
+        ([[np.nan, np.nan]], np.nan, ""),
     ],
 )  # fmt: skip
-def test_heads_are_causes_only_beyond_their_null(effect: list, null: list, said: str) -> None:
-    assert words.strongest_heads(*sweep(effect, null)) == said
+def test_heads_are_causes_only_beyond_chance(
+    effect: list[list[float]], bound: float, said: str
+) -> None:
+    assert words.strongest_heads(sweep(effect, bound)) == said
 
 
 def test_without_a_null_nothing_is_a_cause() -> None:
-    effect, null = sweep([[0.9, 0.1]], [[np.nan, np.nan]])
-    assert words.causes(effect, null) == []
-    assert "no null was drawn" in words.strongest_heads(effect, null)
+    found = sweep([[0.9, 0.1]], np.nan)
+    assert words.causes(found) == []
+    assert "no null was drawn" in words.strongest_heads(found)
 
 
 @pytest.mark.parametrize(
@@ -68,18 +66,20 @@ def test_the_verb_is_of_the_larger_half(raises: float, lowers: float, said: str)
 
 
 @pytest.mark.parametrize(
-    ("effect", "null", "said"),
+    ("effect", "bound", "said"),
     [
-        ([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.0, 0.9]], [[0.1, 0.1]] * 4,
+        ([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.0, 0.9]], 0.1,
          "The residual stream restores most at token 0 “0” in layers 0 to 1, then at token 1 “1” "
          "in layers 2 to 3."),
-        ([[0.09, 0.0], [0.05, 0.0]], [[0.1, 0.1]] * 2,
-         "No token’s residual stream restores more than its null in any layer: the null reaches "
-         "0.10 in 4 draws."),
+        ([[0.09, 0.0], [0.05, 0.0]], 0.1,
+         "No token’s residual stream restores more than chance in any layer: the largest of all "
+         "places reaches 0.10 in 20 random draws."),
     ],
 )  # fmt: skip
-def test_tokens_carry_only_what_exceeds_their_null(effect: list, null: list, said: str) -> None:
-    assert words.carried(*sweep(effect, null, "position")) == said
+def test_tokens_carry_only_what_is_beyond_chance(
+    effect: list[list[float]], bound: float, said: str
+) -> None:
+    assert words.carried(sweep(effect, bound, "position")) == said
 
 
 INDUCTION = {"previous_token": (0.05, 0.05, 0.05), "induction": (0.7, 0.03, 0.03)}

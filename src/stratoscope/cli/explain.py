@@ -251,13 +251,13 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
         error = f"all sum to the difference, error {float(direct.residual_error):.0e}"
         rows.append(("written by", f"{words.writers(direct, found.answer, found.foil)} ({error})"))
     if (heads := found.one("heads.activation_patching")) is not None:
-        clear = words.causes(heads.effect, heads.null, 5)
+        clear = words.causes(heads, 5)
         names = ", ".join(f"{words.head_name(place)} {place['value']:+.0%}" for place in clear)
-        reach = f"(beyond the null, which reaches {words.bound(heads.null):.0%})"
+        reach = f"(beyond chance: {words.drawn(heads)})"
         rows.append(
             (
                 "caused by",
-                f"{names}  {reach}" if names else words.strongest_heads(heads.effect, heads.null),
+                f"{names}  {reach}" if names else words.strongest_heads(heads),
             )
         )
     if found.corrupt_prompt is not None:

@@ -12,7 +12,8 @@ clean prediction. direction="noise" runs the other way: clean with one corrupt v
 lost, 1 everything.
 
 null: the same sweep with, at each place, a random direction as long as the clean vector is far from
-the corrupt one.
+the corrupt one. bound: the largest |null| of all places in `draws` such sweeps (`engine.chance`);
+were all places chance, the largest effect would exceed it in 1 of draws + 1 cases.
 Reads as: where and when the information that tells the two prompts apart passes. Does not show
 which component put it there, and says nothing about information that both prompts share.
 """
@@ -24,11 +25,12 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
+from torch import Tensor
 
-from stratoscope.engine.intervene import replaced
+from stratoscope.engine.chance import patched
+from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Words
-from stratoscope.engine.pair import pair, random_like
-from stratoscope.engine.sequence import swept
+from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress
 from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
@@ -38,6 +40,7 @@ NULL = (
     "at each place a random direction, as long as the difference between the clean and the "
     "corrupt vector there"
 )
+EXACTLY = 480  # cells of further draws that are swept: large changes are guessed less well
 
 
 @torch.no_grad()
@@ -50,49 +53,60 @@ def measure(
     foil: Words = None,
     site: str = "resid_pre",
     direction: Literal["denoise", "noise"] = "denoise",
+    draws: int = 24,
     seed: int = 0,
     save: str | Path | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Effect and null at every layer and position: (example, layer, position), NaN at padding.
+    """Effect and null at every layer and position (example, layer, position), NaN at padding, and
+    the bound (example).
 
     inputs: clean prompts. corrupt: as many prompts, of the same token length each. answer, foil:
     default the clean run's top token, and the corrupt run's; `metric.Whole` texts are scored with
-    all their tokens. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. seed: of the
-    null. save: a file that keeps what is finished, so that an interrupted sweep goes on. Raises
-    InputError when prompts differ in length, or when both runs give the same logit difference.
+    all their tokens. site: resid_pre, resid_mid, resid_post, attn.out or mlp.out. draws: of the
+    bound; 24 make it one of 5 %. seed: of the null. save: a file that keeps what is finished, so
+    that an interrupted sweep goes on. Raises InputError when prompts differ in length, or when both
+    runs give the same logit difference.
     """
     both = pair(lm, inputs, corrupt, answer, foil, direction)
     name = f"layers.*.{site}"
     base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
-    noise = random_like(base, source, seed)
-    shape = (lm.dims.layers, base.shape[2])
-    has = [
-        (both.base.lengths > p).nonzero()[:, 0].tolist() for p in range(shape[1])
-    ]  # examples that reach position p
-    cells = [
-        replaced(
-            f"layers.{layer}.{site}",
-            vectors[layer, has[p], p : p + 1],
-            positions=p,
-            examples=has[p],
-        )
-        for vectors in (source, noise)
-        for layer in range(shape[0])
-        for p in range(shape[1])
-    ]
-    difference = swept(lm, both.base, cells, both.target, save=save, progress=progress)
-    effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
+    layers = range(lm.dims.layers)
+
+    def patch(layer: int, position: int, vectors: Tensor, examples: list[int]) -> Intervention:
+        value = vectors[examples, position : position + 1]
+        place = f"layers.{layer}.{site}"
+        return replaced(place, value, positions=position, examples=examples)
+
+    effect, null, bound = patched(
+        lm,
+        both,
+        base,
+        source,
+        [f"layers.{layer}.{site}" for layer in layers],
+        patch,
+        exactly=EXACTLY,
+        draws=draws,
+        seed=seed,
+        save=save,
+        progress=progress,
+    )
     axes = ("example", "layer", "position")
     gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None].to(effect.device)
     return dataset(
-        {"effect": (axes, effect + gap), "null": (axes, null + gap)} | both.differences,
+        {
+            "effect": (axes, effect + gap),
+            "null": (axes, null + gap),
+            "bound": (axes[:1], bound),
+        }
+        | both.differences,
         method="layers.activation_patching",
         provenance=lm.provenance,
-        settings={"site": site, "direction": direction},
+        settings={"site": site, "direction": direction, "draws": draws},
         seed=seed,
-        coords=both.coords | {"layer": list(range(lm.dims.layers))},
+        coords=both.coords | {"layer": list(layers)},
         site=site,
         null_kind=NULL,
+        draws=draws,
         notes=both.notes(null),
     )

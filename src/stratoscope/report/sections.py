@@ -186,15 +186,15 @@ def _patching(e: Explanation) -> Section:
             "column": cell,
             "width": cell * found.sizes[x] + 92,
         }
-        how["quiet"] = words.bound(null)
+        how["quiet"] = chance = words.bound(found)
         section.panels[key] = [
             _map(effect, x, "layer", f"Effect of the {what}", unit="effect", **how),
             _map(null, x, "layer", "The null, on the same colour scale", unit="null", **how),
         ]
-        chance = words.bound(null)
         section.more[key] = {
             "limit": how["limit"],
             "chance": chance,
+            "draws": int(found.attrs["draws"]),
             "beyond": int((np.abs(effect.values) > chance).sum()),
             "cells": int(np.isfinite(effect.values).sum()),
             "site": found.attrs.get("site", ""),
@@ -205,7 +205,7 @@ def _patching(e: Explanation) -> Section:
         if "corrupt_text" in found.coords:
             pair = (found[name].values.tolist() for name in ("text", "corrupt_text"))
             section.more["pairs"] = list(itertools.zip_longest(*pair, fillvalue=""))
-        said.append((words.carried if x == "position" else words.strongest_heads)(effect, null))
+        said.append((words.carried if x == "position" else words.strongest_heads)(found))
     section.finding = " ".join(text for text in said if text)
     return section
 
@@ -230,7 +230,7 @@ def _heads(e: Explanation) -> Section:
     for at in _places(effects, written):
         row: dict[str, Any] = {"name": words.head_name(at), "at": at}
         row["effect"] = float(choose.pick(effects["effect"], **at)) if effects is not None else None
-        row["beyond"] = effects is None or abs(row["effect"]) > words.bound(effects["null"])
+        row["beyond"] = effects is None or abs(row["effect"]) > words.bound(effects)
         row |= {name: float(choose.pick(grid, **at)) for name, grid in (written or {}).items()}
         scores = _scores(roles, at) if roles is not None else {}
         row["roles"] = list(scores.values())
@@ -250,7 +250,7 @@ def _heads(e: Explanation) -> Section:
             _pattern(choose.pick(pattern, **row["at"]), row) for row in rows
         ]
     if effects is not None:
-        section.finding = words.strongest_heads(effects["effect"], effects["null"])
+        section.finding = words.strongest_heads(effects)
     if known := [(row["name"], row["role"]) for row in rows if row["role"] and row["beyond"]]:
         section.finding += f" By their role scores, {words.are(known[:4])}."
     return section
@@ -308,7 +308,7 @@ def _neurons(e: Explanation) -> Section:
             for place in choose.strongest(measured["contribution"], TOP_NEURONS)
         ]
     null = clamp.get("null_change") if clamp is not None else None
-    chance = words.bound(null) if null is not None else float("nan")
+    chance = choose.peak(null) if null is not None else float("nan")
     rows = []
     for layer, neuron in units[:TOP_NEURONS]:
         row: dict[str, Any] = {"layer": layer, "neuron": neuron, "promoted": [], "suppressed": []}

@@ -1,9 +1,10 @@
 """What the report and the terminal say of numbers: the verb that fits, and what may be called a
 cause.
 
-An effect is called a cause only when it is larger than every draw of its null, over all heads (or
-layers and tokens) of the sweep: of n draws, one more passes all others in one case of n + 1.
-Anything smaller is shown in grey and named in no sentence. A role is given to a head only when its
+An effect is called a cause only when it is beyond the bound of its sweep: what the largest of all
+heads (or layers and tokens) reaches in 24 random draws (`engine.chance`). Were all of them chance,
+any at all would be named in 5 % of reports. Anything smaller is shown in grey and named in no
+sentence. A role is given to a head only when its
 score is clear of the score's own null and what the head writes goes the role's way.
 """
 
@@ -39,49 +40,48 @@ def head_name(place: Mapping[str, Any]) -> str:
     return f"L{place['layer']}H{place['head']}"
 
 
-def bound(null: xr.DataArray) -> float:
-    """What an effect must exceed to be called a cause: the largest draw of the null; NaN without
-    one."""
-    return choose.peak(null)
+def bound(patched: xr.Dataset) -> float:
+    """What an effect of a patching sweep (of one example) must exceed to be called a cause; NaN
+    without a null."""
+    return float(patched["bound"])
 
 
-def causes(effect: xr.DataArray, null: xr.DataArray, n: int | None = None) -> list[dict[str, Any]]:
-    """The entries of an effect that exceed the null's bound, strongest first (at most n)."""
+def causes(patched: xr.Dataset, n: int | None = None) -> list[dict[str, Any]]:
+    """The effects beyond the bound, strongest first (at most n)."""
+    effect = patched["effect"]
     return [
         place
         for place in choose.strongest(effect, n or effect.size)
-        if abs(place["value"]) > bound(null)
+        if abs(place["value"]) > bound(patched)
     ]
 
 
-def drawn(null: xr.DataArray) -> str:
-    """How high the null reaches, and in how many draws."""
-    count = int(np.isfinite(null.values).sum())
-    return (
-        f"the null reaches {number(bound(null), sign=False)} in {count:,} draws"
-        if count
-        else "no null was drawn"
-    )
+def drawn(patched: xr.Dataset, what: str = "heads") -> str:
+    """How high chance reaches, and in how many draws."""
+    if not np.isfinite(bound(patched)):
+        return "no null was drawn"
+    height, draws = number(bound(patched), sign=False), int(patched.attrs["draws"])
+    return f"the largest of all {what} reaches {height} in {draws} random draws"
 
 
-def strongest_heads(effect: xr.DataArray, null: xr.DataArray) -> str:
+def strongest_heads(patched: xr.Dataset) -> str:
     """Which heads are causes, up to three; that none is, where none is."""
-    found = causes(effect, null)
-    for best in choose.strongest(effect, 1):
+    found = causes(patched)
+    for best in choose.strongest(patched["effect"], 1):
         if not found:
             largest = f"the largest effect is {number(best['value'])} at {head_name(best)}"
-            return f"No head exceeds its null: {largest}, and {drawn(null)}."
+            return f"No head exceeds chance: {largest}, and {drawn(patched)}."
         named = listed([f"{head_name(place)} ({number(place['value'])})" for place in found[:3]])
         if len(found) == 1:
-            return f"One head exceeds its null: {named}, where {drawn(null)}."
+            return f"One head exceeds chance: {named}, where {drawn(patched)}."
         which = ":" if len(found) <= 3 else ", the strongest"
-        return f"{len(found)} heads exceed their null{which} {named}, where {drawn(null)}."
+        return f"{len(found)} heads exceed chance{which} {named}, where {drawn(patched)}."
     return ""
 
 
-def carried(effect: xr.DataArray, null: xr.DataArray) -> str:
-    """Which token has the largest effect in which run of layers, where that exceeds the null."""
-    grid, chance = effect.transpose("layer", "position"), bound(null)
+def carried(patched: xr.Dataset) -> str:
+    """Which token has the largest effect in which run of layers, where that is beyond chance."""
+    grid, chance = patched["effect"].transpose("layer", "position"), bound(patched)
     if not np.isfinite(grid.values).any():
         return ""
     layers, best = (
@@ -91,7 +91,8 @@ def carried(effect: xr.DataArray, null: xr.DataArray) -> str:
     clear = grid.values[np.arange(len(layers)), best] > chance
     if not clear.any():
         return (
-            f"No token’s residual stream restores more than its null in any layer: {drawn(null)}."
+            "No token’s residual stream restores more than chance in any layer: "
+            f"{drawn(patched, 'places')}."
         )
     runs = []
     stations = zip(best.tolist(), clear.tolist(), layers)
