@@ -14,7 +14,6 @@ from scipy import stats
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from models import tiny
 from stratoscope.engine import chance
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Whole
@@ -26,6 +25,7 @@ from stratoscope.heads import activation_patching as heads
 from stratoscope.lab import planted
 from stratoscope.layers import activation_patching as layers
 from stratoscope.models import LM, wrap
+from support import tiny
 
 ROWS = [[3, 14, 15, 92, 65, 35, 89, 79], [38, 46, 26, 43, 3]]
 CORRUPT = [[3, 14, 77, 92, 65, 35, 80, 79], [38, 11, 26, 43, 3]]

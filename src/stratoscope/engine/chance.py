@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stratoscope.engine import outside, sequence
+from stratoscope.engine.continued import continued
 from stratoscope.engine.gradients import gradients
 from stratoscope.engine.intervene import Intervention
 from stratoscope.engine.metric import Target
@@ -136,7 +137,7 @@ def _slopes(
     work outside that may name examples, and where prompts bring more than tokens.
     """
     if asked.tokens:
-        longer = sequence.continued(lm, batch, asked)
+        longer = continued(lm, batch, asked)
         rows, example, metric = longer.batch, longer.example.tolist(), longer.metric
     else:
         rows, example, metric = batch, list(range(len(batch))), asked.difference

@@ -4,8 +4,8 @@ cause.
 An effect is called a cause only when it is beyond the bound of its sweep: what the largest of all
 heads (or layers and tokens) reaches in 24 random draws (`engine.chance`). Were all of them chance,
 any at all would be named in 5 % of reports. Anything smaller is shown in grey and named in no
-sentence. A role is given to a head only when its
-score is clear of the score's own null and what the head writes goes the role's way.
+sentence. A role is given to a head only when its score is clear of the score's own null and what
+the head writes goes the role's way.
 """
 
 from __future__ import annotations
