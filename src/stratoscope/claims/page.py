@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from stratoscope import catalogue
-from stratoscope.claims import code, figure, words
+from stratoscope.claims import code, draw, figure, forest, words
 from stratoscope.claims.claim import Claim
 from stratoscope.claims.draw import short
 from stratoscope.claims.ledger import Entry
@@ -68,6 +69,32 @@ def picture(verdict: Verdict) -> str:
     return f"figures/{verdict.key}.{verdict.claim}.{name}.svg"
 
 
+def pictures(entry: Entry, paper: Paper) -> dict[str, Callable[[], str]]:
+    """How each picture of the page is drawn, by its file."""
+    found: dict[str, Callable[[], str]] = {}
+    for claims in paper.statements():
+        if (drawn := _forest(entry, claims)) and claims[0].tier != "identity":
+            found[_forest_file(entry, claims, drawn)] = partial(str, drawn)
+        for verdict in filter(None, map(entry.verdict, claims)):
+            if verdict.figure:
+                found[picture(verdict)] = partial(_figure, verdict)
+    return found
+
+
+def _forest(entry: Entry, claims: Sequence[Claim]) -> str:
+    seeds = [sorted(entry.seeds(claim), key=lambda v: v.seed) for claim in claims]
+    return forest.svg(claims[0], [verdict for found in seeds for verdict in found])
+
+
+def _forest_file(entry: Entry, claims: Sequence[Claim], drawn: str) -> str:
+    digest = hashlib.sha256(drawn.encode()).hexdigest()[:8]
+    return f"figures/{entry.row.key}.{claims[0].name}.all.{digest}.svg"
+
+
+def _figure(verdict: Verdict) -> str:
+    return draw.svg(figure.drawing(figure.decode(verdict.figure or {})), verdict.null)
+
+
 def as_it_stands(paper: Paper) -> str:
     """Eight characters that change with what the paper's file or its methods compute: a page that
     was made before such a change is not up to date."""
@@ -120,6 +147,8 @@ def _statement(entry: Entry, claims: Sequence[Claim]) -> Iterator[str]:
         yield f"| the paper's {cell(_plain(name))} | {short(value)} |"
     for one in claims:
         yield from _rows(entry.seeds(one), one)
+    if drawn := _forest(entry, claims):
+        yield from ("", f"![{prose(claim.says)}]({_forest_file(entry, claims, drawn)})")
     for one in claims:
         if counts := entry.verdict(one):
             yield from _details(counts)
@@ -143,7 +172,7 @@ def _rows(seeds: Sequence[Verdict], claim: Claim) -> Iterator[str]:
 
 
 def _details(verdict: Verdict) -> Iterator[str]:
-    """The numbers of the seed that counts, folded; its figure below them."""
+    """The numbers of the seed that counts and its own figure, folded."""
     yield from ("", "<details>")
     yield f"<summary>{prose(verdict.subject)}, seed {verdict.seed}: the numbers</summary>"
     yield from ("", "| measured | value | interval |", "|---|---|---|")
@@ -155,12 +184,10 @@ def _details(verdict: Verdict) -> Iterator[str]:
         yield f"| {cell(_plain(name))}{null} | {short(value)} | {around} |"
     yield from _after(verdict.note)
     versions = ", ".join(f"{name} {v}" for name, v in verdict.versions.items())
-    yield from ("", f"Measured with {versions}.", "", "</details>")
+    yield from ("", f"Measured with {versions}.")
     if verdict.figure:
-        yield from (
-            "",
-            f"![{prose(verdict.claim)} on {prose(verdict.subject)}]({picture(verdict)})",
-        )
+        yield from ("", f"![More of {prose(verdict.subject)}]({picture(verdict)})")
+    yield from ("", "</details>")
 
 
 def _own_model(paper: Paper) -> Iterator[str]:

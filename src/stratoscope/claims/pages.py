@@ -14,13 +14,12 @@ together, and a branch may leave it behind.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stratoscope.claims import draw, figure, ledger, page, paper, register, verdicts, words
+from stratoscope.claims import ledger, page, paper, register, verdicts, words
 from stratoscope.claims.claim import TIERS
 from stratoscope.claims.ledger import Atlas, Entry
-from stratoscope.claims.verdict import Verdict
 from stratoscope.errors import ClaimError
 
 ROOT = Path(__file__).parents[3]
@@ -54,15 +53,14 @@ def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:
     return pages
 
 
-def pictures(atlas: Atlas) -> dict[Path, Verdict]:
-    """The verdict behind every picture, by the picture's path."""
-    shown = (
-        verdict
+def pictures(atlas: Atlas) -> dict[Path, Callable[[], str]]:
+    """How each picture is drawn, by its path."""
+    return {
+        FOLDER / file: drawn
         for entry in atlas.entries.values()
-        for _, verdict in entry.counting()
-        if verdict.figure
-    )
-    return {FOLDER / page.picture(verdict): verdict for verdict in shown}
+        if entry.paper
+        for file, drawn in page.pictures(entry, entry.paper).items()
+    }
 
 
 def stale(atlas: Atlas, root: Path = ROOT) -> list[str]:
@@ -93,11 +91,10 @@ def write(atlas: Atlas, root: Path = ROOT) -> list[Path]:
     for path in changed:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(wanted[path], encoding="utf-8")
-    for path, verdict in pictures(atlas).items():
-        if not (root / path).is_file() and verdict.figure:
+    for path, drawn in pictures(atlas).items():
+        if not (root / path).is_file():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            drawn = draw.svg(figure.drawing(figure.decode(verdict.figure)), verdict.null)
-            (root / path).write_text(drawn, encoding="utf-8")
+            (root / path).write_text(drawn(), encoding="utf-8")
             changed.append(path)
     for path in _left_over(atlas, wanted, root):
         (root / path).unlink()

@@ -37,7 +37,11 @@ def svg(drawing: Drawing, colours: Sequence[str], write: Write) -> str:
     top = HEAD + _legend_height(drawing)
     height, body = draw(drawing, colours, write, top)
     legend = _legend(drawing, colours) if _legend_height(drawing) else ()
-    parts = [_text(MARGIN, 22, drawing.title, "b"), *legend, *body]
+    return sheet(height, [text(MARGIN, 22, drawing.title, "b"), *legend, *body], drawing)
+
+
+def sheet(height: Pixels, parts: Sequence[str], drawing: Drawing | None = None) -> str:
+    """A whole picture of its parts, light or dark as the reader's system is."""
     rows = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" '
@@ -65,15 +69,15 @@ def _bars(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) -
             value, colour = values[i], colours[j if several else i]
             if math.isfinite(value):
                 size, start = abs(value) * scale, zero + min(value, 0.0) * scale
-                parts.append(_rect(start, y, max(size, 0.5), thick, colour))
+                parts.append(rect(start, y, max(size, 0.5), thick, colour))
             tip = zero + (value if math.isfinite(value) else 0.0) * scale
             side = "e" if value < 0 else ""
-            parts.append(_text(tip + (-5 if side else 5), y + thick / 2 + 4, write(value), side))
+            parts.append(text(tip + (-5 if side else 5), y + thick / 2 + 4, write(value), side))
             y += thick + 2
-        parts.append(_text(left - 8, (begin + y - 2) / 2 + 4, shorten(place, 34), "e"))
+        parts.append(text(left - 8, (begin + y - 2) / 2 + 4, shorten(place, 34), "e"))
         y += 6 if several else 2
-    parts.append(_path(f"M{zero:.1f} {top - 3:.1f}V{y:.1f}", "a"))
-    parts.append(_text(WIDTH - MARGIN, y + 16, drawing.unit, "e m"))
+    parts.append(path(f"M{zero:.1f} {top - 3:.1f}V{y:.1f}", "a"))
+    parts.append(text(WIDTH - MARGIN, y + 16, drawing.unit, "e m"))
     return y + 26, parts
 
 
@@ -85,10 +89,10 @@ def _lines(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
     n = len(drawing.places)
     x = [left + 8 + (right - left - 8) * i / max(n - 1, 1) for i in range(n)]
     y = lambda value: bottom - (bottom - top) * (value - low) / ((high - low) or 1.0)  # noqa: E731
-    parts = [_text(MARGIN, top - 10, drawing.unit, "m")]
+    parts = [text(MARGIN, top - 10, drawing.unit, "m")]
     for mark in marks:
-        parts.append(_path(f"M{left:.1f} {y(mark):.1f}H{right:.1f}", "g"))
-        parts.append(_text(left - 6, y(mark) + 4, write(mark), "e m"))
+        parts.append(path(f"M{left:.1f} {y(mark):.1f}H{right:.1f}", "g"))
+        parts.append(text(left - 6, y(mark) + 4, write(mark), "e m"))
     for values, colour in zip(drawing.series.values(), colours):
         at = [(x[i], y(value)) if math.isfinite(value) else None for i, value in enumerate(values)]
         parts.append(f'<path fill="none" stroke="{colour}" stroke-width="2" d="{_track(at)}"/>')
@@ -110,7 +114,7 @@ def _cells(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
     parts, size = [], 12 if tall >= 12 else max(tall, 7)
     for row, (name, values) in enumerate(drawing.series.items()):
         y = top + row * tall
-        parts.append(_text(left - 8, y + tall / 2 + size / 3, shorten(name, 34), "e", size))
+        parts.append(text(left - 8, y + tall / 2 + size / 3, shorten(name, 34), "e", size))
         for i, value in enumerate(values):
             if math.isfinite(value):
                 shade = min(int((value - low) / ((high - low) or 1.0) * SHADES), SHADES - 1)
@@ -118,13 +122,13 @@ def _cells(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
                     f"M{left + i * wide:.1f} {y}h{wide - 1:.1f}v{tall - 1}h-{wide - 1:.1f}z"
                 )
     names = [f"s{shade}" for shade in range(SHADES)]
-    parts += [_path("".join(path), name) for path, name in zip(paths, names) if path]
+    parts += [path("".join(track), name) for track, name in zip(paths, names) if track]
     y = top + tall * len(drawing.series)
     parts += _below(drawing, [left + (i + 0.5) * wide for i in range(n)], y + 16)
-    bar = [_rect(left + 14 * i, y + 38, 14, 10, name=name) for i, name in enumerate(names)]
+    bar = [rect(left + 14 * i, y + 38, 14, 10, name=name) for i, name in enumerate(names)]
     told = f"{write(low)} to {write(high)}"
-    told = _text(left + 14 * SHADES + 8, y + 47, told, "m")
-    return y + 60, [*parts, *bar, told, _text(WIDTH - MARGIN, y + 47, drawing.unit, "e m")]
+    told = text(left + 14 * SHADES + 8, y + 47, told, "m")
+    return y + 60, [*parts, *bar, told, text(WIDTH - MARGIN, y + 47, drawing.unit, "e m")]
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -149,8 +153,8 @@ def _below(drawing: Drawing, x: Sequence[float], y: Pixels) -> list[str]:
     """The places under a picture, as many as there is room for, and what they count."""
     room = LETTER * max(map(len, drawing.places)) + 10
     every = max(1, math.ceil(room * len(x) / (x[-1] - x[0] + room)))
-    marks = [_text(x[i], y, drawing.places[i], "c m") for i in range(0, len(x), every)]
-    return [*marks, _text((x[0] + x[-1]) / 2, y + 16, drawing.axis, "c m")]
+    marks = [text(x[i], y, drawing.places[i], "c m") for i in range(0, len(x), every)]
+    return [*marks, text((x[0] + x[-1]) / 2, y + 16, drawing.axis, "c m")]
 
 
 def _track(points: Iterable[tuple[float, float] | None]) -> str:
@@ -172,11 +176,11 @@ def _legend(drawing: Drawing, colours: Sequence[str]) -> Iterable[str]:
     per_row = WIDTH // _COLUMN
     for i, (name, colour) in enumerate(zip(drawing.series, colours)):
         x, y = MARGIN + _COLUMN * (i % per_row), HEAD + ROW * (i // per_row)
-        yield _rect(x, y, 12, 12, colour)
-        yield _text(x + 18, y + 10, shorten(name, 24), "")
+        yield rect(x, y, 12, 12, colour)
+        yield text(x + 18, y + 10, shorten(name, 24), "")
 
 
-def _text(x: Pixels, y: Pixels, words: str, style: str, size: Pixels = 12) -> str:
+def text(x: Pixels, y: Pixels, words: str, style: str, size: Pixels = 12) -> str:
     """Words at a place; style: b bold, e ends there, c centred, m muted."""
     if not words:
         return ""
@@ -185,12 +189,12 @@ def _text(x: Pixels, y: Pixels, words: str, style: str, size: Pixels = 12) -> st
     return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{own}>{escape(words, quote=False)}</text>'
 
 
-def _rect(x: Pixels, y: Pixels, w: Pixels, h: Pixels, colour: str = "", name: str = "") -> str:
+def rect(x: Pixels, y: Pixels, w: Pixels, h: Pixels, colour: str = "", name: str = "") -> str:
     look = f'fill="{colour}"' if colour else f'class="{name}"'
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {look}/>'
 
 
-def _path(track: str, name: str) -> str:
+def path(track: str, name: str) -> str:
     return f'<path class="{name}" d="{track}"/>'
 
 
@@ -203,7 +207,7 @@ def _mixed(scale: theme.Scale, share: float) -> str:
     return "#" + "".join(f"{round(x + (y - x) * part):02x}" for x, y in sides)
 
 
-def _style(drawing: Drawing) -> str:
+def _style(drawing: Drawing | None) -> str:
     """The colours of a light page, and of a dark one where the reader's system is dark."""
     light, dark = (_look(look, drawing) for look in (theme.LIGHT, theme.DARK))
     font = f"text{{font:12px {theme.SANS}}}.b{{font-weight:600;font-size:14px}}"
@@ -211,12 +215,12 @@ def _style(drawing: Drawing) -> str:
     return f"{font}{ends}{light}@media(prefers-color-scheme:dark){{{dark}}}"
 
 
-def _look(look: theme.Palette, drawing: Drawing) -> str:
+def _look(look: theme.Palette, drawing: Drawing | None) -> str:
     ink = (
         f"text{{fill:{look.ink}}}text.m{{fill:{look.muted}}}.p{{fill:{look.paper}}}"
         f".a{{stroke:{look.muted}}}.g{{stroke:{look.rule}}}"
     )
-    if drawing.kind != "cells":
+    if drawing is None or drawing.kind != "cells":
         return ink
     scale = look.diverging if _signed(drawing) else look.sequential
     shades = (_mixed(scale, (shade + 0.5) / SHADES) for shade in range(SHADES))
