@@ -265,3 +265,23 @@ def test_a_step_that_is_not_there_cannot_be_skipped(
         run(subject.clean, "--skip", "roles", "--model", folder, "--out", tmp_path / "r.html"),
         "heads.roles",
     )
+
+
+def test_whole_answers_are_scored_whole_and_who_cannot_says_why(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    """The terminal, the headline and the places of the sections that ask about one token."""
+    words = list(subject.tokenizer.get_vocab())
+    other = next(w for w in words if w not in (subject.answer, subject.foil))
+    answer, out = f"{subject.answer} {other}", tmp_path / "r.html"
+    asked = ("--answer", answer, "--foil", subject.foil, "--corrupt", subject.corrupt)
+    found = run(subject.clean, *asked, "--whole", "--model", folder, "--out", out)
+    assert found.exit_code == 0, found.output
+    said, page = " ".join(found.output.split()), out.read_text()
+    assert "both scored whole" in said
+    assert "The log probability of the answer" in said
+    assert f"Without which components write it: answer '{answer}' cannot be asked whole" in said
+    assert "Both are scored as wholes" in page
+    assert "not to log probabilities" in page
+    assert "Activation patching" in page
+    refusal(run(subject.clean, "--answer", answer, "--whole", "--out", out), "--answer and --foil")

@@ -61,6 +61,11 @@ NAMES = {
 )
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Score --answer and --foil with all their tokens, not by their first ones.",
+)
 @click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
 @click.option(
     "--skip",
@@ -87,6 +92,8 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
     for name in ("answer", "foil", "corrupt"):
         if question[name] == "":
             raise InputError(f"--{name} is empty: leave it out, or give at least one token.")
+    if question["whole"] and not (question["answer"] and question["foil"]):
+        raise InputError("--whole compares two whole texts: give --answer and --foil.")
     if question["corrupt"] == question["prompt"]:
         raise InputError(
             "--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it."
@@ -243,6 +250,7 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
         ("next token", ", ".join(f"{token!r} {percent(p)}" for token, p in found.predictions[:4]))
     ]
     question = f"why {found.answer!r} rather than {found.foil!r}"
+    question += ", both scored whole" * found.whole
     direct = found.one("layers.direct_logit_attribution")
     if direct is not None:
         question += f": logit difference {float(direct.logit_difference):+.2f}"

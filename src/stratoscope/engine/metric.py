@@ -194,10 +194,10 @@ def _id(lm: LM, word: Word, what: str, notes: list[str], single: str) -> int:
     readout = lm.readout
     if isinstance(word, Whole):
         raise InputError(
-            f"{what} {word!r}: this measure asks about one token{': ' * bool(single)}{single}. A "
-            "whole text is scored by tokens.next_token, the token attributions (occlusion, "
-            "exchange, shapley, gradients), the activation patching of layers and heads, and "
-            "circuits; here give a word, whose first token is used, or a token id."
+            f"{what} {word.words!r} cannot be asked whole: "
+            f"{single or 'this measure asks about one next token'}. The attributions of tokens, "
+            f"the activation patching of layers and heads and circuits score whole texts; for one "
+            f"token, give it without Whole (--whole)."
         )
     if isinstance(word, int):
         if not 0 <= word < readout.size:

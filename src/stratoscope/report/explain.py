@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +92,7 @@ def explain(
     foil: str | int | None = None,
     corrupt: str | None = None,
     seed: int = 0,
+    whole: bool = False,
     circuit: bool = False,
     skip: Collection[str] = (),
     report: Report = lambda name, done, total: None,
@@ -100,7 +101,9 @@ def explain(
     """Everything the report shows about what the model predicts after one prompt.
 
     answer: default the top token. foil: default a likely token of its kind, chosen together with
-    the corrupt prompt where that is made automatically. corrupt: a prompt of as many tokens on
+    the corrupt prompt where that is made automatically. whole: score the texts of answer and foil
+    with all their tokens (`metric.Whole`); what can ask about one token only says so in its place.
+    corrupt: a prompt of as many tokens on
     which the model answers otherwise. seed: of the nulls, the random sequences and the automatic
     prompt. skip: names of STEPS to leave out. keep: called with what is there after every step.
     Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
@@ -111,6 +114,8 @@ def explain(
         raise InputError(
             f"skip {unknown}: the steps that can be left out are {', '.join(STEPS[1:])}."
         )
+    if whole and (answer is None or foil is None):
+        raise InputError("a whole answer is compared with a whole foil: give both as texts.")
     steps = Steps(lm, report, skip)
     batch = lm.batch(prompt)
     if len(batch) != 1:
@@ -118,10 +123,11 @@ def explain(
     other, how = _given(lm, batch, corrupt) if corrupt is not None else (None, "")
     asked = catalogue.module("tokens.next_token").measure
     report("tokens.next_token", 0, 0)
-    first = asked(
-        lm, batch, answer=answer, foil=foil
-    )  # without it there is no report: what it raises is raised
+    texts = _whole(answer, foil) if whole else {"answer": answer, "foil": foil}
+    first = asked(lm, batch, **texts)  # without it there is no report: what it raises is raised
     answer = int(first["answer_id"].values[0])
+    if whole:  # prompts are made by the first tokens
+        foil = int(first["foil_id"].values[0])
     if foil is None and other is not None:
         foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
         first = asked(lm, batch, answer=answer, foil=foil)
@@ -135,13 +141,16 @@ def explain(
         if made is not None:
             other = lm.batch([[int(i) for i in made["id"].values[0] if i >= 0]])
             how, why = str(made["how"].values[0]), str(made["foil_why"].values[0]) or why
-            first = asked(lm, batch, answer=answer, foil=int(made["foil_id"].values[0]))
+            if not whole:
+                first = asked(lm, batch, answer=answer, foil=int(made["foil_id"].values[0]))
     steps.results["tokens.next_token"] = first
     words = {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
+    words = texts if whole else words
 
     def so_far() -> Explanation:
         ran = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
-        return _explanation(steps, prompt, batch, (other, how, why, notes), ran)
+        found = _explanation(steps, prompt, batch, (other, how, why, notes), ran)
+        return replace(found, whole=whole)
 
     for run in _rest(steps, batch, other, words, seed, circuit):
         run()
@@ -149,8 +158,14 @@ def explain(
     return so_far()
 
 
+def _whole(answer: Any, foil: Any) -> dict[str, Any]:
+    from stratoscope.engine.metric import Whole
+
+    return {"answer": Whole(answer), "foil": Whole(foil)}
+
+
 def _rest(
-    steps: Steps, batch: Any, other: Any, words: dict[str, int], seed: int, circuit: bool
+    steps: Steps, batch: Any, other: Any, words: dict[str, Any], seed: int, circuit: bool
 ) -> Iterator[Callable[[], object]]:
     """The steps after the question is settled, in the order of STEPS."""
 
@@ -183,7 +198,7 @@ def _rest(
         yield run("circuits.discover", **pair)
 
 
-def _in_words(steps: Steps, batch: Any, words: dict[str, int]) -> None:
+def _in_words(steps: Steps, batch: Any, words: dict[str, Any]) -> None:
     """The paragraph, by occlusion, and a second opinion where there is one."""
     if (saliency := steps.results.get("tokens.occlusion")) is None:
         steps.missing["tokens.verbalize"] = "it needs tokens.occlusion."
@@ -252,7 +267,7 @@ def _explanation(
 
 
 def _clamp(
-    steps: Steps, batch: Any, words: dict[str, int], units: list[Any], size: int, seed: int
+    steps: Steps, batch: Any, words: dict[str, Any], units: list[Any], size: int, seed: int
 ) -> None:
     """The effect of switching each of these neurons off, and of as many random ones of the same
     layers as the null."""

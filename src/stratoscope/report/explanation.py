@@ -39,7 +39,8 @@ class Explanation:
     be. notes: warnings for the reader. missing: why a result is not there, by its key. predictions:
     the most probable next tokens with their probabilities, best first. results: one example each
     (`example` of size 1 or absent). answer_probability, foil_probability: given when the token is
-    not among `predictions`. provenance: model, weights, dtype, kernel, device, versions (dict),
+    not among `predictions`. whole: answer and foil are texts scored with all their tokens.
+    provenance: model, weights, dtype, kernel, device, versions (dict),
     seed, seconds, peak_memory_mb, seconds_by_step (dict), command; others too.
 
     Raises ResultError for a key of `results` that the page does not know.
@@ -59,6 +60,7 @@ class Explanation:
     missing: Mapping[str, str] = field(default_factory=dict)
     answer_probability: float | None = None
     foil_probability: float | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.results) - set(RESULTS)):

@@ -30,6 +30,7 @@ from stratoscope.engine.sequence import target, unchanged
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.run import Each
 from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import occlusion
@@ -217,7 +218,9 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
     }
     found["logit_difference"] = unchanged(lm, batch, asked, logits).tolist()
     score = "log probability" if asked.tokens else "logit"
-    place = "next token" if lm.family.towers[""].causal else "token at the last position"
+    masked = isinstance(lm.readout.place(batch), Each)
+    where = "mask" if masked else "last position"
+    place = "next token" if lm.family.towers[""].causal else f"token at the {where}"
     text = [
         f"The most likely {place} is {quoted(token)} (probability {chance(probability)}). The "
         f"{score} of the answer "
