@@ -31,7 +31,8 @@ class Batch:
     hold image tokens. words: whether tokens are words or word pieces, with a space between them in
     the text. notes: what was assumed when the inputs were read, for a person. source: what the
     encoder of an encoder-decoder reads; then ids and mask are the decoder's. tower: which tower
-    reads this, "" for the main stack.
+    reads this, "" for the main stack. signal: of series of numbers, the name in `extra` under which
+    they stand; `mask` then tells of positions, not of steps. copies: rows of each example.
     """
 
     ids: Tensor | None
@@ -43,6 +44,8 @@ class Batch:
     notes: tuple[str, ...] = ()
     source: Batch | None = None
     tower: str = ""
+    signal: str = ""
+    copies: int = 1
 
     def __len__(self) -> int:
         first = self.ids if self.ids is not None else next(iter(self.extra.values()))
@@ -53,7 +56,7 @@ class Batch:
         """ids and mask. Raises InputError for inputs that hold no tokens."""
         if self.ids is None or self.mask is None:
             raise InputError(
-                "these inputs hold no token ids (images or embeddings): this needs a prompt."
+                "these inputs hold no token ids (images, series or embeddings): this needs a prompt."
             )
         return self.ids, self.mask
 
@@ -84,7 +87,8 @@ class Batch:
         """Keyword arguments for the Hugging Face forward."""
         decoder = "" if self.source is None else "decoder_"
         text = {} if self.ids is None else {f"{decoder}input_ids": self.ids}
-        mask = {} if self.mask is None else {f"{decoder}attention_mask": self.mask.long()}
+        real = None if self.signal else self.mask  # that of a series stands in extra
+        mask = {} if real is None else {f"{decoder}attention_mask": real.long()}
         source = {} if self.source is None else self.source.forward_arguments()
         return source | text | mask | dict(self.extra)
 
@@ -122,9 +126,8 @@ class Batch:
         if self.source is not None:
             own = replace(self, source=None).example(index)
             return replace(own, source=self.source.example(index))
-        if self.tower and self.ids is None:  # one row of sound for each example
-            extra = {name: x[index : index + 1] for name, x in self.extra.items()}
-            return replace(self, extra=extra)
+        if self.signal:
+            return self._series(index)
         if self.extra or self.ids is None:
             raise InputError(
                 "a batch with images cannot be split into examples: pass them one by one."
@@ -134,6 +137,16 @@ class Batch:
         here = slice(index, index + 1)
         kept = (ids[here, :n], mask[here, :n], {}, self.tokens[here])
         return Batch(*kept, words=self.words, notes=self.notes, tower=self.tower)
+
+    def _series(self, index: int) -> Batch:
+        """One series alone, without padding."""
+        here = slice(index, index + 1)
+        extra = {name: x[here] for name, x in self.extra.items()}
+        steps = extra.pop("attention_mask", None)
+        if steps is not None:
+            extra[self.signal] = extra[self.signal][:, : int(steps.sum())]
+        mask = None if self.mask is None else self.mask[here, : int(self.lengths[index])]
+        return replace(self, mask=mask, extra=extra, tokens=self.tokens[here])
 
     def left_padded(self) -> tuple[dict[str, Tensor], Tensor]:
         """Forward arguments with padding on the left, and how far each example moved: (example,).

@@ -57,6 +57,9 @@ RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_
 class Tower:
     """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model,
     those of points and writes at a layer. `takes`: the forward argument that holds its sequence.
+    Of a series of numbers, `lengths` is the model's method that tells how many positions come of so
+    many steps ("" where all are real), `alone` says that series of unequal length are not padded,
+    and `rows` is the config key of how many rows each example becomes.
 
     `attn_write`, `cross_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and
     the neurons into attn.out, cross.out and mlp.out: the projection, then a post-norm or a scale (a
@@ -76,6 +79,9 @@ class Tower:
     final_norm: str | None = None
     config: str = ""
     takes: str = "input_ids"
+    lengths: str = ""
+    alone: bool = False
+    rows: str = ""
     # "sequential": mid = pre + attn (+ cross), post = mid + mlp. "parallel": post = pre + attn +
     # mlp. "post-norm": mid = norm(pre + attn), post = norm(mid + mlp), as in BERT; then `norms`
     # names one for each addition. A norm may be a number of the layer's (Gemma 4's layer_scalar) or
@@ -157,3 +163,7 @@ class Family:
     def reads_text(self) -> bool:
         """Whether the main stack reads tokens, not pictures or other signals."""
         return self.towers[""].takes == "input_ids"
+
+    def takes_signal(self, tower: str = "") -> bool:
+        """Whether a tower reads series of numbers, not tokens or pictures."""
+        return self.towers[tower].takes not in ("input_ids", "pixel_values")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import batch as batches
-from stratoscope.models import finite, source
+from stratoscope.models import finite, signal, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
@@ -91,15 +91,16 @@ class LM:
         if not tower:
             return self._read(inputs).to(self.model.device)
         inputs, begun = source.apart(inputs, target)
-        source.refuse_other_signal(inputs, self.family.towers[tower].takes)
-        heard = replace(self._read(inputs, predicts=False), tower=tower)
+        heard = replace(self._read(inputs, predicts=False, tower=tower), tower=tower)
         said = source.said(self, target, len(heard)) if begun is None else begun
         made = replace(self._read(said, predicts=False), source=heard)
         if len(made) != len(heard):
             raise InputError(f"{len(heard)} inputs and {len(made)} targets: give one for each.")
         return made.to(self.model.device)
 
-    def _read(self, inputs: Any, *, predicts: bool = True) -> Batch:
+    def _read(self, inputs: Any, *, predicts: bool = True, tower: str = "") -> Batch:
+        if self.family.takes_signal(tower):
+            return signal.read(self, inputs, tower)
         config = self.model.config
         # the config's first: it is the one by which classifiers find where a prompt ends
         pads = (
@@ -143,7 +144,7 @@ class LM:
         batch = self.batch(inputs)
         if self.model.can_generate():
             arguments.setdefault("use_cache", False)
-        with self.taps.running(batch):
+        with self.taps.running(batch, copies=batch.copies):
             try:
                 return self.model(**batch.forward_arguments(), **arguments)
             except StopForward:

@@ -75,12 +75,3 @@ def refuse(lm: LM, why: str) -> None:
         raise SiteError(
             f"{lm.family.name}'s decoder reads its {lm.family.source} by cross-attention: {why}."
         )
-
-
-def refuse_other_signal(inputs: Any, takes: str) -> None:
-    """Raise InputError where an encoder of sound or the like is given something else."""
-    if takes != "input_ids" and not (isinstance(inputs, Mapping) and takes in inputs):
-        raise InputError(
-            f"this model's encoder takes `{takes}`: give the mapping that its processor makes, "
-            f"such as `lm.processor(..., return_tensors='pt')`; got {type(inputs).__name__}."
-        )

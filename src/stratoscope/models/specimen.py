@@ -22,6 +22,8 @@ def specimens(lm: LM) -> list[Any]:
     tells what is causal and where padding goes. Pictures are left out where no inputs can be made
     from the config: then only the text is proved.
     """
+    if lm.family.takes_signal():
+        return [specimen(lm)]
     if not lm.family.reads_text:
         return [specimen(lm)] if _runs(lm, specimen(lm)) else []
     if lm.family.source:
@@ -47,9 +49,24 @@ def _eye(lm: LM) -> str | None:
 def specimen(lm: LM) -> Any:
     """Two short prompts that have nothing in common, of different length; or one small picture of
     noise."""
+    if lm.family.takes_signal():
+        return _series(lm)
     if not lm.family.reads_text:
         return picture(lm.model, lm.layout.config())
     return _heard(lm) if lm.family.source else prompts(lm)
+
+
+def _series(lm: LM) -> Any:
+    """Two series that make a few positions each, of different length where that may be."""
+    config, table = lm.layout.config(), lm.family.towers[""]
+    if not table.lengths:
+        shape = 2, config.context_length, getattr(config, table.rows)
+        return {table.takes: _wave(lm.model, 1, shape[0] * shape[1] * shape[2]).reshape(shape)}
+    steps, many = 1, getattr(lm.model, table.lengths)
+    while int(many(torch.tensor([steps]))) < 5:
+        steps *= 2
+    long, other = _wave(lm.model, 2, steps)
+    return [long, other if table.alone else other[: 2 * steps // 3]]
 
 
 def _heard(lm: LM) -> Any:

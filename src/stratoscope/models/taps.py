@@ -280,7 +280,7 @@ class Taps:
         shown = canonical(
             site,
             point,
-            scaled if start is None else start + scaled,
+            scaled if start is None else start.reshape(scaled.shape) + scaled,
             self._heads(site),
             self._rows(site),
         )
@@ -291,7 +291,7 @@ class Taps:
             return x
         if start is not None or scale is not None:  # the model will scale, and add `start`, again
             back = changed.reshape(x.shape)
-            back = back if start is None else back - start
+            back = back if start is None else back - start.reshape(back.shape)
             return (back if scale is None else back / _invertible(scale, site)).to(x.dtype)
         if point.part is not None:
             chunks = list(x.chunk(point.part[1], dim=-1))
@@ -304,7 +304,7 @@ class Taps:
 
     def _rows(self, site: Site) -> int:
         before = self._stream.get((site.tower, site.layer, ""))
-        return 1 if before is None or before.ndim == 2 else before.shape[0]
+        return 1 if before is None or before.ndim == 2 else before.shape[:-2].numel()
 
 
 _TAPS: WeakValueDictionary[int, Taps] = (
@@ -352,6 +352,8 @@ def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Ten
     split."""
     if point.part is not None:
         x = x.chunk(point.part[1], dim=-1)[point.part[0]]
+    if x.ndim == 4 and "head" not in site.axes and "kv_head" not in site.axes:
+        x = x.flatten(0, 1)  # an example's rows (PatchTST's channels) on an axis of their own
     if (
         x.ndim == 2
     ):  # some models drop the example axis inside a layer, or flatten all images into one row

@@ -294,8 +294,7 @@ def padding(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> list[Pair]:
     round by all rows."""
     last = Site("", lm.dims.layers - 1, "resid_post")
     if (
-        batch.ids is None
-        or batch.extra
+        (batch.ids is None or batch.extra) != bool(batch.signal)
         or not batch.padded
         or last not in seen
         or not row_independent(lm.model)
