@@ -238,7 +238,7 @@ def test_wrong_inputs_are_refused_by_name() -> None:
         t5.batch({"input_ids": [[3, 4]], "labels": [[5, 6]]})
     with pytest.raises(InputError, match=r"give one of them"):
         t5.batch({"input_ids": [[3, 4]], "decoder_input_ids": [[0, 6]]}, target=[[6]])
-    with pytest.raises(InputError, match=r"takes `input_features`.*got list"):
+    with pytest.raises(InputError, match=r"`input_features` are series of finite floats; got list"):
         whisper.batch([[3, 4]])
     with pytest.raises(InputError, match=r"this batch has its own"):
         t5.batch(zoo.batch("t5"), target=[[6]])

@@ -56,7 +56,7 @@ class Batch:
         """ids and mask. Raises InputError for inputs that hold no tokens."""
         if self.ids is None or self.mask is None:
             raise InputError(
-                "these inputs hold no token ids (images, series or embeddings): this needs a prompt."
+                "these inputs hold no token ids (images, series, embeddings): this needs a prompt."
             )
         return self.ids, self.mask
 
