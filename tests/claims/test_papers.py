@@ -15,6 +15,7 @@ from stratoscope.claims import paper as papers
 from stratoscope.claims.paper import read, shelf
 from stratoscope.claims.run import functions, run
 from stratoscope.errors import ClaimError
+from stratoscope.store import pretrained
 
 BUILT, BROKEN = shelf()
 IDENTITIES = [
@@ -166,6 +167,11 @@ def test_a_paper_points_at_what_exists_and_can_fail(key: str) -> None:
     assert paper.protocol, f"{key} has no line `Protocol: ...` for the paper's own models"
     central = [claim for claim in paper.claims if claim.tier == "small" and not claim.side]
     assert central, f"{key} has side shows only"
+    for claim in paper.claims:
+        if claim.any_model:
+            assert claim.subject in pretrained.NAMED, f"{claim.name}: no model {claim.subject!r}"
+        small = claim.subject.startswith(("tiny", "a tiny")) or "trained on" in claim.subject
+        assert not (small and claim.kind == "real"), f"{claim.name} calls a miniature real"
 
 
 @pytest.mark.parametrize(
