@@ -176,6 +176,14 @@ def test_units_give_the_mean_and_its_interval() -> None:
     assert told.numbers["a"] == 7.0
 
 
+def test_units_and_draws_are_stored_short_and_judged_as_stored() -> None:
+    rows = {"a": [1 / 3, 2 / 3], "b": [1 / 7] * 2}
+    found = Measured(units={"a": rows["a"]}, null={"b": rows["b"]}, n=2)
+    assert found.units == {"a": (0.333333, 0.666667)}
+    assert found.draws == {"b": (0.142857, 0.142857)}
+    assert (found.numbers["a"], found.numbers["b"]) == (0.5, 1 / 7)  # the means are exact
+
+
 def test_too_few_units_have_no_interval_and_their_bounds_hold_nothing() -> None:
     found = Measured(units={"a": [5.0, 6.0, 5.0]}, null={"b": 0.0}, n=3)
     assert math.isnan(found.numbers["a_low"])

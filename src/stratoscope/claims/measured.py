@@ -44,13 +44,15 @@ class Measured:
         if int(self.n) < 1:
             raise ClaimError(f"A claim was measured on n = {self.n} units; there must be one.")
         drawn = {str(k): v for k, v in self.null.items() if _several(v)}
-        keep("draws", {name: _row(name, values) for name, values in drawn.items()})
-        keep("units", {str(name): _row(name, values) for name, values in self.units.items()})
-        means = {name: sum(row) / len(row) for name, row in self.draws.items()}
+        rows = {name: _row(name, values) for name, values in drawn.items()}
+        means = {name: sum(row) / len(row) for name, row in rows.items()}
         keep("null", _plain("null", {**self.null, **means}))
-        means = {name: sum(row) / len(row) for name, row in self.units.items()}
+        keep("draws", {name: _short(row) for name, row in rows.items()})
+        rows = {str(name): _row(name, values) for name, values in self.units.items()}
+        means = {name: sum(row) / len(row) for name, row in rows.items()}
         keep("values", _plain("values", {**means, **self.values}))
-        made = {name: _interval(row) for name, row in self.units.items()}
+        keep("units", {name: _short(row) for name, row in rows.items()})
+        made = {name: _interval(row) for name, row in rows.items()}
         told = {str(k): (float(low), float(high)) for k, (low, high) in self.interval.items()}
         keep("interval", {**made, **told})
         self._check()
@@ -106,6 +108,11 @@ def _interval(row: tuple[float, ...]) -> tuple[float, float]:
 
     found = resample.interval(np.array(row))
     return found.low, found.high
+
+
+def _short(row: tuple[float, ...]) -> tuple[float, ...]:
+    """Six digits, as they are stored: the bounds of draws come of these, before and after."""
+    return tuple(float(f"{value:.6g}") for value in row)
 
 
 def _several(value: Any) -> bool:
