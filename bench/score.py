@@ -51,7 +51,7 @@ def main() -> None:
     begun = time.perf_counter()
     theirs = plain(lm, items)
     middle = time.perf_counter()
-    ours = likelihood.measure(lm, items)
+    ours = likelihood.score(lm, items)
     spent, naive = time.perf_counter() - middle, middle - begun
     gap = float((torch.tensor(ours["logprob"].to_numpy()) - torch.tensor(theirs)).abs().max())
     scale = float(torch.tensor(theirs).abs().max())

@@ -23,6 +23,7 @@ ALLOWED = {
     "engine": {"store", "models", "maths", "errors"},
     "results": {"maths", "errors"},
     "lab": BASE,
+    "benchmarks": BASE,
     "plots": SHOW,
     "claims": SHOW - {"report"} | {"maths", "models"},
     "report": SHOW | {"claims"},

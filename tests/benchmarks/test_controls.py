@@ -17,11 +17,10 @@ ITEMS = [
     Item("w1 w1", ("w6", "w3", "w7 w1"), 1, id="3"),
     Item("w5", ("w1", "w2", "w3", "w4"), 2, id="4"),
 ]
-EXAMPLE = {"measure": {"inputs": ITEMS}}
 
 
 def test_every_control_by_hand() -> None:
-    found = controls.measure(None, ITEMS)
+    found = controls.score(None, ITEMS)
     accuracy = dict(zip(found["control"].to_numpy().tolist(), found["accuracy"].to_numpy()))
     assert accuracy == pytest.approx(
         {
@@ -48,10 +47,10 @@ def test_blind_is_the_model_without_contexts() -> None:
         num_attention_heads=2,
     )
     lm = stratoscope.wrap(hf.LlamaForCausalLM(config).eval(), tokenizer)
-    found = controls.measure(lm, ITEMS)
+    found = controls.score(lm, ITEMS)
     bare = [Item("", item.choices, item.gold) for item in ITEMS]
-    expected = likelihood.measure(lm, bare)["right"]
+    expected = likelihood.score(lm, bare)["right"]
     np.testing.assert_array_equal(found["right"].sel(control="blind"), expected)
     elsewhere = [Item("w8 w8", item.choices, item.gold) for item in ITEMS]
-    again = controls.measure(lm, elsewhere)["right"].sel(control="blind")
+    again = controls.score(lm, elsewhere)["right"].sel(control="blind")
     np.testing.assert_array_equal(again, expected)

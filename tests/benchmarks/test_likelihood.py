@@ -25,7 +25,6 @@ ITEMS = [
     Item("w1 w2 w3 w1 w2 w3 w5 w8 w9", ("w1", "w2"), 1, "b", "single"),
     Item("w7 w7", ("w1 w1", "w2 w3 w4 w9 w9"), 0, "b", "different"),
 ]
-EXAMPLE = {"measure": {"inputs": ITEMS}}
 
 
 def tokenizer() -> Any:
@@ -89,13 +88,13 @@ def by_hand(lm: LM, item: Item) -> list[float]:
 def test_log_likelihoods_are_plain_ones(name: str, size: int) -> None:
     """Whatever is shared and however many run together."""
     lm = subject(name)
-    found = likelihood.measure(lm, ITEMS, batch_tokens=size)
+    found = likelihood.score(lm, ITEMS, batch_tokens=size)
     for number, item in enumerate(ITEMS):
         row = found["logprob"].to_numpy()[number]
         assert row[: len(item.choices)] == pytest.approx(by_hand(lm, item), abs=1e-5)
         assert np.isnan(row[len(item.choices) :]).all()
     assert found.attrs["shared_prefix"] == str(name in SHARES)
-    naive = likelihood.measure(lm, ITEMS, shared_prefix=False)
+    naive = likelihood.score(lm, ITEMS, shared_prefix=False)
     np.testing.assert_allclose(found["logprob"], naive["logprob"], atol=1e-5)
 
 
@@ -115,7 +114,7 @@ def test_beginnings_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_right_margin_and_normalisation() -> None:
     lm = subject("llama")
-    found = likelihood.measure(lm, ITEMS)
+    found = likelihood.score(lm, ITEMS)
     for number, item in enumerate(ITEMS):
         scores = by_hand(lm, item)
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -123,9 +122,9 @@ def test_right_margin_and_normalisation() -> None:
         assert float(found["right"][number]) == float(best == item.gold)
         other = max(s for n, s in enumerate(scores) if n != item.gold)
         assert float(found["margin"][number]) == pytest.approx(scores[item.gold] - other, abs=1e-5)
-    tokens = likelihood.measure(lm, ITEMS, normalise="tokens")["score"]
-    letters = likelihood.measure(lm, ITEMS, normalise="characters")["score"]
-    blind = likelihood.measure(lm, ITEMS, normalise="blind")["score"]
+    tokens = likelihood.score(lm, ITEMS, normalise="tokens")["score"]
+    letters = likelihood.score(lm, ITEMS, normalise="characters")["score"]
+    blind = likelihood.score(lm, ITEMS, normalise="blind")["score"]
     assert float(tokens[0, 2]) == pytest.approx(by_hand(lm, ITEMS[0])[2] / 2, abs=1e-5)
     assert float(letters[0, 2]) == pytest.approx(by_hand(lm, ITEMS[0])[2] / 5, abs=1e-5)
     bare = by_hand(lm, Item("", ITEMS[0].choices, 0))
@@ -134,25 +133,25 @@ def test_right_margin_and_normalisation() -> None:
 
 def test_inside_an_edit_the_changed_model_is_asked() -> None:
     lm = subject("llama")
-    plain = likelihood.measure(lm, ITEMS)["logprob"]
+    plain = likelihood.score(lm, ITEMS)["logprob"]
     with clamp.edit(lm, [(1, 3)], value=5.0):
-        inside = likelihood.measure(lm, ITEMS)
+        inside = likelihood.score(lm, ITEMS)
         assert inside["logprob"][0, 0] == pytest.approx(by_hand(lm, ITEMS[0])[0], abs=1e-5)
     assert float(abs(inside["logprob"] - plain).max()) > 1e-3
-    np.testing.assert_array_equal(likelihood.measure(lm, ITEMS)["logprob"], plain)
+    np.testing.assert_array_equal(likelihood.score(lm, ITEMS)["logprob"], plain)
 
 
 def test_what_is_refused() -> None:
     lm = subject("llama")
     with pytest.raises(InputError, match="benchmark items is needed, got list"):
-        likelihood.measure(lm, ["w1 w2"])
+        likelihood.score(lm, ["w1 w2"])
     with pytest.raises(InputError, match="choose one of sum"):
-        likelihood.measure(lm, ITEMS, normalise="mean")
+        likelihood.score(lm, ITEMS, normalise="mean")
     with pytest.raises(InputError, match="without a tokenizer"):
-        likelihood.measure(stratoscope.wrap(lm.model), ITEMS)
+        likelihood.score(stratoscope.wrap(lm.model), ITEMS)
     bert = hf.BertModel(hf.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(SiteError, match="does not predict the next token"):
-        likelihood.measure(stratoscope.wrap(bert.eval(), tokenizer()), ITEMS)
+        likelihood.score(stratoscope.wrap(bert.eval(), tokenizer()), ITEMS)
     for fields, words in (
         (("w1", ("w2",), 0), "at least two"),
         (("w1", ("w2", "w2"), 0), "all different"),
@@ -161,4 +160,4 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=words):
             Item(*fields)
-    assert math.isfinite(float(likelihood.measure(lm, ITEMS)["margin"][0]))
+    assert math.isfinite(float(likelihood.score(lm, ITEMS)["margin"][0]))

@@ -1,8 +1,8 @@
 """Questions with several choices: published formats, one scorer, and the controls beside it.
 
 items = benchmarks.formats.read("arc.jsonl")
-scores = benchmarks.likelihood.measure(lm, items)          # logprob[item, choice], right[item]
-benchmarks.controls.measure(lm, items)["accuracy"]         # oracle, chance, position, blind ...
+scores = benchmarks.likelihood.score(lm, items)          # logprob[item, choice], right[item]
+benchmarks.controls.score(lm, items)["accuracy"]         # oracle, chance, position, blind ...
 """
 
 from __future__ import annotations

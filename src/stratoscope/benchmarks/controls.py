@@ -30,7 +30,7 @@ from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 
-def measure(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset:
+def score(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset:
     """right (control, item) and its mean, accuracy (control). lm: None leaves blind out. normalise:
     of the blind score, as `benchmarks.likelihood` has it; its "blind" is "sum" here.
 
@@ -41,7 +41,7 @@ def measure(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset
     if lm is not None:
         bare = [replace(item, context="") for item in items]
         how = "sum" if normalise == "blind" else normalise
-        found["blind"] = likelihood.measure(lm, bare, normalise=how)["right"].to_numpy()
+        found["blind"] = likelihood.score(lm, bare, normalise=how)["right"].to_numpy()
     table = np.stack(list(found.values()))
     return dataset(
         {

@@ -36,7 +36,7 @@ CLOSE, CLOSE_IN_HALF = (0.0, 1e-3), (0.02, 0.3)
 
 
 @torch.no_grad()
-def measure(
+def score(
     lm: LM,
     inputs: Any,
     *,
@@ -61,27 +61,27 @@ def measure(
     groups = [_choices(lm, item) for item in items]
     share = shared_prefix and _can_share(lm, groups)
     logprob = _table((shared if share else whole)(lm, groups, batch_tokens))
-    score = logprob
+    scores = logprob
     if normalise == "tokens":
-        score = logprob / _table([[len(c.ids) - c.start for c in group] for group in groups])
+        scores = logprob / _table([[len(c.ids) - c.start for c in group] for group in groups])
     elif normalise == "characters":
-        score = logprob / _table([[len(choice) for choice in item.choices] for item in items])
+        scores = logprob / _table([[len(choice) for choice in item.choices] for item in items])
     elif normalise == "blind":
-        without = measure(lm, [replace(item, context="") for item in items])
-        score = logprob - without["logprob"].to_numpy()
+        without = score(lm, [replace(item, context="") for item in items])
+        scores = logprob - without["logprob"].to_numpy()
     gold = np.array([item.gold for item in items])
     here = np.arange(len(items))
-    others = score.copy()
+    others = scores.copy()
     others[here, gold] = -np.inf
     one = ("item",)
     return dataset(
         {
             "logprob": (("item", "choice"), logprob),
-            "score": (("item", "choice"), score),
-            "predicted": (one, np.nanargmax(score, axis=1)),
+            "score": (("item", "choice"), scores),
+            "predicted": (one, np.nanargmax(scores, axis=1)),
             "gold": (one, gold),
-            "right": (one, right(score, items)),
-            "margin": (one, score[here, gold] - np.nanmax(others, axis=1)),
+            "right": (one, right(scores, items)),
+            "margin": (one, scores[here, gold] - np.nanmax(others, axis=1)),
         },
         method="benchmarks.likelihood",
         provenance=lm.provenance,
