@@ -19,6 +19,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 from stratoscope.models.sites import POINTS
 from stratoscope.models.specimen import specimens
+from stratoscope.models.trials import PADDING
 from support import zoo_towers as zoo
 
 TOLERANCE = 1e-5
@@ -48,7 +49,7 @@ def test_every_invariant_holds(name: str) -> None:
     found = checks(lm, zoo.batch(name))
     assert [c for c in found if not c.holds] == []
     names = {c.name for c in found}
-    assert {"softmax(scores) == pattern", "cross-attention reads the source"} < names
+    assert {"softmax(scores) == pattern", "cross-attention reads the source", PADDING} < names
     depth = lm.dims.layers
     crosses = [c for c in found if c.name == "W(cross.z) == cross.out"]
     assert [c.place for c in crosses] == [f"layers.{n}.cross.out" for n in range(depth)]

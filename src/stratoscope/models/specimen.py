@@ -71,7 +71,7 @@ def _series(lm: LM) -> Any:
 
 def _heard(lm: LM) -> Any:
     """An encoder-decoder's: two targets of which one begins the other, beside the same source, and
-    the shortest beside a shorter one."""
+    the shortest beside a shorter one; sound is of one length, and two are enough."""
     long, other = prompts(lm)
     said = [long, long[:2], other[:1]]
     takes = lm.family.towers[lm.family.source].takes
@@ -79,8 +79,9 @@ def _heard(lm: LM) -> Any:
         return lm.batch([other, other, long[:2]], target=said)
     config = lm.layout.config(lm.family.source)
     steps = 2 * config.max_source_positions
-    sound = _wave(lm.model, 3, config.num_mel_bins * steps)
-    return lm.batch({takes: sound.reshape(3, config.num_mel_bins, steps)}, target=said)
+    sound = _wave(lm.model, 1, config.num_mel_bins * steps)
+    both = sound.reshape(1, config.num_mel_bins, steps).expand(2, -1, -1)
+    return lm.batch({takes: both}, target=said[:2])
 
 
 def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:

@@ -137,7 +137,8 @@ class _Rewriting:
             s for layer in self.layers for p in points if (s := self.at(layer, p)) in self.seen
         ]
         found: dict[Site, list[Any]] = {site: [partial(self._keep, site)] for site in sites}
-        found[last].append(_stop if self.tower == "" else lambda x, run: None)
+        if self.tower in ("", self.lm.family.source):  # a vision tower is not sure to come first
+            found[last].append(_stop)
         return found
 
     def _keep(self, site: Site, x: Tensor, run: Run) -> None:
@@ -294,7 +295,7 @@ def padding(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> list[Pair]:
     round by all rows."""
     last = Site("", lm.dims.layers - 1, "resid_post")
     if (
-        (batch.ids is None or batch.extra) != bool(batch.signal)
+        ((batch.ids is None or bool(batch.extra)) and not batch.signal)
         or not batch.padded
         or last not in seen
         or not row_independent(lm.model)
