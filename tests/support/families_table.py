@@ -9,7 +9,7 @@ from typing import Any
 from stratoscope.errors import FamilyError
 from stratoscope.models import wrap
 from stratoscope.models.families._table import Entry, of, page, write
-from support import tiny, zoo, zoo_encoders, zoo_vlms
+from support import tiny, zoo, zoo_encoders, zoo_signals, zoo_towers, zoo_vlms
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -28,18 +28,22 @@ def entries() -> list[Entry]:
     named = {entry.type for entry in rows if entry.status != "not tried"}
     others: list[Entry] = []
     for name, lm in _beside():
-        kind = (
-            "encoder"
-            if name in (*tiny.ENCODERS, *zoo_encoders.TEXT, *zoo_encoders.UNREAD)
-            else "vision"
-        )
-        entry = found(name, kind, lm)
+        entry = found(name, _kind(name), lm)
         if entry.status != "refused":
             entry = Entry(**vars(entry) | {"type": lm().model.config.model_type})
         if entry.type not in named:
             named.add(entry.type)
             others.append(entry)
     return rows + sorted(others, key=lambda entry: (entry.kind, entry.type))
+
+
+def _kind(name: str) -> str:
+    if name in zoo_towers.MODELS:
+        return "encoder-decoder"
+    if name in zoo_signals.ALL:
+        return "series"
+    encoders = (*tiny.ENCODERS, *zoo_encoders.TEXT, *zoo_encoders.UNREAD)
+    return "encoder" if name in encoders else "vision"
 
 
 def _beside() -> Any:
@@ -50,6 +54,10 @@ def _beside() -> Any:
         yield name, lambda name=name: zoo_encoders.lm(name)
     for name in zoo_vlms.ALL:
         yield name, lambda name=name: zoo_vlms.lm(name)
+    for name in zoo_towers.MODELS:
+        yield name, lambda name=name: zoo_towers.lm(name)
+    for name in zoo_signals.ALL:
+        yield name, lambda name=name: zoo_signals.lm(name)
     for name, (maker, _) in zoo_encoders.REFUSED.items():
         yield name, lambda maker=maker: wrap(zoo_encoders.build(maker))
 

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 FILE = Path(__file__).parent / "table.json"
 _ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern")
+_CROSS = tuple(f"cross.{name}" for name in ("q", "k", "v", "scores", "pattern", "z", "out"))
 # said of nearly every model: it has no second mixer beside attention, no experts, or nothing but
-# experts
-_PLAIN = ("mix.out", "mlp.router")
+# experts, and reads no other tower
+_PLAIN = ("mix.out", "mlp.router", *_CROSS)
 Status = Literal["proved", "probed", "refused", "not tried"]
 MEANING = {
     "proved": "named by a file of `models/families/` and proved on a tiny instance",
@@ -34,7 +35,7 @@ class Entry:
     tiny instance."""
 
     type: str
-    kind: Literal["causal", "encoder", "vision"]
+    kind: Literal["causal", "encoder", "encoder-decoder", "series", "vision"]
     status: Status
     why: str = ""
     residual: str = ""
@@ -123,6 +124,8 @@ def page(found: Sequence[Entry]) -> str:
     for kind, title in (
         ("causal", "Causal language models"),
         ("encoder", "Encoders"),
+        ("encoder-decoder", "Encoder-decoders"),
+        ("series", "Sound and time series"),
         ("vision", "Vision and text"),
     ):
         text += [f"## {title}", "", "| type | | lacks, or why not |", "|---|---|---|"]
