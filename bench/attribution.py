@@ -194,7 +194,7 @@ def run(qwen: str | None) -> None:
                     new = [] if (family, prompt) in asked else [{"prompt": prompt} | question]
                     asked.add((family, prompt))
                     with (FOUND / f"{family}.jsonl").open("a", encoding="utf-8") as out:
-                        for one in (*new, {"prompt": prompt, "method": name} | line):
+                        for one in (*new, {"prompt": number(prompt), "method": name} | line):
                             out.write(
                                 json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n"
                             )
@@ -207,9 +207,15 @@ def lines() -> Iterator[dict[str, Any]]:
         questions: dict[str, dict[str, Any]] = {}
         for line in map(json.loads, file.read_text("utf-8").splitlines()):
             if "method" in line:
-                yield {"family": file.stem} | questions[line["prompt"]] | line
+                question = questions[line["prompt"]]
+                yield {"family": file.stem} | line | question
             else:
-                questions[line["prompt"]] = line
+                questions[number(line["prompt"])] = line
+
+
+def number(prompt: str) -> int:
+    """What a line of a method calls its prompt: files stay short."""
+    return list(PROMPTS).index(prompt)
 
 
 # --- what is made of it --------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from stratoscope.engine import edges
+from stratoscope.engine.alone import Layers
 from stratoscope.engine.pair import pair
+from stratoscope.engine.sent import random_directions, sent
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError, SiteError
@@ -24,7 +26,7 @@ BY_HAND = ("llama", "gemma2", "phi3", "gpt2", "gpt_neox")
 @pytest.mark.parametrize("name", WITH_EDGES)
 def test_the_writes_sum_to_what_every_receiver_reads(name):
     lm = tiny.lm(name)
-    found, wires = edges.sent(lm, lm.batch([CLEAN])), wiring(lm)
+    found, wires = sent(lm, lm.batch([CLEAN])), wiring(lm)
     assert len(found.writes) == len(wires.senders) == 1 + 3 * 5
     for receiver, label in enumerate(wires.receivers):
         layer, total = wires.place(receiver)[0], found.writes[: wires.before(receiver)].sum(dim=0)
@@ -42,8 +44,8 @@ def test_a_layer_alone_computes_what_it_computes_in_the_model(name):
     gives another."""
     lm = tiny.lm(name)
     batch = lm.batch([CLEAN])
-    seen, found = capture(lm, batch, "layers.*.attn.z", "layers.*.mlp.out"), edges.sent(lm, batch)
-    layers = edges.Layers(lm, batch)
+    seen, found = capture(lm, batch, "layers.*.attn.z", "layers.*.mlp.out"), sent(lm, batch)
+    layers = Layers(lm, batch)
     with torch.no_grad():
         for layer in range(lm.dims.layers):
             heads = layers.attention(
@@ -182,17 +184,17 @@ def test_what_has_no_edges_is_refused():
             wiring(tiny.lm(name))
     lm = tiny.lm("llama")
     with pytest.raises(InputError, match="one example"):
-        edges.sent(lm, lm.batch([CLEAN, CORRUPT]))
+        sent(lm, lm.batch([CLEAN, CORRUPT]))
 
 
 def test_random_directions_have_the_same_lengths():
     delta = torch.randn(3, 4, 5)
     delta[1, 2] = 0
-    found = edges.random_directions(delta, 0, 4)
+    found = random_directions(delta, 0, 4)
     assert torch.allclose(found.norm(dim=-1), delta.norm(dim=-1), atol=1e-5)
     assert float(torch.cosine_similarity(found, delta, dim=-1).abs().mean()) < 0.9
-    assert found.equal(edges.random_directions(delta, 0, 4))
-    assert not found.equal(edges.random_directions(delta, 1, 4))
+    assert found.equal(random_directions(delta, 0, 4))
+    assert not found.equal(random_directions(delta, 1, 4))
 
 
 def test_a_model_in_half_precision_has_edges():

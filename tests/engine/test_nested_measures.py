@@ -21,6 +21,7 @@ from stratoscope.circuits import edge_attribution, faithfulness, output_nodes, p
 from stratoscope.engine import edges, sequence
 from stratoscope.engine.gradients import gradients
 from stratoscope.engine.intervene import Intervention, ablate, add, clamped, intervene, scaled
+from stratoscope.engine.sent import sent
 from stratoscope.engine.sweep import naive
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import wiring
@@ -190,7 +191,7 @@ def test_writes_sum_to_what_is_read_inside_outer_changes(name: str) -> None:
         add("layers.0.resid_pre", V, positions=-1),
     ):
         with intervene(lm, change):
-            found, seen = edges.sent(lm, lm.batch(ONE)), capture(lm, ONE, "layers.*.attn.out")
+            found, seen = sent(lm, lm.batch(ONE)), capture(lm, ONE, "layers.*.attn.out")
         for receiver, label in enumerate(wires.receivers):
             layer, total = (
                 wires.place(receiver)[0],
@@ -209,7 +210,7 @@ def test_writes_sum_to_what_is_read_inside_outer_changes(name: str) -> None:
             intervene(lm, change),
             pytest.raises(SiteError, match=r"layers\.1\.(mlp\.out|attn\.z)"),
         ):
-            edges.sent(lm, lm.batch(ONE))
+            sent(lm, lm.batch(ONE))
 
 
 def _hand(lm: Any, change: str) -> tuple[Any, torch.Tensor, torch.Tensor]:

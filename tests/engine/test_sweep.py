@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stratoscope.engine.base import PACKED_POINTS
 from stratoscope.engine.intervene import (
     Intervention,
     ablate,
@@ -20,7 +21,6 @@ from stratoscope.engine.intervene import (
     replaced,
     scaled,
 )
-from stratoscope.engine.packed import PACKED_POINTS
 from stratoscope.engine.sweep import naive, plan, sweep
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError

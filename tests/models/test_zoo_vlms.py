@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers as hf
 
-from stratoscope.engine.edges import Layers, sent
+from stratoscope.engine.alone import Layers
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import ablate, intervene, replaced
+from stratoscope.engine.sent import sent
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import FamilyError, InputError

@@ -27,7 +27,8 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.edges import Ends, Layers, ends
+from stratoscope.engine.alone import Layers
+from stratoscope.engine.edges import Ends, ends
 from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import scaled
 from stratoscope.engine.metric import Words

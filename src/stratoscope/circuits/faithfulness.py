@@ -32,9 +32,11 @@ from torch import Tensor
 
 from stratoscope.circuits.graph import Circuit, first, growth, pairs
 from stratoscope.engine import outside
-from stratoscope.engine.edges import Ends, Layers, ends, head_writes
+from stratoscope.engine.alone import Layers
+from stratoscope.engine.edges import Ends, ends
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
+from stratoscope.engine.sent import head_writes
 from stratoscope.engine.wiring import SIDES, Wiring, wiring
 from stratoscope.errors import InputError
 from stratoscope.maths.resample import interval

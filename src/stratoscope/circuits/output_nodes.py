@@ -33,10 +33,10 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.edges import head_writes
 from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Target, Words
 from stratoscope.engine.pair import pair
+from stratoscope.engine.sent import head_writes
 from stratoscope.engine.sweep import Progress, sweep
 from stratoscope.engine.trace import Trace, capture
 from stratoscope.engine.wiring import wiring

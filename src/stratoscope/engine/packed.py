@@ -12,269 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.cache_utils import Cache
 
-from stratoscope.engine import outside
+from stratoscope.engine.base import Base, Job, gather, read
 from stratoscope.engine.intervene import OPERATIONS, Intervention
 from stratoscope.engine.linear import FastLinear
-from stratoscope.engine.select import position_index
-from stratoscope.models.attention import (
-    looks_ahead,
-    masked,
-    repeat_heads,
-    scores_of,
-    seam,
-    softmax_visible,
-)
-from stratoscope.models.batch import Batch
+from stratoscope.models.attention import masked, scores_of, seam, softmax_visible
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
-from stratoscope.models.weights import row_independent
-
-# sites whose tensor has one row for each position, so that cells can share a matrix and still be
-# edited apart
-PACKED_POINTS = frozenset(
-    {
-        "resid_pre",
-        "resid_mid",
-        "resid_post",
-        "attn.q",
-        "attn.k",
-        "attn.v",
-        "attn.z",
-        "attn.out",
-        "mlp.pre",
-        "mlp.act",
-    }
-    | {"mlp.out", "mlp.router"}
-)
-
-
-@dataclass(frozen=True, eq=False)  # a job is itself: its changes hold tensors
-class Job:
-    """A cell on one example: it starts at `layer`, from position `first` on. packed=False: to be
-    run naively."""
-
-    cell: int
-    example: int
-    layer: int
-    first: int
-    changes: tuple[Intervention, ...]
-    packed: bool
-
 
 Changes = dict[str, list[tuple[Job, Intervention]]]  # by point, the changes made in one layer
-
-
-@dataclass
-class Base:
-    """The base run: its metric, and for each layer what enters it, its keys and values, its mask
-    and its arguments."""
-
-    batch: Batch
-    # what the metric is given: (example, vocab), or (example, dim) of a model without a read-out
-    asked: Tensor
-    metric: Tensor
-    values: dict[Site, Tensor]
-    causal: bool
-    depth: int
-    residual: list[Tensor] = field(default_factory=list)
-    keys: list[Tensor] = field(default_factory=list)  # (example, kv_head, position, head_dim)
-    vals: list[Tensor] = field(default_factory=list)
-    masks: list[Tensor | None] = field(default_factory=list)
-    calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
-    shareable: bool = True
-    width: int = 0  # positions, padding included
-    lengths: list[int] = field(default_factory=list)  # of each example
-    reads: list[int] = field(
-        default_factory=list
-    )  # the position of each example that the metric reads
-    outer: list[Intervention] = field(
-        default_factory=list
-    )  # changes made outside the sweep: part of every cell
-
-    def positions(self, change: Intervention, example: int) -> Tensor:
-        """The positions that a change names in one example (padding included when it names
-        none)."""
-        return position_index(
-            change.positions, Run(self.batch), len(self.batch), self.width, [example]
-        )[example]
-
-
-def read(lm: LM, resid: Tensor) -> Tensor:
-    """(row, dim) final residuals -> (row, output); as they are for a model without a read-out (a
-    bare encoder)."""
-    return resid if lm.readout.kind == "vectors" else lm.readout(resid)
-
-
-def answers(lm: LM, resid: Tensor, batch: Batch) -> Tensor:
-    """(example, position, dim) final residuals -> (example, output): what the metric is given of
-    each example."""
-    if lm.readout.kind != "vectors":
-        return lm.readout.of(resid, batch)
-    return resid[torch.arange(len(batch)), lm.readout.positions(batch)]
-
-
-def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
-    """Whether a cell can be packed: only sites inside the main stack's layers that have one row for
-    each position."""
-    return all(
-        c.site.tower == "" and c.site.layer is not None and c.site.point in PACKED_POINTS
-        for c in cell
-    )
-
-
-def base_run(
-    lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]
-) -> Base:
-    """Run the base inputs once, keeping what packed cells start from and the base value at every
-    changed site."""
-    kept = {
-        site
-        for site in sites
-        if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS
-    }
-    tower, depth = lm.family.towers[""], lm.dims.layers
-    entries = [Site("", layer, "resid_pre") for layer in range(depth)]
-    last = Site("", depth - 1, "resid_post")
-    base = Base(batch, torch.empty(0), torch.empty(0), {}, tower.causal, depth)
-    reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
-    anew = lm.readout.kind != "vectors" and outside.reads_out_anew(lm)
-    if not (
-        anew or any(heard for _, heard in lm.taps.listening)
-    ):  # nobody waits for the logits of every position
-        reads[last].append(_stop)
-    with lm.taps.using(reads=reads):
-        whole = outside.answers(lm, batch) if anew else lm(batch)
-    base.asked = whole if anew else answers(lm, base.values[last], batch)
-    base.metric = metric(base.asked, torch.arange(len(batch)))
-    base.residual = [base.values[entry] for entry in entries]
-    base.width = base.residual[0].shape[1]
-    base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
-    outer, single = outside.changes(lm), lm.readout.single
-    base.reads = lm.readout.positions(batch).tolist() if single else []
-    base.shareable = (
-        lm.layout.packable and single and not anew and outer is not None and shareable(lm, outer)
-    )
-    base.shareable = base.shareable and row_independent(lm.model)
-    if tower.between and batch.extra:  # what is added between two layers is no part of either
-        base.shareable = False
-    if base.shareable:
-        base.outer = outer or []
-        _note_layers(lm, base, entries)
-    return base
-
-
-def _note_layers(lm: LM, base: Base, entries: Sequence[Site]) -> None:
-    """A second pass, for keys, values and the layers' arguments.
-
-    The values above come from the model's own kernel, as the user's captures do: only then is a
-    replacement that changes nothing equal bit for bit.
-    """
-    with outside.unheard(lm), lm.taps.using(), ExitStack() as stack:
-        for layer in lm.layout.layers[""]:
-            hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
-            stack.callback(hook.remove)
-        attentions = [lm.layout.attention(entry) for entry in entries]
-        stack.enter_context(
-            seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base)))
-        )
-        lm(base.batch)
-    once = (
-        len(base.calls) == len(base.keys) == base.depth
-    )  # not so where a layer's attention is left out
-    base.shareable = once and all(_can_gather(base, layer) for layer in range(base.depth))
-
-
-def _keep(base: Base, site: Site, x: Tensor, run: Run) -> None:
-    base.values[site] = x.detach().clone()
-
-
-def _stop(x: Tensor, run: Run) -> None:
-    raise StopForward
-
-
-def _note_call(base: Base, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    base.calls.append(beside_the_stream(args, kwargs))
-
-
-def beside_the_stream(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """What a layer is called with beside the stream; without a cache, to which other rows would be
-    appended."""
-    given = ("hidden_states", "use_cache", "cache", "layer_past")
-    rest = tuple(None if isinstance(x, Cache) else x for x in args[1:])
-    return rest, {k: x for k, x in kwargs.items() if k not in given and not isinstance(x, Cache)}
-
-
-def _note_attention(
-    base: Base,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    cap: float | None,
-    sinks: Tensor | None,
-):
-    base.keys.append(k)
-    base.vals.append(v)
-    base.masks.append(mask)
-    base.causal = base.causal and not looks_ahead(mask)
-    groups = q.shape[1] // k.shape[1]
-    scores = masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask)
-    pattern = softmax_visible(scores, None if sinks is None else sinks.reshape(1, -1, 1, 1))
-    return (pattern @ repeat_heads(v, groups)).transpose(1, 2).contiguous()
-
-
-def _can_gather(base: Base, layer: int) -> bool:
-    """Whether every tensor the layer is called with is one of those `_gather` knows how to give to
-    single rows, and its attention has one mask for all heads (BEiT adds a bias of relative
-    positions to each head's)."""
-    mask = base.masks[layer]
-    if mask is not None and mask.shape[1] > 1:
-        return False
-    zero = torch.zeros(1, dtype=torch.long)
-    args, kwargs = base.calls[layer]
-    try:
-        _gather((args, kwargs), base, layer, zero, zero)
-    except ValueError:
-        return False
-    return True
-
-
-def _gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -> Any:
-    """A layer argument of the base run, for rows at (example, position). Raises ValueError for an
-    unknown shape."""
-    if isinstance(x, dict):
-        return {name: _gather(value, base, layer, example, position) for name, value in x.items()}
-    if isinstance(x, (tuple, list)):
-        return type(x)(_gather(value, base, layer, example, position) for value in x)
-    if not isinstance(x, Tensor):
-        return x
-    mask, width = base.masks[layer], base.width
-    if mask is not None and x.shape == mask.shape and x.data_ptr() == mask.data_ptr():
-        return None  # attention of packed rows masks by itself
-    rows = (1, len(base.batch))
-    if (
-        x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows
-    ):  # rotary cos and sin: (..., example, position, dim)
-        return x[
-            ..., example if x.shape[-3] > 1 else torch.zeros_like(example), position, :
-        ].unsqueeze(-3)
-    if x.ndim == 2 and x.shape[1] == width and x.shape[0] in rows:  # position ids
-        return x[example if x.shape[0] > 1 else torch.zeros_like(example), position][None]
-    if x.ndim == 1 and x.shape[0] == width:
-        return x[position]
-    raise ValueError(f"a layer argument of shape {tuple(x.shape)} cannot be given to single rows")
 
 
 class Wave:
@@ -293,9 +47,8 @@ class Wave:
         self.heard: list[Tensor] | None = None  # the last layer's q, k and v of all rows
         self.rows = base.residual[0].new_empty(0, lm.dims.dim)
         self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
-        self.groups: list[
-            tuple[int, int, int, int]
-        ] = []  # example, first position, first row, how many jobs
+        # example, first position, first row, how many jobs
+        self.groups: list[tuple[int, int, int, int]] = []
 
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
@@ -316,9 +69,8 @@ class Wave:
                 self._change(self.rows, after)
             at = torch.tensor([self.start[job] for job in self.jobs], device=self.rows.device)
             examples = torch.tensor([job.example for job in self.jobs])
-            chunks = zip(
-                at.split(256), examples.split(256)
-            )  # logits are wide: never for all jobs at once
+            # logits are wide: never for all jobs at once
+            chunks = zip(at.split(256), examples.split(256))
             with FastLinear():
                 return torch.cat(
                     [metric(read(lm, self.rows[rows]), example) for rows, example in chunks]
@@ -364,9 +116,7 @@ class Wave:
         edits = {
             Site("", layer, point): [partial(self._edit, found)] for point, found in changes.items()
         }
-        args, kwargs = _gather(
-            self.base.calls[layer], self.base, layer, self.example, self.position
-        )
+        args, kwargs = gather(self.base.calls[layer], self.base, layer, self.example, self.position)
         with self.lm.taps.using(edits=edits) if edits else ExitStack(), FastLinear():
             out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
@@ -476,9 +226,8 @@ class Wave:
             own = self.base.reads[example] - first
             asks = slice(own, own + 1) if self.read_only else slice(None)
             query = _by_job(q, rows, jobs)[:, :, asks]
-            query = query.unflatten(1, (-1, shared)).flatten(
-                2, 3
-            )  # job, kv_head, (shared, own), head_dim
+            # job, kv_head, (shared, own), head_dim
+            query = query.unflatten(1, (-1, shared)).flatten(2, 3)
             hidden = None
             if mask is not None:
                 hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(
@@ -498,9 +247,8 @@ class Wave:
                     softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden), sink)
                     @ value
                 )
-            z = z.unflatten(2, (shared, -1)).permute(
-                0, 3, 1, 2, 4
-            )  # job, own, kv_head, shared, head_dim
+            # job, own, kv_head, shared, head_dim
+            z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)
             found.append(z.reshape(-1, q.shape[1], v.shape[-1]))
         return torch.cat(found)[None]
 

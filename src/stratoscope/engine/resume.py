@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine import outside
+from stratoscope.engine.base import Base
 from stratoscope.engine.intervene import Intervention
-from stratoscope.engine.packed import Base
 from stratoscope.errors import LoadError, ResultError
 from stratoscope.models.lm import LM
 from stratoscope.store import tensors as files

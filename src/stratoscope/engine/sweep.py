@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine import outside
+from stratoscope.engine.base import Base, Job, answers, base_run, shareable
 from stratoscope.engine.intervene import Intervention, intervene, resolve
 from stratoscope.engine.memory import available, predicted, refuse_above
-from stratoscope.engine.packed import Base, Job, Wave, answers, base_run, shareable
+from stratoscope.engine.packed import Wave
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError

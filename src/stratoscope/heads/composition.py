@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from stratoscope.engine.edges import Layers
+from stratoscope.engine.alone import Layers
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import Path, wiring
