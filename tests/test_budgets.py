@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "stratoscope"
 # LM shows what the house asks it, so that methods need not reach through `lm.layout`: 14 names
 # today
 METHOD_STATEMENTS, FUNCTION_STATEMENTS = 115, 40  # width cannot buy these
-METHOD_LINES, FUNCTION_LINES, LM_LINES, LM_NAMES = 255, 80, 300, 16
+METHOD_LINES, MODEL_LINES, FUNCTION_LINES, LM_LINES, LM_NAMES = 255, 300, 80, 300, 16
 
 
 def count_lines(text: str) -> int:
@@ -79,7 +79,10 @@ def over(sizes: dict[str, int], limit: int) -> list[str]:
 
 def test_method_files() -> None:
     texts = {entry.address: entry.path.read_text("utf-8") for entry in catalogue.methods()}
-    assert over({name: count_lines(text) for name, text in texts.items()}, METHOD_LINES) == []
+    lines = {name: count_lines(text) for name, text in texts.items()}
+    models = {name: lines.pop(name) for name in texts if name.startswith("architectures.")}
+    assert over(lines, METHOD_LINES) == []
+    assert over(models, MODEL_LINES) == []
     statements = {name: count_statements(ast.parse(text)) for name, text in texts.items()}
     assert over(statements, METHOD_STATEMENTS) == []
 

@@ -87,21 +87,7 @@ NAMES = {
     help="The report's file.",
 )
 def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> None:
-    if not question["prompt"].strip():
-        raise InputError("the prompt is empty: there is no token to explain.")
-    for name in ("answer", "foil", "corrupt"):
-        if question[name] == "":
-            raise InputError(f"--{name} is empty: leave it out, or give at least one token.")
-    if question["whole"] and not (question["answer"] and question["foil"]):
-        raise InputError("--whole compares two whole texts: give --answer and --foil.")
-    if question["corrupt"] == question["prompt"]:
-        raise InputError(
-            "--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it."
-        )
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ResultError(
-            f"{out} cannot be written: its folder does not exist, or it is a folder itself."
-        )
+    _refuse(question, out)
     began = time.perf_counter()
     kept: list[Explanation] = []
     written = began
@@ -147,6 +133,25 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
         raise
     _summary(kept[0])
     click.echo(f"\nReport: {out.absolute().as_uri()}")
+
+
+def _refuse(question: dict[str, Any], out: Path) -> None:
+    """What is wrong with a question is said before any work."""
+    if not question["prompt"].strip():
+        raise InputError("the prompt is empty: there is no token to explain.")
+    for name in ("answer", "foil", "corrupt"):
+        if question[name] == "":
+            raise InputError(f"--{name} is empty: leave it out, or give at least one token.")
+    if question["whole"] and not (question["answer"] and question["foil"]):
+        raise InputError("--whole compares two whole texts: give --answer and --foil.")
+    if question["corrupt"] == question["prompt"]:
+        raise InputError(
+            "--corrupt is the prompt itself: there is nothing to restore. Exchange a word of it."
+        )
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ResultError(
+            f"{out} cannot be written: its folder does not exist, or it is a folder itself."
+        )
 
 
 class _progress:

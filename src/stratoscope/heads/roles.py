@@ -84,9 +84,8 @@ def copied(
     are none)."""
     words, column = own.unique(return_inverse=True)
     limit = logits.topk(min(top + 1, logits.shape[1])).values[:, -1:]
-    hit = (
-        logits[:, words] > limit
-    ).float()  # a tie across the limit is a miss: a silent head copies nothing
+    # a tie across the limit is a miss: a silent head copies nothing
+    hit = (logits[:, words] > limit).float()
     score = hit.gather(1, column[:, None])[:, 0]
     others = (hit.sum(dim=1) - score) / (len(words) - 1 if len(words) > 1 else torch.nan)
     return torch.stack([score.mean(), others.mean()])
@@ -185,9 +184,8 @@ def _said_twice(
             f"repeats={repeats}, length={length}: at least 1 text of 2 words; room for {size}."
         )
     generator = np.random.default_rng(seed)
-    texts = [
-        generator.choice(words, size, replace=False).tolist() for _ in range(repeats)
-    ]  # no word twice
+    # no word twice
+    texts = [generator.choice(words, size, replace=False).tolist() for _ in range(repeats)]
     notes = (
         [f"Random texts have {size} words, not {length}: no more fit this model."]
         if size < length
@@ -246,9 +244,8 @@ def _written(
     """What each query head would write if it read one position alone, through the norms that
     follow; in float32."""
     [site] = lm.layout.resolve(f"layers.{layer}.attn.out")
-    v = v.repeat_interleave(
-        lm.dims.heads // v.shape[2], dim=2
-    )  # head h reads key/value head h // group
+    # head h reads key/value head h // group
+    v = v.repeat_interleave(lm.dims.heads // v.shape[2], dim=2)
     out = torch.einsum(
         "ephk,dhk->ephd", v.float(), lm.weight(site).float().unflatten(1, (lm.dims.heads, -1))
     )

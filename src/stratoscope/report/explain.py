@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -103,11 +103,10 @@ def explain(
     answer: default the top token. foil: default a likely token of its kind, chosen together with
     the corrupt prompt where that is made automatically. whole: score the texts of answer and foil
     with all their tokens (`metric.Whole`); what can ask about one token only says so in its place.
-    corrupt: a prompt of as many tokens on
-    which the model answers otherwise. seed: of the nulls, the random sequences and the automatic
-    prompt. skip: names of STEPS to leave out. keep: called with what is there after every step.
-    Raises InputError for inputs that cannot be explained, and SiteError for a model that predicts
-    no next token.
+    corrupt: a prompt of as many tokens on which the model answers otherwise. seed: of the nulls,
+    the random sequences and the automatic prompt. skip: names of STEPS to leave out. keep: called
+    with what is there after every step. Raises InputError for inputs that cannot be explained, and
+    SiteError for a model that predicts no next token.
     """
     began = time.perf_counter()
     if unknown := sorted(set(skip) - set(STEPS[1:])):
@@ -121,47 +120,63 @@ def explain(
     if len(batch) != 1:
         raise InputError("explain takes one prompt at a time.")
     other, how = _given(lm, batch, corrupt) if corrupt is not None else (None, "")
-    asked = catalogue.module("tokens.next_token").measure
-    report("tokens.next_token", 0, 0)
-    texts = _whole(answer, foil) if whole else {"answer": answer, "foil": foil}
-    first = asked(lm, batch, **texts)  # without it there is no report: what it raises is raised
-    answer = int(first["answer_id"].values[0])
-    if whole:  # prompts are made by the first tokens
-        foil = int(first["foil_id"].values[0])
-    if foil is None and other is not None:
-        foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
-        first = asked(lm, batch, answer=answer, foil=foil)
-    steps.seconds["tokens.next_token"] = time.perf_counter() - began
-    notes = str(
-        first.attrs.get("notes", "")
-    )  # of the words as they were given; below, ids are asked
-    why = str((first.attrs.get("foil_why") or [""])[0])
-    if other is None:
-        made = steps.measure("tokens.corruption", batch, answer=answer, foil=foil, seed=seed)
-        if made is not None:
-            other = lm.batch([[int(i) for i in made["id"].values[0] if i >= 0]])
-            how, why = str(made["how"].values[0]), str(made["foil_why"].values[0]) or why
-            if not whole:
-                first = asked(lm, batch, answer=answer, foil=int(made["foil_id"].values[0]))
-    steps.results["tokens.next_token"] = first
-    words = {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
-    words = texts if whole else words
+    question = _question(steps, batch, other, {"answer": answer, "foil": foil}, seed, whole)
+    how = question.how or how
 
     def so_far() -> Explanation:
         ran = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
-        found = _explanation(steps, prompt, batch, (other, how, why, notes), ran)
-        return replace(found, whole=whole)
+        made = (question.other, how, question.why, question.notes)
+        return replace(_explanation(steps, prompt, batch, made, ran), whole=whole)
 
-    for run in _rest(steps, batch, other, words, seed, circuit):
+    for run in _rest(steps, batch, question.other, question.words, seed, circuit):
         run()
         keep(so_far())
     return so_far()
 
 
-def _whole(answer: Any, foil: Any) -> dict[str, Any]:
-    from stratoscope.engine.metric import Whole
+class Question(NamedTuple):
+    """What is asked: answer and foil as every step takes them, the corrupt prompt (None without
+    one), how it was made, why this foil, and notes of the words as they were given."""
 
-    return {"answer": Whole(answer), "foil": Whole(foil)}
+    words: dict[str, Any]
+    other: Any
+    how: str
+    why: str
+    notes: str
+
+
+def _question(
+    steps: Steps, batch: Any, other: Any, given: dict[str, Any], seed: int, whole: bool
+) -> Question:
+    """Settle answer, foil and corrupt prompt, those that are not given; without an answer there is
+    no report, so what `next_token` raises is raised."""
+    lm, began = steps.lm, time.perf_counter()
+    method = catalogue.module("tokens.next_token")
+    texts = {name: method.Whole(text) for name, text in given.items()} if whole else given
+    steps.report("tokens.next_token", 0, 0)
+    first = method.measure(lm, batch, **texts)
+    answer, foil = int(first["answer_id"].values[0]), given["foil"]
+    if whole:  # prompts are made by the first tokens
+        foil = int(first["foil_id"].values[0])
+    if foil is None and other is not None:
+        foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
+        first = method.measure(lm, batch, answer=answer, foil=foil)
+    steps.seconds["tokens.next_token"] = time.perf_counter() - began
+    # of the words as they were given; below, ids are asked
+    notes = str(first.attrs.get("notes", ""))
+    how, why = "", str((first.attrs.get("foil_why") or [""])[0])
+    made = None
+    if other is None:
+        made = steps.measure("tokens.corruption", batch, answer=answer, foil=foil, seed=seed)
+    if made is not None:
+        other = lm.batch([[int(i) for i in made["id"].values[0] if i >= 0]])
+        how, why = str(made["how"].values[0]), str(made["foil_why"].values[0]) or why
+        if not whole:
+            foil = int(made["foil_id"].values[0])
+            first = method.measure(lm, batch, answer=answer, foil=foil)
+    steps.results["tokens.next_token"] = first
+    ids = {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
+    return Question(texts if whole else ids, other, how, why, notes)
 
 
 def _rest(

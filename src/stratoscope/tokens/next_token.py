@@ -19,6 +19,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stratoscope.engine.metric import Whole as Whole
 from stratoscope.engine.metric import Words, last_logits, word
 from stratoscope.engine.sequence import probabilities, target, unchanged
 from stratoscope.errors import InputError
