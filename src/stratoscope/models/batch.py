@@ -48,8 +48,8 @@ class Batch:
     copies: int = 1
 
     def __len__(self) -> int:
-        first = self.ids if self.ids is not None else next(iter(self.extra.values()))
-        return int(first.shape[0])
+        held = self.ids if self.ids is not None else self.mask
+        return int((next(iter(self.extra.values())) if held is None else held).shape[0])
 
     @property
     def text(self) -> tuple[Tensor, Tensor]:
@@ -95,9 +95,9 @@ class Batch:
     def coords(
         self, axis: str = "position", name: str = "text"
     ) -> dict[str, tuple[tuple[str, ...], list]]:
-        """Coordinates for a labelled result: token strings along `axis` ("" at padding), and each
-        whole text ("" for a picture, which has no tokens)."""
-        if self.ids is None:
+        """Coordinates for a labelled result: what each position is called along `axis` ("" at
+        padding), and each whole text ("" for a picture, which has none)."""
+        if not self.tokens:
             return {"example_text": (("example",), [""] * len(self))}
         width = max(map(len, self.tokens), default=0)
         rows = [[*tokens, *[""] * (width - len(tokens))] for tokens in self.tokens]

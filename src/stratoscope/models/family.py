@@ -56,10 +56,15 @@ RESIDUAL_POINTS = {"resid_pre": into(""), "resid_mid": Point("", "sum"), "resid_
 @dataclass(frozen=True)
 class Tower:
     """One stack of layers. Paths of `layers`, `embed` and `final_norm` start at the base model,
-    those of points and writes at a layer. `takes`: the forward argument that holds its sequence.
-    Of a series of numbers, `lengths` is the model's method that tells how many positions come of so
-    many steps ("" where all are real), `alone` says that series of unequal length are not padded,
-    and `rows` is the config key of how many rows each example becomes.
+    those of points and writes at a layer.
+
+    `takes`: the forward argument that holds its sequence: ids where its name ends in `_ids`
+    (input_ids, item_ids, residue_ids), pictures where it is pixel_values, else a series of numbers.
+    `mask`: the argument that is 1 where the sequence is real, "" where there is none.
+
+    Of a series, `lengths` is the model's method that tells how many positions come of so many steps
+    ("" where all are real), `alone` says that series of unequal length are not padded, and `rows`
+    is the config key of how many rows each example becomes.
 
     `attn_write`, `cross_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and
     the neurons into attn.out, cross.out and mlp.out: the projection, then a post-norm or a scale (a
@@ -79,6 +84,7 @@ class Tower:
     final_norm: str | None = None
     config: str = ""
     takes: str = "input_ids"
+    mask: str = "attention_mask"
     lengths: str = ""
     alone: bool = False
     rows: str = ""
@@ -164,6 +170,19 @@ class Family:
         """Whether the main stack reads tokens, not pictures or other signals."""
         return self.towers[""].takes == "input_ids"
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the main stack reads ids, of tokens or of anything else."""
+        return self.towers[""].takes.endswith("_ids")
+
     def takes_signal(self, tower: str = "") -> bool:
-        """Whether a tower reads series of numbers, not tokens or pictures."""
-        return self.towers[tower].takes not in ("input_ids", "pixel_values")
+        """Whether a tower reads series of numbers, not ids or pictures."""
+        takes = self.towers[tower].takes
+        return takes != "pixel_values" and not takes.endswith("_ids")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The main stack's own names of what a Batch calls input_ids and attention_mask."""
+        main = self.towers[""]
+        ids = {main.takes: "input_ids"} if self.reads_ids else {}
+        return ids | ({main.mask: "attention_mask"} if main.mask else {})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import batch as batches
-from stratoscope.models import finite, signal, source
+from stratoscope.models import finite, sequence, signal, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.family import Family
@@ -100,7 +100,8 @@ class LM:
 
     def _read(self, inputs: Any, *, predicts: bool = True, tower: str = "") -> Batch:
         if self.family.takes_signal(tower):
-            return signal.read(self, inputs, tower)
+            made = signal.read(self, inputs, tower)
+            return made if tower else sequence.named(self.model, made)
         config = self.model.config
         # the config's first: it is the one by which classifiers find where a prompt ends
         pads = (
@@ -116,7 +117,7 @@ class LM:
         )  # never read, but looked up in the embedding all the same
         main = self.family.towers[""]
         made = batches.make(
-            inputs,
+            sequence.as_tokens(self.family, inputs),
             self.tokenizer,
             limit=self.context,
             pad=pad,
@@ -136,7 +137,7 @@ class LM:
             made = replace(made, notes=(*made.notes, *_read_at(made, mask_token(self))))
         if made.mask is not None:
             refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
-        return made
+        return sequence.named(self.model, made)
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
         """One forward pass of the Hugging Face model, without a cache; None when a trace stopped it
@@ -146,7 +147,7 @@ class LM:
             arguments.setdefault("use_cache", False)
         with self.taps.running(batch, copies=batch.copies):
             try:
-                return self.model(**batch.forward_arguments(), **arguments)
+                return self.model(**sequence.arguments(self.family, batch), **arguments)
             except StopForward:
                 return None
 

@@ -4,6 +4,7 @@ the tensors."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,11 +102,15 @@ class Run:
         let them go."""
         return max(0, self.past + self.new - width) if self.step else 0
 
-    def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Read a forward pass's arguments. One that finds an empty cache starts anew: step 0."""
+    def note(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], names: Mapping[str, str]
+    ) -> None:
+        """Read a forward pass's arguments; names: of the model, for what text models call ids and
+        mask. One that finds an empty cache starts anew: step 0."""
         given = kwargs
         if args:
             given = dict(zip(inspect.signature(module.forward).parameters, args)) | kwargs
+        given = {names.get(name, name): value for name, value in given.items()}
         # the cache's name until Transformers 5.24, still taken
         cache = given.get("cache", given.get("past_key_values"))
         self.past = 0 if cache is None else int(cache.get_seq_length())

@@ -31,7 +31,8 @@ def read(lm: LM, inputs: Any, tower: str = "") -> Batch:
             f"this model takes `{table.takes}`: give series of numbers, or the mapping that its "
             f"processor makes; got {', '.join(map(repr, given)) or 'nothing'}."
         )
-    series, mask = _padded(table.takes, given.pop(table.takes), given.pop("attention_mask", None))
+    own = given.pop(table.mask, given.pop("attention_mask", None))
+    series, mask = _padded(table.takes, given.pop(table.takes), own)
     kept = {table.takes: series, **beside.tensors(given)}
     copies = getattr(config, table.rows) if table.rows else 1
     if not table.lengths:  # every position is real

@@ -24,12 +24,12 @@ def specimens(lm: LM) -> list[Any]:
     """
     if lm.family.takes_signal():
         return [specimen(lm)]
-    if not lm.family.reads_text:
+    if not lm.family.reads_ids:
         return [specimen(lm)] if _runs(lm, specimen(lm)) else []
     if lm.family.source:
         return [specimen(lm)]
     long, _ = prompts(lm)
-    text = [long, long[:2]] if len(long) > 2 else [long]
+    text = [long, long[:2]] if len(long) > 2 and lm.family.towers[""].mask else [long]
     eye = _eye(lm)
     if eye is None:
         return [text]
@@ -51,7 +51,7 @@ def specimen(lm: LM) -> Any:
     noise."""
     if lm.family.takes_signal():
         return _series(lm)
-    if not lm.family.reads_text:
+    if not lm.family.reads_ids:
         return picture(lm.model, lm.layout.config())
     return _heard(lm) if lm.family.source else prompts(lm)
 
@@ -66,7 +66,8 @@ def _series(lm: LM) -> Any:
     while int(many(torch.tensor([steps]))) < 5:
         steps *= 2
     long, other = _wave(lm.model, 2, steps)
-    return [long, other if table.alone else other[: 2 * steps // 3]]
+    one_length = table.alone or not table.mask
+    return [long, other if one_length else other[: 2 * steps // 3]]
 
 
 def _heard(lm: LM) -> Any:
@@ -152,7 +153,8 @@ def prompts(lm: LM) -> list[list[int]]:
     spread = [(7 + 31 * i) % size for i in range(4 * len(special) + 40)]
     free = [i for i in dict.fromkeys(spread) if i not in special] or spread
     free = (free * 7)[:7]  # a vocabulary of a few tokens
-    limit = lm.context or 7
+    # a model that takes no mask takes one length
+    limit = min(lm.context or 7, 7 if lm.family.towers[""].mask else 3)
     return [free[:4][:limit], free[4:][:limit]]
 
 

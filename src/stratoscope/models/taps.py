@@ -227,7 +227,7 @@ class Taps:
             self._open.enter_context(seam(self.model, inside))
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.run.note(module, args, kwargs)
+        self.run.note(module, args, kwargs, self.layout.family.names)
 
     def _before(
         self, here: list[tuple[Site, Point]], stream: tuple[str, int, str] | None

@@ -319,11 +319,11 @@ def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
     every = [Site("", n, "attn.q") for n in range(depth)]
     if batch.source is not None:  # cells of a decoder are not packed, whatever mixes
         return []
-    if batch.ids is None or batch.ids.shape[1] < 2 or any(lm.layout.lack(site) for site in every):
+    if batch.mask is None or batch.mask.shape[1] < 2 or any(lm.layout.lack(site) for site in every):
         return []
     first, last = Site("", 0, "resid_pre"), Site("", depth - 1, "resid_post")
     pair = batch
-    if not batch.extra:  # two examples that are alike but for the first position
+    if batch.ids is not None and not batch.extra:  # alike but for the first position
         row = batch.ids[:1, : min(int(batch.lengths[0]), 4)]
         pair = lm.batch(row.expand(2, -1)) if row.shape[1] > 1 else batch
     masks: list[Tensor] = []

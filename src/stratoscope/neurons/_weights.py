@@ -95,7 +95,7 @@ def linear(lm: LM) -> None:
     if (
         lm.family.towers[""].residual == "post-norm"
         or len(lm.layout.head) != 1
-        or not lm.family.reads_text
+        or not lm.family.reads_ids
     ):
         raise SiteError(
             f"{lm.family.name} has no linear way from a neuron to a vocabulary of tokens."
