@@ -101,7 +101,9 @@ def test_a_folder_opens_in_a_fresh_process_to_the_same_bits(tmp_path: Path) -> N
         expected = [v.hex() for v in model(**pictures()).logits.flatten().tolist()]
     assert logits.split() == expected
     home = "stratoscope.architectures.vision"
-    assert loaded.split() == [home, f"{home}.metaformer", f"{home}.pooling"]
+    parts = "stratoscope.architectures.parts"  # and of all shelves nothing else
+    blocks = [parts, f"{parts}.norm", f"{parts}.patches", home]
+    assert loaded.split() == [*blocks, f"{home}.metaformer", f"{home}.pooling"]
     assert what == f"{home}.metaformer metaformer"
 
 

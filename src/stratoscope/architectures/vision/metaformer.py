@@ -36,6 +36,8 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 
+from stratoscope.architectures.parts.norm import GroupNorm
+from stratoscope.architectures.parts.patches import Patches, Placed
 from stratoscope.errors import InputError
 from stratoscope.models.family import RESIDUAL_POINTS, Family, Tower, into, out_of
 
@@ -106,43 +108,6 @@ def family(config: MetaFormerConfig) -> Family:
         ),
     )
     return Family("metaformer", {"": tower}, head=())
-
-
-class Patches(nn.Module):
-    """Patches that do not overlap, projected; (example, channel, row, column) to (example,
-    position, dim)."""
-
-    def __init__(self, channels: int, dim: int, patch: int) -> None:
-        super().__init__()
-        self.projection = nn.Conv2d(channels, dim, patch, stride=patch)
-
-    def forward(
-        self, x: Float[Tensor, "example channel row column"]
-    ) -> Float[Tensor, "example position dim"]:
-        return self.projection(x).flatten(2).transpose(1, 2)
-
-
-class Placed(Patches):
-    """The first stage's patches, which are told where they lie."""
-
-    def __init__(self, channels: int, dim: int, patch: int, positions: int) -> None:
-        super().__init__(channels, dim, patch)
-        self.place = nn.Parameter(torch.zeros(positions, dim))
-
-    def forward(
-        self, x: Float[Tensor, "example channel row column"]
-    ) -> Float[Tensor, "example position dim"]:
-        return super().forward(x) + self.place
-
-
-class GroupNorm(nn.GroupNorm):
-    """One mean and one variance for all positions and dimensions of an example."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(1, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(-1, -2)).transpose(-1, -2)
 
 
 class MLP(nn.Module):
