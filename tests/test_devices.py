@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-import test_contract as suite
+from stratoscope import catalogue
 from stratoscope.engine.generate import generate
 from stratoscope.engine.intervene import (
     ablate,
@@ -23,28 +23,29 @@ from stratoscope.engine.intervene import (
 from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import trace
 from stratoscope.models import LM, wrap
-from support import pretend
+from support import cases, pretend
+from support.cases import Case
 from support.circuits import CLEAN, CORRUPT
-from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
+from support.compare import differences
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+MEASURES = [e.address for e in catalogue.methods() if "measure" in e.verbs]
+EDITS = [e.address for e in catalogue.methods() if "edit" in e.verbs]
 
 
 @cache
 def subject(name: str) -> LM:
     """A model of its own: it is moved."""
-    return wrap(deepcopy(suite.subject(name).model), suite.subject(name).tokenizer)
+    return wrap(deepcopy(cases.subject(name).model), cases.subject(name).tokenizer)
 
 
-@pytest.mark.parametrize("address", [a for a in suite.MEASURES if not a.startswith("circuits.")])
-def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str, monkeypatch) -> None:
-    name = suite.runs_on(address)
-    here = suite.supported(address, name)
-    lm = subject(name)
-    monkeypatch.setattr(
-        suite, "subject", subject
-    )  # another model, where a method compares two, moves as well
+@pytest.mark.parametrize("address", [a for a in MEASURES if not a.startswith("circuits.")])
+def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str) -> None:
+    name = cases.runs_on(address) or "llama"
+    here, lm = cases.supported(address, "measure", name), subject(name)
     with pretend.device(lm.model):
-        there = suite.call(address, lm, name, suite.padded(name, "right"), [0, 1])
-    assert suite.differences(here, there) == []
+        there = cases.measure(address, Case(name, lm))
+    assert differences(here, there) == []
 
 
 # fewer edges, steps and draws than by default: those are hundreds of passes
@@ -65,35 +66,23 @@ CIRCUITS = {
 def test_circuits_mix_no_devices_and_give_the_same_numbers(method: str) -> None:
     """On a model with grouped queries, post-norms and a soft-cap."""
     lm, asked = subject("gemma2"), {"corrupt": CORRUPT[1:], "answer": 5, "foil": 9}
-    run = suite.catalogue.module(f"circuits.{method}").measure
+    run = catalogue.module(f"circuits.{method}").measure
     here = run(lm, CLEAN[1:], **asked, **CIRCUITS[method])
     with pretend.device(lm.model):
         there = run(lm, CLEAN[1:], **asked, **CIRCUITS[method])
-    assert suite.differences(here, there) == []
+    assert differences(here, there) == []
 
 
-REQUESTS = {
-    "editing.clamp": [(0, 3), (1, 7)],
-    "editing.top_k": 3,
-    "editing.drop_modules": ["layers.1.mlp.out"],
-    "editing.fine_tune": [[3, 4, 5]],
-    "editing.low_rank_attention": [(0, 1), (1, 2)],
-    "editing.needle": [(0, 3)],
-    "heads.composition": [(0, 1)],
-}
-
-
-@pytest.mark.parametrize("address", suite.EDITS)
+@pytest.mark.parametrize("address", EDITS)
 def test_an_edit_mixes_no_devices_and_changes_the_same(address: str) -> None:
-    lm, make = subject("llama"), suite.catalogue.module(address).edit
-    options = {"prompts": CLEAN} if address == "editing.low_rank_attention" else {}
+    case = Case("llama", subject("llama"), "left")
 
     def logits() -> torch.Tensor:
-        with make(lm, REQUESTS[address], **options):
-            return lm(suite.padded("llama", "left"))["logits"]
+        with cases.call(address, "edit", case):
+            return case.lm(case.inputs)["logits"]
 
-    plain, here = lm(suite.padded("llama", "left"))["logits"], logits()
-    with pretend.device(lm.model):
+    plain, here = case.lm(case.inputs)["logits"], logits()
+    with pretend.device(case.lm.model):
         there = logits()
     assert there.device.type == "cuda"
     assert torch.allclose(here, pretend.plain(there), atol=1e-5)

@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-import test_contract as suite
-from stratoscope import heads
+from stratoscope import catalogue, heads
 from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.engine.pair import pair
 from stratoscope.engine.precision import in_float32, spacing
 from stratoscope.errors import InputError
 from stratoscope.models import LM, wrap
-from support import tiny
-from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
+from support import cases, tiny
+from support.cases import REFUSALS, Case
 
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+MEASURES = [
+    e.address
+    for e in catalogue.methods()
+    if "measure" in e.verbs and e.address != "circuits.discover"
+]
 BF16, FP16 = torch.bfloat16, torch.float16
 CASES = [("llama", BF16), ("gpt2", FP16), ("gemma2", BF16), ("gemma2", FP16)]
 ONLY = {
@@ -65,27 +70,23 @@ def high(name: str, dtype: torch.dtype) -> LM:
     return in_float32(low(name, dtype))
 
 
-def measured(address: str, name: str, lm: LM, monkeypatch):
+def measured(address: str, name: str, lm: LM):
     if address in CIRCUITS:
         asked = {"corrupt": CORRUPT, "answer": 5, "foil": 9}
-        return suite.catalogue.module(address).measure(lm, CLEAN, **asked, **CIRCUITS[address])
-    with monkeypatch.context() as patch:
-        patch.setattr(suite, "subject", lambda _: lm)
-        return suite.call(address, lm, name, suite.padded(name, "right"), [0, 1])
+        return catalogue.module(address).measure(lm, CLEAN, **asked, **CIRCUITS[address])
+    return cases.measure(address, Case(name, lm))
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda x: str(x).removeprefix("torch."))
-@pytest.mark.parametrize("address", [a for a in suite.MEASURES if a != "circuits.discover"])
-def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(
-    address, name, dtype, monkeypatch
-):
+@pytest.mark.parametrize("address", MEASURES)
+def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(address, name, dtype):
     if not address.startswith(ONLY.get((name, dtype), "")):
         pytest.skip("tried on gpt2 in float16 and on gemma2 in bfloat16")
     try:
-        expected = measured(address, name, high(name, dtype), monkeypatch)
-    except suite.REFUSALS as refusal:
+        expected = measured(address, name, high(name, dtype))
+    except REFUSALS as refusal:
         pytest.skip(f"refused in float32 as well: {refusal}")
-    found = measured(address, name, low(name, dtype), monkeypatch)
+    found = measured(address, name, low(name, dtype))
     if address == "heads.roles":  # copying counts words that are among the first five
         expected, found = (
             x.sel(role=["previous_token", "induction", "name_mover"]) for x in (expected, found)

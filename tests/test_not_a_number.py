@@ -9,43 +9,42 @@ import numpy as np
 import pytest
 import torch
 
-import test_contract as suite
-from stratoscope import circuits
+from stratoscope import catalogue, circuits
 from stratoscope.engine.intervene import intervene, replaced
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError
 from stratoscope.models import finite, wrap
-from support import tiny
-from test_contract import _fast  # noqa: F401  (a fixture: methods run without beartype, on one thread)
+from support import cases, tiny
+from support.compare import differences
 
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+MEASURES = [e.address for e in catalogue.methods() if "measure" in e.verbs and e.room != "circuits"]
 FAULTS = ("layers.1.mlp.down_proj.weight", "lm_head.weight", "norm.weight")
 CLEAN, CORRUPT = [[38, 46, 26, 43]], [[46, 43, 38, 26]]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("address", [a for a in suite.MEASURES if not a.startswith("circuits.")])
-def test_a_broken_weight_is_refused_by_name_or_takes_no_part(
-    address: str, fault: str, monkeypatch
-) -> None:
+@pytest.mark.parametrize("address", MEASURES)
+def test_a_broken_weight_is_refused_by_name_or_takes_no_part(address: str, fault: str) -> None:
     """One NaN. What does not read the weight gives what the whole model gives; everything else says
     what it met."""
-    healthy = suite.supported(address, "llama")
-    lm = suite.subject("llama")
+    healthy = cases.supported(address, "measure", "llama")
+    lm = cases.subject("llama")
     weight = lm.model.get_parameter(fault if fault.startswith("lm_head") else f"model.{fault}")
     kept = weight.detach().clone()
     found, said = healthy, ""
     try:
         with torch.no_grad():
             weight.view(-1)[3] = torch.nan
-        found = suite.call(address, lm, "llama", suite.padded("llama", "right"), [0, 1])
+        found = cases.measure(address, cases.case("llama"))
     except InputError as refusal:
         said = str(refusal)
     finally:
         with torch.no_grad():
             weight.copy_(kept)
     assert not said or ("not a number" in said and "nan" in said)
-    assert suite.differences(healthy, found) == []
+    assert differences(healthy, found) == []
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ def test_circuits_of_a_broken_model_are_refused(method: str, fault: str) -> None
 
 
 def test_a_value_put_there_is_refused_and_named_and_a_trace_still_shows_it() -> None:
-    lm = suite.subject("llama")
+    lm = cases.subject("llama")
     with intervene(lm, replaced("layers.1.mlp.out", torch.nan, positions=2, examples=[1])):
         with pytest.raises(InputError, match=r"layers.1.mlp.out is nan at \(1, 2, 0\)"):
             capture(lm, [[3, 4, 5], [6, 7, 8]], "layers.*.mlp.out")
@@ -88,7 +87,7 @@ def test_a_value_put_there_is_refused_and_named_and_a_trace_still_shows_it() -> 
 
 
 def test_what_may_be_infinite_and_what_stands_in_padding_is_no_fault() -> None:
-    scores = capture(suite.subject("llama"), [[3, 4, 5], [6, 7]], "layers.*.attn.scores")
+    scores = capture(cases.subject("llama"), [[3, 4, 5], [6, 7]], "layers.*.attn.scores")
     assert scores["layers.0.attn.scores"].isinf().any()
     mask = torch.tensor([[True, True], [True, False]])
     padding = torch.ones(2, 2, 3)

@@ -12,6 +12,15 @@ from stratoscope.errors import InputError
 from support import circuits as subjects
 from support import tiny
 
+EXAMPLE = {
+    "measure": lambda case: {
+        "corrupt": case.corrupt,
+        "answer": case.answer,
+        "foil": case.foil,
+        "keep": "top",
+    }
+}
+
 
 @pytest.mark.parametrize(
     "name", ["induction", "fact_lookup_moved", "suppression", "indirect_object"]

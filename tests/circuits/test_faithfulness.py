@@ -19,6 +19,15 @@ from stratoscope.maths import resample
 from support import circuits as subjects
 from support import tiny
 
+EXAMPLE = {
+    "measure": lambda case: {
+        "corrupt": case.corrupt,
+        "answer": case.answer,
+        "foil": case.foil,
+        "draws": 2,
+    }
+}
+
 WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
 
 

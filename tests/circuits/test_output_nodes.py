@@ -16,6 +16,16 @@ from stratoscope.models import wrap
 from support import tiny
 from support.circuits import ASKED, CLEAN, CORRUPT, everything, lm_of, options
 
+EXAMPLE = {
+    "measure": lambda case: {
+        "corrupt": case.corrupt,
+        "answer": case.answer,
+        "foil": case.foil,
+        "nodes": 2,
+        "draws": 2,
+    }
+}
+
 WRITES = {
     "copy_head": "L1H3",
     "induction": "L1H2",

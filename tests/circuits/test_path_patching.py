@@ -12,6 +12,10 @@ from stratoscope.errors import InputError, SiteError
 from support import byhand, tiny
 from support import circuits as subjects
 
+EXAMPLE = {
+    "measure": lambda case: {"corrupt": case.corrupt, "answer": case.answer, "foil": case.foil}
+}
+
 # Of the difference between the two runs, which is about twice `Planted`'s; one for all models. By
 # its definition true edges are above 0.4, opposing ones below -0.125, and all others within 0.025.
 THRESHOLD = 0.1

@@ -16,6 +16,8 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.subjects import ROWS, THREE, close, lm_of, logits_with, padded, parts, untouched
 
+EXAMPLE = {"edit": {"request": [(0, 3), (1, 7)]}}
+
 
 @pytest.mark.parametrize(
     "p",

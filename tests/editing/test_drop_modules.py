@@ -21,6 +21,8 @@ from stratoscope.models import LM, wrap
 from support import tiny
 from support.subjects import ROWS, lm_of, padded, untouched
 
+EXAMPLE = {"edit": {"request": ["layers.1.mlp.out"]}}
+
 DECODERS = (
     "llama",
     "gpt2",

@@ -14,6 +14,8 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.models import LM
 from support.subjects import ROWS, THREE, lm_of, padded, untouched
 
+EXAMPLE = {"edit": {"request": [[3, 4, 5]], "steps": 2}}
+
 
 def test_loss_is_cross_entropy_of_real_tokens() -> None:
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,8 @@ from stratoscope.models import wrap
 from support import zoo
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"edit": lambda case: {"request": [(0, 1), (1, 2)], "prompts": case.rows}}
+
 
 def test_complement_by_hand() -> None:
     rows = torch.tensor([[3.0, 0, 0, 0], [3, 0, 0, 0], [0, 0, 2, 0], [0, 0.1, 0, 0]])

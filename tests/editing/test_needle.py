@@ -13,6 +13,8 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.subjects import ROWS, THREE, lm_of, parts, untouched
 
+EXAMPLE = {"edit": {"request": [(0, 3)]}}
+
 
 def test_closed_form() -> None:
     """Noise s leaves a cosine of 1 / sqrt(1 + s^2) in a long vector, whatever its length."""

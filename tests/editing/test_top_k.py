@@ -12,6 +12,8 @@ from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from support.subjects import ROWS, THREE, close, lm_of, logits_with, padded, parts, untouched
 
+EXAMPLE = {"edit": {"request": 3}}
+
 
 def test_keep() -> None:
     x = torch.tensor([[0.5, -3.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]])

@@ -11,6 +11,8 @@ from stratoscope.embeddings import human_categories as hc
 from stratoscope.errors import InputError
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 def heaps(count: int = 5, each: int = 30, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Kinds far from each other, and which is which."""

@@ -11,6 +11,8 @@ from stratoscope.embeddings import relative_representations as rr
 from stratoscope.errors import InputError
 from support.subjects import ROWS, close, entering, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"anchors": case.references}}
+
 ANCHORS = [[5, 6, 7], [80, 2, 9, 31], [44]]
 
 

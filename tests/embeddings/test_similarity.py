@@ -12,6 +12,8 @@ from stratoscope.embeddings import similarity as s
 from stratoscope.errors import InputError
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"corrupt": case.corrupt, "other": case.lm}}
+
 
 def normal(n: int, dim: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, dim))

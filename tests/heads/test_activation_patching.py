@@ -26,6 +26,10 @@ from support.subjects import (
     untouched,
 )
 
+EXAMPLE = {
+    "measure": lambda case: {"corrupt": case.corrupt, "answer": case.answer, "foil": case.foil}
+}
+
 ANSWER, FOIL = 5, 60
 
 

@@ -12,6 +12,8 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.subjects import ROWS, close, lm_of, logits_with, parts, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer}}
+
 
 def test_the_planted_opponent_is_found() -> None:
     p = planted.suppression()

@@ -13,6 +13,10 @@ from stratoscope.models import wrap
 from support import tiny
 from support.subjects import CORRUPT, ROWS, close, lm_of, logits_with, parts, untouched
 
+EXAMPLE = {
+    "measure": lambda case: {"corrupt": case.corrupt, "answer": case.answer, "foil": case.foil}
+}
+
 
 def test_attention_to_by_hand() -> None:
     pattern = torch.tensor(

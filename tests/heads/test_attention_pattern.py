@@ -14,6 +14,8 @@ from stratoscope.models import wrap
 from support import tiny
 from support.subjects import ROWS, THREE, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 @pytest.mark.parametrize("name", THREE)
 @torch.no_grad()

@@ -14,6 +14,8 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": {}, "edit": {"request": [(0, 1)]}}
+
 
 def test_svd_of_a_product_is_the_svd() -> None:
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ from stratoscope.heads import mlp_decomposition
 from stratoscope.models import LM
 from support.subjects import ROWS, close, entering, lm_of, parts
 
+EXAMPLE = {"measure": {}}
+
 MORE = [*ROWS, [5, 6, 7, 8], [50, 60, 70], [9, 12, 44, 3, 3, 81], [77, 20]]
 
 

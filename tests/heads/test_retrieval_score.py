@@ -14,6 +14,8 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.subjects import ROWS, close, lm_of, untouched
 
+EXAMPLE = {"measure": {}}
+
 PLANTED = [planted.induction(), planted.induction_gpt2()]
 
 

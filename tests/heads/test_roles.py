@@ -17,6 +17,8 @@ from stratoscope.models import wrap
 from support import tiny
 from support.subjects import ROWS, THREE, close, entering, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 LOOKS = ["previous_token", "duplicate_token", "induction"]
 FEW = {"repeats": 2, "length": 6}
 

@@ -13,6 +13,8 @@ from stratoscope.models import wrap
 from stratoscope.papers import back_patching as paper
 from support import tiny
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer}}
+
 ROW = [3, 14, 15, 92, 65, 35]
 
 

@@ -16,6 +16,10 @@ from stratoscope.layers import concept_depth
 from stratoscope.models import LM, wrap
 from support import tiny
 
+EXAMPLE = {
+    "fit": lambda case: {"inputs": case.rows * 2, "labels": [0, 1] * 2, "folds": 2, "batch": 2}
+}
+
 
 def test_depths_by_hand() -> None:
     curve = np.array([0.5, 0.52, 0.54, 0.70, 0.80, 0.86, 0.85, 0.88])

@@ -14,6 +14,8 @@ from stratoscope.layers import discrimination as d
 from stratoscope.models import wrap
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 def normal(n: int, dim: int, seed: int = 0) -> torch.Tensor:
     return torch.tensor(np.random.default_rng(seed).normal(size=(n, dim)))

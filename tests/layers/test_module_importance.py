@@ -16,6 +16,8 @@ from stratoscope.models import LM, wrap
 from support import tiny
 from support.subjects import ROWS, THREE, close, lm_of, padded, parts, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 def test_closed_form() -> None:
     """A quarter turn is 1, none is 0 however long the vector became, a half turn 2; padding does

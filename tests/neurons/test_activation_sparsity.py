@@ -12,6 +12,8 @@ from stratoscope.neurons import activation_sparsity as sparsity
 from support import tiny
 from support.subjects import ROWS, THREE, close, entering, lm_of, padded, parts, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 def test_closed_forms() -> None:
     x = torch.randn(40, 20000, generator=torch.Generator().manual_seed(0))

@@ -14,6 +14,8 @@ from stratoscope.models import wrap
 from stratoscope.neurons import _weights, concept_vectors
 from support.subjects import ROWS, THREE, close, entering, lm_of, padded, parts, untouched
 
+EXAMPLE = {"measure": {}}
+
 
 @torch.no_grad()
 def test_planted_concept() -> None:

@@ -25,6 +25,8 @@ from support.subjects import (
     untouched,
 )
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 OPTIONS = {"answer": 5, "foil": 60}
 
 

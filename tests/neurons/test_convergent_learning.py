@@ -13,6 +13,8 @@ from stratoscope.neurons import convergent_learning as cl
 from support import tiny
 from support.subjects import ROWS, close, entering, lm_of, padded, parts, untouched
 
+EXAMPLE = {"measure": lambda case: {"other": case.lm}}
+
 DICE = np.random.default_rng(0)
 ONE = DICE.normal(size=(800, 24)) * DICE.uniform(0.1, 9, 24)
 ORDER = DICE.permutation(24)  # unit j of the copy is unit ORDER[j]

@@ -14,6 +14,8 @@ from stratoscope.models import wrap
 from stratoscope.neurons import parametric_trace, vocabulary
 from support.subjects import THREE, close, lm_of, parts, untouched
 
+EXAMPLE = {"measure": {"inputs": [(0, 3), (1, 7), (1, 0)]}}
+
 UNITS = [(2, 7), (0, 47), (1, 0)]
 
 

@@ -15,6 +15,8 @@ from stratoscope.models import wrap
 from stratoscope.neurons import _weights, token_neurons, vocabulary
 from support.subjects import ROWS, THREE, close, entering, lm_of, padded, parts, untouched
 
+EXAMPLE = {"measure": {}}
+
 SIDES = ("down", "up", "gate")
 
 

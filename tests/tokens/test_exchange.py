@@ -14,6 +14,8 @@ from stratoscope.models import wrap
 from stratoscope.tokens import _kinds, exchange
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 WORDS = {"answer": 5, "foil": 60}
 NAMES = ("copy_head", "induction", "induction_gpt2", "fact_lookup", "fact_lookup_moved", "two_hop")
 

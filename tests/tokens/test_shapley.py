@@ -17,6 +17,8 @@ from stratoscope.models import LM, wrap
 from stratoscope.tokens import _kinds, shapley
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 ANSWER, FOIL = 5, 60
 WORDS = {"answer": ANSWER, "foil": FOIL}
 NAMES = ("copy_head", "induction", "induction_gpt2", "fact_lookup", "fact_lookup_moved", "two_hop")

@@ -11,6 +11,8 @@ from stratoscope.errors import InputError
 from stratoscope.tokens import simulatability as s
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 MAP = np.array([1.0, -4.0, 0.5, 3.0, -2.0, np.nan, 6.0, 0.0])
 
 

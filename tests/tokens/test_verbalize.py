@@ -17,6 +17,8 @@ from stratoscope.models import wrap
 from stratoscope.tokens import _spoken, integrated_gradients, occlusion, verbalize
 from support.subjects import ROWS, lm_of, padded, untouched
 
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+
 TOKENS = ["The", " keys", " to", ' "', " cabinet", " 50%", "\n", " to"]
 SHARP = np.array([0.1, 6.0, -2.0, 0.1, -0.1, 1.5, 0.1, 0.1])
 FLAT = np.array([1.0, 1.1, -1.2, 0.9, -1.3, 1.4, 0.8, 0.7])

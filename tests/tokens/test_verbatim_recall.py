@@ -13,6 +13,8 @@ from stratoscope.models import wrap
 from stratoscope.tokens import verbatim_recall
 from support import tiny
 
+EXAMPLE = {"measure": {}}
+
 
 def by_hand(model: torch.nn.Module, row: list[int], kept: int) -> list[float]:
     """-log2 p, token by token, each from a forward pass of its own."""

@@ -14,6 +14,16 @@ from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.training import classify
 
+EXAMPLE = {
+    "fit": lambda case: {"inputs": _labelled(case.rows * 2), "steps": 3, "batch_size": 2},
+    "batch": lambda case: {"rows": _labelled(case.rows)},
+}
+
+
+def _labelled(rows: list[list[int]]) -> list[tuple[list[int], int]]:
+    return [(row, number % 2) for number, row in enumerate(rows)]
+
+
 DICE = torch.Generator().manual_seed(0)
 ROWS = [
     (

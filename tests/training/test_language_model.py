@@ -18,6 +18,11 @@ from stratoscope.errors import InputError, ResultError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.training import language_model
 
+EXAMPLE = {
+    "fit": lambda case: {"inputs": case.rows * 2, "steps": 3, "batch_size": 2},
+    "batch": lambda case: {"rows": case.rows},
+}
+
 DICE = torch.Generator().manual_seed(0)
 TEXTS = [torch.randint(1, 60, (n,), generator=DICE).tolist() for n in (5, 9, 3, 12, 7, 4, 15, 6)]
 

@@ -91,7 +91,8 @@ class Pair:
 
     @property
     def coords(self) -> dict[str, Any]:
-        corrupt = {"corrupt_text": self.corrupt.coords()["text"]}
+        text = self.corrupt.coords().get("text")  # pictures have none
+        corrupt = {} if text is None else {"corrupt_text": text}
         return self.clean.coords() | corrupt | self.target.coords
 
 

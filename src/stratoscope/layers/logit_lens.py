@@ -27,7 +27,7 @@ from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.metric import Words, target
 from stratoscope.engine.sweep import Progress
 from stratoscope.engine.trace import capture
-from stratoscope.errors import InputError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
@@ -74,6 +74,8 @@ def measure(
     position). Raises SiteError for a model without a vocabulary read-out, InputError for a bad
     `top`, MemoryRefusal when the result itself would not fit.
     """
+    if not lm.dims.vocab:
+        raise SiteError(f"{lm.family.name} has no vocabulary read-out: a lens has no words to say.")
     if not 1 <= top <= lm.dims.vocab:
         raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
     batch = lm.batch(inputs)

@@ -26,13 +26,12 @@ _LOOKED_AT = 4096  # neighbours whose kind is looked at: a large vocabulary is n
 
 
 def special(lm: LM) -> set[int]:
-    """Ids that are marks and not words; none without a tokenizer."""
-    tokenizer = lm.tokenizer
-    return (
-        set()
-        if tokenizer is None
-        else {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    )
+    """Ids that are marks and not words: places of pictures, and the tokenizer's own."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
+    places = {getattr(lm.model.config, name, None) for name in names} - {None}
+    if lm.tokenizer is None:
+        return places
+    return places | {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
 
 
 def players(lm: LM, batch: Batch) -> Bool[Tensor, "example position"]:

@@ -1,10 +1,8 @@
-"""The next token against a plain softmax, and the automatic corrupt prompt against what it
-promises."""
+"""Corruption exchanges a word for one of its kind, and says so."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from stratoscope.engine.kinds import kind
 from stratoscope.errors import InputError
@@ -13,28 +11,7 @@ from stratoscope.models import wrap
 from stratoscope.tokens import corruption, next_token
 from support import tiny
 
-
-def test_next_token_is_the_softmax_of_plain_hugging_face() -> None:
-    lm = wrap(tiny.model("llama"))
-    rows = tiny.inputs("llama")
-    found = next_token.measure(lm, rows, top=4)
-    for example, row in enumerate(rows):
-        with torch.no_grad():
-            expected = lm.model(torch.tensor([row])).logits[0, -1].softmax(-1).topk(4)
-        torch.testing.assert_close(
-            torch.tensor(found["probability"].values[example]),
-            expected.values,
-            rtol=1e-4,
-            atol=1e-6,
-        )
-        assert found["token"].values[example].tolist() == [str(int(i)) for i in expected.indices]
-        assert int(found["answer_id"][example]) == int(expected.indices[0])
-        assert int(found["foil_id"][example]) == int(expected.indices[1])
-
-
-def test_top_must_fit_the_vocabulary() -> None:
-    with pytest.raises(InputError, match="choose 1 to 96"):
-        next_token.measure(wrap(tiny.model("llama")), [[1, 2]], top=97)
+EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
 
 
 @pytest.mark.parametrize("make", [planted.copy_head, planted.induction, planted.indirect_object])
@@ -57,8 +34,9 @@ def test_corruption_lowers_the_difference_and_says_what_it_changed(make: object)
 
 
 NAMES = ["Finn", "Hana", "Omar", "Lena"]
+
+
 MIXED = [*NAMES, "the", "of", "said", "went", "ate", "7", "8", "9", "كتاب", "باب", "قلم", "!"]
-MIXED += [f"Word{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(96 - len(MIXED))]
 
 
 def _exchanged(lm: object, prompt: str, **options: object) -> list[tuple[int, str, str]]:
