@@ -13,6 +13,8 @@ from stratoscope.layers import token_influence
 from stratoscope.models import wrap
 from support import tiny
 
+EXAMPLE = {"measure": {"probes": 4}}
+
 PROMPTS = [[3, 14, 15, 92, 65], [35, 89, 7]]
 ONE = {"image_size": 16, "num_labels": 5, "stages": [{"depth": 2, "dim": 8, "patch": 4}]}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,27 +22,28 @@ from stratoscope.errors import FamilyError
 from stratoscope.models import wrap
 from support.laws import Faults
 
-Rows = Sequence[list[int]]
+Given = list[int] | dict[str, Tensor]  # one example: ids, or whatever the model takes
 CLOSE = 1e-5
 FRESH = """
 import sys, torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 import stratoscope
 lm = stratoscope.load(sys.argv[1], tokenizer=False)
-ids = torch.tensor([[int(i) for i in sys.argv[3].split(",")]])
 with torch.no_grad():
-    save_file({"logits": lm.model(ids).logits.contiguous()}, sys.argv[2])
+    logits = lm.model(**load_file(sys.argv[2])).logits
+state = {f"state/{k}": x.clone().contiguous() for k, x in lm.model.state_dict().items()}
+save_file({"logits": logits.contiguous()} | state, sys.argv[3])
 """
 
 
 # --- build ----------------------------------------------------------------------------------------
 
 
-def built(model: Any, rows: Rows, parameters: int) -> Faults:
-    """A built model is a `PreTrainedModel` of the stated size that wraps and so is proved; padded
-    equals single; every parameter has a gradient.
+def built(model: Any, examples: Sequence[Given], parameters: int) -> Faults:
+    """A built model is a `PreTrainedModel` of the stated size that wraps and so is proved; batched
+    equals single, padded or not; every parameter has a gradient.
 
-    rows: ids of two lengths or more. parameters: how many numbers the paper says it has.
+    examples: two or more; ids of different length. parameters: how many numbers it is said to have.
     """
     if not isinstance(model, PreTrainedModel):
         return [f"it is a {type(model).__name__}, not a PreTrainedModel"]
@@ -52,20 +54,30 @@ def built(model: Any, rows: Rows, parameters: int) -> Faults:
     except FamilyError as error:
         return [*faults, f"it is not proved: {error}"]
     with torch.no_grad():
-        together = lm(list(rows))["logits"]
-        for number, row in enumerate(rows):
-            single = lm([list(row)])["logits"]
+        together = lm(_joined(examples))["logits"]
+        for number, one in enumerate(examples):
+            single = lm(_joined([one]))["logits"]
             gap = (together[number : number + 1, : single.shape[1]] - single).abs().max()
             if float(gap) > CLOSE * float(single.abs().max().clamp_min(1)):
-                faults.append(f"row {number} alone is another: {float(gap):.1e}")
-    return faults + ungrown(model, rows)
+                faults.append(f"example {number} alone is another: {float(gap):.1e}")
+    return faults + ungrown(model, examples)
 
 
-def ungrown(model: nn.Module, rows: Rows) -> Faults:
+def _joined(examples: Sequence[Given]) -> Any:
+    if isinstance(examples[0], dict):
+        return {key: torch.cat([one[key] for one in examples]) for key in examples[0]}
+    return [list(one) for one in examples]
+
+
+def _arguments(one: Given) -> dict[str, Tensor]:
+    return one if isinstance(one, dict) else {"input_ids": torch.tensor([one])}
+
+
+def ungrown(model: nn.Module, examples: Sequence[Given]) -> Faults:
     """The parameters that no gradient reaches."""
     model.zero_grad()
-    for row in rows:
-        logits = model(torch.tensor([row])).logits
+    for one in examples:
+        logits = model(**_arguments(one)).logits
         weight = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape).sin()
         (logits * weight).sum().backward()
     missed = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -73,20 +85,25 @@ def ungrown(model: nn.Module, rows: Rows) -> Faults:
     return [f"no gradient reaches {name}" for name in missed]
 
 
-def reopened(model: PreTrainedModel, row: list[int], folder: Path) -> Faults:
-    """The model's folder, opened by `stratoscope.load` in a fresh process, gives the same logits,
-    bit for bit."""
-    from safetensors.torch import load_file
-
+def reopened(model: PreTrainedModel, one: Given, folder: Path) -> Faults:
+    """The model's folder, opened by `stratoscope.load` in a fresh process, has the same weights and
+    buffers bit for bit, and gives the same logits but for the last bit, which depends on where in
+    memory a weight lies."""
     model.save_pretrained(folder / "model")
-    given = [str(folder / "model"), str(folder / "logits.safetensors"), ",".join(map(str, row))]
-    run = subprocess.run([sys.executable, "-c", FRESH, *given], capture_output=True, text=True)
+    given, out = folder / "given.safetensors", folder / "logits.safetensors"
+    save_file({key: x.contiguous() for key, x in _arguments(one).items()}, given)
+    command = [sys.executable, "-c", FRESH, str(folder / "model"), str(given), str(out)]
+    run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         return [f"a fresh process does not open it: {run.stderr.strip()[-300:]}"]
     with torch.no_grad():
-        here = model.eval()(torch.tensor([row])).logits
-    there = load_file(folder / "logits.safetensors")["logits"]
-    return [] if torch.equal(here, there) else ["a fresh process gives other logits"]
+        here = model.eval()(**_arguments(one)).logits
+    there, state = load_file(out), model.state_dict()
+    kept = {k.removeprefix("state/"): x for k, x in there.items() if k != "logits"}
+    if state.keys() != kept.keys() or not all(torch.equal(state[k], kept[k]) for k in state):
+        return ["a fresh process has other weights"]
+    close = torch.allclose(here, there["logits"], rtol=1e-6, atol=1e-6)
+    return [] if close else ["a fresh process gives other logits"]
 
 
 # --- batch and loss -------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """MetaFormer: a vision transformer whose token mixer may be anything, and need not be attention.
 
+Paper: metaformer
+
     y = x + s1 * Mix(Norm x)
     z = y + s2 * W2 gelu(W1 Norm y)
 
@@ -13,6 +15,9 @@ they do not, so that nothing but the mixer mixes.
 Parameters, of one stage of width d, m = ratio * d, with a mixer that has none:
 (patch^2 channels + 1 + positions) d + depth (2 d m + m + 5 d) + 2 d + (d + 1) labels; layer scale
 adds 2 d a layer.
+
+Reads as: a classifier whose layers differ from a transformer's in the mixer alone. Does not show
+that attention does nothing where it is used: the mixer is one of several parts of a layer.
 """
 
 from __future__ import annotations

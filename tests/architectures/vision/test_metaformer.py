@@ -36,6 +36,15 @@ def pictures(n: int = 2) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
 
 
+EXAMPLE = {
+    "build": ONE | {"layer_scale": 0.1},
+    "built": {
+        "examples": [{"pixel_values": picture[None]} for picture in pictures()["pixel_values"]],
+        "parameters": (4 * 4 * 3 + 1 + 16) * 24 + 3 * (2 * 24 * 96 + 96 + 7 * 24) + 48 + 25 * 5,
+    },
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_wrapped_proved_and_read_out(kind: str) -> None:
     lm = wrap(metaformer.build(**KINDS[kind]))
