@@ -2,11 +2,11 @@
 # make explain PROMPT='...' ANSWER=word FOIL=word MODEL=name-or-folder OUT=file.html
 # make new KEY=... [SPEC=file]        the files of a new paper, begun from the ledger and its specification
 # make pages                          the generated pages of the papers, and the table in README
-# make setup | test | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
+# make setup | test | test-changed | test-all | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
 
 PYTHON ?= python3
 BIN    := .venv/bin
-.PHONY: help setup fetch explain test bench lint check clean pages families new changes
+.PHONY: help setup fetch explain test test-all test-changed bench lint check clean pages families new changes
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -54,6 +54,12 @@ explain: setup
 
 test: fetch
 	$(BIN)/python -m pytest -n auto --dist worksteal
+# what `make test` leaves for the night too: every family, every architecture of Transformers
+test-all: fetch
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ''
+# what a change since main can reach
+test-changed: fetch
+	@$(BIN)/python tests/support/changed.py | xargs -r $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The peers' newest releases beside ours, in an environment of their own (the versions that were measured).
 .bench/ready: pyproject.toml

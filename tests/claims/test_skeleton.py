@@ -109,7 +109,9 @@ def test_the_files_pass_the_linter_and_fail_their_test(key: str, tmp_path: Path)
         )
         assert linted.returncode == 0, linted.stdout
     [test] = [path for path in made if path.parts[0] == "tests"]
-    assert "pytest.fail" in (tmp_path / test).read_text()
+    text = (tmp_path / test).read_text()
+    assert "pytest.fail" in text
+    assert f'EXAMPLE = {{"{plan.verb}": ' in text
     with pytest.raises(ClaimError, match="is there already: nothing was written"):
         skeleton.write(plan, tmp_path)
 

@@ -76,6 +76,8 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             return moved(func, args, kwargs, asked)
         refuse_mixed(func, args, kwargs, tensors)
         found = func(*args, **kwargs)
+        if isinstance(found, torch.Size):  # a tree would come back as a plain tuple
+            return found
         mutated = func in (Tensor.requires_grad_, Tensor.__setitem__)
         return (
             found

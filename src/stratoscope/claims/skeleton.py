@@ -47,6 +47,14 @@ _GIVEN = {
     "measure": "lm: LM, inputs: Any", "fit": "lm: LM, inputs: Any",
 }  # fmt: skip
 
+_EXAMPLES = {
+    "edit": '{"edit": {"request": []}}',
+    "build": '{"build": {}, "built": {"examples": [[3, 4, 5], [6, 7]], "parameters": 0}}',
+    "items": '{"items": {}}',
+    "measure": '{"measure": {}}',
+    "fit": '{"fit": {}}',
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -167,6 +175,9 @@ from __future__ import annotations
 import pytest
 
 from stratoscope.{".".join(plan.room.split("/"))} import {plan.name}
+
+# how the contract suite calls it: keyword arguments, or a function of a case (docs/add-a-method.md)
+EXAMPLE = {_EXAMPLES[plan.verb]}
 
 
 def test_a_case_done_by_hand() -> None:

@@ -34,6 +34,7 @@ from stratoscope.engine.gradients import frozen
 from stratoscope.engine.memory import available, refuse_above
 from stratoscope.engine.trace import trace
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.results import dataset
@@ -96,6 +97,8 @@ def measure(
     batch, sites = lm.batch(inputs), _mixers(lm, layers)
     with frozen(lm), _heard(lm, sites) as heard, trace(lm, *sites, grad=True) as seen:
         lm(batch)
+    written = {str(site): seen[site].detach() for site in sites}
+    finite.refuse(written | {f"what {s} reads": heard[s].detach() for s in sites}, batch.mask)
     found, errors = [], []
     with torch.enable_grad():
         for site in sites:
