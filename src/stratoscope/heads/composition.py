@@ -200,9 +200,7 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
     they are not linear."""
     wiring(lm)  # refuses what has no such sides
     if not lm.dims.vocab:
-        raise SiteError(
-            f"{lm.family.name} does not run on text alone: composition is probed at one token."
-        )
+        raise SiteError(f"{lm.family.name} does not run on text alone: no token to probe it with.")
     eye, wave = torch.eye(dim := lm.dims.dim), (-1.0) ** torch.arange(lm.dims.dim)
     wave = (wave - wave.mean()) / dim**0.5
     probe = LOUD * dim**0.5 * torch.cat([eye, -eye, torch.stack([2 * eye[0], wave])])
