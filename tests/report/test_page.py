@@ -99,7 +99,7 @@ def test_every_result_has_its_picture(whole):
     pictures = sum(name == "div" and a.get("class") == "plot" for name, a in reader.tags)
     # each with the figure of its claim, where it has one
     papers = reader.text.count("The paper behind this:")
-    # six heads by effect have a pattern, and of three direct writers the two that are not among them
+    # six heads by effect have a pattern, and of three direct writers the two not among them
     assert 24 <= pictures <= 24 + papers
 
 
