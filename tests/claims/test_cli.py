@@ -296,5 +296,5 @@ def test_at_least_five_real_claims_take_any_language_model() -> None:
         for c in p.claims:
             if c.any_model:
                 found[p.key, c.name].add(c.subject)
-    assert len(found) >= 5
-    assert all({"smollm2", "gemma3-270m"} <= subjects for subjects in found.values())
+    both = [subjects for subjects in found.values() if {"smollm2", "gemma3-270m"} <= subjects]
+    assert len(both) >= 5

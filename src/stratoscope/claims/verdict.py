@@ -93,10 +93,10 @@ def judge(claim: Claim | Verdict, numbers: Mapping[str, float], n: int, least: i
     """
     texts = [claim.expect, *filter(None, (claim.direction, claim.valid, claim.we_expect))]
     true = {text: expression.holds(text, numbers) for text in texts}
-    if n < least:
-        return Judgement(NO_TEST, f"n = {n}, and at least {least} was wanted")
     if claim.valid and not true[claim.valid]:
         return Judgement(NO_TEST, f"`{claim.valid}` does not hold")
+    if n < least:
+        return Judgement(NO_TEST, f"n = {n}, and at least {least} was wanted")
     added = (HOLDS if true[claim.we_expect] else DOES_NOT) if claim.we_expect else ""
     toward = claim.direction or claim.expect
     if true[toward]:

@@ -73,7 +73,7 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subjects=("smollm2", "gemma3-270m"),
+    subjects=("smollm2",),
     n="10 pairs of heads",
     expect="component >= 0.9 and component > high",
     direction="component >= 0.6 and component > high",
@@ -85,7 +85,8 @@ def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
     """Known pairs are previous-token heads and the later induction heads that read them by their
     keys (attention of at least 0.5 on random words said twice); AUC of the best component's score,
     against random pairs of heads. `whole` is the score without components, `matched` the AUC
-    against pairs of the same two layers."""
+    against pairs of the same two layers. Gemma norms its queries and keys, which composition by
+    weights refuses."""
     found = composition.measure(lm, "When Mary and John went to the store, John gave a drink to")
     score = roles.measure(
         lm, "When Mary and John went to the store, John gave a drink to", seed=seed
