@@ -8,7 +8,7 @@ together, right-padded; then every row's rest reads the keys and values of its o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -32,7 +32,16 @@ class Choice:
 Group = Sequence[Choice]  # the choices of one item
 
 
-def whole(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
+Progress = Callable[[int, int], object]
+
+
+def silent(done: int, total: int) -> None:
+    """A progress that nobody sees."""
+
+
+def whole(
+    lm: LM, groups: Sequence[Group], size: int, progress: Progress = silent
+) -> list[list[float]]:
     """Every row run from its first token to its last: for models without such a cache."""
     rows = [choice for group in groups for choice in group]
     found: dict[int, float] = {}
@@ -43,11 +52,14 @@ def whole(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
             [_scored(logits[n], ids[n], rows[i].start, len(ids[n])) for n, i in enumerate(part)]
         )
         found |= dict(zip(part, scores.tolist()))
+        progress(len(found), len(rows))
     numbers = iter(range(len(rows)))
     return [[found[next(numbers)] for _ in group] for group in groups]
 
 
-def shared(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
+def shared(
+    lm: LM, groups: Sequence[Group], size: int, progress: Progress = silent
+) -> list[list[float]]:
     """As `whole`, with what an item's rows share run once. size: tokens of one forward pass."""
     begin = [common(group) for group in groups]
     found: list[list[float]] = [[] for _ in groups]
@@ -56,6 +68,7 @@ def shared(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
         some = _one_pass(lm, [groups[i] for i in part], [begin[i] for i in part])
         for i, scores in zip(part, some):
             found[i] = scores
+        progress(sum(map(bool, found)), len(found))
     return found
 
 

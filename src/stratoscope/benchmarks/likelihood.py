@@ -25,7 +25,7 @@ import torch
 import xarray as xr
 
 from stratoscope.benchmarks._item import Item, checked, right
-from stratoscope.benchmarks._shared import Choice, cache_of, common, shared, whole
+from stratoscope.benchmarks._shared import Choice, Progress, cache_of, common, shared, silent, whole
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -43,15 +43,16 @@ def score(
     normalise: str = "sum",
     shared_prefix: bool = True,
     batch_tokens: int = 4096,
+    progress: Progress = silent,
 ) -> xr.Dataset:
     """logprob, score (item, choice), NaN where an item has fewer choices; predicted, gold, right,
     margin (item).
 
-    inputs: items. right: 1, 0, or a share of a tie. margin: the gold choice's score above the best
-    other one's. The attribute `shared_prefix` says whether contexts were run once: a model without
-    such a cache, or where it gives other numbers on the first items, is run on whole rows. Raises
-    SiteError for a model that does not predict the next token, InputError for what is no item and
-    for text longer than the context.
+    inputs: items. progress(done, all) is called as they are done. right: 1, 0, or a share of a tie.
+    margin: the gold choice's score above the best other one's. The attribute `shared_prefix` says
+    whether contexts were run once: a model without such a cache, or where it gives other numbers on
+    the first items, is run on whole rows. Raises SiteError for a model that does not predict the
+    next token, InputError for what is no item and for text longer than the context.
     """
     items = checked(inputs)
     if not lm.family.towers[""].causal or not lm.layout.head:
@@ -60,7 +61,7 @@ def score(
         raise InputError(f"normalise={normalise!r}: choose one of {', '.join(NORMALISE)}.")
     groups = [_choices(lm, item) for item in items]
     share = shared_prefix and _can_share(lm, groups)
-    logprob = _table((shared if share else whole)(lm, groups, batch_tokens))
+    logprob = _table((shared if share else whole)(lm, groups, batch_tokens, progress))
     scores = logprob
     if normalise == "tokens":
         scores = logprob / _table([[len(c.ids) - c.start for c in group] for group in groups])

@@ -22,7 +22,8 @@ import click
 
 from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
-from stratoscope.errors import InputError, MethodError, ResultError
+from stratoscope.cli import _files
+from stratoscope.errors import InputError, MethodError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -56,6 +57,13 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="For sweeps: keep what is finished here; after an interruption, go on from there.",
 )
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measure the model as this saved edit makes it (see `stratoscope edit`).",
+)
 def command(
     method: str,
     model: str,
@@ -64,6 +72,7 @@ def command(
     pairs: tuple[str, ...],
     out: Path | None,
     save: Path | None,
+    edits: tuple[Path, ...],
 ) -> None:
     use_free_cores()
     import stratoscope
@@ -75,10 +84,7 @@ def command(
             f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from "
             "Python."
         )
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ResultError(
-            f"The folder of {out} does not exist. Create it, or give another path to --out."
-        )
+    _files.refuse_no_folder(out)
     measure = catalogue.module(method).measure
     settings = read_settings(method, measure, pairs)
     options = inspect.signature(measure).parameters
@@ -93,7 +99,9 @@ def command(
     with progress_bar(method) as advance:
         if "progress" in options:
             settings.setdefault("progress", advance)
-        result = measure(stratoscope.load(model), inputs, **settings)
+        lm = stratoscope.load(model)
+        with _files.changed(lm, edits):
+            result = measure(lm, inputs, **settings)
     show(result)
     if out is not None:
         from stratoscope import results

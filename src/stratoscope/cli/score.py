@@ -1,0 +1,91 @@
+"""Answer the questions of a benchmark file, beside what needs no understanding.
+
+FILE holds JSON lines as ARC, HellaSwag or BLiMP have them, or rows of context, choices and gold.
+Example:
+
+stratoscope score questions.jsonl --model smollm2
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stratoscope._threads import use_free_cores
+from stratoscope.cli import _files
+from stratoscope.cli.measure import progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@click.command(help=__doc__)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@click.option("--format", "kind", help="Of the file: plain, arc, hellaswag, blimp [default: told].")
+@click.option(
+    "--normalise",
+    default="sum",
+    show_default=True,
+    help="A choice's score: sum, tokens, characters, or blind.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only so many questions, from the start.")
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Score the model as this saved edit makes it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also save every question's scores here (netCDF).",
+)
+def command(
+    file: Path,
+    model: str,
+    kind: str | None,
+    normalise: str,
+    limit: int | None,
+    edits: tuple[Path, ...],
+    out: Path | None,
+) -> None:
+    use_free_cores()
+    import stratoscope
+    from stratoscope.benchmarks import controls, formats, likelihood
+
+    _files.refuse_no_folder(out)
+    items = formats.read(file, format=kind)[:limit]
+    lm = stratoscope.load(model)
+    with _files.changed(lm, edits):
+        with progress_bar("questions") as advance:
+            found = likelihood.score(lm, items, normalise=normalise, progress=advance)
+        beside = controls.score(lm, items, normalise=normalise)
+    right = found["right"].to_numpy()
+    groups = sorted({item.group for item in items})
+    rows = [("model", _share(right))]
+    if len(groups) > 1:
+        own = found["group"].to_numpy()
+        rows += [(f"  {name or '(no group)'}", _share(right[own == name])) for name in groups]
+    told = zip(beside["control"].to_numpy(), beside["accuracy"].to_numpy())
+    rows += [(str(name), f"{value:6.1%}") for name, value in told]
+    width = max(len(name) for name, _ in rows)
+    for name, words in rows:
+        click.echo(f"{name:<{width}}  {words}")
+    if out is not None:
+        from stratoscope import results
+
+        results.save(found, out)
+        click.echo(f"Saved to {out}")
+
+
+def _share(right: np.ndarray) -> str:
+    """The accuracy, and its interval where there is one."""
+    from stratoscope.maths.resample import interval
+
+    found = interval(right)
+    span = "" if found.note else f"  [{max(found.low, 0):.1%}, {min(found.high, 1):.1%}]"
+    return f"{found.value:6.1%}{span}  of {found.n}"
