@@ -289,6 +289,21 @@ def test_generation_equals_hugging_face_s_and_is_intervened_in_at_every_step(nam
         assert zoo.gap(again, told) > 1e-4
 
 
+def test_whisper_goes_on_from_what_has_been_said() -> None:
+    """As its forward says token by token, at positions that keep their numbers."""
+    lm = zoo.lm("whisper")
+    said = [[5, 7], [23, 29], [31, 37]]
+    batch = lm.batch(zoo.source("whisper"), target=said)
+    with trace(lm, "layers.1.cross.pattern", stop=False) as seen:
+        new = generate(lm, batch, tokens=4, eos_token_id=95)
+    rows = [list(row) for row in said]
+    for _ in range(4):
+        logits = lm(lm.batch(zoo.source("whisper"), target=rows)).logits[:, -1]
+        rows = [[*row, int(token)] for row, token in zip(rows, logits.argmax(-1))]
+    assert [row.tolist() for row in new] == [row[2:] for row in rows]
+    assert seen.steps("layers.1.cross.pattern")[0].shape == (3, 4, 3, 9)
+
+
 def test_targets_of_unequal_length_are_not_generated_from() -> None:
     with pytest.raises(InputError, match=r"targets of \[6, 3, 4\] tokens in one batch"):
         generate(zoo.lm("bart"), zoo.batch("bart"), tokens=2)

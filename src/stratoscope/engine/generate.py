@@ -80,7 +80,10 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
             raise InputError(
                 "a trace that stops early cannot watch generation: use trace(..., stop=False)."
             ) from None
-        new = ids[:, batch.text[0].shape[1] :]
+        prompt = arguments.get("decoder_input_ids", arguments.get("input_ids"))
+        prompt = prompt.repeat_interleave(len(ids) // len(prompt), dim=0)
+        width = prompt.shape[1]  # Whisper's own `generate` leaves the prompt out
+        new = ids[:, width:] if torch.equal(ids[:, :width], prompt) else ids
         if lm.taps.listening and lm.taps.run.step == 0 and new.shape[1] > 1:
             raise FamilyError(
                 f"{type(lm.model).__name__} took more than one forward pass without a cache that "
