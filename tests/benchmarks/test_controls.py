@@ -27,10 +27,9 @@ def test_every_control_by_hand() -> None:
             "oracle": 1.0,
             "chance": (1 / 2 + 1 / 2 + 1 / 3 + 1 / 4) / 4,
             "position": 0.5,  # the first
-            "majority": 3 / 4,  # w3, of which item 2 has only three
-            "longest": 1 / 4,
+            "majority": (1 + 1 / 2 + 1 + 1) / 4,  # "w3", which item 2 does not offer
+            "longest": (0 + 1 + 0 + 1 / 4) / 4,
         }
-        | {"majority": (1 + 1 + 1 + 1) / 4, "longest": (0 + 1 + 0 + 1 / 4) / 4}
     )
 
 
@@ -54,3 +53,11 @@ def test_blind_is_the_model_without_contexts() -> None:
     elsewhere = [Item("w8 w8", item.choices, item.gold) for item in ITEMS]
     again = controls.score(lm, elsewhere)["right"].sel(control="blind")
     np.testing.assert_array_equal(again, expected)
+
+
+def test_the_commonest_answer_is_one_answer() -> None:
+    """Where every right text is another, it is right once and else chance: an item's own gold does
+    not tell."""
+    items = [Item(f"c{i}", (f"a{i}", f"b{i}"), i % 2) for i in range(10)]
+    found = controls.score(None, items)["accuracy"]
+    assert float(found.sel(control="majority")) == (1 + 9 / 2) / 10

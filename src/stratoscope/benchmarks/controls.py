@@ -5,7 +5,7 @@ Paper: textbook
     oracle      the gold choice: 1, or the scorer is broken
     chance      every choice alike: the mean of 1 / choices
     position    always the place that is most often right
-    majority    the text that is most often right, where it is among the choices
+    majority    always the text that is most often right; chance where it is no choice
     longest     the longest choice
     blind       the model, without the context
 
@@ -72,8 +72,8 @@ def _position(items: Sequence[Item]) -> Rule:
 
 
 def _majority(items: Sequence[Item]) -> Rule:
-    often = Counter(item.choices[item.gold] for item in items)
-    return lambda item: [float(often[choice]) for choice in item.choices]
+    text = Counter(item.choices[item.gold] for item in items).most_common(1)[0][0]
+    return lambda item: [float(choice == text) for choice in item.choices]
 
 
 def _longest(items: Sequence[Item]) -> Rule:

@@ -37,6 +37,7 @@ def command(method: str, pairs: tuple[str, ...], out: Path) -> None:
     use_free_cores()
     import stratoscope
     from stratoscope.engine import budget
+    from stratoscope.store import hub
 
     entry = catalogue.find(method)
     if "build" not in entry.verbs:
@@ -55,7 +56,8 @@ def command(method: str, pairs: tuple[str, ...], out: Path) -> None:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise MethodError(f"{type(model.config).__name__} has no setting {key!r}.{hint}")
     lm = stratoscope.wrap(model)
-    model.save_pretrained(out)
+    with hub.quiet():
+        model.save_pretrained(out)
     size = budget.size(model)
     click.echo(f"{lm}, {size.parameters:,} parameters, {size.embeddings:,} in embeddings")
     click.echo(f"Saved to {out}")

@@ -2,7 +2,7 @@
 
 METHOD is ROOM.NAME with the verb `edit`, as `stratoscope methods` lists it. Examples:
 
-stratoscope edit editing.clamp --model smollm2 --request [[3,12]] --out clamped.safetensors
+stratoscope edit editing.clamp --model smollm2 --request "[[3,12]]" --out clamped.safetensors
 
 stratoscope measure tokens.next_token --model smollm2 --prompt "The sky is" --edit
 clamped.safetensors
