@@ -61,6 +61,7 @@ def test_words_are_tokens_and_their_number_is_said() -> None:
     several = target(lm, p.clean, f"{words[5]} {words[6]}", words[7])
     assert int(several.answer[0]) == p.tokenizer.get_vocab()[words[5]]
     assert "is 2 tokens; its first" in several.notes[0]
+    assert "--whole" in several.notes[0]
 
 
 @pytest.mark.parametrize(

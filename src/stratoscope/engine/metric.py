@@ -219,7 +219,10 @@ def _id(lm: LM, word: Word, what: str, notes: list[str], single: str) -> int:
     ids = tokens_of(lm, word, what)
     if len(ids) > 1:
         first = token_text(lm.tokenizer, ids[0])
-        notes.append(f"The {what} {word!r} is {len(ids)} tokens; its first, {first!r}, is used.")
+        notes.append(
+            f"The {what} {word!r} is {len(ids)} tokens; its first, {first!r}, is used (--whole, in "
+            "Python metric.Whole, scores all tokens of answer and foil)."
+        )
     return ids[0]
 
 

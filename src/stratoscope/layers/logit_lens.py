@@ -71,8 +71,9 @@ def measure(
     many tokens to keep. progress: called with (tokens read out, tokens in all), a depth's token
     counting as one. Prompts, and the tokens of a depth, are read in pieces. Returns probability,
     token (example, depth, position, rank) and answer_rank, answer_probability (example, depth,
-    position). Raises SiteError for a model without a vocabulary read-out, InputError for a bad
-    `top`, MemoryRefusal when the result itself would not fit.
+    position); the coordinate `read_at` (example) is the position of the prediction: the last token,
+    of a masked language model its mask. Raises SiteError for a model without a vocabulary read-out,
+    InputError for a bad `top`, MemoryRefusal when the result itself would not fit.
     """
     if not lm.dims.vocab:
         raise SiteError(f"{lm.family.name} has no vocabulary read-out: a lens has no words to say.")
@@ -116,7 +117,9 @@ def measure(
         method="layers.logit_lens",
         provenance=lm.provenance,
         settings={"top": top},
-        coords=batch.coords() | asked.coords,
+        coords=batch.coords()
+        | asked.coords
+        | {"read_at": (("example",), lm.readout.positions(batch).cpu())},
         notes=" ".join(asked.notes),
     )
 

@@ -66,6 +66,15 @@ class Explanation:
         if unknown := sorted(set(self.results) - set(RESULTS)):
             raise ResultError(f"The report was given {unknown}; it can show {sorted(RESULTS)}.")
 
+    @property
+    def masked(self) -> int | None:
+        """The position of the mask that is predicted; None where the next token is."""
+        lens = self.one("layers.logit_lens")
+        if lens is None or "read_at" not in lens.coords:
+            return None
+        at = int(lens["read_at"])
+        return at if at < len(self.tokens) - 1 else None
+
     def one(self, key: str) -> Any:
         """The result named `key` without its example axis, or None when it was not measured."""
         found = self.results.get(key)

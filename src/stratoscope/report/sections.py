@@ -63,10 +63,13 @@ def _prediction(e: Explanation) -> Section:
             chances, dims="rank", coords={"text_rank": ("rank", np.array(names, dtype=object))}
         )
         scale = ".0%" if max(chances) >= 0.05 else ".2~p" if max(chances) >= 0.001 else ".1~e"
+        at_mask = "tokens at the mask"
         how = {"unit": "probability", "write": percent, "scale": scale, "colours": colours}
         drawn = bars.bars(likely, dim="rank", **how)
         section.panels["top"] = panel(
-            drawn, f"The {len(names)} most probable next tokens", width=320
+            drawn,
+            f"The {len(names)} most probable {'next tokens' if e.masked is None else at_mask}",
+            width=320,
         )
     if (lens := e.one("layers.logit_lens")) is None:
         return section
@@ -85,15 +88,16 @@ def _prediction(e: Explanation) -> Section:
         row=21,
         column=38,
     )
-    last = lens.isel(position=-1)
+    at, place = e.masked, "the last token" if e.masked is None else f"the mask (token {e.masked})"
+    last = lens.isel(position=-1 if at is None else at)
     rank = lines.line(
         last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f"
     )
     scale = ".0%" if float(last["answer_probability"].max()) >= 0.05 else ".2~p"
     chance = lines.line(last["answer_probability"], dim="depth", unit="probability", scale=scale)
     section.panels["answer"] = [
-        panel(rank, "Rank of the answer at the last token (1 = top)", width=300),
-        panel(chance, "Probability of the answer at the last token", width=300),
+        panel(rank, f"Rank of the answer at {place} (1 = top)", width=300),
+        panel(chance, f"Probability of the answer at {place}", width=300),
     ]
     ranks = last["answer_rank"].values
     settled = len(ranks) - int(np.argmax(ranks[::-1] > 0)) if (ranks > 0).any() else 0
@@ -111,7 +115,7 @@ def _prediction(e: Explanation) -> Section:
         )
         section.finding = (
             f"Read through the output vocabulary, {words.quoted(e.answer)} becomes "
-            f"the top token after {when}."
+            f"the top token{'' if at is None else ' at the mask'} after {when}."
         )
     return section
 
