@@ -51,19 +51,29 @@ def test_pooling_is_its_pattern_and_a_picture_has_no_padding() -> None:
     assert got["mixer"].values.tolist() == ["mix.out"] * 2
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "gemma2", "gpt_neox", "bloom"])
+# where each architecture's attention stands, and what it writes: as its own code names them
+ATTENTION = {
+    "llama": ("model.layers.{}.self_attn", ""),
+    "gemma2": ("model.layers.{}.self_attn", "model.layers.{}.post_attention_layernorm"),
+    "gpt2": ("transformer.h.{}.attn", ""),
+    "gpt_neox": ("gpt_neox.layers.{}.attention", ""),
+    "bert": (
+        "bert.encoder.layer.{}.attention.self",
+        "bert.encoder.layer.{}.attention.output.dense",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
 def test_attention_is_pytorchs_own_jacobian(name: str) -> None:
     lm = wrap(tiny.model(name))
     layer = lm.dims.layers - 1
     got = token_influence.measure(lm, PROMPTS[:1], layers=[-1], probes=0)["influence"]
     assert got.dims == ("example", "layer", "query", "key")
     # plain PyTorch: the model is run with the mixer's input replaced, by a hook of the test's own
-    from stratoscope.models.sites import Site
-
-    site = Site("", layer, "attn.out")
-    module = token_influence._mixer(lm, site)
+    start, end = (path.format(layer) for path in ATTENTION[name])
+    module, last = (lm.model.get_submodule(path) for path in (start, end or start))
     kept: list[torch.Tensor] = []
-    end, _ = lm.layout.locate(site)
 
     def written(x: torch.Tensor | None) -> torch.Tensor:
         def begin(module, args, kwargs):
@@ -76,7 +86,7 @@ def test_attention_is_pytorchs_own_jacobian(name: str) -> None:
         out: list[torch.Tensor] = []
         handles = [
             module.register_forward_pre_hook(begin, with_kwargs=True),
-            end.register_forward_hook(
+            last.register_forward_hook(
                 lambda m, a, y: out.append(y[0] if isinstance(y, tuple) else y)
             ),
         ]
@@ -128,6 +138,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_what_cannot_be_asked_is_told() -> None:
+    with pytest.raises(SiteError, match=r"layers\.0\.attn\.q` does not exist on bloom"):
+        token_influence.measure(wrap(tiny.model("bloom")), PROMPTS)
     lm = wrap(tiny.model("llama"))
     with pytest.raises(InputError, match="probes=1"):
         token_influence.measure(lm, PROMPTS, probes=1)

@@ -136,11 +136,12 @@ def _mixers(lm: LM, layers: Sequence[int] | None) -> list[Site]:
 
 
 def _mixer(lm: LM, site: Site) -> nn.Module:
-    """The module that mixes: what it is given is what is read."""
-    points = lm.layout.tower(site).points
-    if site.point == "attn.out" and "attn.q" in points:
-        return lm.layout.attention(site)
-    return lm.layout.locate(site)[0]
+    """The module that mixes: what it is given is what is read. Raises SiteError for attention whose
+    inside cannot be seen (Bloom): what writes attn.out may be its last projection alone."""
+    if site.point == "mix.out":
+        return lm.layout.locate(site)[0]
+    lm.layout.resolve(f"layers.{site.layer}.attn.q")
+    return lm.layout.attention(site)
 
 
 @contextmanager
