@@ -4,13 +4,14 @@ process."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import jaxtyping
 import pytest
 
-from support import changed, skips
+from support import changed, seconds, skips
 
 # torch reads this when it is first imported, which may be never: this file does not import it.
 # One thread: the tests run in as many processes as there are cores (make test), and tensors are
@@ -20,9 +21,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 jaxtyping.install_import_hook("stratoscope", "beartype.beartype")
 
 
+STARTED = pytest.StashKey[float]()
+SECONDS: Counter[str] = Counter()  # of CPU, by test file
+
+
+def _cpu() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[STARTED] = _cpu()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, value in report.user_properties:
+        if name == "cpu" and report.when == "teardown":
+            SECONDS[report.nodeid.partition("::")[0]] += value
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """`--record-seconds`: the files that ran are written into the table, the others stay."""
+    if not session.config.getoption("--record-seconds") or hasattr(session.config, "workerinput"):
+        return
+    table = seconds.read() | {file: round(spent, 1) for file, spent in SECONDS.items()}
+    seconds.write({file: s for file, s in table.items() if (seconds.ROOT / file).is_file()})
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, Any]:
     """A skip for a reason that `support/skips.py` does not list is a failure."""
+    if call.when == "teardown":
+        item.user_properties.append(("cpu", _cpu() - item.stash.get(STARTED, _cpu())))
     report = yield
     if report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
@@ -33,6 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-seconds", action="store_true", help="write support/seconds.tsv")
     parser.addoption(
         "--method",
         action="append",

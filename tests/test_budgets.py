@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stratoscope import catalogue
+from support import seconds
 
 SOURCE = Path(__file__).parents[1] / "src" / "stratoscope"
 # LM shows what the house asks it, so that methods need not reach through `lm.layout`: 14 names
@@ -170,3 +171,32 @@ def test_what_is_committed_stays_small() -> None:
     assert over(others, 60_000) == []
     figures = [size for name, size in sizes.items() if name.startswith("docs/papers/figures/")]
     assert sum(figures) / len(figures) < 8_000
+
+
+# Of CPU, of what `make test` runs. 1,200 are ten minutes on two quiet cores.
+FILE_SECONDS, CONTRACT_SECONDS, ALL_SECONDS = 60, 300, 1200
+
+
+def dear(table: dict[str, float]) -> list[str]:
+    """What of a table of seconds by test file is too dear."""
+    contract = "tests/test_contract.py"
+    files = {file: round(spent) for file, spent in table.items() if file != contract}
+    faults = over(files, FILE_SECONDS) + over({contract: round(table[contract])}, CONTRACT_SECONDS)
+    return faults + over({"all test files": round(sum(table.values()))}, ALL_SECONDS)
+
+
+def test_the_tests_are_cheap() -> None:
+    """As recorded: `pytest --record-seconds FILES` writes the new numbers of these files."""
+    table = seconds.read()
+    assert [file for file in table if not (seconds.ROOT / file).is_file()] == []
+    assert dear(table) == []
+
+
+def test_a_dear_test_file_is_seen() -> None:
+    contract = {"tests/test_contract.py": 100.0}
+    assert dear(contract | {"tests/test_a.py": 59.0}) == []
+    assert dear(contract | {"tests/test_a.py": 61.0}) == ["61 > 60: tests/test_a.py"]
+    assert dear({"tests/test_contract.py": 301.0}) == ["301 > 300: tests/test_contract.py"]
+    assert dear(contract | {f"tests/test_{n}.py": 50.0 for n in range(23)}) == [
+        "1250 > 1200: all test files"
+    ]

@@ -19,6 +19,7 @@ from stratoscope.models import LM
 from stratoscope.results import load, save
 from support import circuits as subjects
 from support import tiny
+from support.nightly import by_night
 from support.subjects import padded, untouched
 
 PATHS = [("embed", "L0H1.v"), ("L0H2", "L1H3.k"), (["L0 mlp", "L1H0"], ["L2H0", "logits"])]
@@ -42,7 +43,7 @@ def run(
 
 
 @every
-@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("name", by_night(["llama", "gpt_neox"], ["gpt_neox"]))
 def test_the_model_is_untouched_and_the_same_seed_gives_the_same(method, name):
     lm = tiny.lm(name)
     with untouched(lm):
@@ -51,7 +52,7 @@ def test_the_model_is_untouched_and_the_same_seed_gives_the_same(method, name):
 
 
 @every
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", by_night(["llama", "gemma2", "gpt2"], ["gemma2"]))
 def test_batched_equals_single_under_any_padding(method, name):
     lm = tiny.lm(name)
     singles = [

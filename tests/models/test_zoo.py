@@ -18,6 +18,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 from stratoscope.models.sites import Site
 from support import tiny, zoo
+from support.nightly import by_night
 
 # model type -> a part of the reason, which must be the true one
 REFUSED = {
@@ -72,7 +73,7 @@ def test_refused_with_the_true_reason(name: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 def test_every_invariant_holds(name: str) -> None:
     lm = zoo.lm(name)
     assert [c for c in checks(lm, zoo.prompts()) if not c.holds] == []
@@ -85,7 +86,7 @@ def test_every_invariant_holds(name: str) -> None:
         assert any(layer in where(lm, point) for point in ("attn.out", "mix.out", "mlp.out"))
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 @torch.no_grad()
 def test_sites_are_what_hugging_face_reports(name: str) -> None:
     lm, given = zoo.lm(name), arguments()
@@ -110,7 +111,7 @@ def test_sites_are_what_hugging_face_reports(name: str) -> None:
     assert tiny.gap(total[real], seen[f"layers.{depth - 1}.resid_post"][real]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 @torch.no_grad()
 def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
     lm, given = zoo.lm(name), arguments()
@@ -133,7 +134,7 @@ def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
         assert tiny.gap(seen_here[real], expected[real]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 def test_padded_equals_single(name: str) -> None:
     lm = zoo.lm(name)
     site = f"layers.{lm.dims.layers - 1}.resid_post"
@@ -143,7 +144,7 @@ def test_padded_equals_single(name: str) -> None:
         assert tiny.gap(together[row, : len(prompt)], alone) < 1e-5
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 def test_sweep_equals_naive(name: str) -> None:
     lm = zoo.lm(name)
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))
@@ -224,7 +225,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.parametrize("name", by_night(ACCEPTED))
 def test_a_wrong_table_is_found_out(name: str) -> None:
     tried = 0
     for fault in FAULTS:

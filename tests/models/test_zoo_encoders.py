@@ -19,6 +19,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.prove import checks, prove
 from support import tiny
 from support import zoo_encoders as zoo
+from support.nightly import by_night
 
 SINGLE = [*zoo.TEXT, *zoo.VISION]
 
@@ -46,7 +47,7 @@ def reported(name: str, **more: Any) -> list[Any]:
 # --- what holds -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", zoo.ALL)
+@pytest.mark.parametrize("name", by_night(zoo.ALL))
 def test_every_invariant_holds(name: str) -> None:
     lm = zoo.lm(name)
     found = checks(lm, zoo.inputs(name))
@@ -54,7 +55,7 @@ def test_every_invariant_holds(name: str) -> None:
     assert len(found) >= 5 * lm.dims.layers * len(prefixes(name))
 
 
-@pytest.mark.parametrize("name", zoo.ALL)
+@pytest.mark.parametrize("name", by_night(zoo.ALL))
 def test_the_stream_and_the_output_are_hugging_face_s(name: str) -> None:
     lm = zoo.lm(name)
     for prefix, said in zip(prefixes(name), reported(name, output_hidden_states=True)):
@@ -80,7 +81,7 @@ def test_the_stream_and_the_output_are_hugging_face_s(name: str) -> None:
     assert tiny.gap(ours[key][at], plain[key][at]) < 2e-6
 
 
-@pytest.mark.parametrize("name", zoo.ALL)
+@pytest.mark.parametrize("name", by_night(zoo.ALL))
 def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
     lm = zoo.lm(name)
     if "attn.pattern" not in lm.family.towers[""].points:
@@ -99,7 +100,7 @@ def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
         assert tiny.gap(pattern, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("name", zoo.TEXT)
+@pytest.mark.parametrize("name", by_night(zoo.TEXT))
 def test_padded_equals_single(name: str) -> None:
     lm, site = zoo.lm(name), f"layers.{zoo.lm(name).dims.layers - 1}.resid_post"
     together = capture(lm, zoo.inputs(name), site)[site]
@@ -108,7 +109,7 @@ def test_padded_equals_single(name: str) -> None:
         assert tiny.gap(together[row, : len(prompt)], alone) < 2e-6
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", by_night(SINGLE))
 def test_sweep_equals_naive(name: str) -> None:
     lm = zoo.lm(name)
     value = torch.randn(1, 1, lm.dims.dim, generator=torch.Generator().manual_seed(2))
@@ -200,7 +201,7 @@ def spoilt(lm: LM, fault: str) -> LM:
 @pytest.mark.parametrize(
     "fault", ["writes swapped", "activation before the function", "another residual"]
 )
-@pytest.mark.parametrize("name", zoo.ALL)
+@pytest.mark.parametrize("name", by_night(zoo.ALL))
 def test_a_wrong_table_is_found_out(name: str, fault: str) -> None:
     lm = zoo.lm(name)
     if fault == "another residual" and lm.family.towers[""].residual != "post-norm":
@@ -209,7 +210,7 @@ def test_a_wrong_table_is_found_out(name: str, fault: str) -> None:
         prove(spoilt(lm, fault), zoo.inputs(name))
 
 
-@pytest.mark.parametrize("name", [*zoo.TEXT, *zoo.PAIRS])
+@pytest.mark.parametrize("name", by_night([*zoo.TEXT, *zoo.PAIRS]))
 def test_the_wrong_direction_of_attention_is_found_out(name: str) -> None:
     with pytest.raises(FamilyError, match="does not hold"):
         prove(spoilt(zoo.lm(name), "direction of attention"), zoo.inputs(name))

@@ -23,9 +23,10 @@ from stratoscope.models.prove import checks, prove
 from support import tiny
 from support import zoo_encoders as zoo
 from support import zoo_vlms as vlms
+from support.nightly import by_night
 
 
-@pytest.mark.parametrize("name", vlms.WORDS)
+@pytest.mark.parametrize("name", by_night(vlms.WORDS))
 def test_every_invariant_holds_without_a_picture(name: str) -> None:
     lm = vlms.lm(name)
     for prompts in (
@@ -37,7 +38,7 @@ def test_every_invariant_holds_without_a_picture(name: str) -> None:
         assert len(found) >= 6 * lm.dims.layers
 
 
-@pytest.mark.parametrize("name", vlms.PICTURES)
+@pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 def test_every_invariant_holds_with_a_picture(name: str) -> None:
     lm = vlms.lm(name)
     found = checks(lm, vlms.inputs(name))
@@ -45,7 +46,7 @@ def test_every_invariant_holds_with_a_picture(name: str) -> None:
     assert sum(c.place.startswith("vision.") for c in found) >= 4 * lm.layout.dims["vision"].layers
 
 
-@pytest.mark.parametrize("name", vlms.PICTURES)
+@pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 @torch.no_grad()
 def test_stream_output_and_pattern_are_hugging_face_s(name: str) -> None:
     lm, given = vlms.lm(name), vlms.inputs(name)
@@ -74,7 +75,7 @@ def test_stream_output_and_pattern_are_hugging_face_s(name: str) -> None:
         assert tiny.gap(seen[site], pattern) <= 1e-6
 
 
-@pytest.mark.parametrize("name", vlms.PICTURES)
+@pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 def test_the_projector_s_rows_stand_at_the_picture_s_tokens(name: str) -> None:
     lm, given = vlms.lm(name), vlms.inputs(name)
     seen = capture(lm, given, "projector", "layers.0.resid_pre")
@@ -90,7 +91,7 @@ def test_the_projector_s_rows_stand_at_the_picture_s_tokens(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", vlms.WORDS)
+@pytest.mark.parametrize("name", by_night(vlms.WORDS))
 def test_padded_equals_single(name: str) -> None:
     lm = vlms.lm(name)
     site = f"layers.{lm.dims.layers - 1}.resid_post"
@@ -117,7 +118,7 @@ def cells(lm: LM) -> list[Any]:
     return [cell for cell in lists if all(lm.layout.lack(change.site) is None for change in cell)]
 
 
-@pytest.mark.parametrize("name", vlms.PICTURES)
+@pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 def test_sweep_equals_naive_with_a_picture(name: str) -> None:
     lm, given = vlms.lm(name), vlms.inputs(name)
     slow = naive(lm, given, cells(lm), metric)
@@ -190,7 +191,7 @@ def test_what_is_probed_is_found_in_half_precision_too(maker: Any, residual: str
 
 
 @pytest.mark.parametrize("tower", ["", "vision"])
-@pytest.mark.parametrize("name", vlms.PICTURES)
+@pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 def test_a_wrong_table_of_either_tower_is_found_out(name: str, tower: str) -> None:
     lm = vlms.lm(name)
     table = lm.family.towers[tower]
