@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from stratoscope.editing import fine_tune
 from stratoscope.errors import InputError, SiteError
+from stratoscope.maths.loss import next_token_loss
 from stratoscope.models import LM
 from support.subjects import ROWS, THREE, lm_of, padded, untouched
 
@@ -26,7 +27,7 @@ def test_loss_is_cross_entropy_of_real_tokens() -> None:
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     real = [(0, 0), (0, 1), (0, 2), (1, 0)]
     expected = torch.stack([cross_entropy(logits[e, p], ids[e, p + 1]) for e, p in real]).mean()
-    assert torch.allclose(fine_tune.next_token_loss(logits, ids, mask), expected)
+    assert torch.allclose(next_token_loss(logits, ids, mask), expected)
 
 
 @pytest.mark.parametrize("ascend", [False, True])
@@ -57,7 +58,7 @@ def test_the_loss_moves_as_asked_and_stop_is_heard(ascend: bool) -> None:
 
     @torch.no_grad()
     def loss(model: LM) -> float:
-        return float(fine_tune.next_token_loss(model(ROWS)["logits"], *model.batch(ROWS).text))
+        return float(next_token_loss(model(ROWS)["logits"], *model.batch(ROWS).text))
 
     def stop(student: LM, step: int) -> bool:
         heard.append(loss(student))

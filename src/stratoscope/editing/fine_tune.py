@@ -18,24 +18,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.train import Recipe, train
 from stratoscope.errors import InputError, SiteError
+from stratoscope.maths.loss import next_token_loss
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
-
-
-def next_token_loss(
-    logits: Float[Tensor, "example position vocab"],
-    ids: Int[Tensor, "example position"],
-    mask: Bool[Tensor, "example position"],
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of every real token but the first of each example, in nats."""
-    said = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-    return -(said * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
 
 def edit(

@@ -30,11 +30,11 @@ from torch import Tensor
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
 from stratoscope.editing import drop_modules
-from stratoscope.editing.fine_tune import next_token_loss
 from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.lab import data, planted
 from stratoscope.layers import module_importance
 from stratoscope.layers.module_importance import least
+from stratoscope.maths.loss import next_token_loss
 from stratoscope.models import LM
 from stratoscope.results import label
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stratoscope.engine import objective
 from stratoscope.errors import InputError, SiteError
+from stratoscope.maths.loss import next_token_loss
 from stratoscope.models.batch import right_padded
 from stratoscope.models.inputs import rows_of
 from stratoscope.models.lm import LM
@@ -50,21 +50,13 @@ def batch(rows: Sequence[Any], tokenizer: Any, generator: torch.Generator) -> di
     return shown | {"position_ids": first}  # each padding is a text of its own
 
 
-def next_token_loss(
-    logits: Float[Tensor, "row position vocab"], labels: Int[Tensor, "row position"]
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of every label by the logits one position before, in nats."""
-    return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=NO_TARGET
-    )
-
-
 def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """loss: nats a target. targets: how many there are."""
     shown = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**shown, use_cache=False).logits
-    targets = (batch["labels"][:, 1:] != NO_TARGET).sum()
-    return {"loss": next_token_loss(logits, batch["labels"]), "targets": targets}
+    counted = batch["labels"] != NO_TARGET
+    found = next_token_loss(logits, batch["labels"], counted)
+    return {"loss": found, "targets": counted[:, 1:].sum()}
 
 
 def packed(inputs: Any, tokenizer: Any, length: int) -> list[list[list[int]]]:
