@@ -48,9 +48,8 @@ from stratoscope.tokens import (
 )
 
 HERE = Path(__file__).parent
-FOUND = (
-    HERE / "attribution"
-)  # a file for each family: a prompt's question once, then a line for each method
+# a file for each family: a prompt's question once, then a line for each method
+FOUND = HERE / "attribution"
 QUESTION = ("answer", "foil", "tokens", "ids", "special")
 # name -> what `stratoscope.load` is given; the third is `$QWEN`, a GGUF whose sha256 begins with
 # 1d9614638d18024d

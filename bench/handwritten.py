@@ -58,9 +58,8 @@ def residual_sweep(
 
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     clean, everywhere = body.embed_tokens(ids)[0], torch.arange(length)
-    rows = [
-        clean.new_empty(0, length - p, clean.shape[1]) for p in range(length)
-    ]  # by first position: (job, own, dim)
+    # by first position: (job, own, dim)
+    rows = [clean.new_empty(0, length - p, clean.shape[1]) for p in range(length)]
     with FastLinear():
         for number, layer in enumerate(body.layers):
             last = number == len(body.layers) - 1
@@ -121,9 +120,8 @@ def residual_sweep(
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: int) -> Tensor:
     """q (job, query, head, head_dim); k, v (job, key, kv_head, head_dim) -> (job, query, head *
     head_dim)."""
-    q = (
-        q.transpose(1, 2).unflatten(1, (-1, shared)).flatten(2, 3)
-    )  # query heads that share keys: more queries
+    # query heads that share keys: more queries
+    q = q.transpose(1, 2).unflatten(1, (-1, shared)).flatten(2, 3)
     z = scaled_dot_product_attention(
         q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.repeat(shared, 1)
     )

@@ -202,9 +202,8 @@ def nnsight(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm | None:
 
 def by_hand(lm: LM, work: Sweep, ids: tuple[int, int]) -> Arm:
     """The whole residual sweep as one would write it for Llama alone."""
-    source = torch.stack([cell.value for cell in work.cells]).unflatten(
-        0, (lm.dims.layers, -1)
-    )  # layer, position, 1, 1, dim
+    # layer, position, 1, 1, dim
+    source = torch.stack([cell.value for cell in work.cells]).unflatten(0, (lm.dims.layers, -1))
     source = source.flatten(2, 3).transpose(1, 2)
     return Arm(
         "hand-written",

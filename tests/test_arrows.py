@@ -29,11 +29,8 @@ ALLOWED = {
     "report": SHOW | {"claims"},
 }
 ONLY_AS_TYPES = {"": {"models"}, "plots": {"models"}, "report": {"models"}}
-TOP = {
-    "cli",
-    "papers",
-    "workbench",
-}  # these see everything; cli and workbench reach methods through the catalogue
+# these see everything; cli and workbench reach methods through the catalogue
+TOP = {"cli", "papers", "workbench"}
 
 
 def rooms(root: Path = SOURCE) -> set[str]:

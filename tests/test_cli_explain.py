@@ -67,9 +67,8 @@ def test_it_finds_the_planted_neuron_and_head(
     [(layer, head)] = subject.heads
     [(at, neuron)] = subject.neurons
     assert f"caused by       L{layer}H{head} +" in found.output
-    assert (
-        f"Neuron {neuron} of layer {at}" not in page or at == 1
-    )  # a moved fact is written by the head, not directly
+    # a moved fact is written by the head, not directly
+    assert f"Neuron {neuron} of layer {at}" not in page or at == 1
     assert f"L{layer}H{head}" in page
     assert list(tmp_path.iterdir()) == [out]
 

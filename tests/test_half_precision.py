@@ -27,10 +27,8 @@ MEASURES = [
 ]
 BF16, FP16 = torch.bfloat16, torch.float16
 CASES = [("llama", BF16), ("gpt2", FP16), ("gemma2", BF16), ("gemma2", FP16)]
-ONLY = {
-    ("llama", BF16): "heads.",
-    ("gemma2", FP16): "circuits.",
-}  # the rest is tried on the other two
+# the rest is tried on the other two
+ONLY = {("llama", BF16): "heads.", ("gemma2", FP16): "circuits."}
 # relative, of the whole array: a few roundings (2^-8, 2^-11), made larger where effects are
 # differences of logits
 LIMIT = {BF16: 0.15, FP16: 0.02}

@@ -31,9 +31,8 @@ def lazy(
 
         if name in elsewhere:
             return getattr(import_module(elsewhere[name]), name)
-        if name.startswith(
-            "__"
-        ):  # Python and its tools probe for these; do not list the folder each time
+        # Python and its tools probe for these; do not list the folder each time
+        if name.startswith("__"):
             raise AttributeError(f"{package} has no {name!r}")
         if name in names():
             return import_module(f"{package}.{name}")

@@ -63,9 +63,8 @@ def test_batched_equals_single_under_any_padding(method, name):
         whole = run(method, lm, padded(subjects.CLEAN, side), padded(subjects.CORRUPT, side))
         for number, single in enumerate(singles):
             for key, values in single.data_vars.items():
-                if (
-                    "example" in values.dims
-                ):  # effects are shares of a small difference: rounding is relative to them
+                # effects are shares of a small difference: rounding is relative to them
+                if "example" in values.dims:
                     np.testing.assert_allclose(
                         whole[key][number], values[0], atol=1e-4, rtol=1e-4, err_msg=f"{key} {side}"
                     )

@@ -54,9 +54,8 @@ def test_the_planted_writer_is_the_first_node(name: str) -> None:
 def test_direct_shares_are_the_final_norms_of_writes() -> None:
     """On a model without biases they and the embedding's share make up the whole difference."""
     lm = wrap(tiny.model("llama"))
-    clean = [
-        [*row[:-1], 11 + n] for n, row in enumerate(CLEAN)
-    ]  # the last tokens differ, so that the embedding shares
+    # the last tokens differ, so that the embedding shares
+    clean = [[*row[:-1], 11 + n] for n, row in enumerate(CLEAN)]
     found = output_nodes.measure(lm, clean, corrupt=CORRUPT, **ASKED)
     towards = lm.weight("logits")[5] - lm.weight("logits")[9]
     part = []
@@ -89,9 +88,8 @@ def test_recovered_is_the_joint_patch() -> None:
     expected = moved.sum() / (found.clean_difference - found.corrupt_difference).sum()
     assert found.recovered[-1].item() == pytest.approx(float(expected), abs=1e-4)
     every = output_nodes.measure(lm, CLEAN, corrupt=CORRUPT, **ASKED, nodes=15, draws=1)
-    assert every.recovered[-1] == pytest.approx(
-        every.null[0, -1].item(), abs=1e-4
-    )  # all of them, in another order
+    # all of them, in another order
+    assert every.recovered[-1] == pytest.approx(every.null[0, -1].item(), abs=1e-4)
 
 
 def test_refusals() -> None:
@@ -109,10 +107,8 @@ def test_refusals() -> None:
 
 
 def test_share_of_ways_that_point_both_ways_does_not_cancel() -> None:
-    start, end = (
-        torch.tensor([0.0, 3.0]),
-        torch.tensor([4.0, 0.0]),
-    )  # summed with signs, 1 would be all there is to go
+    # summed with signs, 1 would be all there is to go
+    start, end = torch.tensor([0.0, 3.0]), torch.tensor([4.0, 0.0])
     patched = torch.stack([end, start, torch.tensor([4.0, 3.0]), torch.tensor([0.0, 0.0])])
     assert output_nodes.share(patched, start, end).tolist() == pytest.approx(
         [1.0, 0.0, 4 / 7, 3 / 7]

@@ -148,9 +148,8 @@ def test_a_folder_that_cannot_be_written_to_is_said(
     said = flat(run("claim", "llm-drop", width=120).output)
     assert "(the package's own folder cannot be written to)" in said
     assert (tmp_path / "cache" / "verdicts" / "llm-drop.jsonl").is_file()
-    assert "verdict reproduced" in flat(
-        run("paper", "llm-drop").output
-    )  # and it is read from there
+    # and it is read from there
+    assert "verdict reproduced" in flat(run("paper", "llm-drop").output)
 
 
 def test_paper_before_and_after() -> None:

@@ -80,16 +80,10 @@ def test_a_change_of_what_is_computed_is_told(
     [
         ("0.41, 0.11]", "0.42, 0.11]", True),  # the claim's own body
         ('values={"cost": 0.0}', 'values={"cost": 0.1}', False),  # another claim's
-        (
-            'says="Dropping attention',
-            'says="Leaving out attention',
-            False,
-        ),  # words that are judged apart
-        (
-            "import Measured, claim\n",
-            "import Measured, claim\n\nSCALE = 2\n",
-            True,
-        ),  # what it may call
+        # words that are judged apart
+        ('says="Dropping attention', 'says="Leaving out attention', False),
+        # what it may call
+        ("import Measured, claim\n", "import Measured, claim\n\nSCALE = 2\n", True),
         ("More words, of any kind.", "Other words.", False),
     ],
 )
@@ -110,9 +104,8 @@ def test_a_library_older_than_what_is_asked_for(verdict: Verdict, folder: Path) 
     ]
     new = dataclasses.replace(verdict, versions={"torch": "2.99.1+cpu", "transformers": "6.0"})
     assert reasons(new, folder) == []
-    assert (
-        reasons(dataclasses.replace(verdict, versions=code.floors()), folder) == []
-    )  # the oldest that is asked for
+    # the oldest that is asked for
+    assert reasons(dataclasses.replace(verdict, versions=code.floors()), folder) == []
 
 
 def test_a_verdict_from_before_is_stale(verdict: Verdict, folder: Path) -> None:

@@ -89,9 +89,8 @@ def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, r
     stale = pages.stale(atlas(folder), root)
     assert "docs/papers/llm-drop.md is not up to date" in stale
     assert "docs/papers/README.md is not up to date" in stale
-    assert (
-        "README.md is not up to date" not in stale
-    )  # counts are made where branches come together
+    # counts are made where branches come together
+    assert "README.md is not up to date" not in stale
     assert f"docs/papers/figures/{old.name} is left over" in stale
     pages.write(atlas(folder), root)
     new, _ = sorted((root / "docs/papers/figures").iterdir())

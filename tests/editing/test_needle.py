@@ -35,9 +35,8 @@ def test_a_planted_fact_is_lost_and_the_others_stay() -> None:
     difference = lambda: float(asked.difference(last_logits(lm, p.clean)))  # noqa: E731
     before = difference()
     spoilt, kept = [], []
-    for seed in range(
-        20
-    ):  # noise can by chance point to the answer: over many draws the vector keeps nothing
+    # noise can by chance point to the answer: over many draws the vector keeps nothing
+    for seed in range(20):
         with needle.edit(lm, sorted(p.neurons), seed=seed):
             spoilt.append(difference())
         with needle.edit(lm, [(1, 17)], seed=seed):  # another country's

@@ -27,9 +27,8 @@ def test_complexity_by_hand() -> None:
     one, each = np.zeros(8, dtype=int), np.arange(8)
     assert hc.complexity(one) == pytest.approx(0)
     assert hc.complexity(each) == pytest.approx(3)
-    assert hc.complexity(np.array([0, 0, 0, 0, 1, 1, 2, 2])) == pytest.approx(
-        1.5
-    )  # the entropy of 1/2, 1/4, 1/4
+    # the entropy of 1/2, 1/4, 1/4
+    assert hc.complexity(np.array([0, 0, 0, 0, 1, 1, 2, 2])) == pytest.approx(1.5)
     p = np.array([1, 3]) / 4
     assert hc.complexity(np.array([7, 3, 3, 3])) == pytest.approx(-(p * np.log2(p)).sum())
 
@@ -43,9 +42,8 @@ def test_distortion_by_hand() -> None:
     close(s.mean(axis=0) + 1, np.ones(8), 1e-9)
     assert hc.distortion(s, np.zeros(150, dtype=int)) == pytest.approx(1)
     between = ((np.stack([s[labels == k].mean(axis=0) for k in range(5)])) ** 2).sum(axis=1).mean()
-    assert hc.distortion(s, labels) == pytest.approx(
-        1 - between
-    )  # within and between add up to the total
+    # within and between add up to the total
+    assert hc.distortion(s, labels) == pytest.approx(1 - between)
     assert hc.objective(s, labels, beta=7.0) == pytest.approx(np.log2(5) + 7 * (1 - between))
     assert np.array_equal(hc.scaled(np.ones((3, 2))), np.zeros((3, 2)))
 
@@ -67,9 +65,8 @@ def test_noise_has_no_kinds() -> None:
     x = np.random.default_rng(1).normal(size=(200, 10))
     found = hc.compare(x, np.arange(200) % 8)
     assert np.abs(found["ami"]).max() < 0.05
-    assert (
-        found["distortion"] < found["human_distortion"]
-    ).all()  # k-means wins this half by construction
+    # k-means wins this half by construction
+    assert (found["distortion"] < found["human_distortion"]).all()
 
 
 def test_typicality_by_hand() -> None:

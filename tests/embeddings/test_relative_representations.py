@@ -51,21 +51,15 @@ def test_choose() -> None:
     centres = torch.eye(5).repeat_interleave(20, 0) * 3
     x = centres + 0.05 * torch.randn(100, 5, generator=torch.Generator().manual_seed(3))
     for how in ("farthest", "kmeans"):
-        assert sorted((rr.choose(x, 5, how=how) // 20).tolist()) == [
-            0,
-            1,
-            2,
-            3,
-            4,
-        ]  # one of each heap
+        # one of each heap
+        assert sorted((rr.choose(x, 5, how=how) // 20).tolist()) == [0, 1, 2, 3, 4]
     for how in ("uniform", "farthest", "kmeans", "first"):
         found = rr.choose(x, 30, how=how, seed=4)
         assert len(set(found.tolist())) == 30
         assert torch.equal(found, rr.choose(x, 30, how=how, seed=4))
     assert rr.choose(x, 3, how="first").tolist() == [0, 1, 2]
-    assert sorted(rr.choose(torch.ones(6, 2), 6, how="farthest").tolist()) == list(
-        range(6)
-    )  # duplicates, each once
+    # duplicates, each once
+    assert sorted(rr.choose(torch.ones(6, 2), 6, how="farthest").tolist()) == list(range(6))
     for count in (0, 101):
         with pytest.raises(InputError, match="choose 1 to 100"):
             rr.choose(x, count)

@@ -29,9 +29,8 @@ def test_the_estimate_is_the_time_of_a_token_times_all_tokens(
     batch = lm.batch(ROWS)
     said = r"this runs the model about 1,000 times over 9 tokens, about 15 minutes here. Wait."
     with pytest.warns(SlowWarning, match=said):
-        seconds = announce(
-            lm, batch, 1000, "this", "Wait."
-        )  # 0.1 s for each of the six tokens timed
+        # 0.1 s for each of the six tokens timed
+        seconds = announce(lm, batch, 1000, "this", "Wait.")
     assert seconds == pytest.approx(900)
     assert announce(lm, batch, 60, "this", "Wait.") == pytest.approx(54)  # no warning
 

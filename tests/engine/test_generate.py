@@ -78,9 +78,8 @@ def test_interventions_with_the_cache_equal_those_without(name: str) -> None:
         [knock_out("*", None, 1)],
         [knock_out(1, 4, [0, 2])],
         [add("layers.1.resid_post", 9 * VALUE, positions=-2, examples=[1])],
-        [
-            add("layers.*.attn.v", 6.0, positions=-2, units=[0])
-        ],  # keys and values are read again at every step
+        # keys and values are read again at every step
+        [add("layers.*.attn.v", 6.0, positions=-2, units=[0])],
         [
             scaled("layers.*.attn.k", -4.0, positions=1),
             add("layers.0.attn.v", -5.0, positions=0, examples=[0]),
@@ -289,9 +288,8 @@ def test_a_trace_during_generation() -> None:
     assert [x.shape[-1] for x in seen.steps("layers.1.attn.pattern")] == [9, 10, 11, 12]
     for example, prompt in enumerate(PROMPTS):
         whole = capture(lm, [prompt + new[example].tolist()], site)[site][0]
-        assert (
-            tiny.gap(steps[0][example, : len(prompt)], whole[: len(prompt)]) < 1e-4
-        )  # unshifted: token 0 comes first
+        # unshifted: token 0 comes first
+        assert tiny.gap(steps[0][example, : len(prompt)], whole[: len(prompt)]) < 1e-4
         for step in (1, 2, 3):
             assert tiny.gap(steps[step][example, 0], whole[len(prompt) + step - 1]) < 1e-4
 

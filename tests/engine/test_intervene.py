@@ -356,9 +356,8 @@ def test_ablations_take_their_values_from_a_reference() -> None:
     )
     swapped = ablate(site, "resample", reference=seen[site])
     assert torch.equal(swapped.value[1], seen[site][0])
-    assert torch.equal(
-        swapped.value[0], seen[site][1, :5][torch.arange(9) % 5]
-    )  # its padding stands nowhere
+    # its padding stands nowhere
+    assert torch.equal(swapped.value[0], seen[site][1, :5][torch.arange(9) % 5])
     three = torch.arange(3.0)[:, None, None].expand(3, 1, 32)
     for seed in range(8):
         rolled = ablate(site, "resample", reference=three, seed=seed).value[:, 0, 0].tolist()
@@ -488,9 +487,8 @@ def test_no_padding_in_a_resampled_value() -> None:
 def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        jaxtyping.config, "jaxtyping_disable", True
-    )  # as for users, whose types nobody checks
+    # as for users, whose types nobody checks
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError) as refused:
         Intervention(parse("layers.1.mlp.out"), "multiply", torch.tensor(2.0))  # type: ignore[arg-type]
     assert str(refused.value) == (

@@ -85,11 +85,8 @@ def scored(logits: dict[str, float]) -> torch.Tensor:
         ({"the": 9, "Paris": 8, "a": 1, "cat": 7}, "the", "a"),
         ({"2": 9, "the": 8, "3": 0}, "2", "3"),
         ({"كتاب": 9, "cat": 8, "باب": 0}, "كتاب", "باب"),
-        (
-            {"Paris": 9, "Parisian": 8, "London": 0},
-            "Paris",
-            "London",
-        ),  # not the same word once more
+        # not the same word once more
+        ({"Paris": 9, "Parisian": 8, "London": 0}, "Paris", "London"),
         ({"Parisian": 9, "Paris": 8, "London": 0}, "Parisian", "London"),  # nor cut short
     ],
 )

@@ -202,9 +202,8 @@ def test_a_file_answers_one_question_alone(tmp_path: Path) -> None:
             sweep(lm, CLEAN, [other], metric, save=place)
     with pytest.raises(ResultError, match="another sweep"):
         sweep(lm, CLEAN, [asked], lambda x, e: 2 * metric(x, e) - base[e], save=place)
-    outer = add(
-        "layers.2.resid_post", torch.ones(32), positions=[0]
-    )  # nothing that the metric reads
+    # nothing that the metric reads
+    outer = add("layers.2.resid_post", torch.ones(32), positions=[0])
     with intervene(lm, outer), pytest.raises(ResultError, match="another sweep"):
         sweep(lm, CLEAN, [asked], metric, save=place)
     again = sweep(lm, CLEAN, [replace(asked, positions=torch.tensor([0, 1]))], metric, save=place)

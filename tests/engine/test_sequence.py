@@ -295,9 +295,8 @@ def test_texts_are_tokenised_whole() -> None:
     p = planted.copy_head()
     lm, words = wrap(p.model, p.tokenizer), list(p.tokenizer.get_vocab())
     text, ids = f"{words[5]} {words[6]}", [p.tokenizer.get_vocab()[w] for w in words[5:7]]
-    asked = target(
-        lm, lm.batch(p.clean), Whole(text), words[7]
-    )  # beside a whole, a text is one too
+    # beside a whole, a text is one too
+    asked = target(lm, lm.batch(p.clean), Whole(text), words[7])
     assert asked.tokens == ((tuple(ids), (p.tokenizer.get_vocab()[words[7]],)),)
     assert asked.answer_text == (text,)
 

@@ -97,9 +97,8 @@ class Drawn:
         if operation == "zero":
             return ablate(site, **where)
         value = self.value(x, where)
-        if (
-            operation == "same"
-        ):  # the base run's own value: it matters only where something before it changed
+        # the base run's own value: it matters only where something before it changed
+        if operation == "same":
             return replaced(site, self.selected(site, x, where), **where)
         return {"replace": replaced, "add": add, "scale": scaled}[operation](site, value, **where)
 
@@ -215,9 +214,8 @@ def test_a_replacement_by_the_base_value_matters_once_something_before_it_change
 ) -> None:
     lm, given = tiny.lm(name), tiny.inputs("llama")
     base = capture(lm, given, "layers.2.resid_pre", "layers.1.mlp.out", "layers.1.resid_pre")
-    early = add(
-        "layers.0.resid_post", torch.linspace(-2, 2, 32)
-    )  # not one number: a LayerNorm would not see it
+    # not one number: a LayerNorm would not see it
+    early = add("layers.0.resid_post", torch.linspace(-2, 2, 32))
     restored = replaced("layers.2.resid_pre", base["layers.2.resid_pre"])
     kept = replaced("layers.1.mlp.out", base["layers.1.mlp.out"])
     got = agree(

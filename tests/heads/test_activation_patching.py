@@ -114,8 +114,7 @@ def test_null() -> None:
     source[:, :, :2] = base[:, :, :2]
     moved = random_like(base, source, 0)
     close((moved - base).norm(dim=-1), (source - base).norm(dim=-1), 1e-4)
-    assert torch.equal(
-        moved[:, :, :2], base[:, :, :2]
-    )  # nothing is changed where the prompts agree
+    # nothing is changed where the prompts agree
+    assert torch.equal(moved[:, :, :2], base[:, :, :2])
     cosine = torch.cosine_similarity(moved - base, source - base, dim=-1)[:, :, 2:]
     assert cosine.abs().mean() < 0.6

@@ -19,9 +19,8 @@ EXAMPLE = {
 
 
 def test_attention_to_by_hand() -> None:
-    pattern = torch.tensor(
-        [[[[0.5, 0.3, 0.2, 0.0]]], [[[0.1, 0.1, 0.1, 0.7]]]]
-    )  # two layers, one example, one head
+    # two layers, one example, one head
+    pattern = torch.tensor([[[[0.5, 0.3, 0.2, 0.0]]], [[[0.1, 0.1, 0.1, 0.7]]]])
     subject = torch.tensor([[False, True, True, False]])
     assert argument_passing.attention_to(pattern, subject).flatten().tolist() == pytest.approx(
         [0.5, 0.2]
@@ -82,6 +81,5 @@ def test_subject_is_what_differs_before_the_last_token() -> None:
     lm = lm_of("gpt2")
     last = [*ROWS[1][:-1], 90]
     found = argument_passing.measure(lm, [ROWS[1]], corrupt=[last], answer=7, foil=50)
-    assert np.array_equal(
-        found.attention, np.zeros((1, 3, 4))
-    )  # only the last token differs: there is no subject
+    # only the last token differs: there is no subject
+    assert np.array_equal(found.attention, np.zeros((1, 3, 4)))

@@ -68,7 +68,6 @@ def test_layers() -> None:
 def test_others() -> None:
     with pytest.raises(SiteError, match="ALiBi"):
         attention_pattern.measure(lm_of("bloom"), ROWS)
-    image = attention_pattern.measure(
-        lm_of("vit"), tiny.inputs("vit")
-    )  # patches: no text, no padding
+    # patches: no text, no padding
+    image = attention_pattern.measure(lm_of("vit"), tiny.inputs("vit"))
     close(image.sum("key"), np.ones(image.shape[:-1]), 1e-5)

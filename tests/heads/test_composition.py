@@ -115,9 +115,8 @@ def test_edit_scales_what_the_component_writes() -> None:
         with composition.edit(lm, [(1, 2)], components=whole), torch.no_grad():
             silent = lm(padded(ROWS, "left"))["logits"]
         with composition.edit(lm, [(1, 2)], components=whole, null=5), torch.no_grad():
-            close(
-                lm(padded(ROWS, "left"))["logits"], silent, 1e-3
-            )  # all random directions together are all there are
+            # all random directions together are all there are
+            close(lm(padded(ROWS, "left"))["logits"], silent, 1e-3)
 
 
 def test_refusals() -> None:

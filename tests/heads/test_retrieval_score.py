@@ -22,10 +22,8 @@ PLANTED = [planted.induction(), planted.induction_gpt2()]
 def test_hits_by_hand() -> None:
     ids = torch.tensor([5, 7, 8, 9, 7, 7])
     match = retrieval_score.matches(ids, torch.tensor([7, 9]), 1, 4)
-    assert match.int().tolist() == [
-        [0, 1, 0, 0, 0, 0],
-        [0, 0, 0, 1, 0, 0],
-    ]  # the 7s outside the needle do not count
+    # the 7s outside the needle do not count
+    assert match.int().tolist() == [[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
     pattern = torch.zeros(1, 3, 2, 6)
     pattern[0, 0, [0, 1], [1, 3]] = (
         0.4  # both right, though most of the attention is elsewhere in small parts

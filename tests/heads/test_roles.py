@@ -73,9 +73,8 @@ def test_planted_induction(p: planted.Planted) -> None:
         (size - 0.5) / size, abs=0.01
     )
     assert float(found.score.sel(role="copying")[1, 2]) == 1
-    assert (
-        float(found.score.sel(role="copying")[0, 1]) == 0
-    )  # it writes where the read-out does not look
+    # it writes where the read-out does not look
+    assert float(found.score.sel(role="copying")[0, 1]) == 0
     assert float(found.score.sel(role="name_mover")[1, 2]) == pytest.approx(10, abs=0.5)
     assert (abs(found.null.sel(role="name_mover")) < 0.05).all()
     assert (found.null.sel(role="copying")[1, 2]) < 0.3
@@ -121,9 +120,8 @@ def test_patterns_equal_hugging_face(name: str) -> None:
     [ids] = [x for x in texts if x.shape == (2, 12)]
     other = tiny.model(name)
     other.set_attn_implementation("eager")
-    pattern = torch.stack(
-        other(ids, output_attentions=True).attentions
-    )  # layer, text, head, query, key
+    # layer, text, head, query, key
+    pattern = torch.stack(other(ids, output_attentions=True).attentions)
     expected = torch.zeros(3, 4, 3)
     for query in range(1, 12):
         expected[..., 0] += pattern[:, :, :, query, query - 1].mean(dim=1) / 11
@@ -236,9 +234,8 @@ def test_random_texts() -> None:
     assert found[0].identical(found[1])
     assert (first[:, 0] == 1).all()
     assert torch.equal(first[:, 1:88], first[:, 88:])
-    assert all(
-        sorted(row) == list(range(3, 90)) for row in first[:, 1:88].tolist()
-    )  # no special one, none twice
+    # no special one, none twice
+    assert all(sorted(row) == list(range(3, 90)) for row in first[:, 1:88].tolist())
 
 
 def test_refusals() -> None:

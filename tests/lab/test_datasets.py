@@ -183,11 +183,8 @@ def test_cut_is_by_the_words_alone():
     assert sorted(train + validation + test) == sorted(words)
     assert abs(len(train) - 4000) < 120
     assert abs(len(test) - 500) < 90
-    assert (
-        train[:2],
-        validation[:2],
-        test[:2],
-    ) == PINNED  # whoever changes this changes everyone's test sets
+    # whoever changes this changes everyone's test sets
+    assert (train[:2], validation[:2], test[:2]) == PINNED
     again = cut([*words[::2], "another"])
     assert set(again[2]) - {"another"} == set(test) & set(words[::2])
     doubled = cut(words + words)
@@ -394,6 +391,5 @@ def test_the_real_splits_are_whole_and_disjoint(name):
         keys = [{str(row) for row in part} for part in (real.train, real.validation, real.test)]
         assert min(map(len, keys)) > 20
         doubles = [len(keys[0] & keys[1]), len(keys[0] & keys[2]), len(keys[1] & keys[2])]
-        assert doubles == (
-            [1, 0, 13] if name == "mmlu" else [0, 0, 0]
-        )  # the original's own, which its card tells
+        # the original's own, which its card tells
+        assert doubles == ([1, 0, 13] if name == "mmlu" else [0, 0, 0])

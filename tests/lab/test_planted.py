@@ -288,18 +288,14 @@ def test_a_backup_takes_over_from_zero_but_not_from_a_wrong_answer(planted: Plan
             assert difference(planted, planted.clean) == pytest.approx(whole, rel=0.05)
         with silenced(planted, [head, backup]):
             assert difference(planted, planted.clean) < 0.2 * whole
-        assert (
-            abs(said(planted, backup)) < 0.3
-        )  # what is left is noise in the WORD of the first word
+        # what is left is noise in the WORD of the first word
+        assert abs(said(planted, backup)) < 0.3
         with given(planted, wrong, [head]):
             assert difference(planted, planted.clean) < -0.8 * whole
-            assert (
-                abs(said(planted, backup)) < 0.3
-            )  # what is left is noise in the WORD of the first word
-        with (
-            silenced(planted, [head]),
-            given(planted, right, [backup]),
-        ):  # hold the backup as it was: silent
+            # what is left is noise in the WORD of the first word
+            assert abs(said(planted, backup)) < 0.3
+        # hold the backup as it was: silent
+        with silenced(planted, [head]), given(planted, right, [backup]):
             assert difference(planted, planted.clean) < 0.2 * whole
 
 
@@ -310,9 +306,8 @@ def said(planted: Planted, head: tuple[int, int]) -> float:
     messages, _ = sent(planted, planted.clean)
     unembedding, vocabulary = planted.model.lm_head.weight, planted.tokenizer.get_vocab()
     towards = unembedding[vocabulary[planted.answer]] - unembedding[vocabulary[planted.foil]]
-    return float(
-        messages[f"L{head[0]}H{head[1]}"][0, -1] @ towards
-    )  # the norm hands on the stream itself
+    # the norm hands on the stream itself
+    return float(messages[f"L{head[0]}H{head[1]}"][0, -1] @ towards)
 
 
 @every

@@ -191,9 +191,8 @@ def test_the_same_for_the_same_seed_and_another_for_another() -> None:
     assert scenes.questions(first, 6) == scenes.questions(again, 6)
     assert scenes.questions(first, 6) != scenes.questions(first, 6, seed=1)
     assert first.things != other.things != next_one.things
-    assert (
-        scenes.scene(5, pixels=200).things == first.things
-    )  # the size of the picture changes nothing else
+    # the size of the picture changes nothing else
+    assert scenes.scene(5, pixels=200).things == first.things
     assert [(t.name, t.size, round(t.x, 3)) for t in scenes.scene(0).things] == GOLDEN
 
 

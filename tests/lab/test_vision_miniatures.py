@@ -217,12 +217,10 @@ def test_methods_run_on_llava_unchanged(folders: dict[str, Path]) -> None:
     patched = activation_patching.measure(lm, one, corrupt=two, answer="red", foil="blue")
     effect = patched["effect"]
     assert effect.shape == (1, 2, 1 + PATCHES + 6)
-    assert float(effect[0, 0, 0]) == pytest.approx(
-        0, abs=1e-4
-    )  # <bos> knows nothing of the picture
-    assert float(abs(effect[0, 0, 1 + PATCHES :]).max()) == pytest.approx(
-        0, abs=1e-4
-    )  # nor do the words, before layer 0
+    # <bos> knows nothing of the picture
+    assert float(effect[0, 0, 0]) == pytest.approx(0, abs=1e-4)
+    # nor do the words, before layer 0
+    assert float(abs(effect[0, 0, 1 + PATCHES :]).max()) == pytest.approx(0, abs=1e-4)
     assert float(abs(effect[0, 0, 1 : 1 + PATCHES]).max()) > 1e-3
 
 

@@ -54,9 +54,8 @@ def test_patching_follows_the_planted_path(make: Any, direction: str) -> None:
     )
     effect = found["effect"].values[0]
     differ = [i for i, (a, b) in enumerate(zip(p.clean.split(), p.corrupt.split())) if a != b]
-    assert effect[0, differ].max() == pytest.approx(
-        1, abs=0.05
-    )  # at the entry all is where the prompts differ
+    # at the entry all is where the prompts differ
+    assert effect[0, differ].max() == pytest.approx(1, abs=0.05)
     same = [i for i in range(effect.shape[1]) if i not in differ]
     assert abs(effect[0, same]).max() < 0.05
     last = activation_patching.measure(
@@ -68,8 +67,7 @@ def test_patching_follows_the_planted_path(make: Any, direction: str) -> None:
         answer=p.answer,
         foil=p.foil,
     )["effect"].values[0, -1]
-    assert last[-1] == pytest.approx(
-        1, abs=1e-3
-    )  # after the last layer only the last token is read
+    # after the last layer only the last token is read
+    assert last[-1] == pytest.approx(1, abs=1e-3)
     assert abs(last[:-1]).max() < 1e-3
     assert abs(found["null"]).max() < 0.5

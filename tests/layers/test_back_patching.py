@@ -42,9 +42,8 @@ def test_a_model_that_hops_too_late_is_helped_by_one_pair_alone() -> None:
     lm, prompts, answers = paper.late_hop()
     found = back_patching.measure(lm, prompts, answer=answers)
     assert (found.unpatched < 0).all()
-    assert (
-        found.margin.sel(depth=2, layer=0) > 5
-    ).all()  # the bridge, written by layer 1, is read by layer 0
+    # the bridge, written by layer 1, is read by layer 0
+    assert (found.margin.sel(depth=2, layer=0) > 5).all()
     others = found.margin.where((found.depth != 2) | (found.layer != 0))
     assert float(others.max()) < 0
     assert float(found.null.max()) < 0

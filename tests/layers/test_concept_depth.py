@@ -47,9 +47,8 @@ def test_a_moved_word_is_readable_after_the_layer_that_moves_it() -> None:
     lm, texts, kinds = two_names(p, ("Finn", "Hana"), 20)
     found = concept_depth.fit(lm, texts, labels=kinds).result
     [(layer, _)] = p.heads
-    assert found.accuracy.sel(depth=layer) == pytest.approx(
-        0.5, abs=0.15
-    )  # "who" stands last in all of them
+    # "who" stands last in all of them
+    assert found.accuracy.sel(depth=layer) == pytest.approx(0.5, abs=0.15)
     assert found.accuracy.sel(depth=layer + 1) == 1
     assert found.jump_depth == found.convergence_depth == layer + 1
     assert (abs(found.null - 0.5) < 0.3).all()

@@ -27,9 +27,8 @@ PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 def test_direct_contributions_add_up_to_hugging_faces_difference(name: str) -> None:
     lm = wrap(tiny.model(name))
     found = direct_logit_attribution.measure(lm, [PROMPT], answer=7, foil=8)
-    hidden: list[
-        torch.Tensor
-    ] = []  # before any soft-cap: the sum is of logits as the head gives them
+    # before any soft-cap: the sum is of logits as the head gives them
+    hidden: list[torch.Tensor] = []
     hook = lm.layout.head[-1].register_forward_hook(lambda m, a, out: hidden.append(out.detach()))
     try:
         lm.model(torch.tensor([PROMPT]))
@@ -52,9 +51,8 @@ def test_both_halves_of_a_contribution_are_counted_from_the_mean_over_the_vocabu
     over = direct_logit_attribution.measure(lm, [PROMPT] * len(every), answer=every, foil=8)
     against = over["contribution"].values  # (token, component): token - foil
     at = every.index(7)
-    mean = np.concatenate([against, np.zeros_like(against[:1])]).mean(
-        axis=0
-    )  # the foil itself is 0
+    # the foil itself is 0
+    mean = np.concatenate([against, np.zeros_like(against[:1])]).mean(axis=0)
     assert found["raises_answer"].values == pytest.approx(against[at] - mean, abs=1e-5)
     assert found["lowers_foil"].values == pytest.approx(mean, abs=1e-5)
     both = found["raises_answer"] + found["lowers_foil"]

@@ -46,9 +46,8 @@ def test_two_heaps_without_width_are_at_minus_one() -> None:
     labels = torch.tensor([0, 1] * 4)
     x = labels[:, None] * torch.tensor([3.0, -1.0, 1e4])
     assert d.generalized_discrimination(x, labels) == pytest.approx(-1)
-    close(
-        d.distances(x), (labels[:, None] != labels).double()
-    )  # every dimension is 1 apart, and there are three
+    # every dimension is 1 apart, and there are three
+    close(d.distances(x), (labels[:, None] != labels).double())
     uneven = torch.tensor([0] * 2 + [1] * 6)
     assert d.generalized_discrimination(uneven[:, None] * torch.ones(5), uneven) == pytest.approx(
         -1 / (2 * (0.25 * 0.75) ** 0.5)
@@ -117,9 +116,8 @@ def test_dimensions_that_do_not_vary_count_as_nothing() -> None:
     x, labels = clusters(2, 8, 4, width=0.3)
     still = torch.full((16, 12), 0.1) + 1e-9 * normal(16, 12).float()  # float32 rounding
     with_them = d.generalized_discrimination(torch.cat([x.float(), still.float()], dim=1), labels)
-    assert with_them == pytest.approx(
-        d.generalized_discrimination(x, labels) / 2, abs=1e-6
-    )  # sqrt(4 / 16)
+    # sqrt(4 / 16)
+    assert with_them == pytest.approx(d.generalized_discrimination(x, labels) / 2, abs=1e-6)
     assert d.generalized_discrimination(torch.ones(16, 3), labels) == 0
 
 

@@ -54,9 +54,8 @@ def test_exact_at_its_input_and_linear(name: str) -> None:
     parts = frozen.linear(x - other) + frozen.linear(0.25 * other) + frozen.linear(0.75 * other)
     assert torch.allclose(parts + frozen.bias, norm(x), atol=1e-4, rtol=1e-4)
     assert torch.allclose(frozen.linear(-2 * other), -2 * frozen.linear(other), atol=1e-4)
-    assert not torch.allclose(
-        frozen.linear(other) + frozen.bias, norm(other), atol=1e-2
-    )  # frozen at x, not there
+    # frozen at x, not there
+    assert not torch.allclose(frozen.linear(other) + frozen.bias, norm(other), atol=1e-2)
 
 
 @torch.no_grad()

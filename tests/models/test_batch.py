@@ -191,9 +191,8 @@ def test_a_pad_token_outside_the_vocabulary_does_no_harm() -> None:
 def test_roberta_s_context_leaves_room_for_its_position_offset() -> None:
     lm = tiny.lm("roberta")
     config = lm.model.config
-    longest = (
-        config.max_position_embeddings - config.pad_token_id - 1
-    )  # positions are numbered from there
+    # positions are numbered from there
+    longest = config.max_position_embeddings - config.pad_token_id - 1
     assert lm([[3] * longest])["logits"].shape[1] == longest
     with pytest.raises(InputError, match=f"context is {longest}"):
         lm.batch([[3] * (longest + 1)])

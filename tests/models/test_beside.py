@@ -41,9 +41,8 @@ def test_embeddings_keep_their_mask(name: str, left: bool) -> None:
     order = [0, 1] if left else [1, 0]
     ids = LEFT["input_ids"] if left else torch.tensor([[3, 14, 15, 92, 65], [38, 46, 26, 0, 0]])
     mask = LEFT["attention_mask"] if left else torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
-    embeds = lm.model.get_input_embeddings()(ids).detach() + 3 * (
-        1 - mask[..., None]
-    )  # padding is loud
+    # padding is loud
+    embeds = lm.model.get_input_embeddings()(ids).detach() + 3 * (1 - mask[..., None])
     given = {"inputs_embeds": embeds[order], "attention_mask": mask[order]}
     with torch.no_grad():
         got = lm(given)["logits"]

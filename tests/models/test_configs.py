@@ -192,8 +192,6 @@ def test_what_is_handled_is_proved(case: str) -> None:
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     lm = wrap(model)
-    for prompts in (
-        tiny.inputs("llama"),
-        [[3, 14, 15, 92, 65]],
-    ):  # without padding Transformers may skip the mask
+    # without padding Transformers may skip the mask
+    for prompts in tiny.inputs("llama"), [[3, 14, 15, 92, 65]]:
         assert [c for c in checks(lm, prompts) if not c.holds] == []

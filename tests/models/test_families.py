@@ -152,9 +152,8 @@ def test_the_pattern_is_what_eager_attention_reports(name: str) -> None:
     pattern = capture(lm, tiny.inputs(name), "layers.*.attn.pattern").stack("layers.*.attn.pattern")
     expected = torch.stack(list(reported))
     if name in TEXT:
-        hidden = ~real(name)[None, :, None, :, None].expand_as(
-            expected
-        )  # a padded query attends to nothing
+        # a padded query attends to nothing
+        hidden = ~real(name)[None, :, None, :, None].expand_as(expected)
         expected = expected.masked_fill(hidden, 0.0)
         pattern = pattern.masked_fill(hidden, 0.0)
         reach = real(name)[None, :, None, :].expand(pattern.shape[:-1])
@@ -219,9 +218,8 @@ def test_the_projector_is_what_stands_at_image_positions(name: str) -> None:
     batch = lm.batch(tiny.inputs(name))
     at_images = seen["layers.0.resid_pre"][batch.image]
     projected = seen["projector"].flatten(0, 1)
-    if (
-        name == "qwen2_5_vl"
-    ):  # the tower attends by windows, and the rows are put back in order after the merger
+    # the tower attends by windows, and the rows are put back in order after the merger
+    if name == "qwen2_5_vl":
         at_images, projected = (x[x[:, 0].argsort()] for x in (at_images, projected))
     assert tiny.gap(projected, at_images) < 1e-6
 

@@ -121,9 +121,8 @@ def test_guessed_rightly_or_refused(name: str) -> None:
         assert str(caught.value).endswith("refused.")
     else:
         lm = wrap(model)
-        assert (
-            hooks(model) == 0
-        )  # later Hugging Face puts up some of its own, to report hidden states
+        # later Hugging Face puts up some of its own, to report hidden states
+        assert hooks(model) == 0
         assert lm.family.towers[""].residual == expected
         assert [c for c in checks(lm, tiny.inputs("llama")) if not c.holds] == []
         agrees_with_hugging_face(lm)
@@ -136,9 +135,8 @@ def agrees_with_hugging_face(lm: LM) -> None:
     real = given["attention_mask"].bool()
     plain = lm.model(**given, output_hidden_states=True)
     seen = capture(lm, tiny.inputs("llama"), "layers.*.resid_pre", "layers.*.resid_post")
-    for layer in range(
-        lm.dims.layers
-    ):  # not to the bit: a matrix product's last bits may depend on where it lies in memory
+    # not to the bit: a matrix product's last bits may depend on where it lies in memory
+    for layer in range(lm.dims.layers):
         assert (
             tiny.gap(seen[f"layers.{layer}.resid_pre"][real], plain.hidden_states[layer][real])
             < 1e-6

@@ -123,14 +123,12 @@ def test_sweep_equals_naive(name: str) -> None:
         cells.append(replaced("layers.1.resid_mid", value, positions=[0]))
 
     def metric(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        return (
-            logits[:, 0] - logits[:, -1] if logits.shape[1] > 1 else logits[:, 0]
-        )  # one value: a reward
+        # one value: a reward
+        return logits[:, 0] - logits[:, -1] if logits.shape[1] > 1 else logits[:, 0]
 
     given = zoo.inputs(name)
-    if (
-        lm.readout.kind == "unknown"
-    ):  # two heads that are averaged, a mean of some patches: no metric, and no residuals
+    # two heads that are averaged, a mean of some patches: no metric, and no residuals
+    if lm.readout.kind == "unknown":
         with pytest.raises(SiteError, match="could not be rebuilt"):
             sweep(lm, given, cells, metric)
         return

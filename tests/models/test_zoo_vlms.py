@@ -29,10 +29,8 @@ from support.nightly import by_night
 @pytest.mark.parametrize("name", by_night(vlms.WORDS))
 def test_every_invariant_holds_without_a_picture(name: str) -> None:
     lm = vlms.lm(name)
-    for prompts in (
-        vlms.PROMPTS,
-        vlms.PROMPTS[:1],
-    ):  # padded; and alone, where a kernel may need no mask
+    # padded; and alone, where a kernel may need no mask
+    for prompts in vlms.PROMPTS, vlms.PROMPTS[:1]:
         found = checks(lm, prompts)
         assert [c for c in found if not c.holds] == []
         assert len(found) >= 6 * lm.dims.layers
@@ -83,9 +81,8 @@ def test_the_projector_s_rows_stand_at_the_picture_s_tokens(name: str) -> None:
         model = lm.model.language_model.model.decoder
         positions = model.embed_positions(given["attention_mask"], 0).detach()
         seen["layers.0.resid_pre"].sub_(positions)
-    there = seen["layers.0.resid_pre"][
-        lm.batch(given).image
-    ]  # windows change the order, LLaVA adds newlines
+    # windows change the order, LLaVA adds newlines
+    there = seen["layers.0.resid_pre"][lm.batch(given).image]
     assert (
         float(torch.cdist(seen["projector"].flatten(0, -2), there).min(dim=1).values.max()) < 1e-4
     )

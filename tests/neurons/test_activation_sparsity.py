@@ -18,9 +18,8 @@ EXAMPLE = {"measure": {}}
 def test_closed_forms() -> None:
     x = torch.randn(40, 20000, generator=torch.Generator().manual_seed(0))
     assert sparsity.participation(x).mean() == pytest.approx(1 / 3, abs=0.005)
-    assert sparsity.participation(x.relu()).mean() == pytest.approx(
-        1 / 6, abs=0.005
-    )  # half of them, as Gaussian
+    # half of them, as Gaussian
+    assert sparsity.participation(x.relu()).mean() == pytest.approx(1 / 6, abs=0.005)
     assert sparsity.nonzero(x.relu()).mean() == pytest.approx(1 / 2, abs=0.005)
     assert sparsity.nonzero(torch.nn.functional.silu(x)).mean() == pytest.approx(1)
     one = torch.zeros(3, 8)

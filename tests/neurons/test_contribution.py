@@ -105,9 +105,8 @@ def test_small_ablation_in_the_last_layer() -> None:
             lm, parts(lm, 2)[1], row, lambda x, n=neuron: x[-1, n].mul_(0.99)
         ).double()
         slope = float(((before - lost)[5] - (before - lost)[60]) / 0.01)
-        scale = float(
-            (act[neuron] * down[:, neuron]) @ final / (final @ final)
-        )  # relative growth of the norm's scale
+        # relative growth of the norm's scale
+        scale = float((act[neuron] * down[:, neuron]) @ final / (final @ final))
         slopes.append(slope + scale * float(before[5] - before[60]))
     close(found, slopes, 5e-3)
 

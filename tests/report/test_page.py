@@ -123,9 +123,8 @@ def test_null_stands_beside_its_effect_on_the_same_centred_scale(make, key, larg
 def test_heads_of_the_direct_attribution_are_in_their_cells(whole):
     made, reader = whole
     found = made.results["layers.direct_logit_attribution"]
-    heads = (
-        found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)
-    )  # built layer by layer
+    # built layer by layer
+    heads = found["contribution"].values[0][found["kind"].values == "head"].reshape(30, 9)
     figure(reader, heads)
 
 
@@ -233,9 +232,8 @@ def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path)
     assert tree.count("img") == 0
     assert tree.count("h1") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
-    assert (
-        done.stdout.count('class="main-svg"') >= 18
-    )  # every figure was drawn, under the content security policy
+    # every figure was drawn, under the content security policy
+    assert done.stdout.count('class="main-svg"') >= 18
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
 

@@ -50,11 +50,8 @@ def test_without_a_null_nothing_is_a_cause() -> None:
 @pytest.mark.parametrize(
     ("raises", "lowers", "said"),
     [
-        (
-            -0.08,
-            2.94,
-            "suppresses “␣John” (−2.94) and hardly touches “␣Mary” (−0.08)",
-        ),  # L23H3 of SmolLM2
+        # L23H3 of SmolLM2
+        (-0.08, 2.94, "suppresses “␣John” (−2.94) and hardly touches “␣Mary” (−0.08)"),
         (2.87, 0.57, "raises “␣Mary” (+2.87) and suppresses “␣John” (−0.57)"),
         (2.0, 0.0, "raises “␣Mary” (+2.00) and hardly touches “␣John” (0.00)"),
         (-1.2, -0.1, "suppresses “␣Mary” (−1.20) and hardly touches “␣John” (+0.10)"),

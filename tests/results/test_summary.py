@@ -32,9 +32,8 @@ def twenty(reversed_pair: bool) -> xr.Dataset:
     restored = (clean - corrupt)[:, None] * np.array([0.47, 0.40, 0.30]) + generator.normal(
         0, 0.1, (20, 3)
     )
-    if (
-        reversed_pair
-    ):  # clean 1.99 under corrupt 2.97, and the best head moves it by 3.44 logits, as on SmolLM2
+    # clean 1.99 under corrupt 2.97, and the best head moves it by 3.44 logits, as on SmolLM2
+    if reversed_pair:
         clean[0], corrupt[0] = 1.99, 2.97
         restored[0] = [3.44, 0.2, 0.1]
     return pairs(clean, corrupt, restored)
@@ -43,9 +42,8 @@ def twenty(reversed_pair: bool) -> xr.Dataset:
 def test_one_reversed_pair_of_twenty_does_not_move_the_best_head() -> None:
     whole, broken = twenty(False), twenty(True)
     plain = broken["effect"].mean("example")
-    assert (
-        int(plain.argmax("head")) != 0
-    )  # what a user would have written: the first head falls behind
+    # what a user would have written: the first head falls behind
+    assert int(plain.argmax("head")) != 0
     assert float(plain[0]) < 0.32
     found = results.summary(broken)
     assert int(found["effect"].argmax("head")) == 0

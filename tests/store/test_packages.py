@@ -186,9 +186,8 @@ def test_what_lies_in_downloads_is_checked_again(registry, tmp_path):
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(LoadError, match="sha256"):
         obtain(package, tmp_path / "workshop", print)
-    assert (
-        obtain(package, tmp_path / "workshop", print) == kept
-    )  # the damaged one is gone: it comes anew
+    # the damaged one is gone: it comes anew
+    assert obtain(package, tmp_path / "workshop", print) == kept
 
 
 def test_another_hash_is_refused_and_what_was_downloaded_removed(registry, tmp_path):

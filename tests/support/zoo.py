@@ -167,9 +167,8 @@ MAKERS: dict[str, dict[str, Any]] = {
     "xlstm": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2, "chunk_size": 8},
     "cpmant": {"dim_ff": 48, "dim_head": 8},
 }  # fmt: skip
-_OWN_NAMES = frozenset(
-    {"gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"}
-)  # these do not take BASE's names
+# these do not take BASE's names
+_OWN_NAMES = frozenset({"gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"})
 # Types that the mapping names and that are not built here.
 _DECODER = (
     "the decoder of an encoder-decoder: it needs the encoder's output for its cross attention"

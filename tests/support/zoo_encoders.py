@@ -14,9 +14,8 @@ from stratoscope.models import wrap
 from support import tiny
 
 S, V = tiny.SMALL, tiny.VISION
-PRE = {k: v for k, v in V.items() if k != "image_size"} | {
-    "num_patches": 16
-}  # SigLIP 2: no fixed size
+# SigLIP 2: no fixed size
+PRE = {k: v for k, v in V.items() if k != "image_size"} | {"num_patches": 16}
 RATIO = {k: v for k, v in V.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 RESIDUES = {"mask_token_id": 4, "position_embedding_type": "rotary", "token_dropout": True}

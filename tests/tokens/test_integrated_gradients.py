@@ -83,9 +83,8 @@ def test_the_integral_is_exact_for_cubic_rates_and_finds_a_narrow_jump() -> None
         assert torch.allclose(total, torch.tensor([1.0, 0.0]).double(), atol=1e-12)
         assert len(a) == 9
         assert float(value[-1]) == 1
-    assert (
-        abs(float(integrated_gradients.integrate(_poly(9), 9, 0.0)[0][0]) - 1) > 1e-5
-    )  # nine points do not do
+    # nine points do not do
+    assert abs(float(integrated_gradients.integrate(_poly(9), 9, 0.0)[0][0]) - 1) > 1e-5
 
     def jump(a: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.sigmoid((a - 0.37) * 1000)

@@ -30,13 +30,8 @@ def test_function_tokens_by_hand() -> None:
     assert t.function_tokens(counts, 0.30).tolist() == [1]  # reached exactly
     assert t.function_tokens(counts, 0.31).tolist() == [1, 5]
     assert t.function_tokens(counts, 0.60).tolist() == [1, 5, 3]  # of two alike, the lower id
-    assert t.function_tokens(counts, 1.0).tolist() == [
-        1,
-        5,
-        3,
-        4,
-        0,
-    ]  # never one that does not occur
+    # never one that does not occur
+    assert t.function_tokens(counts, 1.0).tolist() == [1, 5, 3, 4, 0]
     assert t.function_tokens(counts).tolist() == [1, 5]
     assert t.function_tokens(torch.ones(100, dtype=torch.long), 0.07).tolist() == [*range(7)]
     for share, wrong in ((0.0, counts), (1.1, counts), (0.4, 0 * counts), (0.4, counts - 1)):
@@ -78,9 +73,8 @@ def test_surprisal_and_loss_equal_hugging_face(name: str) -> None:
             out.logits[0, :-1].double(), torch.tensor(row[1:]), reduction="none"
         )
         close(found.surprisal[number, : len(row)], [np.nan, *each])
-        assert float(found.surprisal[number].mean()) == pytest.approx(
-            float(out.loss), rel=1e-5
-        )  # as it is trained
+        # as it is trained
+        assert float(found.surprisal[number].mean()) == pytest.approx(float(out.loss), rel=1e-5)
         for before, after, loss in zip(row, row[1:], each.tolist()):
             first, second = (
                 "function" if word in FUNCTION else "content" for word in (before, after)

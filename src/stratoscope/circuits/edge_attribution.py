@@ -83,9 +83,8 @@ def into_heads(
     """The gradient at x through each head's q, k and v alone (3 * head + side), given the gradient
     at z."""
     count = dz.shape[2]
-    copies = x.repeat(3 * count, 1, 1).requires_grad_(
-        True
-    )  # one copy of x for each input: one backward for all
+    # one copy of x for each input: one backward for all
+    copies = x.repeat(3 * count, 1, 1).requires_grad_(True)
     heads = layers.attention(layer, copies)
     qkv = [getattr(heads, side) for side in SIDES]
     leaves = [y[:1].detach().requires_grad_(True) for y in qkv]

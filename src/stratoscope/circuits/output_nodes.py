@@ -145,9 +145,8 @@ def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example compon
     towards = unembed[asked.answer] - unembed[asked.foil]
     columns = []
     for layer in range(lm.dims.layers):
-        heads = head_writes(
-            lm, layer, seen[f"layers.{layer}.attn.z"]
-        )  # examples in the place of positions
+        # examples in the place of positions
+        heads = head_writes(lm, layer, seen[f"layers.{layer}.attn.z"])
         writes = torch.cat([heads, seen[f"layers.{layer}.mlp.out"][None]]).float()
         columns.append(torch.einsum("ced,ed->ec", wide.linear(writes), towards))
     return torch.cat(columns, dim=1)

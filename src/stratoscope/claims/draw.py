@@ -154,9 +154,8 @@ def _fit(n: int, room: int) -> tuple[list[int], int]:
 def _block(level: float, lowest: bool) -> str:
     if not math.isfinite(level):
         return " "
-    return _EIGHTHS[
-        max(int(lowest), min(8, round(level)))
-    ]  # a value at the foot still leaves a mark
+    # a value at the foot still leaves a mark
+    return _EIGHTHS[max(int(lowest), min(8, round(level)))]
 
 
 def _ruler(labels: list[str], wide: int, axis: str) -> str:
@@ -184,9 +183,8 @@ def svg(drawing: Drawing, null: Collection[str] = ()) -> str:
 def plotly(drawing: Drawing, null: Collection[str] = ()) -> go.Figure:
     """The figure as plotly, by the functions of `plots`."""
     shades, dim = colours(drawing, null), drawing.axis or "value"
-    counted = all(
-        place.lstrip("-").isdigit() for place in drawing.places
-    )  # numbers are thinned out, words are not
+    # numbers are thinned out, words are not
+    counted = all(place.lstrip("-").isdigit() for place in drawing.places)
     places = [int(place) if counted else place for place in drawing.places]
     arrays = {
         name: xr.DataArray(np.array(values), {dim: places}, (dim,))

@@ -46,9 +46,8 @@ def names(text: str) -> set[str]:
     tree = parsed(text)
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions}
-    _truth(
-        tree, dict.fromkeys(found, 1.0), text
-    )  # a first judgement with ones, only to see that it can be judged
+    # a first judgement with ones, only to see that it can be judged
+    _truth(tree, dict.fromkeys(found, 1.0), text)
     if not found:
         raise ClaimError(
             f"{text!r} names nothing that is measured: it cannot fail. Compare a measured value."
@@ -96,9 +95,8 @@ def _flat(tree: ast.expr) -> list[ast.expr]:
 
 def _truth(node: ast.expr, values: Mapping[str, float], text: str) -> bool:
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
-        parts = [
-            _truth(part, values, text) for part in node.values
-        ]  # all of them: no part goes unread
+        # all of them: no part goes unread
+        parts = [_truth(part, values, text) for part in node.values]
         return all(parts)
     if isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
         sides = [_number(side, values, text) for side in (node.left, *node.comparators)]

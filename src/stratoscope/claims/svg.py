@@ -16,12 +16,8 @@ from stratoscope.claims.figure import Drawing
 from stratoscope.plots import theme
 from stratoscope.plots.text import shorten
 
-WIDTH, MARGIN, HEAD, ROW = (
-    720,
-    14,
-    34,
-    22,
-)  # pixels; HEAD: the title's; ROW: one bar's or legend row's
+# pixels; HEAD: the title's; ROW: one bar's or legend row's
+WIDTH, MARGIN, HEAD, ROW = 720, 14, 34, 22
 LETTER = 6.6  # what a letter of 12 pixels takes on average, generously
 SHADES = 12  # of a grid of cells: more are not told apart
 _COLUMN = 168  # pixels that a legend's entry takes

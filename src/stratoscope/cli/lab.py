@@ -222,9 +222,8 @@ def _trained(name: str) -> int:
 
     if not any((cache_root() / "miniatures").glob(f"{name}-seed0-*/card.json")):
         return 0
-    with suppress(
-        InputError
-    ):  # what is there was trained by another version, or with other settings
+    # what is there was trained by another version, or with other settings
+    with suppress(InputError):
         return sum(lab.card(name)["bytes"].values())
     return 0
 

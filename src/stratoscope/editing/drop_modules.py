@@ -31,10 +31,8 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 
-POINTS = {
-    "attn.out": "attn.q",
-    "mlp.out": "mlp.pre",
-}  # what is dropped -> where its computation is entered
+# what is dropped -> where its computation is entered
+POINTS = {"attn.out": "attn.q", "mlp.out": "mlp.pre"}
 
 
 class Nothing:
@@ -115,9 +113,8 @@ def _stubs(lm: LM, site: Site) -> list[tuple[nn.Module, Nothing]]:
         )
     if enter is None:  # a mixture of experts
         return [(layer.get_submodule(out), Nothing(None, pair=False))]
-    if (
-        out == writers[0]
-    ):  # the module around it does more than compute: only its two ends are taken away
+    # the module around it does more than compute: only its two ends are taken away
+    if out == writers[0]:
         first = Nothing(None, pair=True) if attention else Nothing(0, pair=False)
         return [
             (layer.get_submodule(enter.path), first),

@@ -82,16 +82,14 @@ def edit(
         positions=[queries] if isinstance(queries, int) else queries,
     )
     has = capture(lm, batch, *(f"layers.{layer}.attn.k" for layer, _ in heads), positions=keys)
-    asking, asked = (
-        batch.text[1] if where is None else ... for where in (queries, keys)
-    )  # padding left out
+    # padding left out
+    asking, asked = (batch.text[1] if where is None else ... for where in (queries, keys))
     generator = None if null is None else torch.Generator().manual_seed(null)
     changes = []
     for layer, head in heads:
         q, k = asks[f"layers.{layer}.attn.q"], has[f"layers.{layer}.attn.k"]
-        size = q.shape[
-            -1
-        ]  # not `dims.head_dim`, which is that of values: latent attention's queries are wider
+        # not `dims.head_dim`, which is that of values: latent attention's queries are wider
+        size = q.shape[-1]
         if not 1 <= rank < size:
             raise InputError(
                 f"rank={rank}: choose 1 to {size - 1}, less than the width of a head's queries and "

@@ -119,9 +119,8 @@ class _Held:
     deltas: dict[object, Tensor] = field(default_factory=dict)
 
 
-_held: dict[
-    int, _Held
-] = {}  # by the parameter's id; an entry lives as long as an edit of it is open
+# by the parameter's id; an entry lives as long as an edit of it is open
+_held: dict[int, _Held] = {}
 
 
 @torch.no_grad()

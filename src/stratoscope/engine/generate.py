@@ -60,14 +60,12 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
             "use_cache=False: steps are forward passes that go on from the cache, so it is needed."
         )
     settings |= {"return_dict_in_generate": False, "prefill_chunk_size": None}
-    settings |= {
-        "disable_compile": True
-    }  # Transformers compiles by itself on accelerators, and hooks would not run
+    # Transformers compiles by itself on accelerators, and hooks would not run
+    settings |= {"disable_compile": True}
     heard = {site.point for pair in lm.taps.listening for table in pair for site in table}
     if "logits" in heard and "logits_to_keep" in signature(lm.model.forward).parameters:
-        settings |= {
-            "logits_to_keep": 0
-        }  # else only the last position's are computed, and others could not be named
+        # else only the last position's are computed, and others could not be named
+        settings |= {"logits_to_keep": 0}
     config = settings.get("generation_config") or lm.model.generation_config
     rows = max(
         settings.get(name, getattr(config, name, None)) or 1

@@ -85,9 +85,8 @@ class Intervention:
         gone = 0
         if axis is not None and named is not None:
             gone = run_at(self.site, run, self.site.axes[axis]).gone(x.shape[axis])
-        if (
-            gone
-        ):  # make place for what a sliding window's cache has let go, so that keys count from 0
+        # make place for what a sliding window's cache has let go, so that keys count from 0
+        if gone:
             changed = self._change(with_gone(x, axis, gone, 0.0), run)
             return changed.narrow(axis, gone, x.shape[axis])
         return self._change(x, run)
@@ -97,9 +96,8 @@ class Intervention:
         chosen = x if index is None else x[index]
         value = self.value
         if self.operation in ("replace", "add", "scale"):
-            if (
-                run.copies > 1 and value.ndim == chosen.ndim and len(value) > 1
-            ):  # one for each example: of all its beams
+            # one for each example: of all its beams
+            if run.copies > 1 and value.ndim == chosen.ndim and len(value) > 1:
                 value = value.repeat_interleave(run.copies, dim=0)
             self._refuse_misfit(value, chosen)
         changed = OPERATIONS[self.operation](chosen, value)
@@ -240,9 +238,8 @@ def project_out(site: str | Site, directions: Tensor, **where: object) -> Interv
         )
     given = given / given.norm(dim=1, keepdim=True).clamp_min(torch.finfo(given.dtype).tiny)
     _, sizes, basis = torch.linalg.svd(given.double(), full_matrices=False)
-    least = (
-        max(given.shape) * torch.finfo(torch.float32).eps
-    )  # below this, rounding of what was given
+    # below this, rounding of what was given
+    least = max(given.shape) * torch.finfo(torch.float32).eps
     return Intervention(parse(site), "project_out", basis[sizes > least].float(), **where)
 
 

@@ -20,10 +20,8 @@ from stratoscope.errors import FamilyError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
 
-LIKELY, FAR = (
-    200,
-    10.0,
-)  # a rival is among so many of the most probable tokens, at most so many logits below the best,
+# a rival is among so many of the most probable tokens, at most so many logits below the best,
+LIKELY, FAR = 200, 10.0
 NEAREST_OF = (
     10  # and of so many most probable ones of the kind it is the nearest in the unembedding
 )

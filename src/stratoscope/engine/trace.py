@@ -113,9 +113,8 @@ class Trace:
         if run.step == 0:
             self._first = replace(run)
         newest = isinstance(self.positions, int) and self.positions == -1
-        if (
-            run.step == 0 or self.positions is None or newest
-        ):  # else the position came with the prompt
+        # else the position came with the prompt
+        if run.step == 0 or self.positions is None or newest:
             self._steps[site].append(self._select(site, x, run))
         counts = {len(steps) for steps in self._steps.values()}
         if (
@@ -132,9 +131,8 @@ class Trace:
         narrowed, keys = self.positions is not None and axis is not None, key_axis(site)
         x = x if keys is None else _whole(x, site, keys, along[site.axes[keys]])
         run = run if axis is None else along[site.axes[axis]]
-        own = (
-            run.batch is not None or narrowed
-        )  # else a user's own call, whose tensors stay as the user laid them out
+        # else a user's own call, whose tensors stay as the user laid them out
+        own = run.batch is not None or narrowed
         every = [i for i, word in enumerate(site.axes) if word in along]
         for moved in [keys] if run.step else every:
             start = None if moved is None else along[site.axes[moved]].start
@@ -155,9 +153,8 @@ class Trace:
         kept = x if self.grad else x.detach().clone()
         if own and axis is not None and kept.ndim == len(site.axes) and not run.step:
             known = None if narrowed and site.axes[axis] == "position" else run.lengths
-            kept.own_lengths = (
-                [kept.shape[axis]] * len(kept) if known is None else known.tolist()
-            )  # `ablate` asks
+            # `ablate` asks
+            kept.own_lengths = [kept.shape[axis]] * len(kept) if known is None else known.tolist()
         return kept
 
     def _refuse_too_large(self, run: Run) -> None:

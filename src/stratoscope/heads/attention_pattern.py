@@ -62,9 +62,8 @@ def measure(lm: LM, inputs: Any, *, layers: Sequence[int] | None = None) -> xr.D
     narrow = "ask for fewer layers, or for fewer or shorter prompts at once"
     wide = torch.promote_types(lm.model.dtype, torch.float32)
     bits = torch.finfo(lm.model.dtype).bits
-    size = (
-        torch.finfo(wide).bits * predicted(lm, sites, batch) // bits
-    )  # of the result, which copies once
+    # of the result, which copies once
+    size = torch.finfo(wide).bits * predicted(lm, sites, batch) // bits
     refuse_above(
         2 * size + size // len(sites), available(torch.device("cpu")), "these patterns", narrow
     )

@@ -44,10 +44,8 @@ from stratoscope.models.lm import LM
 from stratoscope.models.weights import matrix
 from stratoscope.results import dataset
 
-SILENT, LOUD = (
-    0.01,
-    100.0,
-)  # a component that weak is rounding; at a probe's mean square 1e4 a norm's epsilon vanishes
+# a component that weak is rounding; at a probe's mean square 1e4 a norm's epsilon vanishes
+SILENT, LOUD = 0.01, 100.0
 
 
 def svd_of_product(
@@ -107,9 +105,8 @@ def measure(lm: LM, inputs: Any, *, top: int | None = None) -> xr.Dataset:
         for head in range(wires.heads):
             a, b, c, d = (x[layer, head] for x in (q, k, v, o))
             sides = ((b.T, a), (a.T, b), (d, c))
-            each = torch.stack(
-                [composition(*side, before) for side in sides]
-            )  # (side, sender, rank)
+            # (side, sender, rank)
+            each = torch.stack([composition(*side, before) for side in sides])
             best = each.masked_fill(weak, 0)[..., :top].max(dim=-1)
             columns.append(((each * loud).norm(dim=-1), best.values, best.indices))
             first = layer * (3 * wires.heads + 1) + 3 * head
@@ -208,9 +205,8 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
     with lm.taps.only(), Layers(lm, lm.batch([[1]])) as layers:  # of the weights, not of a run
         for layer in range(lm.dims.layers):
             seen = layers.attention(layer, probe[:, None].to(lm.model.device, lm.model.dtype))
-            sides = torch.stack(
-                [x[:, :, 0].float() for x in (seen.q, seen.k, seen.v)]
-            )  # (3, probe, head, head_dim)
+            # (3, probe, head, head_dim)
+            sides = torch.stack([x[:, :, 0].float() for x in (seen.q, seen.k, seen.v)])
             up, down, others = sides.split([dim, dim, 2], dim=1)
             odd, bias = (up - down) / 2, (up + down)[:, :1] / 2
             louder, mixed = (others - bias).unbind(dim=1)
@@ -247,8 +243,7 @@ def _used(lm: LM, inputs: Any, o: Tensor, u: Tensor) -> Float[Tensor, "layer hea
     """Of the squared length of what a head writes, at all real tokens together, the share along
     each component."""
     batch = lm.batch(inputs)
-    z = (
-        capture(lm, batch, "layers.*.attn.z").stack("layers.*.attn.z")[:, batch.text[1]].float()
-    )  # (layer, token, head, .)
+    # (layer, token, head, .)
+    z = capture(lm, batch, "layers.*.attn.z").stack("layers.*.attn.z")[:, batch.text[1]].float()
     along = torch.einsum("lthk,lhdk,lhdr->lthr", z, o, u).pow(2).sum(dim=1)
     return along / along.sum(dim=-1, keepdim=True).clamp_min(1e-30)

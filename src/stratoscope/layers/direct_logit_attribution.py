@@ -74,9 +74,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     norm = final_norm(lm, final)
     unembed = lm.weight("logits").double()
     middle = unembed.mean(dim=0)
-    sides = torch.stack(
-        [unembed[asked.answer] - middle, middle - unembed[asked.foil]]
-    )  # (part, example, dim)
+    # (part, example, dim)
+    sides = torch.stack([unembed[asked.answer] - middle, middle - unembed[asked.foil]])
 
     def score(write: Tensor) -> Tensor:
         """Both parts (part, example) of a write (example, dim), or (part, example, head) of

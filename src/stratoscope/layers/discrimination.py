@@ -86,9 +86,8 @@ def separation(
             f"classes of {size.int().tolist()} examples: there must be two or more, each of at "
             "least two."
         )
-    mean = (member.T @ distance @ member) / (
-        torch.outer(size, size) - size.diag()
-    )  # an example and itself: no pair
+    # an example and itself: no pair
+    mean = (member.T @ distance @ member) / (torch.outer(size, size) - size.diag())
     same = torch.eye(len(found), dtype=torch.bool)
     return mean[same].mean().item(), mean[~same].mean().item()
 

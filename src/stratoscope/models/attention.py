@@ -27,9 +27,8 @@ Fire = Callable[[str, Tensor], Tensor]
 # someone (the sweep) computes attention its own way
 _listeners: dict[nn.Module, list[Fire]] = {}  # outermost first
 _replacements: dict[nn.Module, list[Callable[..., Tensor]]] = {}  # the last one counts
-_switched: dict[
-    int, tuple[Any, list[Any]]
-] = {}  # configs by id, and the kernel outside, once for each open seam
+# configs by id, and the kernel outside, once for each open seam
+_switched: dict[int, tuple[Any, list[Any]]] = {}
 # arguments of other attention functions that change the result and that `attend` does not compute
 _UNHANDLED = ("cache",)
 
@@ -71,9 +70,8 @@ def softmax_visible(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     sinks (broadcasts against scores, last axis 1): scores of a key that holds nothing, as GPT-OSS
     has one for each head: rows then sum to less than one.
     """
-    seen = (scores != -torch.inf).any(
-        dim=-1, keepdim=True
-    )  # a score that is no number is seen: its row is none either
+    # a score that is no number is seen: its row is none either
+    seen = (scores != -torch.inf).any(dim=-1, keepdim=True)
     scores, kind = torch.where(seen, scores, 0.0), scores.dtype
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(kind).expand(*scores.shape[:-1], 1)], dim=-1)
@@ -113,9 +111,8 @@ def _attend(
         fire(name, x.transpose(1, 2)).transpose(1, 2) for name, x in zip("qkv", (query, key, value))
     )
     if position_bias is not None and module in _replacements:
-        attention_mask = (
-            position_bias if attention_mask is None else attention_mask + position_bias
-        )  # as a mask for each head, which is what those who attend their own way know of
+        # as a mask for each head, which is what those who attend their own way know of
+        attention_mask = position_bias if attention_mask is None else attention_mask + position_bias
     if module in _replacements:
         return _replacements[module][-1](
             query, key, value, attention_mask, scaling, softcap, s_aux

@@ -202,9 +202,8 @@ def make(
             return Batch(None, None, extra)
         shape = beside.shape(extra["inputs_embeds"] if inputs is None else inputs)
         for name, fill in BY_TOKEN.items():
-            if name in extra and (
-                name != "labels" or extra[name].shape == shape
-            ):  # else labels of whole texts
+            # else labels of whole texts
+            if name in extra and (name != "labels" or extra[name].shape == shape):
                 extra[name] = right_padded(_rows(extra[name], None, mask), fill)
         if inputs is None:
             embeds, real = beside.embeddings(extra["inputs_embeds"], mask, limit)

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from stratoscope.errors import InputError
 
-_MAY_BE_INFINITE = (
-    "attn.scores",
-    "cross.scores",
-    "logits",
-)  # what a query may not read, and what may not be said
+# what a query may not read, and what may not be said
+_MAY_BE_INFINITE = "attn.scores", "cross.scores", "logits"
 
 
 def refuse(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
@@ -33,9 +30,8 @@ def refuse(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
         places = _wrong(name, x).nonzero()
         if mask is not None and x.ndim > 1 and x.shape[:2] == mask.shape:
             places = places[mask.to(x.device)[places[:, 0], places[:, 1]]]
-        elif (
-            mask is not None and x.ndim == 4 and (x.shape[0], x.shape[2]) == mask.shape
-        ):  # head before query
+        elif mask is not None and x.ndim == 4 and (x.shape[0], x.shape[2]) == mask.shape:
+            # head before query
             places = places[mask.to(x.device)[places[:, 0], places[:, 2]]]
         if len(places):
             at = tuple(places[0].tolist())

@@ -313,9 +313,8 @@ class Layout:
 
     @staticmethod
     def _has(start: nn.Module, path: str) -> bool:
-        return (
-            _value(start, path) is not None
-        )  # some modules name a part that their config leaves out
+        # some modules name a part that their config leaves out
+        return _value(start, path) is not None
 
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")

@@ -112,9 +112,8 @@ class LM:
             config, "image_token_index", None
         )
         vocab = self.dims.vocab or None
-        pad = (
-            pad if 0 <= pad < (vocab or pad + 1) else 0
-        )  # never read, but looked up in the embedding all the same
+        # never read, but looked up in the embedding all the same
+        pad = pad if 0 <= pad < (vocab or pad + 1) else 0
         main = self.family.towers[""]
         made = batches.make(
             sequence.as_tokens(self.family, inputs),

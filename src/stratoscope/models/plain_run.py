@@ -355,9 +355,7 @@ def _equal(
     allowed = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
     size = max(float(expected.abs().max()), 1e-2 * (scale or 0.0), 1e-30)
     rounded = 0.0
-    if dtype in (
-        torch.bfloat16,
-        torch.float16,
-    ):  # two additions, each rounded by half a step of the largest value
+    # two additions, each rounded by half a step of the largest value
+    if dtype in (torch.bfloat16, torch.float16):
         rounded = torch.finfo(dtype).eps * max(float(expected.abs().max()), scale or 0.0)
     return float((got - expected).abs().max()) <= allowed * size + rounded

@@ -82,9 +82,8 @@ def probe(model: nn.Module) -> list[Family]:
         causal=seen.causal,
     )
     heads = (head,) if head else ()
-    if head == "lm_head" and first(
-        model, ("decoder",)
-    ):  # ModernBERT's decoder: a transform, then the projection
+    # ModernBERT's decoder: a transform, then the projection
+    if head == "lm_head" and first(model, ("decoder",)):
         heads = ("lm_head", "decoder")
     scale = seen.logit_scale(tower.final_norm, heads)
     name = f"{model.config.model_type} (probed)"

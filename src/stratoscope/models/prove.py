@@ -126,9 +126,8 @@ def _capture(lm: LM, batch: Batch) -> dict[Site, Tensor]:
     reads = {site: [partial(keep, site)] for site in lm.sites()}
     with lm.taps.using(reads=reads):
         seen[Site("", None, "ours")] = _last(raw_output(lm, batch))
-    with (
-        lm.taps.using()
-    ):  # no listener, and no dropout: the proof must not depend on how the user left the model
+    # no listener, and no dropout: the proof must not depend on how the user left the model
+    with lm.taps.using():
         plain = raw_output(lm, batch)
     seen[Site("", None, "plain")] = _last(plain)
     if not lm.readout.reason:

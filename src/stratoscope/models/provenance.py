@@ -59,9 +59,8 @@ def state(model: nn.Module) -> tuple[Any, ...]:
     with torch.no_grad():
         for x in tensors:
             if x.device.type != "meta":
-                x = (
-                    x.dequantize() if hasattr(x, "__tensor_flatten__") else x
-                )  # such cannot be taken in steps
+                # such cannot be taken in steps
+                x = x.dequantize() if hasattr(x, "__tensor_flatten__") else x
                 every = tuple(slice(None, None, max(1, size // _SAMPLES)) for size in x.shape)
                 sums.setdefault(x.device, []).append(x.detach()[every].float().sum())
     return places, *(torch.stack(some).cpu().numpy().tobytes() for some in sums.values())

@@ -106,9 +106,8 @@ class Readout:
             raise SiteError(self.reason)
         x = resid if normalised or self.norm is None else self.norm.forward(resid)
         with still(self.steps):
-            for step in (
-                self.steps
-            ):  # `forward`, not a call: hooks at these modules are for the model's own runs
+            # `forward`, not a call: hooks at these modules are for the model's own runs
+            for step in self.steps:
                 x = getattr(step, "forward", step)(x)
         if x.ndim < resid.ndim:  # a head that squeezes its one output
             x = x[..., None]
@@ -274,9 +273,8 @@ def raw_output(lm: LM, batch: Batch) -> Any:
 def answer_of(output: Any) -> Tensor | None:
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
-    x = output.get(
-        "logits", output.get("prediction_logits")
-    )  # BertForPreTraining has two read-outs
+    # BertForPreTraining has two read-outs
+    x = output.get("logits", output.get("prediction_logits"))
     return x if isinstance(x, Tensor) and x.ndim in (2, 3) else None
 
 

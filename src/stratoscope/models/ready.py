@@ -69,9 +69,8 @@ def refuse_not_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         x = parameter.detach()
         # a sum is one quick pass; where it overflows the values are looked at
-        plain = (
-            type(parameter) is nn.Parameter and x.is_floating_point()
-        )  # quantised tensors answer few questions
+        # quantised tensors answer few questions
+        plain = type(parameter) is nn.Parameter and x.is_floating_point()
         if plain and not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
             wrong = ~x.isfinite()
             at = tuple(int(i) for i in wrong.nonzero()[0])

@@ -102,9 +102,8 @@ def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:
 
 def _pictures(lm: LM, eye: str) -> list[dict[str, Any]]:
     vision = lm.layout.config(eye)
-    if getattr(vision, "spatial_merge_size", None) and hasattr(
-        vision, "temporal_patch_size"
-    ):  # patches in a row
+    # patches in a row
+    if getattr(vision, "spatial_merge_size", None) and hasattr(vision, "temporal_patch_size"):
         side = 2 * vision.spatial_merge_size
         channels = getattr(vision, "in_channels", None) or getattr(vision, "num_channels", 3)
         width = channels * vision.temporal_patch_size * vision.patch_size**2

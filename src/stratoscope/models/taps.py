@@ -63,9 +63,8 @@ class Taps:
         self.model, self.layout = model, layout
         self.run = Run()
         self.listening: list[tuple[Mapping[Site, list[Edit]], Mapping[Site, list[Read]]]] = []
-        self.declared: list[
-            tuple[int, Mapping[str, Any]]
-        ] = []  # edits that are open, numbered, as provenance tells them
+        # edits that are open, numbered, as provenance tells them
+        self.declared: list[tuple[int, Mapping[str, Any]]] = []
         self._number = 0
         # what enters a layer, or a module inside it that a sum begins with
         self._stream: dict[tuple[str, int, str], Tensor] = {}
@@ -74,10 +73,8 @@ class Taps:
         self._training: list[nn.Module] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return taps_of, (
-            self.model,
-            self.layout,
-        )  # a copy listens to the copied model, and nobody to it
+        # a copy listens to the copied model, and nobody to it
+        return taps_of, (self.model, self.layout)
 
     @contextmanager
     def using(
@@ -307,9 +304,8 @@ class Taps:
         return 1 if before is None or before.ndim == 2 else before.shape[:-2].numel()
 
 
-_TAPS: WeakValueDictionary[int, Taps] = (
-    WeakValueDictionary()
-)  # by the model's id: taps hold their model
+# by the model's id: taps hold their model
+_TAPS: WeakValueDictionary[int, Taps] = WeakValueDictionary()
 
 
 def taps_of(model: nn.Module, layout: Layout) -> Taps:
@@ -354,9 +350,8 @@ def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Ten
         x = x.chunk(point.part[1], dim=-1)[point.part[0]]
     if x.ndim == 4 and "head" not in site.axes and "kv_head" not in site.axes:
         x = x.flatten(0, 1)  # an example's rows (PatchTST's channels) on an axis of their own
-    if (
-        x.ndim == 2
-    ):  # some models drop the example axis inside a layer, or flatten all images into one row
+    # some models drop the example axis inside a layer, or flatten all images into one row
+    if x.ndim == 2:
         x = x[:, None] if site.point == "logits" else x.reshape(rows, -1, x.shape[-1])
     return x.unflatten(-1, (heads, -1)) if heads else x
 
@@ -368,6 +363,5 @@ def _tensor_in(output: Any) -> Tensor:
 
 
 def _logits(output: Any) -> str:
-    return (
-        "logits" if "logits" in output else "prediction_logits"
-    )  # BertForPreTraining has two read-outs
+    # BertForPreTraining has two read-outs
+    return "logits" if "logits" in output else "prediction_logits"

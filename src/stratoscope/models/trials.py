@@ -250,10 +250,8 @@ def causality(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) 
         def change(x: Tensor, run: object) -> Tensor:
             return torch.index_put(x, (rows, at), 3 * x[rows, at].roll(1, dims=-1))
 
-        for edits in (
-            {},
-            {first: [change]},
-        ):  # both by one kernel: rounding must not pass for hearing
+        # both by one kernel: rounding must not pass for hearing
+        for edits in {}, {first: [change]}:
             with lm.taps.using(edits, {last: [lambda x, run: after.append(x.clone()), _stop]}):
                 lm(batch)
         steps = torch.arange(seen[last].shape[1], device=lengths.device)

@@ -42,9 +42,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no
     more."""
     weight: Any = getattr(module, "weight", None)
-    own = "forward" in vars(module) and not hasattr(
-        module, "_hf_hook"
-    )  # accelerate's only moves tensors
+    # accelerate's only moves tensors
+    own = "forward" in vars(module) and not hasattr(module, "_hf_hook")
     return (
         type(module).forward in _PLAIN
         and not own
@@ -171,11 +170,8 @@ def _rows_alone(module: nn.Module, width: int) -> bool:
                 _answer(module, row[:1]),
                 _answer(module, row * row.new_tensor([[1], [100]]))[:1],
             )
-    except (
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ):  # no map of rows to rows (Llama 4's router): it cannot be judged
+    except (RuntimeError, TypeError, AttributeError):
+        # no map of rows to rows (Llama 4's router): it cannot be judged
         return False
     return bool((alone - beside).norm() <= 1e-3 * alone.norm())
 

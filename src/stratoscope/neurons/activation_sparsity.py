@@ -50,9 +50,8 @@ def participation(act: Float[Tensor, "... neuron"]) -> Float[Tensor, "..."]:
     """(sum a^2)^2 / (neurons * sum a^4): 1 / neurons if one speaks, 1 if all do alike; 0 where all
     are 0."""
     peak = act.abs().amax(dim=-1, keepdim=True)
-    energy = (
-        (act / torch.where(peak > 0, peak, 1.0)).double().square()
-    )  # a fourth power would leave float32's range
+    # a fourth power would leave float32's range
+    energy = (act / torch.where(peak > 0, peak, 1.0)).double().square()
     total = act.shape[-1] * energy.square().sum(dim=-1)
     return torch.where(
         total > 0, energy.sum(dim=-1).square() / total.clamp_min(1e-300), 0.0

@@ -73,9 +73,8 @@ def measure(
     tokens = ids[mask].unique()
     layer, neuron, score = search(lm, tokens, side=side, top=top, fold=fold)
     place = _places(lm, tokens, layer, neuron, side, fold)
-    at = torch.searchsorted(
-        tokens, ids.clamp(tokens.min(), tokens.max())
-    )  # padding finds something, hidden below
+    # padding finds something, hidden below
+    at = torch.searchsorted(tokens, ids.clamp(tokens.min(), tokens.max()))
     acts = (
         capture(lm, batch, "layers.*.mlp.act").stack("layers.*.mlp.act").permute(1, 2, 0, 3).cpu()
     )

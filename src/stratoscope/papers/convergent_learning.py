@@ -26,10 +26,8 @@ from stratoscope.lab import data, make, small_nets
 from stratoscope.neurons import convergent_learning as cl
 
 NETS, STEPS, TRAIN, TEST = 4, 500, 20_000, 4_000
-LAYERS = {
-    "first layer": 3,
-    "second layer": 5,
-}  # of small_nets.mlp: how many of its parts give a layer's units
+# of small_nets.mlp: how many of its parts give a layer's units
+LAYERS = {"first layer": 3, "second layer": 5}
 GROUPS, LASSO, TEXTS = 16, 0.1, 24
 
 

@@ -47,12 +47,8 @@ from stratoscope.tokens.transition_loss import TRANSITIONS
 CC, FC = TRANSITIONS.index("content->content"), TRANSITIONS.index("function->content")
 TEXTS, LENGTH, DRAWS = 64, 256, 200
 COUNTED = 4_000_000  # characters of enwik8 on which tokens are counted
-PAPER = (
-    3.69,
-    1.90,
-    4.88,
-    2.12,
-)  # nats a prediction of its 1.5B model at the end, in the order of TRANSITIONS
+# nats a prediction of its 1.5B model at the end, in the order of TRANSITIONS
+PAPER = 3.69, 1.90, 4.88, 2.12
 
 
 @claim(
@@ -372,8 +368,7 @@ def bigram_model(chances: Float[Tensor, "vocab vocab"]) -> LlamaForCausalLM:
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(
-            torch.eye(vocab)
-        )  # the final norm makes it sqrt(vocab) long
+        # the final norm makes it sqrt(vocab) long
+        model.model.embed_tokens.weight.copy_(torch.eye(vocab))
         model.lm_head.weight.copy_(chances.clamp_min(1e-30).log().T / vocab**0.5)
     return model.eval()

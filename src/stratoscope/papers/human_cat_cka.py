@@ -28,10 +28,8 @@ from stratoscope.claims import Measured, claim
 from stratoscope.embeddings import similarity
 from stratoscope.lab import data, net, small_nets
 
-PICTURES, CELLS = (
-    300,
-    8,
-)  # pictures; a map of features is averaged to so many cells in each direction
+# pictures; a map of features is averaged to so many cells in each direction
+PICTURES, CELLS = 300, 8
 UPRIGHT, SIDEWAYS = 1.5, 0.3  # standard deviation of the blur, in pixels
 TRAIN, STEPS, LAYERS = 10_000, 300, 6  # of the small ViT
 KINDS = ("linear", "rbf", "rsa")

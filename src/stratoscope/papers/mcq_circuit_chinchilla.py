@@ -302,9 +302,8 @@ def _letter_heads(lm: LM, seed: int) -> list[Head]:
     pattern = capture(lm, [q.clean for q in asked], "layers.*.attn.pattern", positions=-1).stack(
         "layers.*.attn.pattern"
     )
-    option = (
-        pattern.flatten(3)[..., : 2 * OPTIONS].unflatten(-1, (OPTIONS, 2)).sum(dim=-1)
-    )  # (layer, example, head, option)
+    # (layer, example, head, option)
+    option = pattern.flatten(3)[..., : 2 * OPTIONS].unflatten(-1, (OPTIONS, 2)).sum(dim=-1)
     right = torch.tensor([q.labels.index(q.answer) for q in asked])
     picks = (option.argmax(dim=-1) == right[:, None]).float().mean(dim=1)
     return [(layer, head) for layer, head in (picks >= PICKS).nonzero().tolist()]

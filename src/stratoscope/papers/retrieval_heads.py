@@ -38,11 +38,8 @@ WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder 
 anchor button hammer carpet pillow magnet""".split()
 LENGTH = 300  # tokens of haystack
 RETRIEVES = 0.1  # the paper's line between retrieval heads and others
-FOUND, TESTED, DRAWS = (
-    10,
-    16,
-    4,
-)  # needles to find the heads with, needles and random sets to test them with
+# needles to find the heads with, needles and random sets to test them with
+FOUND, TESTED, DRAWS = 10, 16, 4
 # share of all heads that is masked: as many as bring the paper's models below half (section 4.1)
 MASKED = 0.05
 

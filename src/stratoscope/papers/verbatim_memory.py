@@ -50,10 +50,8 @@ basket winter doctor island needle music castle shadow ticket farmer bottle memo
 market poetry jacket rabbit signal temple mountain pencil danger blanket harbor planet dinner monkey
 treaty""".split()
 LISTS, LENGTH = 40, 10
-LSTM_LISTS, AT_ONCE = (
-    600,
-    " Then she read:",
-)  # the recurrent network is quick, and what it remembers is little
+# the recurrent network is quick, and what it remembers is little
+LSTM_LISTS, AT_ONCE = 600, " Then she read:"
 
 
 @claim(

@@ -43,10 +43,8 @@ from stratoscope.lab.miniatures.tiny_lstm import TinyLSTM
 from stratoscope.layers import discrimination
 from stratoscope.models import LM
 
-EACH, MOST = (
-    80,
-    16,
-)  # windows of a class, and how many of them may have the same tenth word: a fifth
+# windows of a class, and how many of them may have the same tenth word: a fifth
+EACH, MOST = 80, 16
 CLOSED = {
     "determiner": "the a an every its their our my your",
     "preposition": "of from with at into during among between upon toward towards for by except",
@@ -71,9 +69,8 @@ ENDINGS = {
 }
 HELD_OUT = "The text is enwik8's test part, which the miniatures never saw."
 States = list[Tensor]  # (example, width of the layer) for each depth, the embedding first
-Windows = tuple[
-    tuple[str, ...], tuple[str, ...]
-]  # nine words each, and the classes of the words that follow
+# nine words each, and the classes of the words that follow
+Windows = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @claim(
@@ -328,9 +325,8 @@ def _all_windows() -> tuple[tuple[str, str, str], ...]:
     """Nine words, the tenth, and its class, wherever in enwik8's test part a word has one."""
     parts: dict[str, set[str]] = defaultdict(set)
     for synset in data("wordnet").train:
-        for lemma in filter(
-            str.islower, synset.lemmas
-        ):  # not the names and acronyms: "THI" has a plural, "this"
+        # not the names and acronyms: "THI" has a plural, "this"
+        for lemma in filter(str.islower, synset.lemmas):
             parts[lemma].add(synset.part)
     articles = _text.prose("".join(data("enwik8").test))
     runs = (
@@ -352,9 +348,8 @@ def word_class(word: str, parts: Mapping[str, set[str]]) -> str | None:
     for kind, listed in CLOSED.items():
         if word in listed.split():
             return kind
-    if (
-        len(word) < 4 or not word.islower() or word.endswith("ing")
-    ):  # short: "has" is also the plural of "ha"
+    # short: "has" is also the plural of "ha"
+    if len(word) < 4 or not word.islower() or word.endswith("ing"):
         return None
     found = {
         part for stem, possible in _stems(word) for part in parts.get(stem, set()) & set(possible)

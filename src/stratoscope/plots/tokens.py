@@ -13,10 +13,8 @@ from stratoscope.plots.ticks import Ticks, only
 if TYPE_CHECKING:
     import xarray as xr
 
-_TINT = {
-    True: "217,119,31",
-    False: "61,127,193",
-}  # theme.TOWARDS and theme.AGAINST as red, green, blue
+# theme.TOWARDS and theme.AGAINST as red, green, blue
+_TINT = {True: "217,119,31", False: "61,127,193"}
 _STRONGEST = (
     0.78  # opacity of the largest value: the page's ink stays legible on it, light and dark
 )

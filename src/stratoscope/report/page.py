@@ -62,9 +62,8 @@ def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
     atlas, methods = ledger.atlas(), {entry.address: entry for entry in catalogue.methods()}
     found: dict[str, list[dict[str, Any]]] = {}
     for name, (keys, _) in SECTIONS.items():
-        shown = (
-            (*keys, "tokens.verbalize") if name == "tokens" else keys
-        )  # the words are of that map
+        # the words are of that map
+        shown = (*keys, "tokens.verbalize") if name == "tokens" else keys
         names = (methods[key].paper for key in shown if key in e.results and key in methods)
         entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
         found[name] = [paper.decided(entry) for entry in entries if entry.deciding()]

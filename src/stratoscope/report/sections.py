@@ -324,9 +324,8 @@ def _neurons(e: Explanation) -> Section:
             )
         for part in ("promoted", "suppressed"):
             row[part] = [t for t in _unit(vocabulary, part, (layer, neuron), []) if t][:TOP_WORDS]
-        if (
-            row["activation"] is not None and row["activation"] < 0
-        ):  # the direction is written the other way round
+        # the direction is written the other way round
+        if row["activation"] is not None and row["activation"] < 0:
             row["promoted"], row["suppressed"] = row["suppressed"], row["promoted"]
         before, after = (
             _unit(clamp, f"difference_{when}", (layer, neuron), None)

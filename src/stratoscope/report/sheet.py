@@ -39,9 +39,8 @@ def panel(figure: go.Figure, title: str, width: int) -> Panel:
     del drawn["layout"]["template"]  # the page puts in that of its theme
     for trace in drawn["data"]:
         if "meta" in trace:
-            del trace[
-                "hovertext"
-            ]  # a text per cell is most of the file; page.js builds it from `meta`
+            # a text per cell is most of the file; page.js builds it from `meta`
+            del trace["hovertext"]
     return Panel(title, int(figure.layout.height), width, json.dumps(drawn))
 
 

@@ -142,9 +142,8 @@ def _variable(
 
 def _array(name: str, values: Any) -> np.ndarray:
     """Copy `values` into a numpy array of numbers, or of Python strings."""
-    if hasattr(
-        values, "detach"
-    ):  # a torch tensor, known by its manners: this room never imports torch
+    # a torch tensor, known by its manners: this room never imports torch
+    if hasattr(values, "detach"):
         values = values.detach()
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # numpy has no bfloat16

@@ -85,9 +85,8 @@ def _to_netcdf(result: xr.DataArray | xr.Dataset) -> memoryview:
     header: dict[str, Any] = {"format": FORMAT, "coords": list(coords)}
     if isinstance(result, xr.DataArray):
         name = "values" if result.name is None else result.name
-        while (
-            name in coords or name in result.dims
-        ):  # `ds["layer"]` is an array with the name of its coordinate
+        # `ds["layer"]` is an array with the name of its coordinate
+        while name in coords or name in result.dims:
             name = f"{name}_"
         variables = {name: result.variable}
         header |= {"kind": "DataArray", "name": result.name}

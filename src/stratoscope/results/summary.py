@@ -93,9 +93,8 @@ def _cells(
 ) -> Iterator[tuple[float, float, float, int]]:
     """Estimate, low, high and n of every cell of (example, ...), in order; NaN where no example has
     a number."""
-    from stratoscope.maths.resample import (
-        interval,
-    )  # with scipy, which importing a result must not cost
+    # with scipy, which importing a result must not cost
+    from stratoscope.maths.resample import interval
 
     for cell in values.reshape(len(values), -1).T:
         real = np.isfinite(cell)

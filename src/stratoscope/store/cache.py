@@ -62,9 +62,8 @@ def cached(
         with lock:
             if is_whole(folder, origin):
                 return folder
-            shutil.rmtree(
-                workshop, ignore_errors=True
-            )  # left there by a process that was killed outright
+            # left there by a process that was killed outright
+            shutil.rmtree(workshop, ignore_errors=True)
             try:
                 (workshop / "ready").mkdir(parents=True)
                 make(workshop, workshop / "ready")

@@ -82,11 +82,8 @@ class Package:
         if self.registry == "npm":
             return ["npm", "pack", self.requirement, f"--pack-destination={folder}"]
         if self.registry == "debian":
-            return [
-                "apt-get",
-                "download",
-                self.requirement,
-            ]  # it knows only the folder it is started in
+            # it knows only the folder it is started in
+            return ["apt-get", "download", self.requirement]
         form = ["--no-binary" if self.sdist else "--only-binary", ":all:"]
         form += [f"--python-version={self.python}"] if self.python else []
         form += [f"--platform={self.platform}"] if self.platform else []

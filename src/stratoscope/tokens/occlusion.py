@@ -86,9 +86,8 @@ def measure(
         f"occlusion of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
-    has = [
-        [e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)
-    ]  # who reaches p
+    # who reaches p
+    has = [[e for e, tokens in enumerate(batch.tokens) if len(tokens) > p] for p in range(width)]
     cells = [
         replaced(ENTRY, vectors[has[p], p : p + 1], positions=p, examples=has[p])
         for vectors in (x, blank, moved_at_random(x, blank, seed))

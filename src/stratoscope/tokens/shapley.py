@@ -39,9 +39,8 @@ from stratoscope.results import dataset
 from stratoscope.tokens import _kinds
 
 MOST = 10  # tokens whose every subset is asked: 1024 passes
-Game = list[
-    tuple[int, tuple[int, ...]]
-]  # (which words stand for absent ones, the positions that are absent)
+# (which words stand for absent ones, the positions that are absent)
+Game = list[tuple[int, tuple[int, ...]]]
 
 
 def marginals(

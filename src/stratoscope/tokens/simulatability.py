@@ -48,9 +48,8 @@ def spans(attribution: Map, width: int, count: int) -> list[range]:
 
     NaN is never cited. There are fewer where no more fit; a map shorter than `width` has none.
     """
-    size = np.round(
-        verbalize.shares(attribution), 9
-    )  # what differs by rounding is equal: the first one wins
+    # what differs by rounding is equal: the first one wins
+    size = np.round(verbalize.shares(attribution), 9)
     size = np.where(np.isnan(attribution), -np.inf, size)
     score = np.convolve(size, np.ones(width), "valid") if len(size) >= width else np.empty(0)
     return _apart(np.argsort(-score, kind="stable")[: int(np.isfinite(score).sum())], width, count)
@@ -100,9 +99,8 @@ def guessed(
     free = np.diag([ridge] * (x.shape[1] - 1) + [1e-9])  # the constant is not held small
     hat = x @ np.linalg.solve(x.T @ x + free, x.T)
     y, own = np.where(labels, 1.0, -1.0), np.diag(hat)
-    return (hat @ y - own * y) / (
-        1 - own
-    ) > 1e-9  # what it would be if the example had been left out
+    # what it would be if the example had been left out
+    return (hat @ y - own * y) / (1 - own) > 1e-9
 
 
 @torch.no_grad()

@@ -79,9 +79,8 @@ def measure(
     values = {
         name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()
     }
-    asked = ~values[
-        "first"
-    ].isnan()  # of all three: without an opening, the first token has no `first`
+    # of all three: without an opening, the first token has no `first`
+    asked = ~values["first"].isnan()
     middle = {name: _medians(x, asked) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
     axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])

@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from stratoscope.lab.scenes import COLOURS, SHAPES, WORDS, Scene, Thing
 
 PAD, EOS, BOS, UNKNOWN, IMAGE = SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<image>")
-MEAN, SPREAD = (
-    0.93,
-    0.3,
-)  # of pixel values from 0 to 1: about the ground, and the contrast of things to it
-WIDTHS = [
-    len(SHAPES) + 1,
-    len(COLOURS) + 1,
-    1,
-    2,
-]  # of what is said of a patch: shape, colour, size, centre
+# of pixel values from 0 to 1: about the ground, and the contrast of things to it
+MEAN, SPREAD = 0.93, 0.3
+# of what is said of a patch: shape, colour, size, centre
+WIDTHS = [len(SHAPES) + 1, len(COLOURS) + 1, 1, 2]
 HELD_OUT = 10**9  # scenes from this index on are never trained on
 NOTE = (
     "While it trained, a linear map from its vision tower's last layer named the shape, colour, "

@@ -58,9 +58,8 @@ MEANT = (
 )
 Asked = tuple[scenes.Scene, list[scenes.Question]]
 Name = tuple[int, int, scenes.Thing]  # row and column of a name's last word, the thing
-Pair = tuple[
-    int, int, scenes.Thing, scenes.Thing, str
-]  # row and column of the "?", two things, the way asked for
+# row and column of the "?", two things, the way asked for
+Pair = tuple[int, int, scenes.Thing, scenes.Thing, str]
 
 
 def recipe(

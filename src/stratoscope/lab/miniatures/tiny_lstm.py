@@ -39,9 +39,8 @@ class TinyLSTM(nn.Module):
         super().__init__()
         self.config = {"vocab": vocab, "dim": dim, "hidden": hidden, "depth": depth}
         self.embed = nn.Embedding(vocab, dim)
-        nn.init.normal_(
-            self.embed.weight, std=0.05
-        )  # it is the read-out too: logits should begin near 0
+        # it is the read-out too: logits should begin near 0
+        nn.init.normal_(self.embed.weight, std=0.05)
         sizes = [dim] + [hidden] * depth
         self.lstm = nn.ModuleList(
             nn.LSTM(before, after, batch_first=True) for before, after in pairwise(sizes)

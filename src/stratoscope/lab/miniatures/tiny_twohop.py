@@ -69,9 +69,8 @@ def questions(
     facts = sorted(world)
     lonely = set(generator.sample(facts, round(alone * len(facts))))
     hops = [((kind, name), (second, world[kind, name])) for kind, name in facts for second in kinds]
-    kept = {
-        hop: not lonely & {*hop} and generator.random() < 0.1 for hop in hops
-    }  # if its facts are combined elsewhere
+    # if its facts are combined elsewhere
+    kept = {hop: not lonely & {*hop} and generator.random() < 0.1 for hop in hops}
     used = [{hop[i] for hop in hops if not kept[hop] and not lonely & {*hop}} for i in (0, 1)]
 
     def split(first: tuple[str, str], second: tuple[str, str]) -> str:

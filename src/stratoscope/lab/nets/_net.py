@@ -61,9 +61,8 @@ def pixels(x: np.ndarray | Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    whole = (
-        x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
-    )  # a copy: x may be read-only
+    # a copy: x may be read-only
+    whole = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
     return whole.permute(0, 3, 1, 2).float() / 255
 
 

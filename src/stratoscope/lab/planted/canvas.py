@@ -80,9 +80,8 @@ class Canvas:
         self.family: Family = family
         self.ids = {word: index for index, word in enumerate([PAD, *words])}
         self.head_dim = HIDDEN // HEADS if family == "gpt2" else 64
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # constructors draw weights; the caller's generator stay as they are
+        # constructors draw weights; the caller's generator stay as they are
+        with torch.random.fork_rng(devices=[]):
             self.model = _blank(family, len(self.ids), layers)
         base = self.model.base_model
         self.layers = base.h if family == "gpt2" else base.layers

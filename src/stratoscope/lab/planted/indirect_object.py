@@ -62,11 +62,8 @@ def indirect_object(seed: int = 0) -> Planted:
     not_itself = [(-FULL - REST, {dim: 1.0}, {dim: 1.0}) for dim in POSITION[:LONGEST]]
     not_the_carried = [(-FULL, {one: 1.0}, {other: 1.0}) for one, other in zip(carried, word)]
     first_names = {FLAG: 1.0} | minus_carried  # a name said again carries itself
-    answered = (
-        1.5 * FULL,
-        dict.fromkeys(answer, 1.0),
-        {POSITION[0]: 1.0},
-    )  # a name in ANSWER puts a head to rest
+    # a name in ANSWER puts a head to rest
+    answered = 1.5 * FULL, dict.fromkeys(answer, 1.0), {POSITION[0]: 1.0}
 
     canvas.head(DUPLICATE, canvas.score(*same_name, *not_itself, rest), source=word, target=carried)
     canvas.head(

@@ -77,9 +77,8 @@ def paint(
     for line in strokes:
         picture *= 1 - 0.1 * _line(line, pixels)[..., None]
     picture *= 1 - 0.2 * _shadow(cover.max(axis=0), pixels)[..., None]
-    shade = (
-        1.06 - 0.12 * down
-    )  # of the whole picture, so that a colour looks the same on every shape
+    # of the whole picture, so that a colour looks the same on every shape
+    shade = 1.06 - 0.12 * down
     for share, colour in zip(cover, colours):
         tone = np.array(colour, dtype=np.float32) * shade[..., None]
         picture += (tone - picture) * share[..., None]

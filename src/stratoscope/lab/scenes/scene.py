@@ -27,10 +27,8 @@ COLOURS = {
     "black": (52, 56, 66),
 }
 RADIUS = {"small": (0.1, 0.115), "large": (0.165, 0.185)}  # of the picture's side
-GAP, EDGE = (
-    0.025,
-    0.03,
-)  # least distance between two things, and from the edge, as shares of the side
+# least distance between two things, and from the edge, as shares of the side
+GAP, EDGE = 0.025, 0.03
 MOST = 6
 
 

@@ -24,9 +24,8 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
         prompt, size = generator.choice([(PROMPT, 4), (SHORT, 3)])
         listed = generator.sample(things, size)
         missing, other, *rest = generator.sample(listed, size)
-        order = generator.sample(
-            [None, *rest], size - 1
-        )  # None: the one that tells the prompts apart
+        # None: the one that tells the prompts apart
+        order = generator.sample([None, *rest], size - 1)
         clean, corrupt = (
             prompt.format(*listed, again=" and ".join(f"the {thing or gone}" for thing in order))
             for gone in (other, missing)

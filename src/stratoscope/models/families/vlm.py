@@ -142,9 +142,8 @@ def _join(config: Any) -> Family | None:
         return None
     at = _PLACES[config.model_type][0]
     main, handles, per_token = text.towers[""], text.handles, {}
-    if (
-        config.model_type == "paligemma"
-    ):  # its processor marks the prompt as a prefix, read in both directions
+    # its processor marks the prompt as a prefix, read in both directions
+    if config.model_type == "paligemma":
         main, per_token = main.but(causal=False), {"token_type_ids": 0}
         handles |= {"use_bidirectional_attention"}
     alone = replace(
