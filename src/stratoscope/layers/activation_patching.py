@@ -92,7 +92,8 @@ def measure(
         progress=progress,
     )
     axes = ("example", "layer", "position")
-    gap = torch.where(both.base.mask, 0.0, torch.nan)[:, None].to(effect.device)
+    real = both.base.mask if both.base.mask is not None else torch.ones_like(effect[:, 0]).bool()
+    gap = torch.where(real, 0.0, torch.nan)[:, None].to(effect.device)
     return dataset(
         {
             "effect": (axes, effect + gap),
