@@ -7,8 +7,22 @@ import pytest
 import xarray as xr
 
 from stratoscope.errors import ResultError
+from stratoscope.models import text as models_text
 from stratoscope.plots import tokens
-from stratoscope.plots.text import number, percent, plain, readable, scientific, shorten, visible
+from stratoscope.plots.text import (
+    JOINED,
+    isolated,
+    number,
+    percent,
+    plain,
+    prose,
+    quiet,
+    readable,
+    runs,
+    scientific,
+    shorten,
+    visible,
+)
 
 
 def test_white_space_and_hidden_characters_are_visible():
@@ -79,8 +93,8 @@ def test_strip_tints_by_sign_and_size_and_leaves_nan_blank():
     assert "61,127,193,0.390" in second
     assert ",0.000)" in third
     assert "217,119,31,0.390" in strip([2.0], ["A"], limit=4.0)
-    assert ">A</span>" in first
-    assert "> b</span>" in second
+    assert ">A</bdi>" in first
+    assert "> b</bdi>" in second
 
 
 def test_strip_escapes_every_token():
@@ -94,9 +108,52 @@ def test_strip_escapes_every_token():
 def test_strip_shows_tokens_that_are_only_white_space():
     html = strip([1.0, 1.0], ["  ", "\n"])
     assert "␣␣</span>" in html
-    assert "↵<br></span>" in html
+    assert "↵</span></bdi><br>" in html
 
 
 def test_strip_refuses_a_second_axis():
     with pytest.raises(ResultError, match="layer"):
         tokens.strip(xr.DataArray(np.zeros((2, 2)), dims=("layer", "position")))
+
+
+def test_a_combining_mark_alone_stands_on_a_circle():
+    assert visible("ी") == "◌ी"
+    assert visible(" ी") == "␣◌ी"
+    assert visible("भी") == "भी"
+    assert readable('"ा" राज') == '"◌ा" राज'
+
+
+def test_joiners_are_kept_where_words_are_spelt_with_them():
+    assert readable("می\u200cخواهم 👩\u200d👧") == "می\u200cخواهم 👩\u200d👧"
+    assert readable("pay\u200dpal") == "pay⟨U+200D⟩pal"
+
+
+def test_bytes_of_half_a_sign_are_no_text_with_spaces():
+    assert visible("<20 E0 A4>") == "<20 E0 A4>"
+
+
+def test_right_to_left_words_move_no_number():
+    """Without isolation the sign and the bracket after the word go to its other side."""
+    text = "raises “عا صم” (+6.71)"
+    assert runs(text) == [("raises “", False), ("عا صم", True), ("” (+6.71)", False)]
+    assert prose(text) == "raises “<bdi>عا صم</bdi>” (+6.71)"
+    assert prose("<b> “שלום”") == "&lt;b&gt; “<bdi>שלום</bdi>”"
+    assert plain("␣ف") == "\u2068␣ف\u2069"
+    assert isolated("left") == plain("left") == "left"
+
+
+def test_special_tokens_and_line_ends_stand_back():
+    said = quiet("<|im_start|>user\nHi <b>[SEP]")
+    faint = '<span class="special">{}</span>'.format
+    assert said == (f"{faint('&lt;|im_start|&gt;')}user{faint('↵')}\nHi &lt;b&gt;{faint('[SEP]')}")
+
+
+def test_strip_keeps_right_to_left_tokens_in_order_and_apart():
+    words = ["ع", "ا", JOINED, " ف"]
+    html = strip([1.0, -1.0, 0.5, 2.0], words)
+    assert html.startswith('<div class="strip" dir="ltr"')
+    assert html.count("<bdi") == len(words)
+    places = [html.index(f">{word}<") for word in words]
+    assert places == sorted(places)
+    assert 'opacity:.55">←' in html
+    assert JOINED == models_text.JOINED

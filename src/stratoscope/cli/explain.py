@@ -248,13 +248,19 @@ def _summary(found: Explanation) -> None:
 
 def _rows(found: Explanation) -> list[tuple[str, str]]:
     """What the terminal says, line by line; a step that is missing has no line."""
-    from stratoscope.plots.text import percent
+    from stratoscope.plots.text import based, isolated, percent
     from stratoscope.report import words
 
+    def told(text: str) -> str:
+        return isolated(repr(based(text)))
+
     rows = [
-        ("next token", ", ".join(f"{token!r} {percent(p)}" for token, p in found.predictions[:4]))
+        (
+            "next token" if found.masked is None else "at the mask",
+            ", ".join(f"{told(token)} {percent(p)}" for token, p in found.predictions[:4]),
+        )
     ]
-    question = f"why {found.answer!r} rather than {found.foil!r}"
+    question = f"why {told(found.answer)} rather than {told(found.foil)}"
     question += ", both scored whole" * found.whole
     direct = found.one("layers.direct_logit_attribution")
     if direct is not None:
@@ -274,15 +280,20 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
             )
         )
     if found.corrupt_prompt is not None:
-        rows.append(("corrupt prompt", repr(found.corrupt_prompt)))
+        rows.append(("corrupt prompt", told(found.corrupt_prompt)))
     return rows
 
 
 def _plain(text: str) -> Any:
-    """Text in which brackets are brackets, not rich's markup."""
+    """Text in which brackets are brackets, not rich's markup, and right-to-left words move nothing
+    around them."""
     from rich.text import Text
 
-    return Text(text)
+    from stratoscope.plots.text import isolated, runs
+
+    if "\u2068" in text:  # isolated already, as whole tokens
+        return Text(text)
+    return Text("".join(isolated(piece) for piece, _ in runs(text)))
 
 
 def _peak_megabytes() -> float:

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from stratoscope.plots.heatmap import largest
-from stratoscope.plots.text import number
+from stratoscope.plots.text import JOINED, SPECIAL, number
 from stratoscope.plots.ticks import Ticks, only
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _SHAPE = "border-radius:3px;padding:.25em .1em;white-space:pre-wrap"
 
 
 def strip(array: xr.DataArray, *, dim: str = "position", limit: float | None = None) -> str:
-    """The tokens of a one-dimensional array in reading order, orange where positive, blue where
-    negative.
+    """The tokens of a one-dimensional array, left to right by position, orange where positive, blue
+    where negative.
 
     limit: the value of the strongest tint; by default the largest magnitude. NaN stays without
     tint. The HTML needs no style sheet, carries the value in `title`, and escapes every token.
@@ -32,11 +32,12 @@ def strip(array: xr.DataArray, *, dim: str = "position", limit: float | None = N
     """
     line = only(array, dim)
     top = largest(line) if limit is None else limit
+    # left to right by position, whichever way the script is written
     spans = [
         _span(token, float(value), top)
         for token, value in zip(Ticks.of(line, dim).labels, line.values)
     ]
-    return f'<div class="strip" style="line-height:2.1">{"".join(spans)}</div>'
+    return f'<div class="strip" dir="ltr" style="line-height:2.1">{"".join(spans)}</div>'
 
 
 def _span(token: str, value: float, top: float) -> str:
@@ -45,4 +46,11 @@ def _span(token: str, value: float, top: float) -> str:
     # In a text a space reads as a space (the tint shows where a token begins), unless there is
     # nothing else.
     shown = escape(token.replace("␣", " ") if token.strip("␣") else token).replace("↵", "↵<br>")
-    return f'<span style="{style}" title="{escape(token)}  {number(value, 3)}">{shown}</span><wbr>'
+    end = "<br>" if shown.endswith("<br>") else ""  # outside: its tint ends with the token
+    shown = shown.removesuffix("<br>")
+    if token == JOINED or SPECIAL.fullmatch(token) or not token.strip("␣↵⇥"):
+        shown = f'<span style="opacity:.55">{shown}</span>'
+    # isolated: else tokens of a right-to-left script would be put in order as one text
+    return (
+        f'<bdi style="{style}" title="{escape(token)}  {number(value, 3)}">{shown}</bdi>{end}<wbr>'
+    )

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from stratoscope.errors import ResultError
 from stratoscope.plots import theme
-from stratoscope.plots.text import number, percent, readable, scientific, visible
+from stratoscope.plots.text import (
+    JOINED,
+    SPECIAL,
+    leftward,
+    number,
+    percent,
+    prose,
+    quiet,
+    readable,
+    scientific,
+    visible,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,6 +67,8 @@ def render(template: str, **what: Any) -> str:
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy
     )
     page.filters |= {f.__name__: f for f in (visible, readable, percent, number, scientific)}
+    page.filters |= {f.__name__: lambda text, f=f: Markup(f(text)) for f in (prose, quiet)}
+    page.tests |= {"leftward": leftward, "special": _special}
     page.globals |= {"json": lambda text: Markup(_inert(text)), "html": Markup}
     themes = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
     return page.get_template(template).render(
@@ -67,6 +80,11 @@ def render(template: str, **what: Any) -> str:
         palettes={"light": theme.LIGHT, "dark": theme.DARK},
         gradient=theme.gradient,
     )
+
+
+def _special(token: str) -> bool:
+    """Whether a token stands back: no text spells it, or its left neighbour shows it."""
+    return token == JOINED or bool(SPECIAL.fullmatch(token)) or not token.strip()
 
 
 def write(html: str, path: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from stratoscope.plots import choose
-from stratoscope.plots.text import number, shorten, visible
+from stratoscope.plots.text import JOINED, number, shorten, visible
 from stratoscope.plots.ticks import Ticks
 
 HARDLY = 0.1  # of the larger half of a write: a smaller half is not worth a verb
@@ -168,7 +168,11 @@ def are(named: Sequence[tuple[str, str]]) -> str:
 
 def token(array: xr.DataArray, position: int) -> str:
     place = array["position"].values.tolist().index(position)
-    return f"token {position} “{shorten(Ticks.of(array, 'position').labels[place], 40)}”"
+    labels = Ticks.of(array, "position").labels
+    if labels[place] != JOINED:
+        return f"token {position} “{shorten(labels[place], 40)}”"
+    whole = next((label for label in reversed(labels[:place]) if label != JOINED), JOINED)
+    return f"token {position} (a part of “{shorten(whole, 40)}”)"
 
 
 def listed(items: Sequence[str]) -> str:
