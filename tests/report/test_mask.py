@@ -53,8 +53,8 @@ def test_rank_and_probability_are_those_at_the_mask(asked: tuple[Any, Explanatio
     answer = WORDS.index(found.answer)
     assert answer == int(logits[AT].argmax())
     assert int(logits[-1].argmax()) != answer  # else the last position would do as well
-    assert line(html, f"Rank of the answer at the mask (token {AT})")[-1] == 1
-    chance = line(html, f"Probability of the answer at the mask (token {AT})")[-1]
+    assert line(html, f"Rank of the answer at the mask, token {AT}")[-1] == 1
+    chance = line(html, f"Probability of the answer at the mask, token {AT}")[-1]
     np.testing.assert_allclose(chance, float(logits[AT].softmax(-1)[answer]), rtol=1e-4)
     assert found.results["layers.logit_lens"]["read_at"].values.tolist() == [AT]
 

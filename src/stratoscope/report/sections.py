@@ -88,7 +88,7 @@ def _prediction(e: Explanation) -> Section:
         row=21,
         column=38,
     )
-    at, place = e.masked, "the last token" if e.masked is None else f"the mask (token {e.masked})"
+    at, place = e.masked, "the last token" if e.masked is None else f"the mask, token {e.masked}"
     last = lens.isel(position=-1 if at is None else at)
     rank = lines.line(
         last["answer_rank"], dim="depth", unit="rank of the answer", ranks=True, scale=",.0f"
