@@ -28,7 +28,8 @@ _LOOKED_AT = 4096  # neighbours whose kind is looked at: a large vocabulary is n
 def special(lm: LM) -> set[int]:
     """Ids that are marks and not words: places of pictures, and the tokenizer's own."""
     names = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-    places = {getattr(lm.model.config, name, None) for name in names} - {None}
+    found = (getattr(lm.model.config, name, None) for name in names)
+    places = {token for token in found if token is not None}
     if lm.tokenizer is None:
         return places
     return places | {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
