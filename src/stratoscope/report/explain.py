@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stratoscope.models.lm import LM
 
 TOP_NEURONS, RANDOM_NEURONS = 10, 20
+SHAPLEY_TOKENS = 20  # of a longer prompt these passes would be most of the report's time
 STEPS = (
     "tokens.next_token",
     "tokens.corruption",
@@ -190,7 +191,13 @@ def _rest(
     yield run("layers.logit_lens", answer=words["answer"])
     yield run("layers.direct_logit_attribution", **words)
     yield run("tokens.occlusion", **words)
-    yield run("tokens.shapley", seed=seed, progress=steps.progress("tokens.shapley"), **words)
+    if batch.ids is not None and (length := batch.ids.shape[1]) > SHAPLEY_TOKENS:
+        steps.missing["tokens.shapley"] = (
+            f"{length} tokens would take {length * 32:,} passes; the report asks them of at most "
+            f"{SHAPLEY_TOKENS}. `stratoscope measure tokens.shapley` asks them of any."
+        )
+    else:
+        yield run("tokens.shapley", seed=seed, progress=steps.progress("tokens.shapley"), **words)
     yield lambda: _in_words(steps, batch, words)
     pair = {"corrupt": other, "seed": seed, **words}
     for name in ("layers.activation_patching", "heads.activation_patching"):
