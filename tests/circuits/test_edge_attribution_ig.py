@@ -8,6 +8,7 @@ import pytest
 from stratoscope.circuits import edge_attribution, edge_attribution_ig
 from stratoscope.engine import edges
 from stratoscope.engine.pair import pair
+from stratoscope.errors import InputError
 from support import circuits as subjects
 from support import tiny
 

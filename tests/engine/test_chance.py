@@ -166,7 +166,7 @@ def test_whole_answers_are_differentiated_at_the_prompt_alone() -> None:
     say."""
     lm = wrap(tiny.model("llama"))
     whole = {"answer": Whole((5, 60, 7)), "foil": Whole((9, 61))}
-    both = pair(lm, ROWS, CORRUPT, whole=True, **whole)
+    both = pair(lm, ROWS, CORRUPT, **whole)
     base = capture(lm, both.base, "layers.*.resid_pre").stack("layers.*.resid_pre")
     sites = [f"layers.{layer}.resid_pre" for layer in range(3)]
     slopes = chance._slopes(lm, both.base, both.target, sites, base)

@@ -1,6 +1,6 @@
 """Tell the class of a text: cross-entropy of a classifier's logits.
 
-Paper: textbook
+Paper: textbook (Bishop, "Pattern Recognition and Machine Learning", 2006, section 4.3)
 
     loss = - mean over rows of log softmax(logits[row])[class of row]
 
