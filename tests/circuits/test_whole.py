@@ -21,12 +21,13 @@ from stratoscope.engine.metric import Whole
 from stratoscope.errors import InputError
 from stratoscope.models import LM
 from support import tiny
+from support.nightly import by_night
 
 CLEAN, CORRUPT = [3, 14, 15, 92, 65], [3, 14, 77, 92, 80]
 ANSWER, FOIL = (5, 60, 7), (9, 61)
 WHOLE: dict[str, Any] = {"answer": Whole(ANSWER), "foil": Whole(FOIL)}
 EDGES = [("L0 mlp", "logits"), ("embed", "L1 mlp")]
-NAMES = ("llama", "gpt2")
+NAMES = by_night(("llama", "gpt2"), ("llama",))
 
 
 def parts(lm: LM) -> tuple[nn.Module, nn.Module, list[nn.Module]]:

@@ -108,6 +108,7 @@ def chance_sweeps(lm: LM, count: int, exactly: int) -> Iterator[tuple[Tensor, Te
         )
 
 
+@pytest.mark.nightly
 def test_where_nothing_is_there_something_is_named_in_one_of_twenty_sweeps() -> None:
     """The largest of as many random heads names one in half of them."""
     count = 60
