@@ -140,7 +140,9 @@ def test_a_broken_method_makes_its_pages_stale(
     assert "docs/papers/llm-drop.md is not up to date" in pages.stale(atlas, root)
     pages.write(atlas, root)
     page = (root / "docs/papers/llm-drop.md").read_text()
-    assert "**On real models reproduced, 1 of 1 models reproduce all of it.** *Stale.*" in page
+    assert (
+        "**On real models: reproduced; 1 of 1 models reproduces every statement.** *Stale.*" in page
+    )
     assert (
         f"| reproduced, 1 of 1 |  | {verdict.date[:10]}, *stale* |"
         in (root / "docs/papers/README.md").read_text()

@@ -49,22 +49,25 @@ def test_pages_are_written_once(folder: Path, root: Path) -> None:
     for words in (
         "# What Matters in Transformers? Not All Attention is Needed",
         "[arXiv:2406.15786](https://arxiv.org/abs/2406.15786)",
-        "> half of the attention layers can go at little cost, unlike MLPs.",
-        "**On real models reproduced, 1 of 1 models reproduce all of it.**",
+        "> Half of the attention layers can go at little cost, unlike MLPs.",
+        "**On real models: reproduced; 1 of 1 models reproduces every statement.**",
         "| faithful | central | severe | powered | general |",
-        "| no: 1 of one claim from the abstract alone | yes: holds what the authors would name",
+        "| no: 1 of 1 claim read in the abstract alone | yes: has what the authors would name",
         "[`layers.logit_lens`](../../src/stratoscope/layers/logit_lens.py)",
-        "read: abstract (provisional). Here on **a made-up model** (real).",
-        "| expected | `attention <= 0.5 * mlp and attention < random` |",
+        "read: abstract (provisional). Here on **a made-up model** (a real model).",
+        "| reproduced if | `attention <= 0.5 * mlp and attention < random` |",
         "| null: random | as many layers, drawn at random |",
-        "| the numbers | half: the ledger's |",
-        "| units | at least 40 texts |",
-        "| a made-up model, seed 0 | **reproduced**, *exploratory*, ",
+        "| where the bars come from | half: the ledger's |",
+        "| independent units | at least 40 texts |",
+        "| a made-up model, seed 0 | **reproduced** | 40 texts | not before: *exploratory* | ",
         "## On the paper's own models\n\nLlama-2-13B, half of its attention layers, on the ",
         "| attention | 0.02 | 0.01 to 0.04 |",
         "| random (null) | 0.35 |  |",
         "Tried on &lt;made-up> numbers",
-        "stratoscope claim llm-drop --claim attention_goes_first\n",
+        "stratoscope claim llm-drop    # the subjects of this page\n",
+        "`attention_goes_first` brings its own subject, and cannot be run on another model.",
+        "## What would change our mind\n\nNobody has written this down yet.",
+        "## What the authors may object\n\nNobody has written this down yet.",
     ):
         assert words in page, words
     [every, picture] = sorted((root / "docs/papers/figures").iterdir())
@@ -96,9 +99,27 @@ def test_a_new_verdict_makes_them_stale_and_replaces_the_picture(folder: Path, r
     new, _ = sorted((root / "docs/papers/figures").iterdir())
     assert new.name != old.name
     page = (root / "docs/papers/llm-drop.md").read_text()
-    assert "**On real models not reproduced, 0 of 1 models reproduce all of it.**" in page
-    assert "| a made-up model, seed 7 | **NOT REPRODUCED**, " in page
-    assert "| a made-up model, seed 0 | **reproduced**, " in page
+    assert "**On real models: not reproduced; 0 of 1 models reproduce every statement.**" in page
+    assert "| a made-up model, seed 7 | **NOT REPRODUCED** | " in page
+    assert "| a made-up model, seed 0 | **reproduced** | " in page
+
+
+def test_no_picture_stands_twice(folder: Path, root: Path) -> None:
+    """A second claim that stores the same figure points at the first one's."""
+    file = folder / "llm_drop.py"
+    text = file.read_text()
+    again = text[text.index("@claim(") : text.index("@claim(", text.index("@claim(") + 1)]
+    file.write_text(text + "\n\n" + again.replace("attention_goes_first", "attention_again"))
+    paper = read(file)
+    kept = [folder / "verdicts"]
+    for name in ("attention_goes_first", "attention_again"):
+        verdicts.append(run(paper, paper.named(name)[0]), kept)
+    pages.write(atlas(folder), root)
+    page = (root / "docs/papers/llm-drop.md").read_text()
+    shown = [line for line in page.splitlines() if line.startswith("![")]
+    # two forest plots: the claims' own figures say the same
+    assert len(shown) == len(list((root / "docs/papers/figures").iterdir())) == 3
+    assert page.count("Its picture is the one under *Dropping attention layers costs little") == 1
 
 
 def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
@@ -107,7 +128,7 @@ def test_a_changed_expectation_is_told(folder: Path, root: Path) -> None:
     file.write_text(file.read_text().replace("0.5 * mlp", "5 * mlp"))
     pages.write(atlas(folder), root)
     page = (root / "docs/papers/llm-drop.md").read_text()
-    assert "**On real models built, not run, 0 of 1 models reproduce all of it.**" in page
+    assert "**On real models: built, not run; 0 of 1 models reproduce every statement.**" in page
     assert "## Verdicts that do not count" in page
     assert (
         "seed 7: NOT REPRODUCED; the words changed after the measurement: expect was `attention "

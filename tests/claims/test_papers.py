@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stratoscope import catalogue
-from stratoscope.claims import ledger, verdicts
+from stratoscope.claims import due, ledger, verdicts
 from stratoscope.claims import paper as papers
 from stratoscope.claims.paper import read, shelf
 from stratoscope.claims.run import functions, run
@@ -47,6 +47,36 @@ def test_a_file_is_read_without_being_run(folder: Path) -> None:
         paper.protocol == "Llama-2-13B, half of its attention layers, on the authors' benchmarks."
     )
     assert found["lazy-neuron"].arxiv == ""
+    assert paper.unsaid == [papers.MIND, papers.OBJECT]
+
+
+def test_what_is_not_written_is_listed_and_what_is_is_read(folder: Path) -> None:
+    file = folder / "lazy_neuron.py"
+    said = "What would change our mind: a model with\n    dense neurons.\n"
+    said += "What the authors may object: size.\n"
+    file.write_text(file.read_text().replace("Methods:", f"{said}Methods:"))
+    paper = shelf(folder)[0]["lazy-neuron"]
+    assert paper.would_change == "a model with dense neurons."
+    assert paper.may_object == "size."
+    assert paper.unsaid == ["Protocol"]
+
+
+def test_a_file_across_papers_is_no_row_of_the_ledger(folder: Path) -> None:
+    """Its claims are found, listed, measured and kept like those of a paper."""
+    text = (folder / "lazy_neuron.py").read_text().replace("A. Uthor, 2023.", "Ours, 2026.")
+    text = text.replace("Methods:", "Across: llm-drop, lazy-neuron\nMethods:")
+    (folder / "two_together.py").write_text(text)
+    atlas = ledger.atlas(folder, [])
+    assert atlas.problems == []
+    assert (len(atlas.entries), list(atlas.across)) == (243, ["two-together"])
+    entry = atlas.find("two-together")
+    assert entry.paper
+    assert entry.paper.across == ("llm-drop", "lazy-neuron")
+    assert [e.row.key for e in atlas.built()] == ["lazy-neuron", "llm-drop", "two-together"]
+    assert "two-together" in {piece.entry.row.key for piece in due.due(atlas, [0], stale=False)}
+    (folder / "two_together.py").write_text(text.replace("llm-drop,", "llm-dorp,"))
+    [problem] = ledger.atlas(folder, []).problems
+    assert "two_together.py runs across llm-dorp, which is no paper of the ledger. Nea" in problem
 
 
 @pytest.mark.parametrize(
@@ -151,15 +181,20 @@ def test_every_paper_file_can_be_read() -> None:
 def test_every_line_of_the_verdict_file_can_be_read() -> None:
     found, problems = verdicts.read([verdicts.home()])
     assert problems == []
-    assert {verdict.key for verdict in found} <= ledger.rows().keys()
+    across = {key for key, paper in BUILT.items() if paper.across}
+    assert {verdict.key for verdict in found} <= ledger.rows().keys() | across
 
 
 @pytest.mark.parametrize("key", BUILT)
 def test_a_paper_points_at_what_exists_and_can_fail(key: str) -> None:
     paper = BUILT[key]
     row = ledger.rows().get(key)
-    assert row, f"{paper.path.name} is no paper of the ledger"
-    assert _letters(paper.title) == _letters(row.title)
+    if paper.across:
+        assert row is None, f"{key} is a paper of the ledger, and not ours"
+        assert [name for name in paper.across if name not in BUILT] == []
+    else:
+        assert row, f"{paper.path.name} is no paper of the ledger"
+        assert _letters(paper.title) == _letters(row.title)
     assert [address for address in paper.methods if address not in METHODS] == []
     assert {"identity", "small"} <= {claim.tier for claim in paper.claims}
     for claim in paper.claims:  # its other words are checked by Claim

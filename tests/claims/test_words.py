@@ -89,9 +89,10 @@ def test_one_word_to_count_papers_by() -> None:
     told = Words("direction only", "reproduced", 1, 2)
     assert told.told == "direction only (1 of 2 models); mechanism: reproduced"
     assert words.found(told) == (
-        "On real models direction only, 1 of 2 models reproduce all of it; in miniatures "
-        "reproduced."
+        "On real models: direction only; 1 of 2 models reproduces every statement. In "
+        "miniatures: reproduced."
     )
+    assert words.found(Words("", "", 0, 0)) == "Nothing was measured."
 
 
 def test_everyone_says_the_same_rule() -> None:
@@ -184,4 +185,4 @@ def test_five_marks_with_their_reasons(folder: Path, good: Verdict) -> None:
     marks = words.marks(one.small, one.seeds(one.small[0]))
     assert list(marks) == ["faithful", "central", "severe", "powered", "general"]
     assert [good for good, _ in marks.values()] == [False, True, True, False, False]
-    assert marks["powered"][1] == "0 of one claim judged by a bound, seeds: 1"
+    assert marks["powered"][1] == "0 of 1 claim judged by a bound; 1 seed"

@@ -11,8 +11,9 @@ those files:
     run.py         measure a claim and judge it     due.py        what is still to be measured
     verdicts.py    the files that remember          code.py       what a verdict was measured with
     register.py    what was expected beforehand     figure.py     a claim's figure: stored, drawn
-    page.py        one paper's page                 forest.py     the picture of one statement
-    pages.py       docs/papers, generated           skeleton.py   a new paper's files
+    page.py        one paper's page                 statement.py  one statement on it
+    forest.py      the picture of a statement       pages.py      docs/papers, generated
+    skeleton.py    a new paper's files              atlas.py      all of it as data
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
 
     keys: only these papers. Claims that were never timed come last.
     """
-    chosen = [atlas.find(key) for key in keys] or list(atlas.entries.values())
+    chosen = [atlas.find(key) for key in keys] or atlas.built()
     found = [
         Due(entry, claim, seed, _seconds(entry, claim), why)
         for entry in chosen

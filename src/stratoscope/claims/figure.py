@@ -11,11 +11,9 @@ a row a series      |
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +24,6 @@ from stratoscope.errors import ClaimError
 from stratoscope.plots.text import shorten, visible
 
 SERIES = 6  # as many colours as stay apart
-STYLE = 4  # of the drawn pictures: a change of how they look gives them new names
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,6 @@ def decode(data: Mapping[str, Any]) -> xr.DataArray:
         raise ClaimError(
             f"A stored figure cannot be read ({error}). Run its claim again."
         ) from error
-
-
-def digest(data: Mapping[str, Any], null: Collection[str] = ()) -> str:
-    """Eight characters that change whenever the figure, or what is drawn as its null, does: part of
-    its file's name."""
-    return hashlib.sha256(
-        json.dumps([STYLE, data, sorted(null)], sort_keys=True).encode()
-    ).hexdigest()[:8]
 
 
 def drawing(array: xr.DataArray) -> Drawing:

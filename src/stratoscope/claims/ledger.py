@@ -20,6 +20,7 @@ from stratoscope.errors import ClaimError
 
 __all__ = ["NOT_RUN", "STATUSES", "Atlas", "Entry", "Row", "atlas", "levels", "row", "rows"]
 
+ACROSS = "across papers"  # in place of a level
 TABLE = Path(__file__).parent.parent / "papers" / "ledger.tsv"
 
 
@@ -135,14 +136,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Atlas:
-    """Every row as an entry, by key; problems: what could not be read, in sentences."""
+    """Every row as an entry, by key; problems: what could not be read, in sentences; across: files
+    of ours that run several papers together, which are no rows."""
 
     entries: dict[str, Entry]
     problems: list[str] = field(default_factory=list)
+    across: dict[str, Entry] = field(default_factory=dict)
 
     def find(self, key: str) -> Entry:
         """The entry of `key`. Raises ClaimError with the nearest keys when the ledger has none."""
-        return self.entries[row(key).key]
+        return self.across[key] if key in self.across else self.entries[row(key).key]
+
+    def built(self) -> list[Entry]:
+        """Whatever has a file, level by level; last what runs across papers."""
+        order = [*levels(), ACROSS]
+        found = [entry for entry in (*self.entries.values(), *self.across.values()) if entry.paper]
+        return sorted(found, key=lambda entry: (order.index(entry.row.level), entry.row.key))
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many papers by (level, status)."""
@@ -194,8 +203,11 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
     kept, problems = verdicts.read(verdicts.places() if folders is None else folders)
     problems += [f"{reason}" for reason in broken.values()]
     problems += [
-        f"{built[key].path.name} is no paper of the ledger. {_nearest(key)}"
-        for key in built.keys() - rows().keys()
+        f"{paper.path.name}{f' runs across {name}, which' if paper.across else ''} is no paper of "
+        f"the ledger. {_nearest(name)}"
+        for key, paper in built.items()
+        for name in paper.across or (key,)
+        if name not in rows()
     ]
     of: dict[str, list[Verdict]] = {}
     for verdict in kept:
@@ -203,7 +215,18 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
     entries = {
         key: Entry(row, built.get(key), tuple(of.get(key, ()))) for key, row in rows().items()
     }
-    return Atlas(entries, problems)
+    across = {
+        key: Entry(_row_of(paper), paper, tuple(of.get(key, ())))
+        for key, paper in built.items()
+        if paper.across
+    }
+    return Atlas(entries, problems, across)
+
+
+def _row_of(paper: Paper) -> Row:
+    """What stands for a row of the ledger for a file of ours that runs several papers together."""
+    told = ", ".join(paper.across)
+    return Row(0, paper.key, paper.title, paper.year, ACROSS, ACROSS, told, paper.claim, "", "", "")
 
 
 def _word(verdict: Verdict | None) -> str:

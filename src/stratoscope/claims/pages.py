@@ -14,10 +14,10 @@ together, and a branch may leave it behind.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from stratoscope.claims import ledger, page, paper, register, verdicts, words
+from stratoscope.claims import ledger, page, paper, register, statement, verdicts, words
 from stratoscope.claims.claim import TIERS
 from stratoscope.claims.ledger import Atlas, Entry
 from stratoscope.errors import ClaimError
@@ -37,7 +37,7 @@ def own() -> Atlas:
 
 def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:
     """Every generated text by its path under `root`, the README with its atlas replaced."""
-    built = [entry for entry in atlas.entries.values() if entry.paper]
+    built = atlas.built()
     pages = {
         FOLDER / f"{entry.row.key}.md": "\n".join(page.lines(entry, entry.paper)) + "\n"
         for entry in built
@@ -53,13 +53,13 @@ def texts(atlas: Atlas, root: Path = ROOT) -> dict[Path, str]:
     return pages
 
 
-def pictures(atlas: Atlas) -> dict[Path, Callable[[], str]]:
-    """How each picture is drawn, by its path."""
+def pictures(atlas: Atlas) -> dict[Path, str]:
+    """Each picture, by its path."""
     return {
         FOLDER / file: drawn
-        for entry in atlas.entries.values()
+        for entry in atlas.built()
         if entry.paper
-        for file, drawn in page.pictures(entry, entry.paper).items()
+        for file, drawn in statement.pictures(entry, entry.paper).items()
     }
 
 
@@ -75,7 +75,8 @@ def stale(atlas: Atlas, root: Path = ROOT) -> list[str]:
         f"{path} is not up to date" for path, text in wanted.items() if _read(root / path) != text
     ]
     missing = [f"{path} is missing" for path in pictures(atlas) if not (root / path).is_file()]
-    kept = [verdict for entry in atlas.entries.values() for verdict in entry.verdicts]
+    every = (*atlas.entries.values(), *atlas.across.values())
+    kept = [verdict for entry in every for verdict in entry.verdicts]
     found += missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
     return sorted(found + register.unproven(kept, paper.FOLDER))
 
@@ -94,7 +95,7 @@ def write(atlas: Atlas, root: Path = ROOT) -> list[Path]:
     for path, drawn in pictures(atlas).items():
         if not (root / path).is_file():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(drawn(), encoding="utf-8")
+            (root / path).write_text(drawn, encoding="utf-8")
             changed.append(path)
     for path in _left_over(atlas, wanted, root):
         (root / path).unlink()
@@ -131,8 +132,8 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
         "",
     )
     yield from ("| paper | level | real models | miniatures | measured |", "|---|---|---|---|---|")
-    for entry in sorted(built, key=lambda e: (ledger.levels().index(e.row.level), e.row.key)):
-        title = page.cell(entry.paper.title if entry.paper else entry.row.title)
+    for entry in built:
+        title = statement.cell(entry.paper.title if entry.paper else entry.row.title)
         told = entry.words
         models = f", {told.held} of {told.tested}" if told.tested else ""
         when = f"{entry.date}, *stale*" if entry.stale() else entry.date

@@ -7,9 +7,13 @@ others.
     Claim: what the paper says, in one sentence.
     Methods: room.method, room.method
     Protocol: what would be run on the paper's own models: which, on what data, how many.
+    What would change our mind: the result that would make us take the word back.
+    What the authors may object: where we differ from them, and why it might matter.
     '''
 
-and below it the functions that `@claim(...)` marks, whose words are plain text.
+and below it the functions that `@claim(...)` marks, whose words are plain text. The last three
+parts may be missing: the page then says so. A file of ours that runs several papers on one thing
+has `Across: KEY, KEY` in its docstring and no line in the ledger.
 """
 
 from __future__ import annotations
@@ -28,13 +32,18 @@ FOLDER = Path(__file__).parent.parent / "papers"
 
 _ARXIV = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
-_PART = re.compile(r"^(Claim|Methods|Protocol):", re.MULTILINE)
+# parts that a paper may leave out, and what is then said to be missing
+MIND, OBJECT = "What would change our mind", "What the authors may object"
+OPTIONAL = ("Protocol", MIND, OBJECT)
+_PART = re.compile(rf"^(Claim|Methods|Across|{'|'.join(OPTIONAL)}):", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
     """One paper file. source: the line with authors, year and where it appeared; arxiv: its number,
-    or ""; protocol: what would be run on the paper's own models."""
+    or ""; protocol: what would be run on the paper's own models; would_change, may_object: what
+    would change our mind, and what the authors may object. "" where a part is not written. across:
+    the keys of the papers that a file of ours runs together; none for a paper of the ledger."""
 
     key: str
     path: Path
@@ -46,7 +55,16 @@ class Paper:
     claim: str
     methods: tuple[str, ...]
     protocol: str
+    would_change: str
+    may_object: str
+    across: tuple[str, ...]
     claims: tuple[Claim, ...]
+
+    @property
+    def unsaid(self) -> list[str]:
+        """The parts that are not written yet."""
+        said = (self.protocol, self.would_change, self.may_object)
+        return [part for part, text in zip(OPTIONAL, said) if not text]
 
     def named(
         self, name: str | None = None, tier: str | None = None, subject: str | None = None
@@ -109,14 +127,21 @@ def read(path: Path) -> Paper:
         year=int(year[0]),
         arxiv=arxiv[1] if arxiv else "",
         claim=said["Claim"],
-        methods=tuple(name.strip(" .`") for name in said["Methods"].split(",")),
+        methods=_listed(said["Methods"]),
         protocol=said.get("Protocol", ""),
+        would_change=said.get(MIND, ""),
+        may_object=said.get(OBJECT, ""),
+        across=_listed(said.get("Across", "")),
         claims=claims,
     )
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip(" .`")))
+
+
 def _paragraphs(docstring: str) -> tuple[str, str, dict[str, str]]:
-    """Title, source line and the parts that open with `Claim:` and `Methods:`, each on one line."""
+    """Title, source line and the parts that open with `Claim:` and so on, each on one line."""
     title, _, rest = docstring.partition("\n\n")
     source, *parts = _PART.split(rest)
     # a part ends at an empty line: what follows may be anything

@@ -63,15 +63,15 @@ def words(cells: Iterable[Cell]) -> Words:
 
 
 def found(of: Words) -> str:
-    """What was found, in one sentence."""
+    """What was found, in a sentence for each kind of subject."""
     parts = []
     if of.real:
-        models = f"{of.held} of {of.tested} models reproduce all of it"
-        parts.append(f"on real models {of.real}{f', {models}' if of.tested else ''}")
+        reproduce = "reproduces" if of.held == 1 else "reproduce"
+        models = f"; {of.held} of {of.tested} models {reproduce} every statement"
+        parts.append(f"On real models: {of.real}{models if of.tested else ''}.")
     if of.mechanism:
-        parts.append(f"in miniatures {of.mechanism}")
-    said = "; ".join(parts) or "nothing was measured"
-    return f"{said[0].upper()}{said[1:]}."
+        parts.append(f"In miniatures: {of.mechanism}.")
+    return " ".join(parts) or "Nothing was measured."
 
 
 def marks(claims: Sequence[Claim], counted: Sequence[Verdict]) -> dict[str, tuple[bool, str]]:
@@ -82,20 +82,25 @@ def marks(claims: Sequence[Claim], counted: Sequence[Verdict]) -> dict[str, tupl
     bounds = sum(_by_bounds(claim) for claim in named)
     seeds = min((_seeds(claim, counted) for claim in claims), default=0)
     models = len({v.subject for v in counted for c in claims if c.kind == REAL and v.judges(c)})
-    told = f"{len(named)} claims" if len(named) > 1 else "one claim"
+    central = any(not claim.side for claim in named)
+    every = f"of {len(named)} {_plural('claim', len(named))}"
     return {
-        "faithful": (not unread, f"{unread} of {told} from the abstract alone"),
+        "faithful": (not unread, f"{unread} {every} read in the abstract alone"),
         "central": (
-            any(not claim.side for claim in named),
-            "holds what the authors would name first",
+            central,
+            "has what the authors would name first" if central else "has side shows alone",
         ),
-        "severe": (nulls == len(named), f"{nulls} of {told} compared with a null"),
+        "severe": (nulls == len(named), f"{nulls} {every} compared with a null"),
         "powered": (
             bounds == len(named) and seeds > 2,
-            f"{bounds} of {told} judged by a bound, seeds: {seeds}",
+            f"{bounds} {every} judged by a bound; {seeds} {_plural('seed', seeds)}",
         ),
-        "general": (models > 1, f"real models measured: {models}"),
+        "general": (models > 1, f"{models} real {_plural('model', models)} measured"),
     }
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def _seeds(claim: Claim, counted: Sequence[Verdict]) -> int:
