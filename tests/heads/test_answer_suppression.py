@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stratoscope.errors import SiteError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import answer_suppression
 from stratoscope.lab import planted
 from stratoscope.models import wrap
@@ -101,3 +101,14 @@ def test_a_layer_that_is_not_there_is_refused_from_the_end_as_well(layer: int) -
     close(
         first.head_write, answer_suppression.measure(lm_of("llama"), ROWS, layer=0).head_write, 1e-9
     )
+
+
+def test_suppressors_are_named_strongest_first() -> None:
+    lm = lm_of("llama")
+    found = answer_suppression.measure(lm, ROWS, answer=[7, 8], layer=1)
+    write = found.head_write.values.mean(axis=0)
+    against = [(1, int(head)) for head in write.argsort() if write[head] < 0]
+    assert answer_suppression.suppressors(found, lm.dims.heads) == against
+    assert answer_suppression.suppressors(found, 1) == against[:1]
+    with pytest.raises(InputError, match="9 heads of a layer that has 4"):
+        answer_suppression.suppressors(found, 9)

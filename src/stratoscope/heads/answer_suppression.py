@@ -13,6 +13,8 @@ the abstract leaves this open, so `raw_change`, without the mean, stands beside 
 is the paper's anti-overconfidence.
 
 null: removal of nothing, but z moved as far in a random direction.
+`suppressors` names the heads that write most against the answer, for `editing.drop_heads`: find
+them on some prompts, take them out on others.
 Reads as: which heads of the layer write against the answer, and what the answer gains without them.
 Does not show why: a head that lowers every confident guess alike cannot be told from one that knows
 this answer to be wrong.
@@ -34,7 +36,7 @@ from stratoscope.engine.pair import random_like
 from stratoscope.engine.sweep import sweep
 from stratoscope.engine.trace import capture
 from stratoscope.engine.writes import final_norm, head_writes
-from stratoscope.errors import SiteError
+from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -44,6 +46,20 @@ def log_probability(
 ) -> Float[Tensor, " row"]:
     """Natural logarithm of the answer's probability in each row."""
     return logits.float().log_softmax(dim=-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
+
+
+def suppressors(found: xr.Dataset, count: int = 3) -> list[tuple[int, int]]:
+    """The (layer, head) of the `count` heads that write most against the answer, the strongest
+    first.
+
+    found: as `measure` gives it; examples are averaged. Fewer are given where fewer write against
+    it. Raises InputError for a count that the layer does not have.
+    """
+    write = found.head_write.mean("example")
+    if not 1 <= count <= len(write):
+        raise InputError(f"{count} heads of a layer that has {len(write)}: ask for 1 to as many.")
+    order = write.argsort().values[:count]
+    return [(int(found.layer), int(head)) for head in order if write[head] < 0]
 
 
 @torch.no_grad()
@@ -115,6 +131,7 @@ def measure(
         settings={"layer": layer},
         seed=seed,
         coords={
+            "layer": ((), int(at.split(".")[1])),
             "head": list(range(lm.dims.heads)),
             "example_text": batch.coords()["example_text"],
             "answer": asked.coords["answer"],

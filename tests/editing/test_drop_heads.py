@@ -1,0 +1,76 @@
+"""Dropping heads equals zeroing columns of the output projection by hand, and takes back what a
+planted suppressor did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stratoscope.editing import drop_heads
+from stratoscope.engine.edit import Edit
+from stratoscope.engine.metric import last_logits, target
+from stratoscope.errors import InputError, SiteError
+from stratoscope.heads import answer_suppression
+from stratoscope.lab import planted
+from stratoscope.models import wrap
+from support.subjects import ROWS, THREE, close, lm_of, logits_with, padded, parts, untouched
+
+EXAMPLE = {"edit": {"request": [(0, 3), (1, 1)]}}
+
+
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("positions", [None, -1])
+def test_equals_plain_hook(name: str, positions: int | None) -> None:
+    lm, size = lm_of(name), lm_of(name).dims.head_dim
+    with untouched(lm), drop_heads.edit(lm, [(1, 0), (1, 2)], positions=positions):
+        found = last_logits(lm, padded(ROWS, "left"))
+
+    def change(x: torch.Tensor) -> None:
+        rows = x if positions is None else x[-1:]
+        rows[:, :size] = 0
+        rows[:, 2 * size : 3 * size] = 0
+
+    expected = [logits_with(lm, parts(lm, 1)[0], row, change) for row in ROWS]
+    close(found, torch.stack(expected), 1e-4)
+    assert not torch.allclose(found, last_logits(lm, padded(ROWS, "left")), atol=1e-3)
+
+
+def test_without_the_planted_suppressor_the_answer_rises() -> None:
+    """The heads that are found on some prompts are taken out on another."""
+    p = planted.suppression()
+    lm = wrap(p.model, p.tokenizer)
+    some = p.variants(6, seed=1)
+    found = answer_suppression.measure(
+        lm, [v.clean for v in some], answer=[v.answer for v in some], layer=1
+    )
+    heads = answer_suppression.suppressors(found, 1)
+    assert {*heads} == p.opposing_heads
+    asked = target(lm, p.clean, p.answer, p.foil)
+    difference = lambda: float(asked.difference(last_logits(lm, p.clean)))  # noqa: E731
+    before = difference()
+    with untouched(lm), drop_heads.edit(lm, heads):
+        assert difference() == pytest.approx(before + 5, abs=0.5)  # what it took back
+    with drop_heads.edit(lm, [(1, 3)]):
+        assert difference() == pytest.approx(before, abs=0.1)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    lm = lm_of("llama")
+    edit = drop_heads.edit(lm, [(2, 1)], positions=-1)
+    edit.save(tmp_path / "heads.safetensors")
+    with edit:
+        expected = last_logits(lm, ROWS)
+    with Edit.load(lm, tmp_path / "heads.safetensors"):
+        assert torch.equal(last_logits(lm, ROWS), expected)
+
+
+def test_refusals() -> None:
+    lm = lm_of("llama")
+    with pytest.raises(InputError, match=r"\(layer, head\), at least one"):
+        drop_heads.edit(lm, [])
+    with pytest.raises(InputError, match=r"head 4 of layer 0: this model has 0 to 3"):
+        drop_heads.edit(lm, [(0, 4)])
+    with pytest.raises(SiteError):
+        drop_heads.edit(lm, [(9, 0)])
