@@ -30,7 +30,7 @@ from stratoscope.models.run import Run
 from stratoscope.models.sites import Site, parse
 
 WHERE = ("positions", "units", "keys", "examples", "steps")  # what narrows an intervention
-UNIT_AXES = ("head", "kv_head", "neuron", "dim", "expert", "vocab")
+UNIT_AXES = ("head", "kv_head", "neuron", "channel", "dim", "expert", "vocab")
 
 # what is selected, and the intervention's value -> what takes its place
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -190,9 +190,8 @@ def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]
 
 def _refuse_unknown_units(lm: LM, change: Intervention, site: Site) -> None:
     """Before anything runs, where the model's sizes are known; `index` sees to the rest."""
-    dims = lm.layout.dims[site.tower]
-    sizes = {"head": dims.heads, "kv_head": dims.kv_heads, "neuron": dims.neurons, "dim": dims.dim}
-    word = next((axis for axis in site.axes if axis in sizes), None)
+    sizes = lm.layout.sizes(site)
+    word = next((axis for axis in site.axes if axis in sizes and axis != "head_dim"), None)
     if word and change.units is not None:
         _units(change.units, sizes[word], word, site)
     if change.examples is not None and not all(example >= 0 for example in change.examples):

@@ -35,21 +35,15 @@ def predicted(lm: LM, sites: Iterable[Site], batch: Batch, positions: int | None
         width = _width(lm, batch, site.tower)
         if not width or site.point == "projector":
             continue
-        dims = lm.layout.dims[site.tower]
         keys = (_width(lm, batch, lm.family.source) if site.source else width) or 0
         sizes = {
             "example": len(batch),
             "position": positions or (keys if site.source == "position" else width),
             "query": positions or width,
             "key": keys,
-            "dim": dims.dim,
-            "head": dims.heads,
-            "kv_head": dims.kv_heads,
-            "head_dim": dims.head_dim,
-            "neuron": dims.neurons,
             "vocab": lm.dims.vocab,
             "expert": 1,
-        }
+        } | lm.layout.sizes(site)
         values += prod(sizes[axis] for axis in site.axes)
     return values * torch.finfo(lm.model.dtype).bits // 8
 

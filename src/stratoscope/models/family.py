@@ -19,7 +19,8 @@ class Point:
     """Where a point's value passes: the input or output of a module (path inside the layer, "" is
     the layer itself).
 
-    `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections).
+    `part=(i, n)`: the value is chunk i of n equal chunks of the last axis (fused projections);
+    `columns=(start, stop)`: it is these columns of it, where the chunks are not equal (Mamba-2).
     `where="seam"`: it exists only inside the attention function that the module at `path` calls.
     `where="sum"`: it is the stream and what the layer's last mixing adds (attn.out, mix.out or
     cross.out), a value that no module receives alone; that stream is what enters the layer, or the
@@ -33,6 +34,15 @@ class Point:
     part: tuple[int, int] | None = None
     scale: str | None = None
     start: str = ""
+    columns: tuple[int, int] | None = None
+
+    def within(self, width: int) -> tuple[int, int] | None:
+        """The columns of a last axis of this width that are the value, None where all are."""
+        if self.part is None:
+            return self.columns
+        number, count = self.part
+        size = -(-width // count)  # as torch.chunk cuts
+        return number * size, min(width, (number + 1) * size)
 
 
 def into(path: str) -> Point:
@@ -66,10 +76,10 @@ class Tower:
     ("" where all are real), `alone` says that series of unequal length are not padded, and `rows`
     is the config key of how many rows each example becomes.
 
-    `attn_write`, `cross_write`, `mlp_write`: the modules, in order, that turn z (heads joined) and
-    the neurons into attn.out, cross.out and mlp.out: the projection, then a post-norm or a scale (a
-    module, a parameter or a number) where there is one. Empty when it is not such a product
-    (experts).
+    `attn_write`, `cross_write`, `mlp_write`, `mix_write`: the modules, in order, that turn z (heads
+    joined), the neurons and ssm.z into attn.out, cross.out, mlp.out and mix.out: the projection,
+    then a post-norm or a scale (a module, a parameter or a number) where there is one. Empty when
+    it is not such a product (experts).
 
     `kinds`: where layers of one stack differ, what `but` changes in every layer that holds the
     module at a path: {"mlp.experts": {...}, "mamba": {...}}. A layer may hold several; they are
@@ -95,6 +105,7 @@ class Tower:
     residual: Literal["sequential", "parallel", "post-norm"] = "sequential"
     norms: tuple[str, ...] | None = None
     cross_write: tuple[str, ...] = ()
+    mix_write: tuple[str, ...] = ()
     causal: bool = True
     # Whether positions hear of one another also beside the attention function (a state space, a
     # convolution, a mask made from the values): then rows of several runs cannot be packed, and

@@ -18,7 +18,7 @@ from stratoscope.models.weights import Scaled, shape
 @dataclass(frozen=True)
 class Dims:
     """Sizes of one tower: how many layers, query heads, key/value heads, and how wide each axis
-    is."""
+    is; channels are a state space's."""
 
     layers: int
     heads: int
@@ -27,6 +27,7 @@ class Dims:
     head_dim: int
     neurons: int
     vocab: int
+    channels: int = 0
 
 
 class Layout:
@@ -142,6 +143,22 @@ class Layout:
         ]
         return [site for site in names + ends if self.lack(site) is None]
 
+    def sizes(self, site: Site) -> dict[str, int]:
+        """How long the site's axes are, less those that the input decides. A state space counts
+        heads of its own."""
+        dims, heads = self.dims[site.tower], self.dims[site.tower].heads
+        if site.point == "ssm.delta":
+            start, stop = self.locate(site)[1].columns or (0, 0)
+            heads = stop - start
+        return {
+            "dim": dims.dim,
+            "head": heads,
+            "kv_head": dims.kv_heads,
+            "head_dim": dims.head_dim,
+            "neuron": dims.neurons,
+            "channel": dims.channels,
+        }
+
     def locate(self, site: Site) -> tuple[nn.Module, Point]:
         """The module whose input or output carries the site, and how."""
         tower = self.tower(site)
@@ -201,12 +218,13 @@ class Layout:
         return _value(self.layer(site), point.scale) if point.scale else None
 
     def writers(self, site: Site) -> list[nn.Module]:
-        """The modules that turn z or the neurons into `attn.out`, `cross.out` or `mlp.out`: a
-        projection, then a post-norm or scale."""
+        """The modules that turn z or the neurons into `attn.out`, `cross.out`, `mix.out` or
+        `mlp.out`: a projection, then a post-norm or scale."""
         paths = self.write(site)
         if not paths:
             raise SiteError(
-                f"`{site}` on {self.family.name} is not one projection of heads or neurons."
+                f"`{site}` on {self.family.name} is not one projection of heads, neurons or "
+                "channels."
             )
         layer = self.layer(site)
         found = [_value(layer, path) for path in paths]
@@ -218,8 +236,12 @@ class Layout:
     def write(self, site: Site) -> tuple[str, ...]:
         """The paths of `writers`, () where there are none."""
         tower = self.tower(site)
-        writes = {"attn.out": tower.attn_write, "cross.out": tower.cross_write}
-        return (writes | {"mlp.out": tower.mlp_write}).get(site.point, ())
+        return {
+            "attn.out": tower.attn_write,
+            "cross.out": tower.cross_write,
+            "mix.out": tower.mix_write,
+            "mlp.out": tower.mlp_write,
+        }.get(site.point, ())
 
     def norms(self, site: Site) -> list[nn.Module]:
         """What the stream goes through after each of a post-norm layer's additions."""
@@ -280,6 +302,8 @@ class Layout:
             )
         dim, width = sizes or (config.hidden_size, 0)
         written = think and shape(self._module(think[0], think[1].mlp_write[0]))
+        scan = next(((at, t) for at, t in layers if t.mix_write), None)
+        mixed = scan and shape(self._module(scan[0], scan[1].mix_write[0]))
         return Dims(
             layers=len(layers),
             heads=heads,
@@ -288,6 +312,7 @@ class Layout:
             head_dim=width // heads if heads else 0,
             neurons=written[1] if written else 0,
             vocab=getattr(config, "vocab_size", 0) or 0,
+            channels=mixed[1] if mixed else 0,
         )
 
     def _as_in(self, layer: nn.Module, tower: Tower) -> Tower:

@@ -156,10 +156,11 @@ class LM:
         return self.layout.all_sites() if pattern is None else self.layout.resolve(pattern)
 
     def weight(self, site: str | Site) -> Tensor:
-        """The matrix (out, in) that writes `attn.out`, `cross.out` or `mlp.out`, reads into
-        `mlp.pre`, or is `embed` or `logits`.
+        """The matrix (out, in) that writes `attn.out`, `cross.out`, `mix.out` or `mlp.out`, reads
+        into `mlp.pre`, or is `embed` or `logits`.
 
-        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); embed and logits: (vocab, dim).
+        attn.out: (dim, head * head_dim); mlp.out: (dim, neuron); mix.out of a state space: (dim,
+        channel); embed and logits: (vocab, dim).
         Raises InputError where it holds what is not a number.
         """
         at = self.layout.resolve_one(site)
@@ -168,7 +169,7 @@ class LM:
         return found
 
     def _weight(self, at: Site) -> Tensor:
-        if at.point in ("attn.out", "cross.out", "mlp.out"):
+        if at.point in ("attn.out", "cross.out", "mix.out", "mlp.out"):
             return matrix(self.layout.writers(at)[0])
         if at.point == "logits":
             return matrix(self.layout.head[-1])

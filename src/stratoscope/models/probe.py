@@ -37,6 +37,8 @@ EXPERTS = (
     "a mixture of experts computes its neurons expert by expert, not as one product; read "
     "`mlp.router` or `mlp.out`"
 )
+_STATE_SPACE = ("ssm.in", "ssm.gate", "ssm.delta", "ssm.z")
+_UNNAMED = "no file of `models/families/` names the inside of this layer's mixer; read `mix.out`"
 _PARALLEL = "attention and MLP run in parallel on the same residual"
 Changes = dict[str, Any]
 
@@ -190,6 +192,7 @@ def _mixing(layer: Measured) -> Changes:
     for part, out in found:
         if part.kind == "mixer":
             points["mix.out"] = out
+            lacks |= dict.fromkeys(_STATE_SPACE, _UNNAMED)
             continue
         seam = attention_points(part.path, part.write)
         points |= ({"attn.z": seam["attn.z"]} if layer.seam == "closed" else seam) | {

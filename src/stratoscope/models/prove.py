@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stratoscope.errors import FamilyError
-from stratoscope.models import trials, weights
+from stratoscope.models import ssm, trials, weights
 from stratoscope.models.attention import repeat_heads, softmax_visible
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -187,6 +187,10 @@ _LAYER = (
     "attn.pattern",
     "attn.z",
     "attn.out",
+    "ssm.in",
+    "ssm.gate",
+    "ssm.delta",
+    "ssm.z",
     "mix.out",
     "cross.v",
     "cross.scores",
@@ -196,7 +200,12 @@ _LAYER = (
     "mlp.act",
     "mlp.out",
 )
-_WRITTEN = {"attn.out": "attn.z", "cross.out": "cross.z", "mlp.out": "mlp.act"}
+_WRITTEN = {
+    "attn.out": "attn.z",
+    "cross.out": "cross.z",
+    "mix.out": "ssm.z",
+    "mlp.out": "mlp.act",
+}
 
 
 def _read(pattern: Tensor, v: Tensor) -> Tensor:
@@ -215,6 +224,14 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
     if "cross.scores" in x:
         pattern = softmax_visible(x["cross.scores"])
         yield "softmax(scores) == pattern", site("cross.pattern"), pattern, x["cross.pattern"]
+    if "ssm.z" in x:
+        given = (x["resid_pre"], x["ssm.in"], x["ssm.gate"], x.get("ssm.delta"))
+        yield (
+            "the recurrence of ssm.in and ssm.gate == ssm.z",
+            site("ssm.z"),
+            ssm.written_out(lm.layout.layer(at), *given),
+            x["ssm.z"],
+        )
     for end, start in _WRITTEN.items():
         if start in x and end in x and lm.layout.write(site(end)):
             value = x[start].flatten(2)

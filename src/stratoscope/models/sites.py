@@ -24,8 +24,10 @@ from stratoscope.errors import SiteError
 # point -> axes of its tensor. `q` and `z` have one slice per query head; `k` and `v` one per
 # key/value head. q and k are the vectors whose product is the score: after rotary embedding and any
 # q/k norm. Cross-attention reads another tower: the positions of `cross.k` and `cross.v`, and the
-# keys of its scores and pattern, are that tower's. The order is that of computation: where two
-# points pass through one module, the earlier is shown (and edited) first.
+# keys of its scores and pattern, are that tower's. `ssm.` is a state space's: what its convolution
+# reads, its gate, each head's step (before bias and softplus), and what its output projection
+# takes. The order is that of computation: where two points pass through one module, the earlier is
+# shown (and edited) first.
 POINTS: dict[str, tuple[str, ...]] = {
     "resid_pre": ("example", "position", "dim"),
     "attn.q": ("example", "position", "head", "head_dim"),
@@ -35,6 +37,10 @@ POINTS: dict[str, tuple[str, ...]] = {
     "attn.pattern": ("example", "head", "query", "key"),
     "attn.z": ("example", "position", "head", "head_dim"),
     "attn.out": ("example", "position", "dim"),
+    "ssm.in": ("example", "position", "channel"),
+    "ssm.gate": ("example", "position", "channel"),
+    "ssm.delta": ("example", "position", "head"),
+    "ssm.z": ("example", "position", "channel"),
     "mix.out": ("example", "position", "dim"),
     "cross.q": ("example", "position", "head", "head_dim"),
     "cross.k": ("example", "position", "kv_head", "head_dim"),

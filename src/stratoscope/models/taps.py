@@ -290,10 +290,10 @@ class Taps:
             back = changed.reshape(x.shape)
             back = back if start is None else back - start.reshape(back.shape)
             return (back if scale is None else back / _invertible(scale, site)).to(x.dtype)
-        if point.part is not None:
-            chunks = list(x.chunk(point.part[1], dim=-1))
-            chunks[point.part[0]] = changed.reshape(chunks[point.part[0]].shape)
-            return torch.cat(chunks, dim=-1).to(x.dtype)
+        if (columns := point.within(x.shape[-1])) is not None:
+            start, stop = columns
+            own = changed.reshape(*x.shape[:-1], stop - start)
+            return torch.cat([x[..., :start], own, x[..., stop:]], dim=-1).to(x.dtype)
         return changed.reshape(x.shape).to(x.dtype)
 
     def _heads(self, site: Site) -> int:
@@ -346,8 +346,8 @@ def _invertible(scale: Tensor | float, site: Site) -> Tensor | float:
 def canonical(site: Site, point: Point, x: Tensor, heads: int, rows: int) -> Tensor:
     """The module's tensor seen with the site's axes: chunk taken, example axis restored, heads
     split."""
-    if point.part is not None:
-        x = x.chunk(point.part[1], dim=-1)[point.part[0]]
+    if (columns := point.within(x.shape[-1])) is not None:
+        x = x[..., slice(*columns)]
     if x.ndim == 4 and "head" not in site.axes and "kv_head" not in site.axes:
         x = x.flatten(0, 1)  # an example's rows (PatchTST's channels) on an axis of their own
     # some models drop the example axis inside a layer, or flatten all images into one row

@@ -22,6 +22,7 @@ AXES: dict[str, str] = {
     "kv_head": "a key/value head of one layer, shared by several query heads under grouped-query "
     "attention",
     "neuron": "a hidden unit of one layer's MLP",
+    "channel": "a channel of one layer's state space, before its output projection",
     "dim": "a coordinate of the residual stream",
     "head_dim": "a coordinate inside one head",
     "vocab": "a token id of the vocabulary",

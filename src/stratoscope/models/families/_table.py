@@ -18,7 +18,7 @@ _ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern")
 _CROSS = tuple(f"cross.{name}" for name in ("q", "k", "v", "scores", "pattern", "z", "out"))
 # said of nearly every model: it has no second mixer beside attention, no experts, or nothing but
 # experts, and reads no other tower
-_PLAIN = ("mix.out", "mlp.router", *_CROSS)
+_PLAIN = ("ssm.in", "ssm.gate", "ssm.delta", "ssm.z", "mix.out", "mlp.router", *_CROSS)
 Status = Literal["proved", "probed", "refused", "not tried"]
 MEANING = {
     "proved": "named by a file of `models/families/` and proved on a tiny instance",
