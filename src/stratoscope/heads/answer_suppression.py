@@ -9,8 +9,9 @@ Paper: factual-recall-pipeline
 
 N is the final norm with its scale held at the value it has on this input. Logits are taken about
 their mean over the vocabulary, because what is added to all of them alike changes no prediction;
-the abstract leaves this open, so `raw_change`, without the mean, stands beside it. `change` below 0
-is the paper's anti-overconfidence.
+the abstract leaves this open, so two other readings stand beside it: `raw_change`, without the
+mean, and `lens_change`, log p(answer) read by the logit lens after the layer less that before it,
+where the norm's scale is free. Below 0 is the paper's anti-overconfidence; the three can disagree.
 
 null: removal of nothing, but z moved as far in a random direction.
 `suppressors` names the heads that write most against the answer, for `editing.drop_heads`: find
@@ -66,8 +67,8 @@ def suppressors(found: xr.Dataset, count: int = 3) -> list[tuple[int, int]]:
 def measure(
     lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed: int = 0
 ) -> xr.Dataset:
-    """change, raw_change, mlp_write, log_probability (example); head_write, removal and its null
-    (example, head).
+    """change, raw_change, lens_change, mlp_write, log_probability (example); head_write, removal and
+    its null (example, head).
 
     answer: default the model's top token. layer: which, from the end if negative. seed: of the
     null. Raises SiteError for a layer that is not there, and where logits are not linear in what a
@@ -108,6 +109,7 @@ def measure(
         for head in range(lm.dims.heads)
     ]
     said = log_probability(last_logits(lm, batch), asked.answer)
+    lens = [log_probability(lm.readout(x), asked.answer) for x in (before, after)]
     changed = sweep(
         lm,
         batch,
@@ -120,6 +122,7 @@ def measure(
         {
             "change": (alone, score(after - before)),
             "raw_change": (alone, score(after - before, unembed[asked.answer])),
+            "lens_change": (alone, lens[1] - lens[0]),
             "mlp_write": (alone, score(mlp)),
             "head_write": (by_head, score(head_writes(lm, int(at.split(".")[1]), z)[0])),
             "removal": (by_head, removal),
