@@ -67,8 +67,8 @@ def suppressors(found: xr.Dataset, count: int = 3) -> list[tuple[int, int]]:
 def measure(
     lm: LM, inputs: Any, *, answer: Words = None, layer: int = -1, seed: int = 0
 ) -> xr.Dataset:
-    """change, raw_change, lens_change, mlp_write, log_probability (example); head_write, removal and
-    its null (example, head).
+    """change, raw_change, lens_change, mlp_write, log_probability (example); head_write, removal,
+    null (example, head).
 
     answer: default the model's top token. layer: which, from the end if negative. seed: of the
     null. Raises SiteError for a layer that is not there, and where logits are not linear in what a
