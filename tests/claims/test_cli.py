@@ -199,7 +199,9 @@ def test_paper_as_a_page(tmp_path: Path) -> None:
     assert '<b class="not-reproduced">not reproduced</b>' in html
     assert "attention &lt;= 0.5 * mlp and attention &lt; random" in html
     assert "Tried on &lt;made-up&gt; numbers" in html
-    assert html.count('<script type="application/json">') == 1
+    assert html.count("data:image/svg+xml;base64,") == 2  # all seeds, and the verdict's own
+    assert "plotly" not in html.lower()
+    assert len(html) < 60_000
     assert "could not be written" in flat(
         run("paper", "llm-drop", "--out", str(tmp_path / "no" / "x.html")).stderr
     )

@@ -194,6 +194,8 @@ AUTHORS, {plan.row.year}. arXiv:NUMBER.
 Claim: {_wrapped(plan.row.claim_check, "    ").strip()}
 Methods: {plan.address}
 Protocol: WHAT WOULD BE RUN ON THE PAPER'S OWN MODELS: WHICH, ON WHAT DATA, HOW MANY.
+What would change our mind: THE RESULT THAT WOULD MAKE US TAKE THE WORD BACK.
+What the authors may object: WHERE WE DIFFER FROM THEM, AND WHY IT MIGHT MATTER.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def lines(
 ) -> Iterator[str]:
     """One statement; told: the pictures that the page has shown, and under which statement."""
     claim = claims[0]
-    title = _title(paper, claims)
+    title = title_of(paper, claims)
     yield from ("", f"## {prose(title)}", "")
     read = f"; read: {claim.read}{' (provisional)' if claim.read == 'abstract' else ''}"
     beside = " This is a side show of the paper." if claim.side else ""
@@ -37,7 +37,7 @@ def lines(
     yield "|---|---|---|---|---|"
     for one in claims:
         yield from _rows(entry.seeds(one), one)
-    if drawn := _forest(entry, claims):
+    if drawn := forest_of(entry, claims):
         yield from ("", f"![{prose(title)}]({_file(entry, claim, drawn)})")
     yield from _folded("How it was measured and judged", _judged(claim))
     for one in claims:
@@ -52,24 +52,25 @@ def pictures(entry: Entry, paper: Paper) -> dict[str, str]:
     for claims in paper.statements():
         if claims[0].tier == "identity":
             continue
-        if drawn := _forest(entry, claims):
+        if drawn := forest_of(entry, claims):
             found[_file(entry, claims[0], drawn)] = drawn
         for verdict in filter(None, map(entry.verdict, claims)):
             if verdict.figure:
-                drawn = _figure(verdict, _title(paper, claims))
+                drawn = figure_of(verdict, title_of(paper, claims))
                 if drawn not in found.values():
                     found[_file(entry, claims[0], drawn)] = drawn
     return found
 
 
-def _title(paper: Paper, claims: Sequence[Claim]) -> str:
+def title_of(paper: Paper, claims: Sequence[Claim]) -> str:
     """What is said; with the subject where two functions measure the same."""
     claim = claims[0]
     twice = sum(other[0].says == claim.says for other in paper.statements()) > 1
     return f"{claim.says} ({claim.subject})" if twice else claim.says
 
 
-def _forest(entry: Entry, claims: Sequence[Claim]) -> str:
+def forest_of(entry: Entry, claims: Sequence[Claim]) -> str:
+    """The picture of all subjects and seeds as SVG; "" where nothing of it was measured."""
     seeds = [sorted(entry.seeds(claim), key=lambda v: v.seed) for claim in claims]
     return forest.svg(claims[0], [verdict for found in seeds for verdict in found])
 
@@ -80,7 +81,7 @@ def _file(entry: Entry, claim: Claim, drawn: str) -> str:
     return f"figures/{entry.row.key}.{claim.name}.{digest}.svg"
 
 
-def _figure(verdict: Verdict, title: str) -> str:
+def figure_of(verdict: Verdict, title: str) -> str:
     """A verdict's own figure, which says in a sentence what it belongs to."""
     drawn = figure.drawing(figure.decode(verdict.figure or {}))
     named = drawn.title if (verdict.figure or {}).get("title") else title
@@ -142,7 +143,7 @@ def _details(entry: Entry, claim: Claim, title: str, told: dict[str, str]) -> It
     versions = ", ".join(f"{name} {v}" for name, v in verdict.versions.items())
     yield from ("", f"Measured with {versions}.")
     if verdict.figure:
-        shown = _figure(verdict, title)
+        shown = figure_of(verdict, title)
         if shown in told:
             yield from ("", f"Its picture is the one under *{prose(told[shown])}*.")
         else:

@@ -1,12 +1,14 @@
 """What every HTML page has: its shell, its figures as plotly's JSON, and a file that is whole or
 not there.
 
-A page needs no network: plotly.js is in it once, and its content security policy forbids every
-request. Text is escaped by jinja's autoescape, and the JSON of figures by writing `<` as `\\u003c`.
+A page needs no network: its content security policy forbids every request, and plotly.js is in it
+once where the template asks for it. Text is escaped by jinja's autoescape, and the JSON of figures
+by writing `<` as `\\u003c`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from contextlib import suppress
@@ -59,7 +61,6 @@ def render(template: str, **what: Any) -> str:
     """The page of one template of this folder, given `what` it shows."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     here = Path(__file__).parent
     tidy = {"trim_blocks": True, "lstrip_blocks": True}
@@ -75,11 +76,24 @@ def render(template: str, **what: Any) -> str:
         **what,
         css=Markup((here / "page.css").read_text(encoding="utf-8")),
         js=Markup((here / "page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
+        plotly=_plotly,
         themes=json.dumps(themes),
         palettes={"light": theme.LIGHT, "dark": theme.DARK},
         gradient=theme.gradient,
     )
+
+
+def _plotly() -> str:
+    """plotly.js, 4.8 MB of it."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
+def image(svg: str) -> str:
+    """An SVG as the address of a picture: inside it, its style touches nothing else on the page."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _special(token: str) -> bool:
