@@ -16,6 +16,7 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stratoscope.benchmarks import Item
 from stratoscope.models import LM, wrap
 from support import laws, laws_made, skips, tiny
 from support.compare import alone_differences, differences, fingerprint, touched, unpadded
@@ -305,13 +306,6 @@ def test_searches(broken: str, last: int, fault: str) -> None:
     assert any(found.startswith(fault) for found in faults) if fault else faults == []
 
 
-@dataclass(frozen=True)
-class Item:
-    prompt: str
-    choices: tuple[str, ...]
-    gold: int
-
-
 def questions(broken: str, seed: int, split: str) -> list[Item]:
     generator = random.Random(f"{'' if broken == 'one for all' else seed} {split}")
     first = 500 if split == "train" and broken != "shared" else 0
@@ -319,7 +313,7 @@ def questions(broken: str, seed: int, split: str) -> list[Item]:
     gold = [0 if broken == "leans" and n % 3 else n % 4 for n in range(100)]
     made = [Item(f"{n}?", ("a", "b", "c", "d"), g) for n, g in zip(numbers, gold)]
     if broken == "draws":
-        made = [replace(item, prompt=f"{random.random()}") for item in made]
+        made = [replace(item, context=f"{random.random()}") for item in made]
     return made
 
 

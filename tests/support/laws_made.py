@@ -220,7 +220,7 @@ def asked(
     """The same seed gives the same items and another seed others; an oracle has 1, each constant
     answer the chance that is stated; no item is in both train and test.
 
-    items: `items(seed=, split=)`; an item has choices and gold. right: the share that is right.
+    items: `items(seed=, split=)`, which gives `benchmarks.Item`. right: the share that is right.
     """
     test, again = items(seed=0, split="test"), items(seed=0, split="test")
     faults = [] if list(test) == list(again) else ["the same seed, other items"]
@@ -232,6 +232,6 @@ def asked(
         constant = right(test, [choice] * len(test))
         if abs(constant - chance) > tolerance:
             faults.append(f"always {choice} has {constant:.3f}, chance is {chance:.3f}")
-    train = {repr((item.prompt, item.choices)) for item in items(seed=0, split="train")}
-    shared = [item for item in test if repr((item.prompt, item.choices)) in train]
+    train = {repr((item.context, item.choices)) for item in items(seed=0, split="train")}
+    shared = [item for item in test if repr((item.context, item.choices)) in train]
     return faults + ([f"{len(shared)} items are in train and test"] if shared else [])

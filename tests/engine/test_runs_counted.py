@@ -1,0 +1,57 @@
+"""How often one measure reads its inputs and runs each prompt: numbers that may only fall."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from stratoscope.heads import activation_patching
+from stratoscope.models.lm import LM
+from stratoscope.tokens import occlusion
+from support import tiny
+
+CLEAN, CORRUPT = [3, 14, 15, 92, 65], [3, 14, 16, 92, 65]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, measure: Any) -> tuple[int, Counter[str]]:
+    """How often a list was made a Batch, and how often each prompt went through the model."""
+    lm, read, runs = tiny.lm("llama"), [], Counter[str]()
+    batch, call = LM.batch, LM.__call__
+
+    def reading(self: LM, inputs: Any, **options: Any) -> Any:
+        if isinstance(inputs, list):
+            read.append(inputs)
+        return batch(self, inputs, **options)
+
+    def running(self: LM, inputs: Any, **options: Any) -> Any:
+        runs["clean" if inputs.ids[0].tolist() == CLEAN else "corrupt"] += 1
+        return call(self, inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LM, "batch", reading)
+        patch.setattr(LM, "__call__", running)
+        measure(lm)
+    return len(read), runs
+
+
+def test_patching_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt is read once. Clean: answer, foil, both again, z. Corrupt: its logits, z, a
+    gradient, the two passes that a sweep starts from."""
+    read, runs = counted(
+        monkeypatch,
+        lambda lm: activation_patching.measure(lm, [CLEAN], corrupt=[CORRUPT], draws=2),
+    )
+    assert read == 2
+    assert runs["clean"] <= 4
+    assert runs["corrupt"] <= 5
+
+
+def test_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is read once. Two of its passes end at the entry; the others choose answer and
+    foil, and are what the sweep starts from."""
+    read, runs = counted(monkeypatch, lambda lm: occlusion.measure(lm, [CLEAN]))
+    assert read == 1
+    assert runs["clean"] <= 5
+    assert set(runs) == {"clean"}
