@@ -27,7 +27,10 @@ VERBS = [(entry.address, verb) for entry in METHODS for verb in entry.verbs]
 OF = {verb: [address for address, v in VERBS if v == verb] for _, verb in VERBS}
 LAWS = {"measure", "fit", "edit", "build"}  # held below; support/laws_made.py has those to come
 # edits that cannot be saved yet, and why; each must break the law, so that it goes when put right
-UNSAVED = {"editing.top_k": "what it holds is chosen at each token: an `Edit` has no word for that"}
+UNSAVED = {
+    "editing.top_k": "what it holds is chosen at each token: an `Edit` has no word for that",
+    "editing.scramble_keys": "it moves what is there: an `Edit` has no word for that",
+}
 
 
 # a search of thousands of runs: by day on two subjects

@@ -92,3 +92,18 @@ def test_what_cannot_be_asked() -> None:
         verbatim_recall.measure(lm, [[1, 2], [3, 4]], earlier=[[1, 2]])
     with pytest.raises(SiteError, match="no surprisal"):
         verbatim_recall.measure(tiny.lm("bert"), [[1, 2, 3]])
+
+
+def test_only_words_and_not_the_first_are_counted() -> None:
+    p = planted.induction()
+    lm = wrap(p.model, p.tokenizer)
+    words = [word for word in p.tokenizer.get_vocab() if word.isalpha()][:5]
+    text = " ".join(words)
+    whole = verbatim_recall.measure(lm, text, opening=words[-1])
+    found = verbatim_recall.measure(lm, text, opening=words[-1], words=True, skip=2)
+    assert found.counted.values.tolist() == [[False, False, True, True, True]]
+    assert whole.counted.values.all()
+    late = [np.median(x.values[0, 2:]) for x in (found.surprisal, found["first"])]
+    assert float(found.repeat[0]) == pytest.approx(late[0] / late[1], rel=1e-5)
+    assert not verbatim_recall._spoken(" ,.")
+    assert verbatim_recall._spoken(" 7")

@@ -7,7 +7,10 @@ Paper: verbatim-memory
     first[token]     = -log2 p(token | opening, the text up to it)
     repeat           = median surprisal / median first           0 recalls all, 1 nothing
 
-Both medians are over the same tokens, those of the text that have a `first`. Texts are joined
+Both medians are over the same tokens, those of the text that have a `first`; with `words` only
+tokens with a letter or a digit (commas are as easy the first time), and without the first `skip`
+of them, at which nobody can know yet that a list is repeated (the paper leaves one out). `counted`
+says which. Texts are joined
 without the tokens that a tokenizer puts around each (<s>), which stand once, before everything.
 
 The paper's text is a list of nouns that a story repeats; here any text, and any `earlier` one: the
@@ -50,13 +53,22 @@ def bits(
 
 @torch.no_grad()
 def measure(
-    lm: LM, inputs: Any, *, earlier: Any = None, opening: str = "", between: str = "", seed: int = 0
+    lm: LM,
+    inputs: Any,
+    *,
+    earlier: Any = None,
+    opening: str = "",
+    between: str = "",
+    words: bool = False,
+    skip: int = 0,
+    seed: int = 0,
 ) -> xr.Dataset:
-    """surprisal, first and null in bits (example, position), NaN at padding; repeat and repeat_null
-    (example).
+    """surprisal, first and null in bits, and whether a token is counted (example, position), NaN at
+    padding; repeat and repeat_null (example).
 
     inputs: texts to be recalled. earlier: what was read before each (default the text itself).
-    opening, between: what stands before the earlier text, and between the two. seed: of the null.
+    opening, between: what stands before the earlier text, and between the two. words, skip: which
+    tokens the medians are over. seed: of the null.
     Raises InputError when there is not one earlier text for each, or all does not fit the context;
     SiteError for a model that is no causal language model.
     """
@@ -80,20 +92,38 @@ def measure(
         name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()
     }
     # of all three: without an opening, the first token has no `first`
-    asked = ~values["first"].isnan()
+    asked = counted(lm.tokenizer, texts, words=words, skip=skip) & ~values["first"].isnan()
     middle = {name: _medians(x, asked) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
+    axes["counted"] = (("example", "position"), asked)
     axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])
     axes["repeat_null"] = (("example",), middle["null"] / middle["first"])
     return dataset(
         axes,
         method="tokens.verbatim_recall",
         provenance=lm.provenance,
-        settings={"opening": opening, "between": between},
+        settings={"opening": opening, "between": between, "words": words, "skip": skip},
         seed=seed,
         coords=batch.coords(),
         null_kind=NULL,
     )
+
+
+def counted(
+    tokenizer: Any, texts: Sequence[Sequence[int]], *, words: bool = False, skip: int = 0
+) -> Bool[Tensor, "example position"]:
+    """Which tokens count: all, or those with a letter or a digit, less the first `skip` of them."""
+    found = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.bool)
+    for number, row in enumerate(texts):
+        place = [
+            n for n, token in enumerate(row) if not words or _spoken(tokenizer.decode([token]))
+        ]
+        found[number, place[skip:]] = True
+    return found
+
+
+def _spoken(token: str) -> bool:
+    return any(map(str.isalnum, token))
 
 
 def _medians(
