@@ -8,12 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import stratoscope
 from stratoscope.cli import main
+from stratoscope.editing import clamp
+from stratoscope.errors import InputError
 from stratoscope.lab import planted
+from stratoscope.tokens import next_token
 
 CLI = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
 
@@ -71,6 +77,31 @@ def test_it_finds_the_planted_neuron_and_head(
     assert f"Neuron {neuron} of layer {at}" not in page or at == 1
     assert f"L{layer}H{head}" in page
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_it_explains_the_model_as_a_saved_edit_makes_it(
+    subject: planted.Planted, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is explained is the model inside the edit, and provenance says so."""
+    made = clamp.edit(stratoscope.load(folder), sorted(subject.neurons), value=0.0)
+    made.save(kept := tmp_path / "off.safetensors")
+    seen: list[Any] = []
+
+    def explain(lm: Any, **question: Any) -> None:
+        seen.append(next_token.measure(lm, [question["prompt"]]))
+        raise InputError("seen enough")
+
+    monkeypatch.setattr("stratoscope.report.explain.explain", explain)
+    for edit in ([], ["--edit", kept]):
+        found = run(subject.clean, "--model", folder, "--out", tmp_path / "page.html", *edit)
+        refusal(found, "seen enough")
+    plain, edited = seen
+    with made:
+        expected = next_token.measure(made.lm, [subject.clean])
+    np.testing.assert_array_equal(edited["probability"], expected["probability"])
+    assert not np.array_equal(plain["probability"], expected["probability"])
+    assert "changes" in edited.attrs["provenance"]
+    assert "changes" not in plain.attrs["provenance"]
 
 
 def test_same_seed_same_report(subject: planted.Planted, folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratoscope._threads import use_free_cores
+from stratoscope.cli import _files
 from stratoscope.errors import InputError, ResultError
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ NAMES = {
     is_flag=True,
     help="Score --answer and --foil with all their tokens, not by their first ones.",
 )
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Explain the model as this saved edit makes it (see `stratoscope edit`).",
+)
 @click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
 @click.option(
     "--skip",
@@ -86,7 +94,9 @@ NAMES = {
     show_default=True,
     help="The report's file.",
 )
-def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> None:
+def command(
+    out: Path, model: str, dtype: str, device: str, edits: tuple[Path, ...], **question: Any
+) -> None:
     _refuse(question, out)
     began = time.perf_counter()
     kept: list[Explanation] = []
@@ -120,7 +130,8 @@ def command(out: Path, model: str, dtype: str, device: str, **question: Any) -> 
             lm = stratoscope.load(model, dtype=dtype, device=device)
             from stratoscope.report.explain import explain
 
-            kept[:] = [explain(lm, report=report, keep=keep, **question)]
+            with _files.changed(lm, edits):
+                kept[:] = [explain(lm, report=report, keep=keep, **question)]
             write_page()
     except BaseException:
         if kept:
