@@ -3,44 +3,42 @@
 He, Sun, Shen and Li, 2024. arXiv:2406.15786.
 Claim: many attention layers hardly turn the residual stream and can be left out at little cost,
     unlike MLPs and whole blocks; that saves time and most of their cache.
-Methods: layers.module_importance, editing.drop_modules
+Methods: layers.module_importance, editing.drop_modules, tokens.perplexity
 Protocol: Llama-2-13B and 70B and Mistral-7B: calibration on 256 texts of 2,048 tokens of C4, a
     quarter and half of the attention layers dropped, accuracy on the authors' benchmarks, tokens
     a second with a cache; 40 random draws from layers 2 on. `stratoscope claim llm-drop --model
     meta-llama/Llama-2-13b-hf` runs the small one.
 
 The paper measures benchmark accuracy of models of 7 to 70 billion parameters and calibrates on 256
-texts of 2048 tokens of C4; here it is perplexity of SmolLM2-135M, whose 30 layers are narrow, on
-State of the Union addresses.
+texts of 2048 tokens of C4; here it is perplexity of two models of 135 and 270 million on State of
+the Union addresses. Layers 0 and 1 are never chosen and ruin any model that loses them, so that
+the null is drawn from layer 2 on (an earlier one held them, and its mean was theirs).
 """
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from statistics import median
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
-from stratoscope.editing import drop_modules
+from stratoscope.editing import drop_modules, speed
 from stratoscope.engine.intervene import ablate, intervene
 from stratoscope.lab import data, planted
 from stratoscope.layers import module_importance
 from stratoscope.layers.module_importance import least
-from stratoscope.maths.loss import next_token_loss
+from stratoscope.maths import resample
 from stratoscope.models import LM
 from stratoscope.results import label
+from stratoscope.tokens import perplexity
 
-WINDOW, CALIBRATION, HELD_OUT = 160, 6, 12  # tokens of a text; texts
-SHARE, DRAWS, REPEATS = 0.25, 3, 9
+WINDOW, CALIBRATION, HELD_OUT = 128, 6, 12  # tokens of a text; texts
+SHARE, DRAWS, FIRST = 0.25, 40, 2  # of the layers; draws of the null, and its first layer
 KINDS = ("attention", "mlp", "block")
+TIMED, SAID, REPEATS = 12, 8, 5  # texts, tokens said after each, and runs
 
 
 @claim(
@@ -67,63 +65,58 @@ def dropped_is_zero(seed: int) -> Measured:
             zeros = lm(p.clean)["logits"].clone()
         with drop_modules.edit(lm, [site]):
             run = lm(p.clean, use_cache=True)
-            logits, held = run["logits"].clone(), _kept(run["cache"])[0]
+            logits = run["logits"].clone()
+            kept = sum(size > 0 for size in speed.held(run["cache"]))
     gap, changed = float((logits - zeros).abs().max()), float((logits - plain).abs().max())
-    return Measured(values={"gap": gap, "kept": held}, null={"changed": changed}, n=logits.numel())
+    return Measured(values={"gap": gap, "kept": kept}, null={"changed": changed}, n=logits.numel())
 
 
 @claim(
-    says="Attention layers can be dropped at little cost, MLPs and blocks cannot; and "
-    "the model runs faster",
+    says="Attention layers can be dropped at little cost, MLPs and blocks cannot",
     where="abstract; section 4, tables 1 to 3",
     read="authors' code",
     tier="small",
     subjects=("smollm2", "gemma3-270m"),
     n="12 texts",
-    expect="attention <= 0.5 * mlp and attention <= 0.5 * block and attention <= 0.5 * "
-    "random and speedup > 1",
-    direction="attention < mlp and attention < block and attention < random",
+    expect="attention_high <= 0.05 and attention_high < random_floor and "
+    "attention_high <= 0.25 * mlp_low and attention_high <= 0.25 * block_low",
+    direction="attention_high < random_floor and attention_high < mlp_low and "
+    "attention_high < block_low",
     null={
-        "random": "as many attention layers, drawn at random; three draws, which may hold "
-        "layers 0 and 1"
+        "random": "as many attention layers, drawn at random from layer 2 on, 40 draws",
+        "last": "as many of the last attention layers: no measurement needed",
     },
-    thresholds="half: the ledger's; what `little cost` is at most, the paper does not say in"
-    " these terms",
-    found_there={"speedup": 1.484},
+    thresholds="0.05 of the perplexity, the most that is little cost (the paper: 1 to 2 points of"
+    " accuracy), and a quarter: the review's, before this was measured; a rise of 0.05 is"
+    " the smallest that would matter",
 )
 def attention_goes_first(lm: LM, seed: int) -> Measured:
-    """Relative rise in perplexity, without the quarter (8 of 30) of attention layers, MLPs or
-    blocks of least importance.
+    """Relative rise in perplexity, without the quarter of attention layers, MLPs or blocks of least
+    importance.
 
     Importance comes from texts of the training split, perplexity from texts of the test split.
-    joint: as many modules, attention and MLP together. speedup: wall time of a forward pass with
-    everything over that with the attention dropped, run in turn, medians; decode likewise, for one
-    token with a cache; cache: the share of its bytes that is saved.
+    joint: as many modules, attention and MLP together. An earlier form had no bound on the cost, so
+    that +39 % passed as little, and three draws, of which two held layer 0.
     """
     generator = random.Random(seed)
-    calibration, held_out = (
+    calibration, texts = (
         _windows(lm, "train", CALIBRATION, generator),
         _windows(lm, "test", HELD_OUT, generator),
     )
-    n = round(SHARE * lm.dims.layers)
-    found = [module_importance.measure(lm, [text]) for text in calibration]
-    importance = xr.concat([each.drop_vars("example_text") for each in found], "example")
-    sites = {kind: least(importance, n, kind) for kind in (*KINDS, "joint")}
-    drawn = [sorted(generator.sample(range(lm.dims.layers), n)) for _ in range(DRAWS)]
-    plain = losses(lm, held_out)
-    lost = {kind: losses(lm, held_out, without) for kind, without in sites.items()}
-    at_random = [
-        losses(lm, held_out, [f"layers.{layer}.attn.out" for layer in layers]) for layers in drawn
-    ]
-    values = {kind: rise(lost[kind], plain) for kind in lost} | speed(
-        lm, sites["attention"], held_out[0]
-    )
+    importance, count = _importance(lm, calibration), round(SHARE * lm.dims.layers)
+    sites = {kind: least(importance, count, kind) for kind in (*KINDS, "joint")}
+    drawn = [sorted(generator.sample(range(FIRST, lm.dims.layers), count)) for _ in range(DRAWS)]
+    drawn.append(list(range(lm.dims.layers - count, lm.dims.layers)))
+    plain = perplexity.measure(lm, texts)
+    cost = {kind: _cost(lm, texts, plain, without, seed) for kind, without in sites.items()}
+    *at_random, last = (_cost(lm, texts, plain, _attention(layers), seed) for layers in drawn)
     mean = importance.mean("example")
     return Measured(
-        values=values | {"perplexity": float(np.exp(plain.mean()))},
-        null={"random": [rise(each, plain) for each in at_random]},
-        n=len(held_out),
-        interval={kind: _interval(lost[kind], plain, seed) for kind in lost},
+        values={kind: each.value for kind, each in cost.items()}
+        | {"perplexity": perplexity.perplexity(plain)},
+        null={"random": [each.value for each in at_random], "last": last.value},
+        n=len(texts),
+        interval={kind: (each.low, each.high) for kind, each in cost.items()},
         figure=label(
             np.stack([mean[kind].values for kind in ("attention", "mlp")], axis=1),
             ("layer", "component"),
@@ -132,58 +125,66 @@ def attention_goes_first(lm: LM, seed: int) -> Measured:
             provenance=lm.provenance,
             coords={"layer": list(range(lm.dims.layers)), "component": ["attention", "mlp"]},
         ),
-        note=f"Dropped {', '.join(sites['attention'])}. Random draws: {drawn}.",
+        note=f"Dropped {', '.join(sites['attention'])}.",
     )
 
 
-@torch.no_grad()
-def losses(lm: LM, texts: Sequence[Sequence[int]], without: Sequence[str] = ()) -> np.ndarray:
-    """Mean next-token loss of each text, in nats, with some modules dropped."""
-    with drop_modules.edit(lm, without) if without else nullcontext():
-        batches = [lm.batch([text]) for text in texts]
-        return np.array(
-            [float(next_token_loss(lm(batch)["logits"], *batch.text)) for batch in batches]
-        )
-
-
-def rise(lost: np.ndarray, plain: np.ndarray) -> float:
-    """By which part of itself perplexity grows."""
-    return float(np.exp(lost.mean() - plain.mean()) - 1)
-
-
-@torch.no_grad()
-def speed(lm: LM, without: Sequence[str], text: Sequence[int]) -> dict[str, float]:
-    """What dropping saves in time (whole text at once, and one token with the text in the cache)
-    and in the cache."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    size: dict[str, int] = {}
-    ids = torch.tensor([text], device=lm.model.device)
-    for _ in range(REPEATS + 1):
-        for name, edit in (("plain", nullcontext()), ("dropped", drop_modules.edit(lm, without))):
-            with edit:
-                began = time.perf_counter()
-                cache = lm.model(ids, use_cache=True).cache
-                whole = time.perf_counter()
-                lm.model(ids[:, -1:], cache=cache, use_cache=True)
-                seconds.setdefault((name, "text"), []).append(whole - began)
-                seconds.setdefault((name, "token"), []).append(time.perf_counter() - whole)
-                size[name] = _kept(cache)[1]
-    middle = {key: median(times[1:]) for key, times in seconds.items()}  # the first is warming up
-    return {
-        "speedup": middle["plain", "text"] / middle["dropped", "text"],
-        "decode": middle["plain", "token"] / middle["dropped", "token"],
-        "cache": 1 - size["dropped"] / size["plain"],
-    }
-
-
-def _kept(cache: object) -> tuple[int, int]:
-    """How many layers of a cache hold anything, and how many bytes."""
-    held = [
-        layer for layer in cache.layers if isinstance(layer.keys, Tensor) and layer.keys.numel()
-    ]
-    return len(held), sum(
-        x.numel() * x.element_size() for layer in held for x in (layer.keys, layer.values)
+@claim(
+    says="Without these attention layers the model says its tokens faster",
+    where="abstract; section 5 (speed, with a cache)",
+    read="authors' code",
+    tier="small",
+    subjects=("smollm2", "gemma3-270m"),
+    n="12 texts",
+    expect="decode_low > itself_high and decode_low > 1",
+    direction="decode > itself and decode > 1",
+    null={"itself": "the plain model in the edit's place, timed in turn with it"},
+    thresholds="1: as fast as before. Drops half of the layers, as the paper's number does",
+    found_there={"decode": 1.484},
+)
+def tokens_come_faster(lm: LM, seed: int) -> Measured:
+    """Seconds a token with the text in the cache, everything over half of the attention dropped;
+    read: the same for the whole text; cache: the share of its bytes that is saved. Wall time on one
+    thread, the fastest of five runs in turn, so that other work on the machine counts little. An
+    earlier form timed a single token at a quarter dropped, which by the median of a busy machine
+    took a third longer."""
+    generator = random.Random(seed)
+    importance = _importance(lm, _windows(lm, "train", CALIBRATION, generator))
+    edit = drop_modules.edit(lm, least(importance, lm.dims.layers // 2, "attention"))
+    texts = _windows(lm, "test", TIMED, generator)
+    found = speed.compare(lm, texts, edit, tokens=SAID, repeats=REPEATS)
+    size = found.cache.sum("example")
+    itself = resample.interval(found.itself.sel(what="token").values, seed=seed)
+    return Measured(
+        units={
+            "decode": found.gain.sel(what="token").values,
+            "read": found.gain.sel(what="text").values,
+        },
+        values={"cache": 1 - float(size.sel(run="edited") / size.sel(run="plain"))},
+        null={"itself": itself.value},
+        interval={"itself": (itself.low, itself.high)},
+        n=len(texts),
+        note=edit.note,
     )
+
+
+def _importance(lm: LM, texts: list[list[int]]) -> xr.Dataset:
+    """Of each text by itself, since all positions of all layers are held at once."""
+    found = [module_importance.measure(lm, [text]) for text in texts]
+    return xr.concat([each.drop_vars("example_text") for each in found], "example")
+
+
+def _attention(layers: list[int]) -> list[str]:
+    return [f"layers.{layer}.attn.out" for layer in layers]
+
+
+def _cost(
+    lm: LM, texts: list[list[int]], plain: xr.Dataset, without: list[str], seed: int
+) -> resample.Interval:
+    """The rise in perplexity without some modules; the plain model has been measured."""
+    with drop_modules.edit(lm, without):
+        after = perplexity.measure(lm, texts).loss
+    return perplexity.rise(plain.assign(after=after), seed)
 
 
 def _windows(lm: LM, split: str, n: int, generator: random.Random) -> list[list[int]]:
@@ -194,10 +195,3 @@ def _windows(lm: LM, split: str, n: int, generator: random.Random) -> list[list[
         start = generator.randrange(max(1, len(text) - 12 * WINDOW))
         found.append(lm.tokenizer(text[start : start + 12 * WINDOW])["input_ids"][1 : WINDOW + 1])
     return found
-
-
-def _interval(lost: np.ndarray, plain: np.ndarray, seed: int) -> tuple[float, float]:
-    """Ninety-five per cent of the rise over texts drawn again with replacement."""
-    draws = np.random.default_rng(seed).integers(len(plain), size=(1000, len(plain)))
-    low, high = np.quantile([rise(lost[draw], plain[draw]) for draw in draws], [0.025, 0.975])
-    return float(low), float(high)
