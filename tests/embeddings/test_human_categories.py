@@ -69,6 +69,57 @@ def test_noise_has_no_kinds() -> None:
     assert (found["distortion"] < found["human_distortion"]).all()
 
 
+def test_savings_by_hand() -> None:
+    """Four points on a line, cut in the middle by k-means and crosswise by the categories: as many
+    bits, and all the variance more."""
+    e, crosswise = np.array([[0.0], [0.1], [1.0], [1.1]]), np.array([0, 1, 0, 1])
+    x = hc.scaled(e)
+    left = hc.distortion(x, crosswise) - hc.distortion(x, np.array([0, 0, 1, 1]))
+    found = hc.savings(e, crosswise, betas=(1.0, 6.0), sizes=(1.0,))
+    close(found[:, 0], [left / 3, 6 * left / 8], 1e-9)
+    # one cluster saves the bit of the categories and pays with the variance that they leave
+    one = hc.savings(e, np.array([0, 0, 1, 1]), betas=(4.0,), sizes=(0.5,))
+    kinds = hc.distortion(x, np.array([0, 0, 1, 1]))
+    assert one[0, 0] == pytest.approx((1 + 4 * kinds - 4) / 6)
+
+
+def test_gaussian_kinds_keep_means_covariance_and_sizes() -> None:
+    generator = np.random.default_rng(3)
+    labels, mix = np.arange(4).repeat(500), generator.normal(size=(3, 3))
+    e = 3 * generator.normal(size=(4, 3))[labels] + generator.normal(size=(2000, 3)) @ mix
+    for lengths in (False, True):
+        found = hc.gaussian(e, labels, generator, lengths=lengths)
+        means = np.stack([e[labels == k].mean(axis=0) for k in range(4)])
+        # 0.12 is the standard error
+        close(np.stack([found[labels == k].mean(axis=0) for k in range(4)]), means, 0.4)
+        rest = found - means[labels]
+        if not lengths:  # they change it where there are few dimensions
+            close(np.cov(rest.T), mix.T @ mix, 0.6)  # 3 % is the standard error
+        far = [np.linalg.norm(x, axis=1) for x in (rest, e - means[labels])]
+        assert (np.corrcoef(*far)[0, 1] > 0.99) == lengths
+    # categories without sense come out all but on one spot, however few each has
+    noise, few = generator.normal(size=(300, 20)), np.arange(300) % 60
+    again = [hc.gaussian(noise, few, generator) for _ in range(5)]
+    assert np.mean([hc.distortion(hc.scaled(x), few) for x in again]) == pytest.approx(
+        0.8, abs=0.02
+    )
+
+
+def test_what_k_means_saves_counts_beyond_gaussian_kinds_only() -> None:
+    """Noise and weak Gaussian kinds, on which clusters beat categories of nothing as well, stay
+    inside the null; a second division that nobody named is beyond it."""
+    generator = np.random.default_rng(5)
+    labels = np.arange(120) % 8
+    kinds = generator.normal(size=(8, 12))[labels] * 0.4 + generator.normal(size=(120, 12))
+    hidden = kinds + 4 * generator.normal(size=(3, 12))[generator.integers(3, size=120)]
+    inside = [hc.compare(x, labels, draws=4) for x in (generator.normal(size=(120, 12)), kinds)]
+    for found in inside:
+        assert found["saving"].mean() > 0
+        assert abs(found["saving"].mean() - found["null_saving"].mean()) < 0.02
+    found = hc.compare(hidden, labels, draws=4)
+    assert found["saving"].min() > found["null_saving"].max()
+
+
 def test_typicality_by_hand() -> None:
     e = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [3.0, 0.0]])
     found = hc.typicality(e, np.array([0, 0, 0, 1]))

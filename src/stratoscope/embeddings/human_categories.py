@@ -10,17 +10,20 @@ Paper: tokens-to-thoughts
                            more compressed
     ami[draw]              = adjusted mutual information of k-means clusters and human categories,
                            as many of each
+    saving[beta, size]     = (objective of the categories - objective of k-means) / (log2 n + beta)
+                           k-means with size * (number of categories) clusters
     typicality[example]    = cos(e[example], mean of the others of its category)
 
 Embeddings are centred and divided by one number, so that their total variance is 1: the units of a
 space would otherwise set the price of distortion. The paper takes them as they are; beta is
 therefore not its beta.
 
-null: the same numbers for the human categories, shuffled among the examples.
+null: the same numbers for the human categories, shuffled among the examples; of `saving`, a space
+in which the kinds are all there is (`gaussian`): each a Gaussian of its own mean, one covariance.
 Reads as: whether kinds are heaps in the space; and whether the space itself would have cut it more
 cheaply. Does not show that people pay for meaning: k-means minimises distortion in this very space,
-which people never saw, so that it wins this half by construction; only complexity is open. A cosine
-says little where all embeddings point one way.
+which people never saw, so that it wins this half by construction: what it saves counts only beyond
+what it saves among Gaussian kinds. A cosine says little where all embeddings point one way.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
-NULL = "human categories, shuffled among the examples"
+NULL = "human categories, shuffled among the examples; of saving, Gaussian kinds"
+# even steps of log beta; numbers of clusters, as parts of the number of categories
+BETAS, SIZES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.5, 1.0, 2.0)
 Embeddings = Float[np.ndarray, "example dim"]
 Labels = Int[np.ndarray, " example"]
 
@@ -79,6 +84,56 @@ def clusters(e: Embeddings, count: int, *, seed: int = 0) -> Labels:
     return KMeans(count, n_init=4, random_state=seed).fit(e).labels_.astype(np.int64)
 
 
+def savings(
+    e: Embeddings,
+    labels: Labels,
+    *,
+    betas: Sequence[float] = BETAS,
+    sizes: Sequence[float] = SIZES,
+    seed: int = 0,
+) -> Float[np.ndarray, "beta size"]:
+    """What k-means costs less than the categories, in parts of log2 n + beta, the most that a
+    partition costs; below 0 where the categories are cheaper. Their mean is the area over log beta.
+    """
+    x, n, count = scaled(e), len(e), len(np.unique(labels))
+    found = []
+    for size in sizes:
+        own = clusters(x, min(max(round(size * count), 1), n), seed=seed)
+        found.append(
+            [
+                (objective(x, labels, beta=b) - objective(x, own, beta=b)) / (np.log2(n) + b)
+                for b in betas
+            ]
+        )
+    return np.array(found).T
+
+
+def gaussian(
+    e: Embeddings, labels: Labels, generator: np.random.Generator, *, lengths: bool = False
+) -> Embeddings:
+    """Other examples of the same categories, in a space where these are all there is: each is a
+    Gaussian around its mean, all of one covariance, that of the examples around their means.
+
+    The means are drawn together by what chance alone holds them apart. lengths: each example stays
+    as far from its mean as the one it stands for, so that outliers stay outliers.
+    """
+    found, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    n, k, centre = len(e), len(found), np.mean(e, axis=0)
+    means = np.zeros((k, e.shape[1]))
+    np.add.at(means, inverse, e)
+    means = means / sizes[:, None] - centre
+    rest = e - centre - means[inverse]
+    free = max(n - k, 1)
+    apart = (sizes[:, None] * means**2).sum()
+    by_chance = (k - 1) * (rest**2).sum() / free
+    means *= np.sqrt(max(1 - by_chance / apart, 0.0)) if apart > 0 else 1.0
+    drawn = generator.normal(size=(n, n)) @ rest / np.sqrt(free)
+    if lengths:
+        own, new = (np.linalg.norm(x, axis=1, keepdims=True) for x in (rest, drawn))
+        drawn *= own * np.sqrt(n / free) / np.where(new > 0, new, 1.0)
+    return centre + means[inverse] + drawn
+
+
 def shared(one: Labels, two: Labels) -> float:
     """Adjusted mutual information: 1 for the same partition, 0 in the mean over shuffled ones."""
     from sklearn.metrics import adjusted_mutual_info_score
@@ -110,7 +165,7 @@ def compare(
     e: Embeddings, labels: Labels, *, beta: float = 1.0, draws: int = 5, seed: int = 0
 ) -> dict[str, Float[np.ndarray, " draw"]]:
     """ami, complexity, distortion, objective of k-means; the same with `human_` and, shuffled, with
-    `null_` before them.
+    `null_` before them; saving, the mean of `savings`, and null_saving, that of Gaussian kinds.
 
     Each over `draws`: another start of k-means and another shuffle. beta: bits for the whole
     variance of the space.
@@ -126,6 +181,11 @@ def compare(
                 found.setdefault(before + name, []).append(value)
         found.setdefault("ami", []).append(shared(own, labels))
         found.setdefault("null_ami", []).append(shared(own, mixed))
+        rival = gaussian(x, labels, generator)
+        for name, space in (("saving", x), ("null_saving", rival)):
+            found.setdefault(name, []).append(
+                float(savings(space, labels, seed=1000 * seed + draw).mean())
+            )
     return {name: np.array(values) for name, values in found.items()}
 
 
