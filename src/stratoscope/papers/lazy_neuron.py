@@ -25,13 +25,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 import stratoscope.models as models
+from stratoscope.benchmarks import calibration
 from stratoscope.claims import Measured, claim
 from stratoscope.editing import top_k
 from stratoscope.lab import data, small_nets
 from stratoscope.neurons import activation_sparsity
 
 BUILD = partial(small_nets.vit, layers=2, dim=64, neurons=256, patch=14)
-STEPS, NOISY_STEPS, RATE, BATCH, TRAIN, TEST = 7_000, 4_000, 5e-3, 64, 2_000, 2_000
+# fixed; networks of each kind
+STEPS, NETS, RATE, BATCH, TRAIN, TEST = 1_600, 5, 5e-3, 64, 2_000, 2_000
+FEW = 500  # pictures that 1,600 steps can learn by heart, whatever their labels
 NOISE, KEPT = 0.4, 16  # share of wrong labels; neurons of 256 that Top-k keeps
 TEXTS = 16
 
@@ -73,40 +76,46 @@ def half_at_first_and_k_with_top_k(seed: int) -> Measured:
     tier="small",
     subject="a tiny ReLU ViT on MNIST",
     kind="miniature",
-    n="1 network of each kind",
-    expect="abs(untrained - 0.5) < 0.1 and trained < 0.2 and random_labels < 0.2",
-    direction="trained < 0.7 * untrained and random_labels < 0.7 * untrained",
-    null={"untrained": "the same net before training"},
-    thresholds="0.2: the ledger's; 0.7 and 0.1: ours",
+    n="5 networks",
+    valid="fitted_low >= 0.9",
+    expect="abs(untrained - 0.5) < 0.1 and trained_high < 0.2 and random_labels_high < 0.2",
+    direction="trained_high < 0.7 * untrained and random_labels_high < 0.7 * untrained",
+    null={"untrained": "the same nets before training"},
+    thresholds="0.2: the ledger's; 0.7, 0.1 and 0.9, what is learned at least of random labels: "
+    "ours",
     found_there={"trained": 0.063},
 )
 def training_makes_neurons_lazy(seed: int) -> Measured:
-    """Mean share of nonzero activations over layers, tokens and held-out pictures, after 7,000
-    steps on 2,000 pictures.
-
-    The number of steps was chosen on seed 7, where 4,000 gave 0.154 and, on random labels, 0.205.
-    """
+    """Mean share of nonzero activations over layers, tokens and held-out pictures, after 1,600
+    steps on 500 pictures; five networks, each with pictures, random labels and first weights of its
+    own. fitted: accuracy on the random labels that were learned. The number of steps
+    is fixed: on seed 1000 random labels of 500 pictures are learned by heart in them (1.0), of
+    2,000 they are not (0.37). An
+    earlier version of this claim had lengthened them on seed 7 until both shares passed."""
     mnist = data("mnist")
-    x, y = small_nets.ready(mnist.train, TRAIN, seed)
     test, _ = small_nets.ready(mnist.test, TEST, seed)
-    nonsense = torch.randint(0, 10, y.shape, generator=torch.Generator().manual_seed(seed))
-    shares = {"untrained": _nonzero(small_nets.fresh(BUILD, seed), test)}
-    fitted = {}
-    for name, labels in (("trained", y), ("random_labels", nonsense)):
-        net = small_nets.train(BUILD, x, labels, seed=seed, steps=STEPS, rate=RATE, batch=BATCH)
-        shares[name], fitted[name] = _nonzero(net, test), small_nets.accuracy(net, x, labels)
+    names = ("untrained", "trained", "random_labels")
+    shares: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    fitted = []
+    for own in range(1000 * seed, 1000 * seed + NETS):
+        x, y = small_nets.ready(mnist.train, FEW, own)
+        nonsense = torch.randint(0, 10, y.shape, generator=torch.Generator().manual_seed(own))
+        shares["untrained"].append(_nonzero(small_nets.fresh(BUILD, own), test))
+        for name, labels in (("trained", y), ("random_labels", nonsense)):
+            net = small_nets.train(BUILD, x, labels, seed=own, steps=STEPS, rate=RATE, batch=BATCH)
+            shares[name].append(_nonzero(net, test))
+        fitted.append(small_nets.accuracy(net, x, nonsense))
+    by_layer = {name: np.array(rows) for name, rows in shares.items()}
     return Measured(
-        values={name: shares[name].mean() for name in ("trained", "random_labels")},
-        null={"untrained": shares["untrained"].mean()},
-        n=1,
+        null={"untrained": by_layer["untrained"].mean()},
+        n=NETS,
+        units={name: by_layer[name].mean(axis=1) for name in names[1:]} | {"fitted": fitted},
         figure=xr.DataArray(
-            list(shares.values()),
-            {"net": list(shares), "layer": [0, 1]},
+            [rows.mean(axis=0) for rows in by_layer.values()],
+            {"net": list(names), "layer": [0, 1]},
             ["net", "layer"],
             name="share_nonzero",
         ),
-        note=f"Training accuracy {fitted['trained']:.3f}, on random labels "
-        f"{fitted['random_labels']:.3f}.",
     )
 
 
@@ -117,9 +126,9 @@ def training_makes_neurons_lazy(seed: int) -> Measured:
     tier="small",
     subject="a tiny ReLU ViT on MNIST",
     kind="miniature",
-    n="2 networks of each kind",
-    expect="top_k > dense + 0.01 and top_k_error < dense_error",
-    direction="top_k > dense and top_k_error < dense_error",
+    n="5 networks",
+    expect="top_k > dense and gain_low > 0.01 and top_k_error < dense_error and error_fall_low > 0",
+    direction="top_k > dense and gain_low > 0 and top_k_error < dense_error and error_fall > 0",
     null={
         "dense": "accuracy of the same net, labels and steps without Top-k",
         "dense_error": "its calibration error",
@@ -127,49 +136,43 @@ def training_makes_neurons_lazy(seed: int) -> Measured:
     thresholds="0.01, the smallest gain that would matter: ours",
 )
 def few_neurons_bear_wrong_labels(seed: int) -> Measured:
-    """Two nets of each kind learn 2,000 pictures of which 40 % have a wrong label; Top-16 of 256,
-    from the first step.
-
-    Accuracy and expected calibration error (15 bins) on clean test pictures.
-    """
+    """Five nets of each kind learn 2,000 pictures of which 40 % have a wrong label, for 50 passes;
+    Top-16 of 256, from the first step. Accuracy and expected calibration error (15 bins,
+    `benchmarks.calibration`) on clean test pictures; gain and error_fall compare nets in pairs."""
     mnist = data("mnist")
-    x, y = small_nets.ready(mnist.train, TRAIN, seed)
     test, truth = small_nets.ready(mnist.test, TEST, seed)
-    generator = torch.Generator().manual_seed(seed)
-    wrong = torch.rand(y.shape, generator=generator) < NOISE
-    labels = torch.where(wrong, (y + torch.randint(1, 10, y.shape, generator=generator)) % 10, y)
-    found: dict[str, list[tuple[float, float]]] = {"dense": [], "top_k": []}
-    for run in range(2):
-        for name in found:
-            net: Any = small_nets.fresh(BUILD, 1000 * seed + run)
+    accuracy: dict[str, list[float]] = {"dense": [], "top_k": []}
+    error: dict[str, list[float]] = {"dense": [], "top_k": []}
+    for own in range(1000 * seed, 1000 * seed + NETS):
+        x, y = small_nets.ready(mnist.train, TRAIN, own)
+        generator = torch.Generator().manual_seed(own)
+        wrong = torch.rand(y.shape, generator=generator) < NOISE
+        other = (y + torch.randint(1, 10, y.shape, generator=generator)) % 10
+        labels = torch.where(wrong, other, y)
+        for name in accuracy:
+            net: Any = small_nets.fresh(BUILD, own)
             with top_k.edit(models.wrap(net), KEPT) if name == "top_k" else nullcontext():
-                net = small_nets.train(
-                    net,
-                    x,
-                    labels,
-                    seed=1000 * seed + run,
-                    steps=NOISY_STEPS,
-                    rate=RATE,
-                    batch=BATCH,
-                )
+                small_nets.train(net, x, labels, seed=own, steps=STEPS, rate=RATE, batch=BATCH)
                 said = small_nets.probabilities(net, test)
-            found[name].append(
-                ((said.argmax(1) == truth).float().mean().item(), calibration_error(said, truth))
-            )
-    runs = {k: [tuple(round(x, 3) for x in one) for one in v] for k, v in found.items()}
-    accuracy, error = np.array(list(found.values())).mean(axis=1).T
+            accuracy[name].append((said.argmax(1) == truth).float().mean().item())
+            error[name].append(calibration.expected_error(said, truth))
+    dense, few = (np.array([accuracy[name], error[name]]) for name in accuracy)
     return Measured(
-        values={"top_k": accuracy[1], "top_k_error": error[1]},
-        null={"dense": accuracy[0], "dense_error": error[0]},
-        n=2,
+        null={"dense": dense[0].mean(), "dense_error": dense[1].mean()},
+        n=NETS,
+        units={
+            "top_k": few[0],
+            "top_k_error": few[1],
+            "gain": few[0] - dense[0],
+            "error_fall": dense[1] - few[1],
+        },
         figure=xr.DataArray(
-            [accuracy, error],
+            np.stack([dense.mean(axis=1), few.mean(axis=1)], axis=1),
             {"measure": ["accuracy", "calibration error"], "net": ["dense", "top-k"]},
             ["measure", "net"],
             name="share",
         ),
-        note=f"The runs, (accuracy, error): {runs}. Tried on seed 7 before: k 4 and 16 for 4,000 "
-        "steps gave accuracy 0.561 and "
+        note="Tried on seed 7 before, one net: k 4 and 16 for 4,000 steps gave accuracy 0.561 and "
         "0.596 against 0.623 dense, calibration error 0.347 and 0.311 against 0.284; 1,000 steps, "
         "k 16: 0.642 against 0.685.",
     )
@@ -181,10 +184,10 @@ def few_neurons_bear_wrong_labels(seed: int) -> Measured:
     read="abstract",
     tier="small",
     side=True,
-    subjects=("smollm2", "gemma3-270m"),
+    subjects=("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b"),
     n="16 texts",
-    expect="above < 0.5 * untrained_above",
-    direction="above < untrained_above",
+    expect="above_high < 0.5 * untrained_above",
+    direction="above_high < untrained_above",
     null={
         "untrained_above": "the same architecture with fresh weights, on the same texts",
         "untrained_nonzero": "the share of its activations that are not 0",
@@ -194,7 +197,7 @@ def few_neurons_bear_wrong_labels(seed: int) -> Measured:
     "those above a tenth of the token's largest",
 )
 def smooth_neurons_are_never_silent(lm: LM, seed: int) -> Measured:
-    """SmolLM2's gated SiLU neurons, on Wikipedia. By the paper's own word, nonzero, they cannot be
+    """Gated SiLU and GELU neurons, on Wikipedia. By the paper's own word, nonzero, they cannot be
     sparse.
 
     above counts activations larger than a tenth of the token's largest: the generalisation that
@@ -218,15 +221,6 @@ def smooth_neurons_are_never_silent(lm: LM, seed: int) -> Measured:
         ).assign_coords(net=["trained", "untrained"]),
         note="The paper's own measure, nonzero, smooth neurons fail by construction.",
     )
-
-
-def calibration_error(said: Tensor, truth: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: sum over bins of confidence of share * |accuracy - mean
-    confidence|."""
-    sure, guess = said.max(dim=1)
-    right, place = (guess == truth).float(), (sure * bins).long().clamp_max(bins - 1)
-    gaps = torch.zeros(bins).index_add(0, place, right - sure)
-    return float(gaps.abs().sum() / len(truth))
 
 
 def _nonzero(net: Any, pictures: Tensor) -> np.ndarray:
