@@ -1,0 +1,158 @@
+"""The whole atlas as data: every paper, claim and verdict, as `atlas.json` keeps it.
+
+    {"schema": 1, "commit", "rule", "statuses", "levels", "counts": {status: n}, "papers": [...]}
+    paper    key title year level source arxiv says across methods built status real mechanism held
+             tested date unsaid marks {mark: {good, why}} stale {claim: [reasons]} claims superseded
+    claim    name, the words of `Claim`, shown (the number that is drawn), word, verdicts
+    verdict  the fields of `Verdict` but key and figure; `registered` is "" where it was exploratory
+
+Numbers that JSON has no sign for (NaN, infinities) are text, as in the verdict files. The schema's
+number grows when a name here changes its meaning or goes; names may be added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stratoscope.claims import code, forest, ledger, verdicts, words
+from stratoscope.claims.claim import MINIATURE, Claim
+from stratoscope.claims.ledger import Atlas, Entry
+from stratoscope.claims.verdict import Verdict
+from stratoscope.claims.words import NOT_RUN
+from stratoscope.errors import ClaimError
+
+SCHEMA = 1
+MINIATURES = "miniatures"  # the column of all of them in the matrix
+
+
+def data(atlas: Atlas) -> dict[str, Any]:
+    """All of it, in plain JSON; papers in the order of the ledger, and last what runs across."""
+    entries = [*atlas.entries.values(), *atlas.across.values()]
+    counted = Counter(entry.status for entry in atlas.entries.values())
+    return {
+        "schema": SCHEMA,
+        "commit": code.commit(),
+        "rule": words.RULE,
+        "statuses": list(words.STATUSES),
+        "levels": [*ledger.levels(), ledger.ACROSS],
+        "counts": {status: counted[status] for status in words.STATUSES if counted[status]},
+        "papers": [_paper(entry) for entry in entries],
+    }
+
+
+def write(found: dict[str, Any], path: Path) -> Path:
+    """Write `data`'s as a JSON file. Raises ClaimError when it cannot be written."""
+    try:
+        path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ClaimError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def matrix(paper: dict[str, Any], subjects: Sequence[str]) -> list[str]:
+    """The word of a paper on each subject, the worst of its statements; "" where none is about it.
+
+    The column `MINIATURES` holds all that are no real models.
+    """
+    found: dict[str, list[str]] = {}
+    for claim in paper["claims"]:
+        if claim["tier"] == "small":
+            column = MINIATURES if claim["kind"] == MINIATURE else claim["subject"]
+            found.setdefault(column, []).append(claim["word"])
+    return [words.worst(found.get(subject, ())) for subject in subjects]
+
+
+def subjects(found: dict[str, Any]) -> list[str]:
+    """The columns of the matrix: real models, those of most papers first, then miniatures."""
+    claims = [c for p in found["papers"] for c in p["claims"] if c["tier"] == "small"]
+    real = Counter(c["subject"] for c in claims if c["kind"] != MINIATURE)
+    small = [MINIATURES] if any(c["kind"] == MINIATURE for c in claims) else []
+    return [name for name, _ in real.most_common()] + small
+
+
+def effects(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was measured beside the paper's own number, wherever there are both: one a verdict.
+
+    share: measured / the paper's, with the ends of its interval; numbers whose own value is 0 have
+    no share and are left out.
+    """
+    for paper in found["papers"]:
+        for claim in paper["claims"]:
+            for verdict in claim["verdicts"]:
+                for name, there in claim["found_there"].items():
+                    value = verdict["values"].get(name, "")
+                    if isinstance(value, str) or not there:
+                        continue
+                    low, high = verdict["interval"].get(name, ("", ""))
+                    ends = [] if isinstance(low, str) or isinstance(high, str) else [low, high]
+                    about = {"key": paper["key"], "title": paper["title"], "says": claim["says"]}
+                    about |= {"subject": claim["subject"], "seed": verdict["seed"]}
+                    about |= {"name": name.replace("_", " "), "word": verdict["status"]}
+                    shares = sorted(end / there for end in ends)
+                    yield about | {
+                        "value": value, "there": there, "share": value / there, "ends": shares,
+                    }  # fmt: skip
+
+
+def _paper(entry: Entry) -> dict[str, Any]:
+    row, paper, told = entry.row, entry.paper, entry.words
+    found: dict[str, Any] = {
+        "key": row.key,
+        "title": paper.title if paper else row.title,
+        "year": row.year,
+        "level": row.level,
+        "to_check": row.claim_check,
+        "built": paper is not None,
+        "status": entry.status,
+        "claims": [],
+        "superseded": [],
+    }
+    if paper is None:
+        return found
+    marks = words.marks(entry.small, [v for claim in entry.small for v in entry.seeds(claim)])
+    return found | {
+        "source": paper.source,
+        "arxiv": paper.arxiv,
+        "says": paper.claim,
+        "across": list(paper.across),
+        "methods": list(paper.methods),
+        "real": told.real,
+        "mechanism": told.mechanism,
+        "held": told.held,
+        "tested": told.tested,
+        "date": entry.date,
+        "unsaid": paper.unsaid,
+        "would_change": paper.would_change,
+        "may_object": paper.may_object,
+        "protocol": paper.protocol,
+        "marks": {name: {"good": good, "why": why} for name, (good, why) in marks.items()},
+        "stale": entry.stale(),
+        "claims": [_claim(entry, claim) for claim in paper.claims],
+        "superseded": [_verdict(v) | {"why_not": why} for v, why in entry.superseded()],
+    }
+
+
+def _claim(entry: Entry, claim: Claim) -> dict[str, Any]:
+    seeds = sorted(entry.seeds(claim), key=lambda verdict: verdict.seed)
+    counts = entry.verdict(claim)
+    return _plain(dataclasses.asdict(claim)) | {
+        "shown": forest.shown(claim),
+        "word": counts.status if counts else NOT_RUN,
+        "verdicts": [_verdict(verdict) for verdict in seeds],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    kept = json.loads(verdicts.to_line(verdict))
+    return {name: value for name, value in kept.items() if name not in ("key", "figure")}
+
+
+def _plain(words_of: dict[str, Any]) -> dict[str, Any]:
+    there = {k: v for k, v in words_of["found_there"].items() if math.isfinite(v)}
+    return words_of | {"null": dict(words_of["null"]), "found_there": there}

@@ -1,0 +1,37 @@
+"""Write the whole atlas as one HTML page that works offline, and atlas.json beside it.
+
+Example:
+
+stratoscope atlas --out atlas.html
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stratoscope.cli import _claims
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="atlas.html",
+    show_default=True,
+    help="The page; the data go beside it, as the same name with .json.",
+)
+def command(out: Path) -> None:
+    from stratoscope.claims import atlas, ledger
+    from stratoscope.report import atlas as page
+
+    whole = ledger.atlas()
+    found = atlas.data(whole)
+    written = page.write(found, out)
+    kept = atlas.write(found, out.with_suffix(".json"))
+    claims = sum(len(paper["claims"]) for paper in found["papers"])
+    counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items())
+    click.echo(f"{len(found['papers'])} papers, {claims} claims: {counts}.")
+    click.echo(f"Page: {written.absolute().as_uri()}\nData: {kept}")
+    _claims.warn(_claims.console(), whole.problems)
