@@ -101,6 +101,20 @@ def test_equals_plain_hugging_face(samples: str) -> None:
     close(same.linear, np.ones(lm.dims.layers), 1e-6)
 
 
+def test_pictures_are_compared_patch_by_patch_without_being_asked() -> None:
+    """Of a picture classifier the samples are its patches, as plain Hugging Face gives them."""
+    lm = lm_of("vit")
+    config = lm.model.config
+    shape = (2, config.num_channels, config.image_size, config.image_size)
+    views = [torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+    found = s.measure(lm, {"pixel_values": views[0]}, corrupt={"pixel_values": views[1]}, draws=3)
+    with torch.no_grad():
+        hidden = [lm.model(view, output_hidden_states=True).hidden_states[1] for view in views]
+    expected = s.compare(*(h.flatten(0, 1).numpy() for h in hidden), draws=3)
+    for name in ("linear", "rbf", "rsa", "null_linear"):
+        close(found[name][:1], [expected[name]], 1e-4)
+
+
 def test_unrelated_samples_exceed_the_null_s_bound_in_one_case_of_twenty() -> None:
     """An interpolated 95 % quantile of twenty orders was exceeded by 8 to 12 % of them."""
     above = {"linear": 0, "rbf": 0, "rsa": 0}

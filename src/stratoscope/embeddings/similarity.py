@@ -169,9 +169,9 @@ def measure(
 
     other: the model that reads the same (default: `lm` itself); its layer at the same relative
     depth is taken. corrupt: what the other reads instead, another view of each input. samples:
-    tokens, one for one, or texts, the mean over each. most: samples kept, drawn at random. draws:
-    halves for the interval. Raises InputError when the two have not the same samples, or fewer than
-    four.
+    tokens (of a picture, its patches), one for one, or texts, the mean over each. most: samples
+    kept, drawn at random. draws: halves for the interval. Raises InputError when the two have not
+    the same samples, or fewer than four.
     """
     if samples not in ("tokens", "texts"):
         raise InputError(f"samples={samples!r}: choose tokens or texts.")
@@ -209,6 +209,8 @@ def _layers(lm: LM, inputs: Any, site: str, samples: str) -> list[Samples]:
         return [
             relative_representations.embed(lm, batch, site=name).cpu().numpy() for name in names
         ]
-    real: Tensor = batch.text[1].bool()
     seen = capture(lm, batch, *names)
+    if batch.mask is None:  # pictures: every patch is real
+        return [seen[name].flatten(0, 1).float().cpu().numpy() for name in names]
+    real: Tensor = batch.mask.bool()
     return [seen[name][real.to(seen[name].device)].float().cpu().numpy() for name in names]
