@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted, tasks
-from stratoscope.lab.tasks import Task, capitals, mcq
+from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq
 from stratoscope.lab.tasks._task import Pair, fitted, made, next_token
 from stratoscope.models import wrap
 
@@ -179,6 +179,15 @@ def rule_laundry_list(prompt: str) -> str:
     things = [part.split()[-1] for part in listed.split(",")]
     (left,) = [thing for thing in things if f"the {thing}" not in again]
     return f" {left}"
+
+
+def test_a_laundry_list_may_be_long(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = laundry_list.task(tokenizer, 60, 4, sizes=range(5, 11))
+    assert {prompt.split(". ")[0].count(",") + 1 for prompt in made.clean} == {*range(5, 11)}
+    assert [rule_laundry_list(prompt) for prompt in made.clean] == list(made.answers)
+    assert [rule_laundry_list(prompt) for prompt in made.corrupt] == list(made.foils)
+    with pytest.raises(InputError, match="at least three things"):
+        laundry_list.task(tokenizer, 4, sizes=(2, 5))
 
 
 def rule_pronoun(prompt: str) -> str:
