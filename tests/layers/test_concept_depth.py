@@ -129,6 +129,23 @@ def test_a_constant_dimension_divides_by_nothing() -> None:
     assert -bias / weight[1] == pytest.approx(3.5)
 
 
+def test_twins_are_held_out_together_or_refused() -> None:
+    """Each text twice, once with each label: the probe that has seen one twin is wrong about the
+    other. Held out together, one of each pair is right: exactly half, whatever the probe."""
+    rows = [[5, subject] for subject in range(10, 50) for _ in (0, 1)]
+    kinds, groups = [0, 1] * 40, [f"subject {row[1]}" for row in rows]
+    lm = wrap(tiny.model("llama"))
+    with pytest.raises(InputError, match="right for 0.*Name with `groups=`"):
+        concept_depth.fit(lm, rows, labels=kinds, strength=1.0)
+    parts = concept_depth._parts(np.array(kinds), groups, 5, 0)
+    for known, asked in parts:
+        assert not {groups[i] for i in known} & {groups[i] for i in asked}
+    assert sorted(i for _, asked in parts for i in asked) == list(range(len(rows)))
+    found = concept_depth.fit(lm, rows, labels=kinds, groups=groups, strength=1.0)
+    assert (found.result.accuracy == 0.5).all()
+    assert found.settings["groups"] == 40
+
+
 def test_refusals() -> None:
     lm, (rows, kinds) = wrap(tiny.model("llama")), kinds_of(24)
     for labels in ([0] * 24, [*kinds[:-1], 2], kinds[:5]):
@@ -136,5 +153,10 @@ def test_refusals() -> None:
             concept_depth.fit(lm, rows, labels=labels)
     with pytest.raises(InputError, match="folds=1"):
         concept_depth.fit(lm, rows, labels=kinds, folds=1)
+    for groups in ([0] * 24, list(range(5))):
+        with pytest.raises(InputError, match="groups name"):
+            concept_depth.fit(lm, rows, labels=kinds, groups=groups, folds=3)
+    with pytest.raises(InputError, match="one kind alone"):
+        concept_depth.fit(lm, rows, labels=kinds, groups=kinds, folds=2)
     with pytest.raises(InputError, match="24 labels for 23"):
         concept_depth.fit(lm, rows[:-1], labels=kinds, folds=3)

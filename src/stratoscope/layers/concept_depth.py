@@ -13,9 +13,12 @@ Paper: concept-depth
 depth counts the layers passed: 0 is the embedding of the last token. Each dimension is standardised
 on the texts that the probe learns from; the penalty is |w|^2 / (2 * strength). Texts are cut into
 `folds` parts, kinds in equal shares, once and alike for all depths; each part is judged by a probe
-that learnt from the others. The abstract leaves all of this open, and what "converged" means: the
-paper compares neighbouring layers, which on noisy accuracies can say so early, so here it is
-nearness to the best.
+that learnt from the others. Texts of one group (a true and a false sentence about one country) stay
+in one part: a probe that has seen the one is wrong about its twin, and accuracy falls below chance.
+Three standard deviations below chance is refused.
+
+The abstract leaves all of this open, and what "converged" means: the paper compares neighbouring
+layers, which on noisy accuracies can say so early, so here it is nearness to the best.
 
 null: the same probes on labels dealt out anew.
 Reads as: from where on the concept lies open to a linear reader. Does not show that the model uses
@@ -107,6 +110,7 @@ def fit(
     inputs: Any,
     *,
     labels: Sequence[int],
+    groups: Sequence[Any] | None = None,
     folds: int = 5,
     strength: float = 0.01,
     batch: int = 16,
@@ -114,10 +118,12 @@ def fit(
 ) -> Probes:
     """A probe at every depth, with its held-out answers and those of its null.
 
-    inputs: texts. labels: 0 or 1 for each. folds: parts held out in turn. strength: inverse of the
-    penalty, the same for every depth. batch: texts in one forward pass. seed: of the parts and of
-    the dealt-out labels. Raises InputError when labels are not 0 and 1, one for each text, and at
-    least `folds` of each.
+    inputs: texts. labels: 0 or 1 for each. groups: a name for each, alike for texts that share
+    what they are about; such texts are held out together. folds: parts held out in turn.
+    strength: inverse of the penalty, the same for every depth. batch: texts in one forward pass.
+    seed: of the parts and of the dealt-out labels. Raises InputError when labels are not 0 and 1, one for each text, and at
+    least `folds` of each; when there are fewer groups than folds; and when a depth is right far
+    less often than chance, as it is when texts of different parts share something.
     """
     kinds = np.asarray(labels)
     counts = [int((kinds == kind).sum()) for kind in (0, 1)]
@@ -131,8 +137,9 @@ def fit(
         raise InputError(f"{len(kinds)} labels for {len(states)} texts: give one for each.")
     generator = np.random.default_rng(seed)
     dealt = generator.permutation(kinds)
-    x, how = states.numpy(), (folds, strength, seed)
+    x, how = states.numpy(), (_parts(kinds, groups, folds, seed), strength)
     correct, null = (torch.tensor(_held_out(x, y, *how)).float() for y in (kinds, dealt))
+    _refuse_below_chance(correct.mean(dim=0).numpy(), kinds)
     lines = [_line(at, kinds, strength) for at in x.swapaxes(0, 1)]
     return Probes(
         weight=torch.tensor(np.stack([w for w, _ in lines])).float(),
@@ -140,7 +147,12 @@ def fit(
         correct=correct,
         null_correct=null,
         provenance=lm.provenance,
-        settings={"folds": folds, "strength": strength, "texts": len(kinds)},
+        settings={
+            "folds": folds,
+            "strength": strength,
+            "texts": len(kinds),
+            "groups": 0 if groups is None else len(set(groups)),
+        },
         seed=seed,
     )
 
@@ -175,20 +187,55 @@ def _line(
     return weight, float(line.intercept_[0] - weight @ mean)
 
 
+def _parts(
+    kinds: Int[np.ndarray, " example"], groups: Sequence[Any] | None, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(known, asked) texts of each part, kinds in equal shares and groups kept together."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    given = {"n_splits": folds, "shuffle": True, "random_state": seed}
+    if groups is None:
+        return list(StratifiedKFold(**given).split(kinds[:, None], kinds))
+    if len(groups) != len(kinds) or len(set(groups)) < folds:
+        raise InputError(
+            f"groups name what each text is about, at least folds={folds} of them; got "
+            f"{len(set(groups))} for {len(groups)} of {len(kinds)} texts."
+        )
+    parts = list(StratifiedGroupKFold(**given).split(kinds[:, None], kinds, np.asarray(groups)))
+    if any(len(set(kinds[known])) < 2 for known, _ in parts):
+        raise InputError(
+            "with these groups held out together, some probe would learn from one kind alone: "
+            "take fewer folds, or groups that hold both kinds."
+        )
+    return parts
+
+
+def _refuse_below_chance(
+    accuracy: Float[np.ndarray, " depth"], kinds: Int[np.ndarray, " example"]
+) -> None:
+    """Chance is what guessing by the shares of the two kinds gives."""
+    share = kinds.mean()
+    chance = share**2 + (1 - share) ** 2
+    least = chance - 3 * (chance * (1 - chance) / len(kinds)) ** 0.5
+    depth = int(accuracy.argmin())
+    if accuracy[depth] < least:
+        raise InputError(
+            f"at depth {depth} the held-out probe is right for {accuracy[depth]:.2f} of the texts, "
+            f"where guessing gives {chance:.2f}: texts of different parts share something that "
+            "turns the label round. Name with `groups=` what each text is about."
+        )
+
+
 def _held_out(
     states: Float[np.ndarray, "example depth dim"],
     kinds: Int[np.ndarray, " example"],
-    folds: int,
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
     strength: float,
-    seed: int,
 ) -> np.ndarray:
     """Whether each text was put right at each depth by a probe that had not seen it: (example,
     depth)."""
-    from sklearn.model_selection import StratifiedKFold
-
     right = np.zeros(states.shape[:2], dtype=bool)
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for known, asked in parts.split(states[:, 0], kinds):
+    for known, asked in parts:
         for depth in range(states.shape[1]):
             weight, bias = _line(states[known, depth], kinds[known], strength)
             right[asked, depth] = (states[asked, depth] @ weight + bias > 0) == (kinds[asked] == 1)

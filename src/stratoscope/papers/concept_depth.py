@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,20 @@ PEOPLE = (
     "Rosa "
     "Sam Tina Victor"
 ).split()
-Task = tuple[list[str], list[int]]
+
+
+class Task(NamedTuple):
+    """Texts of two kinds, and what each is about: one group is held out together."""
+
+    texts: list[str]
+    kinds: list[int]
+    groups: list[str] | None = None
+
+    def fit(self, lm: LM, seed: int) -> xr.Dataset:
+        """Probes of all depths."""
+        return concept_depth.fit(
+            lm, self.texts, labels=self.kinds, groups=self.groups, seed=seed
+        ).result
 
 
 @claim(
@@ -80,30 +94,30 @@ def a_moved_word_is_read_after_its_layer(seed: int) -> Measured:
     kind="real",
     n="240 texts",
     valid="min(factual_accuracy, emotional_accuracy, inferential_accuracy) >= "
-    "shuffled_accuracy + 0.05 and emotional_accuracy > untrained_accuracy",
-    expect="factual < emotional and emotional < inferential",
+    "shuffled_accuracy + 0.05 and emotional_accuracy > untrained_accuracy and "
+    "length_alone < 0.6",
+    expect="factual_high < emotional_low and emotional_high < inferential_low",
     direction="factual < inferential",
     null={
         "shuffled_accuracy": "labels dealt out anew, the best of all depths and tasks",
         "untrained_accuracy": "an untrained model of the same shape, on the emotional task",
+        "length_alone": "coin flips told by their number of tokens, as well as can be",
     },
-    thresholds="an order of three depths, which chance gives in 1 of 6 cases; 0.05 above "
-    "dealt-out labels: ours",
+    thresholds="an order of three depths, which chance gives in 1 of 6 cases, by intervals that"
+    " do not meet; 0.05 above dealt-out labels: ours; 0.6: the review's, so that counting"
+    " tokens does not solve the coin flips",
 )
 def simple_concepts_converge_early(seed: int) -> Measured:
     """Convergence depth of three tasks, 240 texts each, five folds. clear: how far the best
     accuracy of the task that goes worst is above the best that dealt-out labels reach."""
     lm = models.load("smollm2")
-    found = {
-        name: concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
-        for name, (texts, kinds) in {
-            "factual": _factual(seed),
-            "emotional": _emotional(seed),
-            "inferential": _inferential(seed),
-        }.items()
+    tasks = {
+        "factual": _factual(seed),
+        "emotional": _emotional(seed),
+        "inferential": _inferential(seed),
     }
-    texts, kinds = _emotional(seed)
-    blank = concept_depth.fit(_untrained(lm, seed), texts, labels=kinds, seed=seed).result
+    found = {name: task.fit(lm, seed) for name, task in tasks.items()}
+    blank = tasks["emotional"].fit(_untrained(lm, seed), seed)
     best = {name: float(result.accuracy.max()) for name, result in found.items()}
     return Measured(
         values={name: result.convergence_depth for name, result in found.items()}
@@ -113,6 +127,7 @@ def simple_concepts_converge_early(seed: int) -> Measured:
         null={
             "shuffled_accuracy": max(float(result.null.max()) for result in found.values()),
             "untrained_accuracy": blank.accuracy.max(),
+            "length_alone": _by_length(lm, tasks["inferential"]),
         },
         n=TEXTS,
         interval={name: _interval(result, seed) for name, result in found.items()},
@@ -244,18 +259,14 @@ def _shifts(seed: int) -> Measured:
     lm = models.load("smollm2")
     tasks = {"factual": _factual(seed), "emotional": _emotional(seed)}
     found, again = {}, []
-    for name, (texts, kinds) in tasks.items():
+    for name, task in tasks.items():
         generator = random.Random(seed)
-        noisy = [generator.choice(["aaa", "bbb"]) + text for text in texts]
-        found[name] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
-        again.append(
-            float(
-                concept_depth.fit(lm, texts, labels=kinds, seed=seed + 1).result.convergence_depth
-            )
-        )
-        found[f"{name} noise"] = concept_depth.fit(lm, noisy, labels=kinds, seed=seed).result
+        noisy = [generator.choice(["aaa", "bbb"]) + text for text in task.texts]
+        found[name] = task.fit(lm, seed)
+        again.append(float(task.fit(lm, seed + 1).convergence_depth))
+        found[f"{name} noise"] = task._replace(texts=noisy).fit(lm, seed)
         with rounded(lm, 4):
-            found[f"{name} 4 bits"] = concept_depth.fit(lm, texts, labels=kinds, seed=seed).result
+            found[f"{name} 4 bits"] = task.fit(lm, seed)
     at = {name: float(result.convergence_depth) for name, result in found.items()}
     shift = {
         kind: np.mean([at[f"{name} {kind}"] - at[name] for name in tasks])
@@ -296,18 +307,18 @@ def rounded(lm: LM, bits: int) -> Edit:
 
 
 def _factual(seed: int) -> Task:
-    """ "The capital of X is Y.", each country and each capital once in a true and once in a false
-    statement."""
+    """ "The capital of X is Y." Two countries exchange their capitals: both true and both false
+    statements are one group, so that no probe has met a country or a capital that it is asked
+    about."""
     rows = [row for row in data("capitals").all if row["independent"] and row["capital"]]
-    generator = random.Random(f"factual {seed}")
-    some = generator.sample(rows, min(TEXTS // 2, len(rows)))
-    wrong = some[1:] + some[:1]
-    texts = [
-        f"The capital of {row['country']} is {other['capital']}."
-        for others in (wrong, some)
-        for row, other in zip(some, others)
-    ]
-    return texts, [0] * len(some) + [1] * len(some)
+    some = random.Random(f"factual {seed}").sample(rows, min(TEXTS // 2, len(rows) // 2 * 2))
+    texts, kinds, groups = [], [], []
+    for one, two in zip(some[::2], some[1::2]):
+        for country, capital, true in ((one, two, 0), (two, one, 0), (one, one, 1), (two, two, 1)):
+            texts.append(f"The capital of {country['country']} is {capital['capital']}.")
+            kinds.append(true)
+            groups.append(one["country"])
+    return Task(texts, kinds, groups)
 
 
 def _emotional(seed: int) -> Task:
@@ -318,21 +329,31 @@ def _emotional(seed: int) -> Task:
         same = [row["text"] for row in rows if row["label"] == kind]
         texts += [f"{text.rstrip(' .')}." for text in generator.sample(same, TEXTS // 2)]
         kinds += [kind] * (TEXTS // 2)
-    return texts, kinds
+    return Task(texts, kinds)
 
 
 def _inferential(seed: int) -> Task:
-    """Two people flip a coin or do not; whether it is still heads up."""
+    """Three people flip a coin or do not, in sentences of as many words; whether it is still heads
+    up. (Where "does not flip" is longer than "flips", the number of tokens alone told 0.80.)"""
     generator, texts, kinds = random.Random(f"inferential {seed}"), [], []
     for number in range(TEXTS):
-        flips = [(number >> i) & 1 for i in (0, 1)]
+        flips = [(number >> i) & 1 for i in (0, 1, 2)]
         acts = [
-            f"{name} flips the coin." if flip else f"{name} does not flip the coin."
-            for name, flip in zip(generator.sample(PEOPLE, 2), flips)
+            f"{name} will {'now' if flip else 'not'} flip the coin."
+            for name, flip in zip(generator.sample(PEOPLE, 3), flips)
         ]
         texts.append(f"A coin is heads up. {' '.join(acts)} The coin is still heads up.")
         kinds.append(int(sum(flips) % 2 == 0))
-    return texts, kinds
+    return Task(texts, kinds)
+
+
+def _by_length(lm: LM, task: Task) -> float:
+    """Share of texts that have the commoner kind among all texts of as many tokens: what a reader
+    of the length alone can reach at most."""
+    length = np.array([len(ids) for ids in lm.tokenizer(task.texts)["input_ids"]])
+    kinds = np.array(task.kinds)
+    share = [kinds[length == own].mean() for own in length]
+    return float(np.mean([max(one, 1 - one) for one in share]))
 
 
 def _answered(lm: LM, seed: int) -> list[tiny_twohop.Question]:
