@@ -135,7 +135,7 @@ def test_twins_are_held_out_together_or_refused() -> None:
     rows = [[5, subject] for subject in range(10, 50) for _ in (0, 1)]
     kinds, groups = [0, 1] * 40, [f"subject {row[1]}" for row in rows]
     lm = wrap(tiny.model("llama"))
-    with pytest.raises(InputError, match="right for 0.*Name with `groups=`"):
+    with pytest.raises(InputError, match=r"right for 0.*Name with `groups=`"):
         concept_depth.fit(lm, rows, labels=kinds, strength=1.0)
     parts = concept_depth._parts(np.array(kinds), groups, 5, 0)
     for known, asked in parts:
