@@ -121,7 +121,8 @@ def fit(
     inputs: texts. labels: 0 or 1 for each. groups: a name for each, alike for texts that share
     what they are about; such texts are held out together. folds: parts held out in turn.
     strength: inverse of the penalty, the same for every depth. batch: texts in one forward pass.
-    seed: of the parts and of the dealt-out labels. Raises InputError when labels are not 0 and 1, one for each text, and at
+    seed: of the parts and of the dealt-out labels. Raises InputError when labels are not 0 and 1,
+    one for each text, and at
     least `folds` of each; when there are fewer groups than folds; and when a depth is right far
     less often than chance, as it is when texts of different parts share something.
     """
