@@ -11,14 +11,14 @@ from typing import Any
 import jaxtyping
 import pytest
 
-from support import changed, seconds, skips
+from support import changed, seconds, skips, typed
 
 # torch reads this when it is first imported, which may be never: this file does not import it.
 # One thread: the tests run in as many processes as there are cores (make test), and tensors are
 # tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-jaxtyping.install_import_hook("stratoscope", "beartype.beartype")
+typed.install("stratoscope")
 
 
 STARTED = pytest.StashKey[float]()
