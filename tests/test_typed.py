@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from nowhere import Thing
 
 
+Square = Float[Tensor, "n n"]
+
+
+def trace(x: Square) -> Float[Tensor, ""]:
+    return x.diagonal().sum()
+
+
+def traces(x: Float[Tensor, "n d"], y: Square) -> float:
+    return float(trace(x @ x.T) + trace(y))
+
+
 def product(x: Float[Tensor, "n d"], y: Float[Tensor, "d m"]) -> Float[Tensor, "n m"]:
     return x @ y
 
@@ -77,6 +88,12 @@ def test_a_shape_a_type_a_field_and_a_method_are_checked(module):
         pair.scaled("2")
     with pytest.raises(Exception, match="violates type hint"):
         module.twice("2")
+
+
+def test_axes_have_their_sizes_within_one_call_only(module):
+    assert module.traces(torch.ones(2, 3), torch.ones(2, 2)) == 8
+    with pytest.raises(TypeCheckError):
+        module.traces(torch.ones(2, 3), torch.ones(3, 3))
 
 
 def test_what_is_left_alone(module):

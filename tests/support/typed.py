@@ -69,14 +69,21 @@ def checked(source: str) -> ast.Module:
         if isinstance(part, (ast.Import, ast.ImportFrom))
         for alias in part.names
     }
+    axes = NAMES_AXES | {  # and the module's own names for such types
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and _names(node.value) & NAMES_AXES
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     for owner in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
         for node in owner.body:
             names = _annotated_with(node)
             if names & unknown:
                 continue
             if isinstance(node, ast.FunctionDef):
-                _decorate(node, SHAPES if names & NAMES_AXES else TYPES, last=True)
-            elif isinstance(node, ast.ClassDef) and names & NAMES_AXES:
+                _decorate(node, SHAPES if names & axes else TYPES, last=True)
+            elif isinstance(node, ast.ClassDef) and names & axes:
                 _decorate(node, SHAPES, last=False)  # the fields of a dataclass
     first = sum(1 for _ in takewhile(_comes_first, tree.body))
     tree.body[first:first] = ast.parse("import beartype, jaxtyping").body
@@ -105,5 +112,8 @@ def _annotated_with(node: ast.AST) -> set[str]:
         every = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
     else:
         every = []
-    parts = [part for annotation in every if annotation for part in ast.walk(annotation)]
-    return {part.id for part in parts if isinstance(part, ast.Name)}
+    return set().union(*(_names(annotation) for annotation in every if annotation))
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}

@@ -153,7 +153,9 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
             near = get_close_matches(key, options, 1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise MethodError(f"{method} has no option {key!r}. {hint}Its options: {valid}.")
-        settings[key] = read_value(key, text, str(options[key].annotation))
+        settings[key] = read_value(
+            key, text, inspect.formatannotation(options[key].annotation).strip("'")
+        )
     missing = [name for name, p in options.items() if p.default is p.empty and name not in settings]
     if missing:
         raise MethodError(
@@ -170,7 +172,7 @@ def read_value(key: str, text: str, annotation: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
-    kinds = set(re.findall(r"\w+", annotation)) - {"class", "None"}
+    kinds = set(re.findall(r"\w+", annotation)) - {"None"}
     if kinds and kinds <= {"int", "float", "bool"} and not isinstance(value, int | float | None):
         raise MethodError(f"Option {key} takes {annotation}, and got {text!r}.")
     if isinstance(value, int | float) and "str" in kinds and not kinds & {"int", "float", "bool"}:
