@@ -11,6 +11,7 @@ import torch
 
 from stratoscope.engine.metric import last_logits, target
 from stratoscope.engine.pair import pair
+from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
@@ -62,6 +63,30 @@ def test_words_are_tokens_and_their_number_is_said() -> None:
     assert int(several.answer[0]) == p.tokenizer.get_vocab()[words[5]]
     assert "is 2 tokens; its first" in several.notes[0]
     assert "--whole" in several.notes[0]
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_pair_keeps_the_sites_of_its_own_passes(direction: Any) -> None:
+    lm, site, corrupt = tiny.lm("llama"), "layers.*.attn.z", [row[::-1] for row in ROWS]
+    both = pair(lm, ROWS, corrupt, direction=direction, sites=site)
+    plain = pair(lm, ROWS, corrupt, direction=direction)
+    assert plain.base_values is None
+    for name in ("clean_difference", "corrupt_difference", "rounding"):
+        assert torch.equal(getattr(both, name), getattr(plain, name))
+    assert torch.equal(both.base_values, capture(lm, both.base, site).stack(site))
+    assert torch.equal(both.source_values, capture(lm, both.source, site).stack(site))
+    assert not torch.equal(both.base_values, both.source_values)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_known_logits_are_not_computed_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm(name)
+    batch = lm.batch(ROWS)
+    assert lm.batch(batch) is batch
+    logits, asked = last_logits(lm, batch), target(lm, batch)
+    monkeypatch.setattr(type(lm), "__call__", lambda *_, **__: pytest.fail("the model ran"))
+    again = target(lm, batch, logits=logits)
+    assert (again.answer_text, again.foil_text) == (asked.answer_text, asked.foil_text)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ each example."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,9 @@ from stratoscope.errors import InputError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.models.text import token_text
+
+if TYPE_CHECKING:
+    from stratoscope.engine.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,19 @@ class Target:
         return chosen[:, 0] - chosen[:, 1]
 
 
-@torch.no_grad()
 def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
     """Logits of the next token after each example's last real one; of a classifier those of its
     classes."""
+    return logits_with(lm, inputs)[0]
+
+
+@torch.no_grad()
+def logits_with(
+    lm: LM, inputs: Any, *sites: str
+) -> tuple[Float[Tensor, "example output"], Trace | None]:
+    """`last_logits`, and a trace of the sites (outside the attention kernel) from the same pass."""
     from stratoscope.engine import outside
-    from stratoscope.engine.trace import capture
+    from stratoscope.engine.trace import capture, trace
 
     batch = lm.batch(inputs)
     if batch.mask is None and lm.readout.kind == "vocab":
@@ -112,16 +123,17 @@ def last_logits(lm: LM, inputs: Any) -> Float[Tensor, "example output"]:
             "these inputs hold no tokens, so there is no next token to ask about: give a prompt."
         )
     if outside.reads_out_anew(lm):
-        logits = outside.answers(lm, batch)
+        with trace(lm, *sites, stop=False) if sites else nullcontext() as seen:
+            logits = outside.answers(lm, batch)
         finite.refuse({"the model's logits": logits})
-        return logits
+        return logits, seen
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     # one position is kept, not all: the last layer's stream of many prompts is large
-    where = lm.readout.place(batch) if lm.readout.single else None
-    final = capture(lm, batch, last, positions=where)[last]
-    logits = lm.readout(final) if lm.readout.single else lm.readout.of(final, batch)
+    where = lm.readout.place(batch) if lm.readout.single and not sites else None
+    seen = capture(lm, batch, *sites, last, positions=where)
+    logits = lm.readout.of(seen[last], batch) if where is None else lm.readout(seen[last])
     finite.refuse({"the model's logits": logits})
-    return logits
+    return logits, seen
 
 
 def word(lm: LM, number: int) -> str:
@@ -131,16 +143,22 @@ def word(lm: LM, number: int) -> str:
 
 
 def target(
-    lm: LM, inputs: Any, answer: Words = None, foil: Words = None, *, single: str = ""
+    lm: LM,
+    inputs: Any,
+    answer: Words = None,
+    foil: Words = None,
+    *,
+    single: str = "",
+    logits: Tensor | None = None,
 ) -> Target:
     """Read answer and foil (one for all examples, or one each).
 
     Defaults: the answer is the most probable token (other than the foil), the foil a likely token
     of the answer's kind (`kinds.rival`; `rivals` keeps its reasons). A classifier's are its
     classes, by name or number. A text of several tokens stands for its first, and a note says so.
-    single: why one token alone can be asked here, said to whoever gives a `Whole`. Raises
-    InputError for one, when answer and foil are the same, a list does not fit the batch, or the
-    model has one output only.
+    single: why one token alone can be asked here, said to whoever gives a `Whole`. logits:
+    `last_logits` of the inputs, where they are known. Raises InputError for a `Whole`, when answer
+    and foil are the same, a list does not fit the batch, or the model has one output only.
     """
     batch = lm.batch(inputs)
     if lm.readout.kind == "values":
@@ -157,7 +175,7 @@ def target(
     )
     rivals: list[Rival] = []
     if answers is None or foils is None:
-        logits = last_logits(lm, batch)
+        logits = last_logits(lm, batch) if logits is None else logits
         if answers is None:
             top = logits.topk(2, dim=-1).indices.cpu()
             clash = top[:, 0] == foils if foils is not None else torch.zeros(n, dtype=torch.bool)

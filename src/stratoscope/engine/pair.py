@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine import sequence
-from stratoscope.engine.metric import Target, Words, last_logits, target
+from stratoscope.engine.metric import Target, Words, logits_with, target
 from stratoscope.engine.precision import spacing
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
@@ -25,7 +25,8 @@ class Pair:
     foil: (example,).
 
     rounding: (example,) the distance between neighbouring numbers of the model's precision, where
-    the answer's and the foil's logits lie.
+    the answer's and the foil's logits lie. base_values, source_values: (layer, example, position,
+    ...), what stands at the pattern of sites that was asked for.
     """
 
     clean: Batch
@@ -35,6 +36,8 @@ class Pair:
     corrupt_difference: Tensor
     direction: Literal["denoise", "noise"]
     rounding: Tensor
+    base_values: Tensor | None = None
+    source_values: Tensor | None = None
 
     @property
     def base(self) -> Batch:
@@ -106,14 +109,16 @@ def pair(
     direction: Literal["denoise", "noise"] = "denoise",
     *,
     single: str = "",
+    sites: str = "",
 ) -> Pair:
     """Align two prompts (or two equally long lists) and measure both.
 
     Defaults: the answer is the clean run's top token, the foil the corrupt run's top token that is
     not the answer. single: why answer and foil cannot be `Whole` here; without a reason they can,
-    and cells are run by `sequence.swept`. Raises InputError when the prompts differ in number or
-    token length, or when their logit differences are too close (1e-3) for an effect to be a share
-    of anything.
+    and cells are run by `sequence.swept`. sites: a pattern (`layers.*.attn.z`) whose values both
+    runs keep, so that nobody has to run the prompts again. Raises InputError when the prompts
+    differ in number or token length, or when their logit differences are too close (1e-3) for an
+    effect to be a share of anything.
     """
     if direction not in ("denoise", "noise"):
         raise InputError(
@@ -135,13 +140,15 @@ def pair(
                 f"{list(a)}, corrupt "
                 f"{list(b)}."
             )
-    logits = last_logits(lm, first), last_logits(lm, second)
+    patterns = [sites] if sites else []
+    logits, seen = zip(*(logits_with(lm, side, *patterns) for side in (first, second)))
+    ends = [side.stack(sites) for side in seen] if sites else [None, None]
     ask = partial(target, single=single) if single else sequence.target
     if foil is None:
-        answers = ask(lm, first, answer).answer
+        answers = ask(lm, first, answer, logits=logits[0]).answer
         best = logits[1].topk(2, dim=-1).indices.cpu()
         foil = torch.where(best[:, 0] == answers, best[:, 1], best[:, 0]).tolist()
-    asked = ask(lm, first, answer, foil)
+    asked = ask(lm, first, answer, foil, logits=logits[0])
     differences = [
         sequence.unchanged(lm, side, asked, x).float().cpu()
         for side, x in zip((first, second), logits)
@@ -159,7 +166,8 @@ def pair(
     every = torch.arange(len(first))  # of whole texts, the first tokens: the sum is no better known
     chosen = [x.cpu()[every, ids].float() for x in logits for ids in (asked.answer, asked.foil)]
     rounding = spacing(torch.stack(chosen).abs().amax(dim=0), lm.model.dtype)
-    return Pair(first, second, asked, differences[0], differences[1], direction, rounding)
+    ends = ends[::-1] if direction == "denoise" else ends
+    return Pair(first, second, asked, *differences, direction, rounding, *ends)
 
 
 def random_like(

@@ -106,15 +106,13 @@ def screened(
         raise InputError(
             f"top={top} and sample={sample} of {len(cells)} cells: top 0 to all, sample 2 to all."
         )
-    guess = estimate(lm, inputs, cells, metric)
     batch = lm.batch(inputs)
+    guess = estimate(lm, batch, cells, metric)
     base = metric(last_logits(lm, batch), torch.arange(len(batch)))
     best = (guess - base).abs().amax(dim=1).topk(top).indices.cpu()
     drawn = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:sample]
     chosen = torch.cat([best, drawn]).unique()
     exact = torch.full_like(guess, torch.nan)
-    exact[chosen] = sweep(
-        lm, inputs, [cells[i] for i in chosen.tolist()], metric, progress=progress
-    )
+    exact[chosen] = sweep(lm, batch, [cells[i] for i in chosen.tolist()], metric, progress=progress)
     pair = torch.stack([guess[drawn].flatten(), exact[drawn].flatten()]).double()
     return Screened(guess, exact, drawn, float(torch.corrcoef(pair)[0, 1]))

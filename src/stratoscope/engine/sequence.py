@@ -36,15 +36,23 @@ from stratoscope.models.lm import LM
 from stratoscope.models.text import apart, joined, token_texts
 
 
-def target(lm: LM, batch: Batch, answer: Words = None, foil: Words = None) -> Target:
+def target(
+    lm: LM,
+    batch: Batch,
+    answer: Words = None,
+    foil: Words = None,
+    *,
+    logits: Tensor | None = None,
+) -> Target:
     """`metric.target`, or answer and foil as wholes where one of them is `Whole`.
 
-    Beside a whole answer a foil given as plain text is read whole too. Raises SiteError for a model
+    Beside a whole answer a foil given as plain text is read whole too. logits: `last_logits` of the
+    batch, where they are known. Raises SiteError for a model
     that is no causal language model; InputError where only one of them is given, where they are the
     same, and for prompts with images.
     """
     if not any(isinstance(word, Whole) for x in (answer, foil) for word in _several(x)):
-        return metric.target(lm, batch, answer, foil)
+        return metric.target(lm, batch, answer, foil, logits=logits)
     _refuse_unfit(lm, batch)
     if answer is None or foil is None:
         missing = "answer" if answer is None else "foil"

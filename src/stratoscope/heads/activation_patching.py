@@ -33,7 +33,6 @@ from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress
-from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -66,15 +65,13 @@ def measure(
     that keeps what is finished, so that an interrupted sweep goes on. Raises InputError when
     prompts differ in length, or when both runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
-    site = "layers.*.attn.z"
-    base, source = (capture(lm, batch, site).stack(site) for batch in (both.base, both.source))
+    both = pair(lm, inputs, corrupt, answer, foil, direction, sites="layers.*.attn.z")
     layers, heads = range(lm.dims.layers), range(lm.dims.heads)
     effect, null, bound = patched(
         lm,
         both,
-        base,
-        source,
+        both.base_values,
+        both.source_values,
         [f"layers.{layer}.attn.z" for layer in layers],
         _patch,
         exactly=EXACTLY,

@@ -32,7 +32,6 @@ from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import pair
 from stratoscope.engine.sweep import Progress
-from stratoscope.engine.trace import capture
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -68,9 +67,7 @@ def measure(
     that an interrupted sweep goes on. Raises InputError when prompts differ in length, or when both
     runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
-    name = f"layers.*.{site}"
-    base, source = (capture(lm, batch, name).stack(name) for batch in (both.base, both.source))
+    both = pair(lm, inputs, corrupt, answer, foil, direction, sites=f"layers.*.{site}")
     layers = range(lm.dims.layers)
 
     def patch(layer: int, position: int, vectors: Tensor, examples: list[int]) -> Intervention:
@@ -81,8 +78,8 @@ def measure(
     effect, null, bound = patched(
         lm,
         both,
-        base,
-        source,
+        both.base_values,
+        both.source_values,
         [f"layers.{layer}.{site}" for layer in layers],
         patch,
         exactly=EXACTLY,

@@ -107,6 +107,11 @@ class Batch:
         }
 
     def to(self, device: torch.device) -> Batch:
+        """This batch on a device; itself where all of it is there."""
+        held = (self.ids, self.mask, self.image, *self.extra.values())
+        there = all(x is None or x.device == device for x in held)
+        if there and (self.source is None or self.source.to(device) is self.source):
+            return self
         move = lambda x: None if x is None else x.to(device)  # noqa: E731
         extra = {name: move(x) for name, x in self.extra.items()}
         return replace(
