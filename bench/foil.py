@@ -169,6 +169,10 @@ def page(found: list[dict[str, Any]]) -> str:
             f"\n**By the rule written before the run, the chosen foil is {said} the runner-up**: "
             f"(b) over (a) is {_mean(pairs['bound'])}",
             f"over the bound, {_mean(pairs['null'])} over one draw.\n",
+            'It is kept all the same, for what it asks and not for what it finds: `" Mars"` asks '
+            'what tells this planet from another, `" the"`',
+            "asks what makes a name likely at all, and the report names the foil and the rule. A "
+            "foil of one's own (`--foil`) is better than either.\n",
             "| prompt | (a) answer, foil | effect / bound | (b) answer, foil | effect / bound |",
             "|---|---|---|---|---|",
             *each,

@@ -73,6 +73,17 @@ def test_circuits_mix_no_devices_and_give_the_same_numbers(method: str) -> None:
     assert differences(here, there) == []
 
 
+@pytest.mark.parametrize("name", ["vit", "llava"])
+@pytest.mark.parametrize("room", ["heads", "layers"])
+def test_patching_with_a_picture_and_no_mask_mixes_no_devices(room: str, name: str) -> None:
+    """The bound of chance asks which examples have a place: pictures bring no mask."""
+    address = f"{room}.activation_patching"
+    here, lm = cases.supported(address, "measure", name), subject(name)
+    with pretend.device(lm.model):
+        there = cases.measure(address, Case(name, lm))
+    assert differences(here, there) == []
+
+
 @pytest.mark.parametrize("address", EDITS)
 def test_an_edit_mixes_no_devices_and_changes_the_same(address: str) -> None:
     case = Case("llama", subject("llama"), "left")

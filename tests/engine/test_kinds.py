@@ -21,6 +21,7 @@ ALIKE = [
     (" ", "\n"),
     (" 三", " 人"),
     (" don't", " can't"),
+    ("<E0 A4>", "<A6>"),
 ]
 APART = [
     (" Paris", "Paris"),
@@ -34,7 +35,26 @@ APART = [
     ("##ing", "ing"),
     (",", "a"),
     (" The", " Paris"),
+    ("<A6>", "!"),
+    ("<A6>", "<A6"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "name"),
+    [
+        (" Paris", False, "capitalised word"),
+        ("paris", False, "word without a space before it"),
+        ("paris", True, "word"),
+        ("##ing", True, "word without a space before it"),
+        (" كتاب", False, "Arabic word"),
+        ("<F0 9F>", False, "part of a character"),
+        (" ±", False, "token of signs"),
+        (" the", False, "function word"),
+    ],
+)
+def test_a_kind_has_a_name_for_a_sentence(text: str, pieces: bool, name: str) -> None:
+    assert kind(text).named(pieces=pieces) == name
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
@@ -97,6 +117,18 @@ def test_the_rival_is_of_the_answer_s_kind(
     assert WORDS[found.token] == foil
     assert not found.weak
     assert repr(foil) in found.why
+
+
+def test_a_word_of_bert_s_is_not_said_to_lack_a_space() -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="!"))
+    bert = wrap(tiny.model("bert"), PreTrainedTokenizerFast(tokenizer_object=made))
+    found = rival(bert, scored({"cat": 9, "dog": 8}), WORDS.index("cat"))
+    assert WORDS[found.token] == "dog"
+    assert "space" not in found.why
 
 
 def test_without_one_of_its_kind_the_question_is_said_to_be_weak(lm: LM) -> None:

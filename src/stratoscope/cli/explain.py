@@ -25,7 +25,7 @@ from stratoscope.errors import InputError, ResultError
 if TYPE_CHECKING:
     from stratoscope.report.page import Explanation
 
-_BETWEEN = 6.0  # seconds between two drawings of an unfinished page
+_BETWEEN = 10.0  # seconds between two drawings of an unfinished page
 NAMES = {
     "load": "loading the model",
     "tokens.next_token": "what it predicts",

@@ -72,7 +72,8 @@ def patched(
     layers, examples, width, *rest = base.shape
     shape = (layers, rest[0] if len(rest) > 1 else width)
     every = list(range(examples))
-    real = torch.ones(examples, width) if both.base.mask is None else both.base.mask
+    # which examples have a place is asked on the host, once
+    real = torch.ones(examples, width) if both.base.mask is None else both.base.mask.cpu()
     has = [every if len(rest) > 1 else real[:, p].nonzero()[:, 0].tolist() for p in range(shape[1])]
     cells = [
         change(layer, place, vectors[layer], has[place])

@@ -8,6 +8,7 @@ on, not on 24 others (docs/foil.md): it makes the question plainer to read, no e
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +26,8 @@ LIKELY, FAR = 200, 10.0
 NEAREST_OF = (
     10  # and of so many most probable ones of the kind it is the nearest in the unembedding
 )
+
+BYTES = re.compile(r"<[0-9A-F]{2}( [0-9A-F]{2})*>")  # as `token_text` writes what is no text alone
 
 # The closed classes of English: articles, pronouns, prepositions, conjunctions, auxiliaries, and
 # the like. Other languages have no list here: there, shape and script alone make the kind.
@@ -50,24 +53,31 @@ class Kind(NamedTuple):
 
     opening: str  # "space", "##" (a piece of BERT's) or ""
     case: str  # "lower", "Capital", "UPPER", or "" for scripts that have none
-    signs: str  # "letters", "digits", "blank" or "marks"
+    signs: str  # "letters", "digits", "blank", "bytes" (a part of a character) or "marks"
     script: str  # the first word of its letters' Unicode name: "LATIN", "ARABIC", "CJK", ...
     function: bool
 
     def __str__(self) -> str:
-        """For a sentence: what is said of both the answer and its rival."""
+        return self.named()
+
+    def named(self, *, pieces: bool = False) -> str:
+        """For a sentence: what is said of both the answer and its rival.
+
+        pieces: of a tokenizer that marks the pieces within a word (BERT's ##), where a token
+        without a mark begins one.
+        """
         if self.signs != "letters":
             return {
                 "digits": "number",
                 "blank": "piece of white space",
-                "marks": "punctuation mark",
+                "bytes": "part of a character",
+                "marks": "token of signs",
             }[self.signs]
         word = "function word" if self.function else "word"
         case = {"Capital": "capitalised ", "UPPER": "upper-case ", "lower": ""}.get(self.case, "")
         script = "" if self.script == "LATIN" else f"{self.script.capitalize()} "
-        return f"{case}{script}{word}" + (
-            "" if self.opening != "" else " without a space before it"
-        )
+        inside = self.opening == "##" or (self.opening == "" and not pieces)
+        return f"{case}{script}{word}" + (" without a space before it" if inside else "")
 
 
 def kind(text: str) -> Kind:
@@ -78,6 +88,8 @@ def kind(text: str) -> Kind:
     bare = text.removeprefix("##").strip()
     if not bare:
         return Kind(opening, "", "blank", "", False)
+    if BYTES.fullmatch(bare):
+        return Kind(opening, "", "bytes", "", False)
     if bare.isdecimal():
         return Kind(opening, "", "digits", _script(bare), False)
     if not all(
@@ -148,7 +160,8 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
         return Rival(other, "The foil is the most probable other class.", False)
     if lm.tokenizer is None:
         return Rival(other, "The foil is the most probable other token.", False)
-    text, wanted = token_text(lm.tokenizer, answer), kind(token_text(lm.tokenizer, answer))
+    text = token_text(lm.tokenizer, answer)
+    wanted = kind(text).named(pieces=_marks_pieces(lm))
     found = rivals(lm, logits, answer)
     if not found:
         why = (
@@ -173,6 +186,11 @@ def _other(text: str, answer: str) -> bool:
         len(mine) > 2 and len(yours) > 2 and (mine.startswith(yours) or yours.startswith(mine))
     )
     return kind(text) == kind(answer) and not inflected
+
+
+def _marks_pieces(lm: LM) -> bool:
+    model = getattr(getattr(lm.tokenizer, "backend_tokenizer", None), "model", None)
+    return type(model).__name__ == "WordPiece"
 
 
 def _script(text: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,16 @@ def _shown(e: Explanation, section: str) -> bool:
     return section != "circuit" or "circuits.discover" in {*e.results, *e.missing}
 
 
+@cache
+def _atlas() -> ledger.Atlas:
+    """Read once: an unfinished report is drawn again and again."""
+    return ledger.atlas()
+
+
 def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
     """For each section the papers of its methods that have a verdict: the one that decides, with
     its figure."""
-    atlas, methods = ledger.atlas(), {entry.address: entry for entry in catalogue.methods()}
+    atlas, methods = _atlas(), {entry.address: entry for entry in catalogue.methods()}
     found: dict[str, list[dict[str, Any]]] = {}
     for name, (keys, _) in SECTIONS.items():
         # the words are of that map
