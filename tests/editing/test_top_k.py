@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stratoscope.editing import top_k
+from stratoscope.engine.intervention import largest
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
@@ -17,13 +18,13 @@ EXAMPLE = {"edit": {"request": 3}}
 
 def test_keep() -> None:
     x = torch.tensor([[0.5, -3.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    assert top_k.keep(x, 2)[0].tolist() == [0, -3, 2, 0]
-    assert (top_k.keep(x, 2)[1] != 0).sum() == 2  # a tie
-    assert torch.equal(top_k.keep(x, 4), x)
-    assert torch.equal(top_k.keep(x, 9), x)
-    assert not top_k.keep(x, 0).any()
+    assert largest(x, 2)[0].tolist() == [0, -3, 2, 0]
+    assert (largest(x, 2)[1] != 0).sum() == 2  # a tie
+    assert torch.equal(largest(x, 4), x)
+    assert torch.equal(largest(x, 9), x)
+    assert not largest(x, 0).any()
     x.requires_grad_()
-    top_k.keep(x, 1)[0].sum().backward()
+    largest(x, 1)[0].sum().backward()
     assert x.grad is not None
     assert x.grad[0].tolist() == [0, 1, 0, 0]
 

@@ -17,6 +17,8 @@ from stratoscope.engine.intervene import (
     clamped,
     intervene,
     knock_out,
+    largest,
+    permuted,
     project_out,
     replaced,
     scaled,
@@ -31,6 +33,7 @@ LAST = [8, 4]
 REAL = torch.arange(9) < torch.tensor([[9], [5]])
 TOLERANCE = 1e-5
 VALUE = torch.linspace(-1, 1, 32)
+ORDER = torch.randperm(32, generator=torch.Generator().manual_seed(4))
 AXES = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(3)))[0].T
 
 
@@ -99,6 +102,11 @@ OPERATIONS: dict[str, tuple[Callable[..., Intervention], Callable[[Tensor], Tens
         lambda x: x - (x @ AXES.T) @ AXES,
     ),
     "zero": (lambda site, **w: ablate(site, **w), torch.zeros_like),
+    "largest": (
+        lambda site, **w: largest(site, 9, **w),
+        lambda x: torch.where(x.abs() >= x.abs().sort(dim=-1).values[..., -9:-8], x, 0.0),
+    ),
+    "permute": (lambda site, **w: permuted(site, ORDER, **w), lambda x: x[..., ORDER]),
 }
 PLACES = {
     "everywhere": (None, None),
@@ -398,6 +406,9 @@ def test_ablations_take_their_values_from_a_reference() -> None:
         ),
         (lambda: add("layers.1.mlp.out", torch.zeros(4, 9, 32)), "does not fit"),
         (lambda: scaled("layers.1.mlp.out", torch.zeros(1, 1, 1, 1)), "does not fit"),
+        (lambda: largest("layers.1.mlp.act", -1), "keep 0 or more"),
+        (lambda: permuted("layers.1.mlp.out", torch.zeros(32).long()), "is no permutation"),
+        (lambda: permuted("layers.1.mlp.out", torch.zeros(1).long()), "does not fit"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Callable[[], Intervention], reason: str) -> None:
@@ -493,5 +504,5 @@ def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(
         Intervention(parse("layers.1.mlp.out"), "multiply", torch.tensor(2.0))  # type: ignore[arg-type]
     assert str(refused.value) == (
         "operation 'multiply' at `layers.1.mlp.out`: choose one of replace, add, scale, clamp, "
-        "project_out."
+        "project_out, largest, permute."
     )

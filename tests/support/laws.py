@@ -120,9 +120,7 @@ def interrupted(run: Callable[[], Any], lm: LM, module: nn.Module) -> tuple[Faul
 # --- edit -----------------------------------------------------------------------------------------
 
 
-def undone(
-    make: Callable[[], Any], run: Callable[[], Tensor], lm: LM, file: Path, *, saves: bool = True
-) -> Faults:
+def undone(make: Callable[[], Any], run: Callable[[], Tensor], lm: LM, file: Path) -> Faults:
     """Outputs change inside the block, and not a bit afterwards, also after an exception; the same
     edit made again, and one read from a file, change them alike."""
     before, plain = fingerprint(lm), run()
@@ -146,9 +144,7 @@ def undone(
     with make():
         if not torch.equal(run(), inside):
             faults.append("the same request again is another edit")
-    if saves:
-        faults += _kept(edit, run, inside, lm, file)
-    return faults
+    return faults + _kept(edit, run, inside, lm, file)
 
 
 def _kept(edit: Any, run: Callable[[], Tensor], inside: Tensor, lm: LM, file: Path) -> Faults:

@@ -18,6 +18,8 @@ from stratoscope.engine.intervene import (
     clamped,
     intervene,
     knock_out,
+    largest,
+    permuted,
     project_out,
     replaced,
     scaled,
@@ -86,6 +88,10 @@ PACKED: dict[str, Callable[[Any], AbstractContextManager]] = {
     "project out everywhere": _made(project_out("layers.*.resid_post", torch.stack([V, W]))),
     "keys and values": _made(
         scaled("layers.1.attn.k", 2.0, positions=[1]), add("layers.2.attn.v", 0.7, units=[0])
+    ),
+    "the largest neurons": _made(largest("layers.*.mlp.act", 7), largest("layers.1.attn.z", 3)),
+    "keys in another order": _made(
+        permuted("layers.*.attn.k", torch.tensor([[2, 0, 1, 3, 7, 5, 6, 4]]))
     ),
     "queries of the last layer": _made(scaled("layers.2.attn.q", 3.0, positions=-1)),
     "one example": _made(add("layers.1.resid_post", V, examples=[1], positions=[-1])),

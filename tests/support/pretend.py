@@ -3,7 +3,7 @@ meet tensors which are not.
 
 It fails where a GPU would: when tensors of two devices meet in one operation, when numpy is asked
 for a tensor that is not on the CPU, when a CPU generator draws on the device. What a GPU allows is
-allowed: scalars, and CPU ingenerators, copies.
+allowed: scalars, and CPU indices, copies.
 """
 
 from __future__ import annotations

@@ -15,18 +15,16 @@ Reads as: what a model does without learned attention. Does not show which head 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from stratoscope.engine.edit import Edit
+from stratoscope.engine.intervene import permuted
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
-from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run
 
 
 def orders(heads: int, head_dim: int, *, layer: int, seed: int = 0) -> Int[Tensor, "head head_dim"]:
@@ -35,27 +33,7 @@ def orders(heads: int, head_dim: int, *, layer: int, seed: int = 0) -> Int[Tenso
     return torch.stack([torch.randperm(head_dim, generator=generator) for _ in range(heads)])
 
 
-class Scrambled:
-    """`with` this, the keys of these sites are permuted. Leaving the block takes it back."""
-
-    def __init__(self, lm: LM, sites: Sequence[Site], seed: int) -> None:
-        self.lm, self.sites, self.seed = lm, tuple(sites), seed
-        self._open: list[ExitStack] = []
-
-    def __enter__(self) -> Scrambled:
-        edits: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {
-            site: [partial(_permuted, layer=site.layer or 0, seed=self.seed)] for site in self.sites
-        }
-        with ExitStack() as opening:
-            opening.enter_context(self.lm.taps.using(edits=edits))
-            self._open.append(opening.pop_all())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.pop().close()
-
-
-def edit(lm: LM, request: Sequence[int] | None = None, *, seed: int = 0) -> Scrambled:
+def edit(lm: LM, request: Sequence[int] | None = None, *, seed: int = 0) -> Edit:
     """An edit that scrambles keys: `with scramble_keys.edit(lm): lm(...)`.
 
     request: layers, default all. seed: of the permutations. Raises SiteError for a layer that is
@@ -64,11 +42,9 @@ def edit(lm: LM, request: Sequence[int] | None = None, *, seed: int = 0) -> Scra
     if request is not None and not len(request):
         raise InputError("no layers are named: give some, or None for all.")
     names = ["layers.*.attn.k"] if request is None else [f"layers.{n}.attn.k" for n in request]
-    return Scrambled(lm, lm.layout.resolve(names), seed)
-
-
-def _permuted(
-    k: Float[Tensor, "example position head head_dim"], run: Run, *, layer: int, seed: int
-) -> Float[Tensor, "example position head head_dim"]:
-    order = orders(k.shape[-2], k.shape[-1], layer=layer, seed=seed).to(k.device)
-    return k.gather(-1, order.expand(k.shape))
+    changes = []
+    for site in lm.layout.resolve(names):
+        sizes = lm.layout.sizes(site)
+        order = orders(sizes["kv_head"], sizes["head_dim"], layer=site.layer or 0, seed=seed)
+        changes.append(permuted(site, order))
+    return Edit(lm, changes)

@@ -16,49 +16,16 @@ with it from the start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from stratoscope.engine.edit import Edit
+from stratoscope.engine.intervene import largest
 from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run
 
 
-def keep(act: Float[Tensor, "... neuron"], k: int) -> Float[Tensor, "... neuron"]:
-    """The k largest in size of each row, 0 elsewhere; a tie is broken, so that never more than k
-    are kept."""
-    chosen = act.abs().topk(min(k, act.shape[-1]), dim=-1).indices
-    return torch.zeros_like(act).scatter(-1, chosen, act.gather(-1, chosen))
-
-
-class TopK:
-    """`with` this, each of `layers` keeps as many neurons as it says: {site: k}. Leaving the block
-    takes it back."""
-
-    def __init__(self, lm: LM, kept: dict[Site, int]) -> None:
-        self.lm, self.kept = lm, kept
-        self._open: list[ExitStack] = []
-
-    def __enter__(self) -> TopK:
-        edits: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {
-            site: [partial(_keep, k=k)] for site, k in self.kept.items()
-        }
-        with ExitStack() as opening:
-            opening.enter_context(self.lm.taps.using(edits=edits))
-            self._open.append(opening.pop_all())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.pop().close()
-
-
-def edit(lm: LM, request: int | Sequence[Sequence[int]]) -> TopK:
+def edit(lm: LM, request: int | Sequence[Sequence[int]]) -> Edit:
     """An edit that keeps k neurons at each token: `with top_k.edit(lm, 64): lm(...)`.
 
     request: k for every layer, or (layer, k) for some; the smallest k counts where a layer is named
@@ -78,8 +45,4 @@ def edit(lm: LM, request: int | Sequence[Sequence[int]]) -> TopK:
                     "many."
                 )
             kept[site] = min(k, kept.get(site, k))
-    return TopK(lm, kept)
-
-
-def _keep(act: Tensor, run: Run, *, k: int) -> Tensor:
-    return keep(act, k)
+    return Edit(lm, [largest(site, k) for site, k in kept.items()])

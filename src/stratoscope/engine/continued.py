@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.intervene import Intervention
+from stratoscope.engine.intervention import ALIKE, Intervention
 from stratoscope.engine.metric import Target
 from stratoscope.engine.select import position_index
 from stratoscope.errors import InputError, SiteError
@@ -87,7 +87,7 @@ class Continued:
             return []
         of = self.example[rows]
         value = cell.value
-        if cell.operation in ("replace", "add", "scale"):
+        if cell.operation in ALIKE:
             value = value[(None,) * (len(cell.site.axes) - value.ndim)]
             if value.shape[0] > 1:
                 value = value[[named.index(example) for example in of.tolist()]]
@@ -129,7 +129,7 @@ def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
 def _names_places(change: Intervention) -> bool:
     """Whether an outer change says where in the prompts, or which of them, it acts."""
     named = any(getattr(change, name) is not None for name in ("positions", "keys", "examples"))
-    if named or change.operation not in ("replace", "add", "scale"):
+    if named or change.operation not in ALIKE:
         return named
     rest = len(change.site.axes) - 2  # after example and position
     return any(size > 1 for size in change.value.shape[: max(change.value.ndim - rest, 0)])

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stratoscope.engine.intervene import WHERE, Intervention, intervene, resolve
+from stratoscope.engine.intervene import intervene, resolve
+from stratoscope.engine.intervention import WHERE, Intervention
 from stratoscope.errors import InputError, LoadError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import parse

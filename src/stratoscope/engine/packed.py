@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stratoscope.engine.base import Base, Job, gather, read
-from stratoscope.engine.intervene import OPERATIONS, Intervention
+from stratoscope.engine.intervention import ALIKE, OPERATIONS, Intervention
 from stratoscope.engine.linear import FastLinear
 from stratoscope.models.attention import masked, scores_of, seam, softmax_visible
 from stratoscope.models.lm import LM
@@ -183,7 +183,7 @@ class Wave:
                 place = (at,)
             chosen = x[place]
             value = change.value
-            if change.operation in ("replace", "add", "scale"):
+            if change.operation in ALIKE:
                 examples = list(range(count)) if change.examples is None else list(change.examples)
                 shape = (len(examples), len(index), *chosen.shape[1:])
                 value = torch.broadcast_to(value, shape)[

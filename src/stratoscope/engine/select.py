@@ -1,4 +1,4 @@
-"""Positions as people say them (0, -1, a list, one list per example) turned into ingenerators of
+"""Positions as people say them (0, -1, a list, one list per example) turned into indices of
 the tensor at hand.
 
 Where keys lie side by side (scores and patterns, and `attn.k` and `attn.v` themselves), the tensor
@@ -67,7 +67,7 @@ def as_index(positions: Positions) -> Tensor:
 def position_index(
     positions: Positions, run: Run, rows: int, width: int, among: Sequence[int] | None = None
 ) -> Tensor:
-    """(row, k) ingenerators along a padded axis of `width`. Negative positions count from an
+    """(row, k) indices along a padded axis of `width`. Negative positions count from an
     example's last real token.
 
     rows: of the tensor; those of one example are neighbours. Raises InputError for a position

@@ -42,16 +42,16 @@ def head_writes(
 
     In float32 at least, also of a model in half precision: small changes of writes are what edges
     are about. outer: changes made outside; those at this attn.out are made on every head's part.
-    Raises SiteError for one that does not act on a sum part by part (a clamp).
+    Raises SiteError for one that does not act on a sum part by part (a clamp, the largest).
     """
     heads, rest = writes.head_writes(lm, layer, z)
     parts = torch.cat([heads.transpose(0, 1), rest[None]])
     for change in (c for c in outer if c.site == Site("", layer, "attn.out")):
-        if change.operation == "clamp":
+        if change.operation in ("clamp", "largest"):
             raise SiteError(
-                f"a clamp at `{change.site}` acts on what all heads write together, so no head's "
-                "part of it can be told: "
-                f"clamp `layers.{layer}.attn.z`, or measure by heads.activation_patching."
+                f"`{change.operation}` at `{change.site}` acts on what all heads write together, "
+                f"so no head's part of it can be told: change `layers.{layer}.attn.z`, or measure "
+                "by heads.activation_patching."
             )
         nothing = change.apply(torch.zeros_like(rest)[None], Run())[0]
         parts = torch.stack([change.apply(part[None], Run())[0] - nothing for part in parts])

@@ -106,7 +106,7 @@ def recipe(
 
 
 def pictures(seed: str, first: int, n: int, size: int) -> list[scenes.Scene]:
-    """n scenes with exactly one large thing. Picture i is drawn from the ingenerators 64 i, 64 i +
+    """n scenes with exactly one large thing. Picture i is drawn from the indices 64 i, 64 i +
     1, ... until one has."""
     tries = (
         (scenes.scene(64 * i + j, seed=seed, pixels=size) for j in count())
