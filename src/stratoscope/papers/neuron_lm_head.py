@@ -4,20 +4,27 @@ Davies, 2025. arXiv:2501.02688. In its second version: Flash Interpretability.
 Claim: the weights of up-projection neurons, read through the LM head, name the concept that a
     neuron stands for; clamping it raises the concept's token, and most neurons keep their token
     through fine-tuning.
-Methods: neurons.token_neurons, neurons.vocabulary, editing.clamp, editing.fine_tune
+Methods: neurons.token_neurons, neurons.vocabulary, editing.clamp, editing.fine_tune, editing.jitter
 Protocol: Llama 3.1 8B and its instruct version: every up-projection neuron through the LM head in
     both, the share with the same first token; 44 concepts clamped, and the same with
     down-projection neurons as the positive control.
+What would change our mind: neurons found by their up weights that raise their token ten times as
+    much as others do, in a model in which the down control does; a trained change that keeps more
+    first tokens than chance does in the up weights alone, the head held.
+What the authors may object: they show chosen neurons of a model sixty times as large, and compare
+    it with an instruct version trained at length; here a model of 135 million parameters with
+    weights decoded from 4 bits is trained for a minute. Layers of one net are no independent units:
+    the seeds are. We read the abstract alone.
 
-The abstract shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here sixteen
-tokens are drawn, and SmolLM2-135M-Instruct, whose pretrained version is not at hand, is trained
-briefly. The abstract does not say whether norms are folded into the weights; here they are.
+The abstract shows two neurons of Llama 3.1 8B and compares it with its instruct model. Here 44
+words are asked, and SmolLM2-135M-Instruct, whose pretrained version is not at hand, is trained
+briefly. The abstract does not say whether norms are folded into the weights; here they are. A
+larger model (Qwen2.5-Coder-0.5B) takes more than ten minutes a seed and is not among the subjects.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,14 +33,16 @@ from torch import Tensor
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
-from stratoscope.editing import fine_tune
+from stratoscope.editing import fine_tune, jitter
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.intervene import replaced, scaled
 from stratoscope.engine.sweep import sweep
 from stratoscope.lab import data, planted
 from stratoscope.lab.planted.canvas import ANSWER
+from stratoscope.maths import resample
 from stratoscope.models import LM
 from stratoscope.neurons import token_neurons
+from stratoscope.neurons._weights import Side
 from stratoscope.results import label
 
 WORDS = """dog cat horse bird fish tree flower river mountain sea winter summer rain snow fire water
@@ -56,8 +65,11 @@ TEST = (
     "In the picture you can see a",
     "The word I was looking for is",
 )
-CONCEPTS, CANDIDATES, VALUE, RANDOM = 16, 4, 20.0, 4
-STEPS, RATE, TOKENS, EVERY = 60, 3e-4, 128, 4
+CANDIDATES, VALUE = 4, 20.0  # neurons tried for each word, and at which values (either sign)
+STEPS, RATE, TOKENS, EVERY = 60, 3e-4, 128, 4  # of the fine-tuning; every how many layers are read
+JITTERS, ORDERS = 3, 40  # changes by chance of each kind, orders of the neurons
+SIDES: tuple[Side, ...] = ("up", "down")
+LOG_TEN = float(np.log(10))
 Unit = tuple[int, int, float]  # layer, neuron, the value it is held at
 
 
@@ -98,54 +110,63 @@ def a_planted_reader_is_found(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
-    n="16 concepts",
-    expect="clamped >= 10 * random and clamped > picked",
-    direction="clamped > random and clamped > picked",
+    subjects=("smollm2",),
+    n="44 words",
+    valid="down_ratio_low > 3",
+    expect="clamped_over_random_low >= 10 and clamped > picked",
+    direction="clamped_over_picked_low > 1",
     null={
-        "random": "random neurons of the same layer at the same value",
+        "random": "a random neuron of the same layer at the same value",
         "picked": "the best of as many random neurons and signs, chosen as the concept neuron was",
     },
-    thresholds="10: the ledger's",
+    thresholds="10: the ledger's; 3, by which neurons found by their down weights must do better"
+    " than picked ones, so that the pipeline can see: the review's",
 )
-def clamping_raises_the_token(seed: int) -> Measured:
-    """By which factor the token's probability grows: geometric mean over concepts and held-out
+def clamping_raises_the_token(lm: LM, seed: int) -> Measured:
+    """By which factor the token's probability grows: geometric mean over words and held-out
     prompts. The four neurons that the index names first are tried at +20 and -20, at all positions,
     on four prompts, and the best is tested on eight others; the index does not know the sign with
     which a gated neuron speaks, nor which of them speaks at all. `random` has not been chosen, so
-    that `picked` is the fair opponent: on seed 0 the concept neuron beats it for 8 of 16 concepts,
-    as a coin would, and the interval of its gain holds 1."""
-    lm, generator = models.load("smollm2"), random.Random(seed)
-    words = generator.sample(WORDS, CONCEPTS)
-    ids = torch.tensor([lm.tokenizer(f" {word}")["input_ids"][0] for word in words])
-    layers, neurons, _ = token_neurons.search(lm, ids, side="up", top=CANDIDATES)
+    that `picked` is the fair opponent. down_ratio: the same by the down weights, over neurons
+    picked alike in their layers: what writes a token must raise it. The words are the same for
+    each seed, the random neurons are not. An earlier form took sixteen words: x1.7, x3.2 and x6.1
+    on three seeds."""
+    generator = random.Random(seed)
+    ids = torch.tensor([lm.tokenizer(f" {word}")["input_ids"][0] for word in WORDS])
+    found = {side: token_neurons.search(lm, ids, side=side, top=CANDIDATES) for side in SIDES}
     gains, said = [], []
     for row, token in enumerate(ids.tolist()):
-        named = list(zip(layers[row].tolist(), neurons[row].tolist()))
-        strangers = [(layer, generator.randrange(lm.dims.neurons)) for layer, _ in named]
-        best, picked = (_best(lm, units, token) for units in (named, strangers))
-        others = [(best[0], generator.randrange(lm.dims.neurons), best[2]) for _ in range(RANDOM)]
-        gain = _gains(lm, TEST, [best, picked, *others], token)
-        gains.append(torch.stack([gain[0], gain[1], gain[2:].mean(dim=0)]).mean(dim=1))
-        said.append(f"{words[row]} L{best[0]}N{best[1]} {'+' if best[2] > 0 else '-'}")
-    log = torch.stack(gains).double().numpy()  # (concept, clamped picked random)
-    clamped, picked, at_random = np.exp(log.mean(axis=0))
-    draws = np.random.default_rng(seed).integers(len(log), size=(1000, len(log)))
-    low, high = np.exp(np.quantile(log[draws, 0].mean(axis=1), [0.025, 0.975]))
+        tested = []
+        for layers, neurons, _ in found.values():
+            named = list(zip(layers[row].tolist(), neurons[row].tolist()))
+            strangers = [(layer, generator.randrange(lm.dims.neurons)) for layer, _ in named]
+            tested += [_best(lm, units, token) for units in (named, strangers)]
+        layer, neuron, value = tested[0]
+        tested.append((layer, generator.randrange(lm.dims.neurons), value))
+        gains.append(_gains(lm, TEST, tested, token).mean(dim=1))
+        said.append(f"{WORDS[row]} L{layer}N{neuron} {'+' if value > 0 else '-'}")
+    clamped, picked, down, down_picked, at_random = torch.stack(gains).double().numpy().T
+    logs = {"clamped": clamped, "down_ratio": down - down_picked}
+    logs |= {"clamped_over_picked": clamped - picked, "clamped_over_random": clamped - at_random}
+    factor = {name: np.exp(resample.interval(log, seed=seed)[:3]) for name, log in logs.items()}
     return Measured(
-        values={"clamped": clamped, "tenfold": float((log[:, 0] - log[:, 2] >= np.log(10)).mean())},
-        null={"random": at_random, "picked": picked},
-        n=len(log),
-        interval={"clamped": (low, high)},
+        values={name: found[0] for name, found in factor.items()}
+        | {"down": np.exp(down.mean()), "tenfold": (logs["clamped_over_random"] >= LOG_TEN).mean()},
+        null={"random": np.exp(at_random.mean()), "picked": np.exp(picked.mean())},
+        n=len(clamped),
+        units={f"log_{name}": log for name, log in logs.items()},
+        interval={name: (low, high) for name, (_, low, high) in factor.items()},
         figure=label(
-            log,
+            np.stack([clamped, picked, at_random, down], axis=1),
             ("example", "role"),
             name="log_gain",
             method="neurons.token_neurons",
             provenance=lm.provenance,
             seed=seed,
-            coords={"concept": (("example",), words), "role": ["clamped", "picked", "random"]},
+            coords={
+                "concept": (("example",), WORDS),
+                "role": ["clamped", "picked", "random", "down"],
+            },
         ),
         note="; ".join(said),
     )
@@ -156,62 +177,79 @@ def clamping_raises_the_token(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
+    subjects=("smollm2",),
     n="8 layers",
-    expect="kept >= 0.75 and kept > 10 * shuffled",
-    direction="kept > 10 * shuffled",
-    we_add="also where their weights moved by 1 %, and more of them than after a change "
-    "of equal size by chance",
-    we_expect="moved >= 0.01 and kept > random",
+    valid="moved >= 0.01",
+    expect="kept_low >= 0.75 and kept_low > 10 * shuffled_bound",
+    direction="kept_low > 10 * shuffled_bound",
+    we_add="more of them than after as large a change by chance of the same up weights, the head "
+    "and all else held",
+    we_expect="kept_up_low > jitter_up_high",
     null={
-        "random": "a normal change of each matrix, as large as the fine-tuning's",
-        "shuffled": "the neurons in another order",
+        "shuffled": "the neurons in another order, 40 draws",
+        "jitter_up": "a normal change of the up weights alone, of each matrix as large as the "
+        "fine-tuning's, mean of three draws",
+        "jitter": "such a change of all matrices, the tied read-out among them",
     },
-    thresholds="0.75: the paper's abstract; 0.01 and 10: ours",
+    thresholds="0.75: the paper's abstract; 0.01, by which the up weights must have moved, and 10:"
+    " ours",
     found_there={"kept": 0.75},
 )
-def neurons_keep_their_token(seed: int) -> Measured:
+def neurons_keep_their_token(lm: LM, seed: int) -> Measured:
     """Share of neurons, of every fourth layer, whose first token is the same after 60 steps of Adam
     at 3e-4 on 128 tokens of speeches each. `moved` is the change of the up weights relative to
-    their size, the mean over layers; `search` the seconds in which the whole model is searched for
-    a token. An earlier form moved them by 0.17 % and had no null of that size (0.990 kept): a small
-    change changes few tokens. Now chance keeps 0.885 of them on seed 0, and training 0.934."""
-    lm, generator = models.load("smollm2"), random.Random(seed)
+    their size, the mean over layers. kept: the whole trained model; kept_up: with the trained
+    change of the up weights alone, so that the head and the norms that read them are as before. An
+    earlier form let the null jitter the tied read-out as well, which trained changes hardly turn:
+    training seemed to keep more than chance."""
+    generator = random.Random(seed)
     texts = generator.sample([each["text"] for each in data("sotu").train], STEPS)
     made = fine_tune.edit(
         lm, [lm.tokenizer(t)["input_ids"][:TOKENS] for t in texts], steps=STEPS, rate=RATE
     )
+    ups = {name: delta for name, delta in made.deltas.items() if name.endswith("up_proj.weight")}
+    up_only = Edit(lm, deltas=ups, note="the up weights of the fine-tuning")
     layers = range(0, lm.dims.layers, EVERY)
-    began = time.perf_counter()
-    token_neurons.search(lm, torch.tensor([100]))
-    searched = time.perf_counter() - began
     before = token_neurons.top_tokens(lm, layers=layers)
-    with made:
-        after = token_neurons.top_tokens(lm, layers=layers)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(lm.dims.neurons))
-    kept = (before == after).float().mean(dim=1)
-    ups = [name for name in made.deltas if name.endswith("up_proj.weight")]
-    sizes = [
-        (made.deltas[name].norm() / lm.model.get_parameter(name).norm()).item() for name in ups
+    changed = {"kept": [made], "kept_up": [up_only], "jitter": [jitter.edit(lm, made, seed=seed)]}
+    changed["jitter_up"] = [
+        jitter.edit(lm, up_only, seed=JITTERS * seed + i) for i in range(JITTERS)
     ]
+    after = {name: [_first(lm, edit, layers) for edit in edits] for name, edits in changed.items()}
+    same = {
+        name: np.mean([(tokens == before).float().mean(dim=1).numpy() for tokens in each], axis=0)
+        for name, each in after.items()
+    }
+    orders = np.random.default_rng(seed)
+    shuffled = [
+        float((before == after["kept"][0][:, orders.permutation(lm.dims.neurons)]).float().mean())
+        for _ in range(ORDERS)
+    ]
+    sizes = [
+        float(d.norm() / lm.model.get_parameter(name).detach().norm()) for name, d in ups.items()
+    ]
+    chance = resample.interval(same["jitter_up"], seed=seed)
     return Measured(
-        values={"moved": float(np.mean(sizes)), "search": searched},
-        null={
-            "random": _jittered(lm, made, before, layers, seed),
-            "shuffled": (before == after[:, order]).float().mean(),
-        },
-        n=len(kept),
-        units={"kept": kept},
+        values={"moved": np.mean(sizes)},
+        null={"jitter": same["jitter"].mean(), "jitter_up": chance.value, "shuffled": shuffled},
+        n=len(layers),
+        units={"kept": same["kept"], "kept_up": same["kept_up"]},
+        interval={"jitter_up": (chance.low, chance.high)},
         figure=label(
-            kept,
-            "layer",
+            np.stack([same[name] for name in ("kept", "kept_up", "jitter_up")], axis=1),
+            ("layer", "role"),
             name="kept",
             method="neurons.token_neurons",
-            coords={"layer": list(layers)},
+            coords={"layer": list(layers), "role": ["all", "up alone", "up jittered"]},
         ),
         note=f"{before.numel():,} neurons. {made.note}",
     )
+
+
+def _first(lm: LM, edit: Edit, layers: Sequence[int]) -> Tensor:
+    """The first token of every neuron of some layers, with an edit made."""
+    with edit:
+        return token_neurons.top_tokens(lm, layers=layers)
 
 
 def _best(lm: LM, units: Sequence[tuple[int, int]], token: int) -> Unit:
@@ -228,19 +266,3 @@ def _gains(lm: LM, prompts: Sequence[str], units: Sequence[Unit], token: int) ->
         lm, prompts, cells, lambda logits, _: torch.log_softmax(logits.float(), dim=-1)[:, token]
     )
     return log[:-1] - log[-1]
-
-
-@torch.no_grad()
-def _jittered(lm: LM, made: Edit, before: Tensor, layers: Sequence[int], seed: int) -> float:
-    """Share of neurons with the same first token after a normal change of every weight matrix, as
-    large as the edit's."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = {
-        name: torch.randn(delta.shape, generator=generator) for name, delta in made.deltas.items()
-    }
-    deltas = {
-        name: noise[name] * (delta.norm() / noise[name].norm())
-        for name, delta in made.deltas.items()
-    }
-    with Edit(lm, (), deltas):
-        return float((token_neurons.top_tokens(lm, layers=layers) == before).float().mean())
