@@ -110,10 +110,6 @@ def test_one_example_alone() -> None:
     assert batch.example(1).tokens == (("38", "46", "26"),)
     image = tiny.lm("llava").batch(tiny.inputs("llava"))
     assert image.example(0) is image
-    with pytest.raises(InputError, match="one by one"):
-        tiny.lm("bert").batch(
-            padded(True) | {"token_type_ids": padded(True)["attention_mask"]}
-        ).example(0)
 
 
 def test_coordinates() -> None:

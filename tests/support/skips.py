@@ -29,7 +29,6 @@ REFUSALS = (
     r"(reads no tokens|does not run on text alone)",
     r"inputs must be prompts, token ids or model inputs; got list \[\]",
     r"no token id: this model's ids run from 0 to -1",
-    r"a batch with images cannot be split into examples",
     r"no token of the prompt .* could be exchanged",  # without a tokenizer nothing is a word
     r"norms (or scales|what) .* (not a sum|together)",  # post-norms: no parts of a sum
     r"(not|no) linear",

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stratoscope.errors import InputError
-from stratoscope.models import beside
+from stratoscope.models import beside, pictures
 from stratoscope.models.inputs import rows_of, table
 from stratoscope.models.text import apart, joined, token_texts
 
@@ -124,8 +124,8 @@ class Batch:
         )
 
     def example(self, index: int) -> Batch:
-        """One example alone, without padding. Images are kept only when the batch is one example
-        already."""
+        """One example alone, without padding, with its own pictures. Raises InputError where these
+        are not known."""
         if len(self) == 1:
             return self
         if self.source is not None:
@@ -133,15 +133,22 @@ class Batch:
             return replace(own, source=self.source.example(index))
         if self.signal:
             return self._series(index)
-        if self.extra or self.ids is None:
-            raise InputError(
-                "a batch with images cannot be split into examples: pass them one by one."
-            )
-        ids, mask = self.text
-        n = int(self.lengths[index])
+        n = 0 if self.mask is None else int(self.lengths[index])
         here = slice(index, index + 1)
-        kept = (ids[here, :n], mask[here, :n], {}, self.tokens[here])
-        return Batch(*kept, words=self.words, notes=self.notes, tower=self.tower)
+
+        def own(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[here, :n]
+
+        shape = (len(self),) if self.mask is None else tuple(self.mask.shape)
+        return replace(
+            self,
+            ids=own(self.ids),
+            mask=own(self.mask),
+            extra=pictures.of_example(self.extra, self.image, index, shape=shape, length=n),
+            tokens=self.tokens[here],
+            image=own(self.image),
+            copies=1,
+        )
 
     def _series(self, index: int) -> Batch:
         """One series alone, without padding."""
