@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stratoscope.engine.continued import continued
 from stratoscope.engine.intervene import add, intervene, replaced, scaled
 from stratoscope.engine.metric import Whole
-from stratoscope.engine.sequence import swept, target
+from stratoscope.engine.sequence import slope, swept, target
 from stratoscope.engine.trace import capture, trace
 from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import activation_patching as heads
@@ -330,3 +330,24 @@ def test_what_is_no_whole_question_is_refused(
 def test_images_are_refused() -> None:
     with pytest.raises(InputError, match="prompts of text alone; these bring pixel_values"):
         next_token.measure(tiny.lm("llava"), tiny.inputs("llava"), **WHOLE)
+
+
+def test_each_of_some_examples_gets_its_own_value() -> None:
+    """The value's first axis counts the examples that the cell names, not all of them."""
+    lm, site = tiny.lm("llama"), "layers.0.resid_post"
+    batch = lm.batch([*ROWS, CORRUPT[0]])
+    value = torch.randn(2, 1, lm.dims.dim, generator=torch.Generator().manual_seed(0))
+    together = replaced(site, value, positions=2, examples=[1, 2])
+    one, other = (replaced(site, value[[n]], positions=2, examples=[n + 1]) for n in (0, 1))
+    found = swept(lm, batch, [together, [one, other], one], target(lm, batch, **WHOLE))
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert not torch.allclose(found[0, 2], found[2, 2], atol=1e-2)
+
+
+def test_what_follows_a_shorter_prompt_has_no_slope() -> None:
+    """There stand tokens of the answers, on rows of a batch that is as wide as its longest."""
+    lm = tiny.lm("llama")
+    batch = lm.batch(ROWS)
+    _, found = slope(lm, batch, target(lm, batch, **WHOLE))
+    assert (found[1, len(ROWS[1]) :] == 0).all()
+    assert (found[1, : len(ROWS[1])] != 0).any(dim=1).all()
