@@ -3,6 +3,7 @@ language whose losses are known."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from stratoscope.errors import InputError, SiteError
+from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.papers.function_tokens import bigram_model
 from stratoscope.tokens import transition_loss as t
@@ -97,6 +99,31 @@ def test_surprisal_and_loss_equal_hugging_face(name: str) -> None:
         )
 
 
+def test_only_where_a_word_begins() -> None:
+    """Pieces inside a word have a surprisal and no kind, in the means and in the null."""
+    p = planted.induction()
+    lm = wrap(p.model, p.tokenizer)
+    whole = t.measure(lm, p.clean, function=[3, 4])
+    assert t.begins_a_word("the", " cat")
+    assert t.begins_a_word("the", ".")
+    assert t.begins_a_word("(", "cat")
+    assert not t.begins_a_word(" c", "at")
+    batch = lm.batch(p.clean)
+    tokens = [word if i % 3 else f" {word}" for i, word in enumerate(batch.tokens[0])]
+    some = dataclasses.replace(batch, tokens=[tokens])
+    found = t.measure(lm, some, function=[3, 4], words=True, draws=5)
+    first = [False] + [i % 3 == 0 for i in range(1, len(tokens))]
+    assert [bool(kind) for kind in found.kind.values[0]] == first
+    close(found.surprisal, whole.surprisal)
+    surprisal, kind = found.surprisal.values[0], whole.kind.values[0]
+    for word in t.TRANSITIONS:
+        own = [x for x, k, here in zip(surprisal, kind, first) if here and k == word]
+        assert float(found["count"].sel(transition=word)) == len(own)
+        expected = np.mean(own) if own else np.nan
+        assert float(found.loss.sel(transition=word)) == pytest.approx(expected, nan_ok=True)
+    assert int(found["count"].sum()) == sum(first) < int(whole["count"].sum())
+
+
 def test_many_rows_are_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, rows = lm_of("llama"), [[i % 96 for i in row] for row in ROWS * 3]
     whole = t.measure(lm, padded(rows, "left"), function=FUNCTION)
@@ -171,5 +198,7 @@ def test_what_cannot_be_asked() -> None:
         t.measure(lm, [[5], [7]], function=[5])
     with pytest.raises(InputError, match="draws of 1 or more"):
         t.measure(lm, ROWS[1:], function=[5], draws=0)
+    with pytest.raises(InputError, match="where a word begins"):
+        t.measure(lm, ROWS[1:], function=[5], words=True)
     with pytest.raises(SiteError, match="no surprisal"):
         t.measure(tiny.lm("bert"), ROWS[1:], function=[5])

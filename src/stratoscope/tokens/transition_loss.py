@@ -20,13 +20,14 @@ matters which token stands before.
 Reads as: where the loss is, and whether that is more than the number of such predictions. Does not
 show that a kind of token causes anything, or that what follows a function token is learned from it:
 a word's first piece is harder than its other pieces, and follows function tokens more often.
-Compare `loss` among predictions that begin a word.
+`words=True` counts only predictions that begin a word, in the null as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def function_tokens(counts: Int[Tensor, " vocab"], share: float = 0.4) -> Int[Te
 def kinds(before: Bool[Tensor, "*axes"], after: Bool[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
     """Number of the transition in TRANSITIONS, from whether the two tokens are function tokens."""
     return 2 * before.long() + after.long()
+
+
+def begins_a_word(before: str, after: str) -> bool:
+    """Whether a token does not go on with letters or digits after letters or digits."""
+    return not (before[-1:].isalnum() and after[:1].isalnum())
 
 
 def by_transition(
@@ -122,26 +128,40 @@ def null(
 
 @torch.no_grad()
 def measure(
-    lm: LM, inputs: Any, *, function: Sequence[int], draws: int = 100, seed: int = 0
+    lm: LM,
+    inputs: Any,
+    *,
+    function: Sequence[int],
+    words: bool = False,
+    draws: int = 100,
+    seed: int = 0,
 ) -> xr.Dataset:
     """surprisal in nats and kind, a word of TRANSITIONS (example, position), NaN and "" for each
     text's first token.
 
     Over all texts, (transition): loss in nats, count, loss_share, prediction_share; and null_loss,
     null_loss_share (draw, transition). function: ids of the function tokens, such as
-    `function_tokens` finds in the counts of a corpus. draws, seed: of the null. Raises InputError
-    when `function` is empty or holds what is no id, or when no text has a second token; SiteError
-    for a model that is no causal language model.
+    `function_tokens` finds in the counts of a corpus. words: count only predictions that begin a
+    word; the others have a surprisal, and the kind "". draws, seed: of the null. Raises InputError
+    when `function` is empty or holds what is no id, when no text has a second token to count, or
+    for words of a model without a tokenizer; SiteError for a model that is no causal language
+    model.
     """
     label = _labels(function, lm.dims.vocab)
+    if words and lm.tokenizer is None:
+        raise InputError("words=True: without a tokenizer nobody knows where a word begins.")
     batch = lm.batch(inputs)
     rows = real_rows(batch)
     loss = surprisal(lm, rows)
     ids = right_padded(rows, 0)
     before, after, here = ids[:, :-1], ids[:, 1:], ~loss[:, 1:].isnan()
+    for row, tokens in enumerate(batch.tokens if words else ()):
+        first = [begins_a_word(*pair) for pair in pairwise(tokens)]
+        here[row, : len(first)] &= torch.tensor(first, dtype=torch.bool, device=here.device)
     if not here.any() or draws < 1:
         raise InputError(
-            "nothing to compare: give a text of two tokens or more, and draws of 1 or more."
+            "nothing to compare: give a text of two tokens or more (with words=True, one that "
+            "begins a second word), and draws of 1 or more."
         )
     kind = kinds(label[before], label[after])
     found = by_transition(loss[:, 1:][here], kind[here])
@@ -162,7 +182,7 @@ def measure(
         },
         method="tokens.transition_loss",
         provenance=lm.provenance,
-        settings={"function": label.nonzero()[:, 0].tolist(), "draws": draws},
+        settings={"function": label.nonzero()[:, 0].tolist(), "words": words, "draws": draws},
         seed=seed,
         coords={**batch.coords(), "transition": (("transition",), list(TRANSITIONS))},
         loss_unit="nats",
