@@ -18,9 +18,9 @@ from torch import Tensor
 from stratoscope.engine.intervene import Intervention, intervene, replaced
 from stratoscope.errors import SiteError
 from stratoscope.models.batch import Batch
+from stratoscope.models.find_readout import own_output
 from stratoscope.models.lm import LM
 from stratoscope.models.provenance import foreign_hooks
-from stratoscope.models.readout import own_output
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Read, Run
 

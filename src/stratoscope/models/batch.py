@@ -136,17 +136,17 @@ class Batch:
         n = 0 if self.mask is None else int(self.lengths[index])
         here = slice(index, index + 1)
 
-        def own(x: Tensor | None) -> Tensor | None:
+        def cut(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[here, :n]
 
         shape = (len(self),) if self.mask is None else tuple(self.mask.shape)
         return replace(
             self,
-            ids=own(self.ids),
-            mask=own(self.mask),
+            ids=cut(self.ids),
+            mask=cut(self.mask),
             extra=pictures.of_example(self.extra, self.image, index, shape=shape, length=n),
             tokens=self.tokens[here],
-            image=own(self.image),
+            image=cut(self.image),
             copies=1,
         )
 

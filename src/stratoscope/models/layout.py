@@ -4,30 +4,17 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from stratoscope.errors import FamilyError, SiteError
+from stratoscope.models.alias import refuse_another_tensor
+from stratoscope.models.dims import dims_of
 from stratoscope.models.family import Family, Point, Tower
 from stratoscope.models.sites import GLOBAL_POINTS, POINTS, Site, expand
-from stratoscope.models.weights import Scaled, shape
-
-
-@dataclass(frozen=True)
-class Dims:
-    """Sizes of one tower: how many layers, query heads, key/value heads, and how wide each axis
-    is; channels are a state space's."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    dim: int
-    head_dim: int
-    neurons: int
-    vocab: int
-    channels: int = 0
+from stratoscope.models.weights import Scaled
 
 
 class Layout:
@@ -53,7 +40,7 @@ class Layout:
                 "family "
                 f"`{family.name}` reads logits."
             )
-        self.dims = {name: self._dims(name, tower) for name, tower in family.towers.items()}
+        self.dims = {name: dims_of(self, towers, name) for name, towers in self._towers.items()}
 
     def resolve(self, sites: str | Site | Iterable[str | Site]) -> list[Site]:
         """Parse and expand site names, and refuse those that this model does not have. Raises
@@ -65,35 +52,8 @@ class Layout:
             if reason:
                 raise SiteError(f"`{site}` does not exist on {self.family.name}: {reason}.")
             if site.alias:
-                self._refuse_another_tensor(site)
+                refuse_another_tensor(self, site)
         return found
-
-    def _refuse_another_tensor(self, site: Site) -> None:
-        """TransformerLens shows queries and keys before rotary embedding, and an RMS norm's output
-        before its weight."""
-        if site.point == "final_norm":
-            if isinstance(self.final_norm, nn.LayerNorm):  # there it is the norm's output too
-                return
-            told = (
-                f"the final norm's output before its weight; `{site}` is after it, what the "
-                "read-out takes"
-            )
-        else:
-            turned = any(
-                "rotary" in type(module).__name__.lower() for module in self.base.modules()
-            )
-            if not turned and not any(
-                getattr(self.config(), name, None) for name in ("rope_parameters", "rotary_dim")
-            ):
-                return
-            told = (
-                f"taken before rotary embedding; `{site}` is after it, as "
-                f"`{site.alias.replace('hook_', 'hook_rot_')}`"
-            )
-        raise SiteError(
-            f"TransformerLens's `{site.alias}` is {told}. Ask for `{site}` if that is what you "
-            "want."
-        )
 
     def resolve_one(self, site: str | Site) -> Site:
         """The one site that a name means. Raises SiteError, also for a name with `*`."""
@@ -168,7 +128,7 @@ class Layout:
                 mixers = ("cross.out", "attn.out", "mix.out")
                 write = next(tower.points[name] for name in mixers if name in tower.points)
                 point = replace(point, path=write.path, scale=write.scale)
-            return self._module(self.layer(site), point.path), point
+            return self.part(self.layer(site), point.path), point
         if site.point == "logits":
             return self.model, Point("", "output")
         path = self.family.projector if site.point == "projector" else getattr(tower, site.point)
@@ -181,12 +141,12 @@ class Layout:
         """The module that calls the attention interface in the site's layer, for its own positions;
         for another tower's where the site is one of `cross.`"""
         query = "cross.q" if site.point.startswith("cross.") else "attn.q"
-        return self._module(self.layer(site), self.tower(site).points[query].path)
+        return self.part(self.layer(site), self.tower(site).points[query].path)
 
     def start(self, site: Site, point: Point) -> nn.Module:
         """The module whose input is the stream that a sum begins with."""
         layer = self.layer(site)
-        return self._module(layer, point.start) if point.start else layer
+        return self.part(layer, point.start) if point.start else layer
 
     def tower(self, site: Site) -> Tower:
         """The table that holds in the site's layer: the tower's own, changed by what that layer
@@ -229,7 +189,7 @@ class Layout:
         layer = self.layer(site)
         found = [_value(layer, path) for path in paths]
         return [
-            LayerScale(own) if isinstance(own, (Tensor, float, int)) else self._module(layer, path)
+            LayerScale(own) if isinstance(own, (Tensor, float, int)) else self.part(layer, path)
             for path, own in zip(paths, found)
         ]
 
@@ -268,7 +228,7 @@ class Layout:
         """The read-out where the family names it, if this model class has it."""
         if not all(self._has(self.model, path) for path in self.family.head):
             return []
-        found = [self._module(self.model, path) for path in self.family.head]
+        found = [self.part(self.model, path) for path in self.family.head]
         scale, added = self.family.logit_scale, None
         if self.family.logit_bias:
             added = _value(self.model, self.family.logit_bias)
@@ -284,37 +244,6 @@ class Layout:
             return getattr(whole, name)
         return whole.get_text_config() if tower == "" and self.family.reads_text else whole
 
-    def _dims(self, name: str, tower: Tower) -> Dims:
-        config = self.config(name)
-        layers = list(zip(self.layers[name], self._towers[name]))
-        attend = next(((at, t) for at, t in layers if "attn.z" in t.points), None)
-        think = next(((at, t) for at, t in layers if t.mlp_write), None)
-        # an encoder and a decoder may differ, and then share the keys that others have
-        own = getattr(config, f"{name or self.family.main}_attention_heads", None)
-        heads = own or next((n for key in _HEADS if (n := getattr(config, key, None))), 0)
-        heads = heads if attend else 0
-        sizes = attend and shape(z := self._module(attend[0], attend[1].points["attn.z"].path))
-        if attend and not (sizes and heads):
-            raise FamilyError(
-                f"family `{self.family.name}`: {type(z).__name__} at "
-                f"`{attend[1].points['attn.z'].path}` has no matrix, "
-                f"or {type(config).__name__} no number of heads, so heads cannot be told apart."
-            )
-        dim, width = sizes or (config.hidden_size, 0)
-        written = think and shape(self._module(think[0], think[1].mlp_write[0]))
-        scan = next(((at, t) for at, t in layers if t.mix_write), None)
-        mixed = scan and shape(self._module(scan[0], scan[1].mix_write[0]))
-        return Dims(
-            layers=len(layers),
-            heads=heads,
-            kv_heads=0 if not attend else heads if own else _kv_heads(config) or heads,
-            dim=dim,
-            head_dim=width // heads if heads else 0,
-            neurons=written[1] if written else 0,
-            vocab=getattr(config, "vocab_size", 0) or 0,
-            channels=mixed[1] if mixed else 0,
-        )
-
     def _as_in(self, layer: nn.Module, tower: Tower) -> Tower:
         for path, changes in tower.kinds.items():
             if self._has(layer, path):
@@ -325,9 +254,10 @@ class Layout:
         """From the base model; from the whole model where its prefix names only the stack
         (DINOv3)."""
         whole = not self._has(self.base, path) and self._has(self.model, path)
-        return self._module(self.model if whole else self.base, path)
+        return self.part(self.model if whole else self.base, path)
 
-    def _module(self, start: nn.Module, path: str) -> nn.Module:
+    def part(self, start: nn.Module, path: str) -> nn.Module:
+        """The module at a path of the family's. Raises FamilyError where there is none."""
         if not self._has(start, path):
             raise FamilyError(
                 f"family `{self.family.name}` looks for `{path}` in {type(start).__name__}, which "
@@ -340,19 +270,6 @@ class Layout:
     def _has(start: nn.Module, path: str) -> bool:
         # some modules name a part that their config leaves out
         return _value(start, path) is not None
-
-
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
-
-
-def _kv_heads(config: Any) -> int | None:
-    """How many key/value heads the config says, or None."""
-    if getattr(config, "multi_query", False) and not getattr(
-        config, "new_decoder_architecture", False
-    ):
-        return 1
-    keys = ("num_key_value_heads", "num_kv_heads")
-    return next((n for key in keys if isinstance(n := getattr(config, key, None), int)), None)
 
 
 class LayerScale(nn.Module):

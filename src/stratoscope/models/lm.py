@@ -15,10 +15,12 @@ from stratoscope.models import batch as batches
 from stratoscope.models import finite, sequence, signal, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.beside import refuse_mixed_lengths
+from stratoscope.models.dims import Dims
 from stratoscope.models.family import Family
-from stratoscope.models.layout import Dims, Layout
+from stratoscope.models.find_readout import find, mask_token
+from stratoscope.models.layout import Layout
 from stratoscope.models.provenance import Revision, changes
-from stratoscope.models.readout import Readout, find, mask_token
+from stratoscope.models.readout import Readout
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward, refuse_compiled, taps_of
 from stratoscope.models.weights import matrix

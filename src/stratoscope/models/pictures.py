@@ -28,16 +28,17 @@ def of_example(
     if _GRID in extra and image is not None:
         return _by_grid(extra, image, index, shape=shape, length=length)
     found = {}
+    count, *width = shape
     for name, x in extra.items():
         # as many pictures as examples, and none without one: then each has its own
-        own = len(x) == shape[0] if x.ndim else False
+        own = len(x) == count if x.ndim else False
         if not own or ("pixel" in name and image is not None and not bool(image.any(1).all())):
             raise InputError(
-                f"`{name}` of shape {tuple(x.shape)} beside {shape[0]} prompts: a batch with "
+                f"`{name}` of shape {tuple(x.shape)} beside {count} prompts: a batch with "
                 "images cannot be split into examples unless each has one picture: pass them one "
                 "by one."
             )
-        by_token = len(shape) > 1 and x.ndim > 1 and x.shape[1] == shape[1]
+        by_token = x.ndim > 1 and [x.shape[1]] == width
         found[name] = x[index : index + 1, :length] if by_token else x[index : index + 1]
     return found
 

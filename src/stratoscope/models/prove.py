@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from stratoscope.errors import FamilyError
-from stratoscope.models import ssm, trials, weights
+from stratoscope.models import rewriting, ssm, trials, weights
 from stratoscope.models.attention import repeat_heads, softmax_visible
 from stratoscope.models.batch import Batch
+from stratoscope.models.check import Check, Pair, fact, gap
+from stratoscope.models.find_readout import answer_of, raw_output
 from stratoscope.models.lm import LM
-from stratoscope.models.readout import answer_of, raw_output
 from stratoscope.models.sites import Site
-from stratoscope.models.trials import Check, Pair, fact, gap
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def checks(lm: LM, inputs: object) -> list[Check]:
     seen = _capture(lm, batch)
     tolerance = 3e-2 if lm.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
     found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
-    changed, facts = trials.rewritten(lm, batch, seen, tolerance)
+    changed, facts = rewriting.rewritten(lm, batch, seen, tolerance)
     for name, site, got, expected in (*_pairs(lm, batch, seen), *changed):
         there = batch.read_by(site.tower)
         if there is not None and there.mask is not None and got.shape[:2] == there.mask.shape:

@@ -2,17 +2,15 @@
 
 A language model reads every position into its vocabulary; a classifier or a reward model reads one
 position (the last real token, the class token) or a mean. `lm.readout` is the one place that knows.
-Where the family does not name the head, it is looked for among the model's own modules and believed
-only if it gives the model's own output.
+`find_readout` makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +18,15 @@ from torch import Tensor, nn
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.batch import Batch
 from stratoscope.models.run import Each
-from stratoscope.models.sites import Site
-from stratoscope.models.weights import shape
 
 if TYPE_CHECKING:
-    from stratoscope.models.lm import LM
+    pass
 
 Kind = Literal["vocab", "classes", "values", "vectors", "unknown"]
 # every: each position has an output of its own. last, first: the last real token, the first (class)
 # token. mean: all real positions. patches: all but the first.
 Where = Literal["every", "last", "first", "mean", "patches"]
 Step = Callable[[Tensor], Tensor]
-_BETWEEN: tuple[Step, ...] = (torch.relu, torch.tanh, nn.functional.gelu)
-
-
-_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-
-
-@dataclass(frozen=True, eq=False)
-class Alone:
-    """A module that takes (example, position, dim) and reads the first position: it is given one,
-    (..., dim)."""
-
-    module: nn.Module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        found = self.module(x.reshape(-1, 1, x.shape[-1]))
-        return found.reshape(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,133 +129,9 @@ class Readout:
             at = self.positions(batch).to(resid.device)
             return self(resid[torch.arange(len(at), device=resid.device), at])
         return self(
-            _pooled(self.where, resid if self.norm is None else self.norm.forward(resid), batch),
+            pooled(self.where, resid if self.norm is None else self.norm.forward(resid), batch),
             normalised=True,
         )
-
-
-def find(lm: LM) -> Readout:
-    """The read-out that the family names; else one that is found and verified on `prompts`, see
-    `search`."""
-    layout, model = lm.layout, lm.model
-    if layout.family_head:
-        pooled = lm.family.pooled is not None
-        names = _names(model) if pooled else ()
-        cap = next((cap for key in _CAPS if (cap := getattr(layout.config(), key, None))), None)
-        sizes = shape(layout.family_head[-1])  # of today: embeddings can be resized
-        size = len(names) if pooled else sizes[0] if sizes else layout.dims[""].vocab
-        kind: Kind = "classes" if pooled else "vocab"
-        where: Where = "first" if pooled else "every"
-        return Readout(
-            kind,
-            where,
-            size,
-            layout.final_norm,
-            tuple(layout.family_head),
-            names,
-            cap,
-            mask=None if pooled else mask_token(lm),
-        )
-    if layout.base is model:
-        return _vectors(lm)
-    return search(lm)
-
-
-def mask_token(lm: LM) -> int | None:
-    """The id that a masked language model fills in; None for a causal model, or where no mask token
-    is known."""
-    if lm.family.towers[""].causal:
-        return None
-    known = getattr(lm.tokenizer, "mask_token_id", None)
-    return getattr(lm.layout.config(), "mask_token_id", None) if known is None else known
-
-
-def search(lm: LM) -> Readout:
-    """The head of a classifier or reward model, by structure: modules beside the base model, the
-    base's pooler before them, applied at one position or to a mean. It is believed if it gives the
-    model's own output on prompts of unequal length, padded; otherwise the read-out is unknown, and
-    asking for it is refused with the reason.
-    """
-    from stratoscope.models.specimen import specimen
-
-    batch = lm.batch(specimen(lm))
-    name = type(lm.model).__name__
-    try:
-        resid, own = _last_stream(lm, batch), own_output(lm, batch)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        told = (
-            f"{name} does not answer a plain batch of prompts ({type(error).__name__}: "
-            f"{str(error)[:120]})"
-        )
-        return _unknown(f"{told}, so its read-out cannot be found.")
-    if own is None:  # an encoder that gives vectors
-        return _vectors(lm)
-    if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
-        told = (
-            f"{name} answers every prompt alike (is its head zero?), so where it reads its "
-            "answer cannot be told."
-        )
-        return _unknown(told)
-    normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
-    places: list[tuple[Where, Tensor]] = [("every", own)]
-    if own.ndim == 2:
-        alone: tuple[Where, ...] = ("last", "first", "mean", "patches")
-        places = [(where, own) for where in alone]
-        if own.shape == normed.shape[:2]:  # one value for each token
-            places.append(("every", own[..., None]))
-    for where, output in places:
-        for steps in _chains(lm):
-            found = _try(lm, where, steps, normed, batch)
-            if found is not None and _same(found, output, batch):
-                return _named(lm, where, steps, output)
-    tried = ", ".join(n for n, m in lm.model.named_children() if m is not lm.layout.base)
-    return _unknown(
-        f"the head of {name} ({tried}) could not be rebuilt: no chain of these modules at the "
-        "last, the first or the mean "
-        "position gives the model's own output. Its metric is refused; sites inside its layers "
-        "can be read."
-    )
-
-
-def _vectors(lm: LM) -> Readout:
-    told = (
-        f"`logits` does not exist on {lm.family.name}: {type(lm.model).__name__} has no "
-        "read-out to a vocabulary"
-    )
-    return Readout("vectors", "every", lm.dims.dim, reason=f"{told} or to classes.")
-
-
-def _unknown(reason: str) -> Readout:
-    return Readout("unknown", "every", 0, reason=reason)
-
-
-def own_output(lm: LM, batch: Batch) -> Tensor | None:
-    """What the model says: (example, output) or (example, position, output); start and end of an
-    answer side by side."""
-    with lm.taps.using():
-        return answer_of(raw_output(lm, batch))
-
-
-def raw_output(lm: LM, batch: Batch) -> Any:
-    """The output of a plain run. A classifier without a padding id takes one prompt at a time, and
-    is given them so."""
-    try:
-        return lm(batch)
-    except ValueError:
-        if len(batch) == 1 or batch.extra or batch.ids is None:
-            raise
-        alone = [answer_of(lm(batch.example(i))) for i in range(len(batch))]
-        if not all(x is not None and x.ndim == 2 for x in alone):
-            raise
-        return {"logits": torch.cat(alone)}
-
-
-def answer_of(output: Any) -> Tensor | None:
-    if "start_logits" in output:
-        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
-    # BertForPreTraining has two read-outs
-    x = output.get("logits", output.get("prediction_logits"))
-    return x if isinstance(x, Tensor) and x.ndim in (2, 3) else None
 
 
 @contextmanager
@@ -295,86 +151,10 @@ def still(steps: Iterable[Step]) -> Iterator[None]:
             m.training = True
 
 
-def _last_stream(lm: LM, batch: Batch) -> Tensor:
-    kept: list[Tensor] = []
-    last = Site("", lm.dims.layers - 1, "resid_post")
-    with lm.taps.using(reads={last: [lambda x, run: kept.append(x.detach().clone())]}):
-        raw_output(lm, batch)
-    return kept[0]
-
-
-def _chains(lm: LM) -> Iterator[tuple[Step, ...]]:
-    """Modules beside the base model, in their order, with or without the base's pooler and an
-    activation between."""
-    base = lm.layout.base
-    beside = [m for m in lm.model.children() if m is not base and not isinstance(m, nn.Dropout)]
-    pooler = getattr(base, "pooler", None)
-    before = [pooler] if isinstance(pooler, nn.Module) else []
-    for length in range(1, len(beside) + len(before) + 1):
-        for chosen in combinations([*before, *beside], length):
-            for first in (chosen[0], Alone(chosen[0])):
-                yield (first, *chosen[1:])
-                if length == 2:
-                    yield from ((first, between, chosen[1]) for between in _BETWEEN)
-
-
-def _try(
-    lm: LM, where: Where, steps: Sequence[Step], normed: Tensor, batch: Batch
-) -> Tensor | None:
-    """The output of a chain, or None where it does not fit."""
-    if where == "every":
-        x = normed
-    elif where in ("last", "first"):
-        at = Readout("classes", where, 0).positions(batch)
-        x = normed[torch.arange(len(batch), device=normed.device), at.to(normed.device)]
-    else:
-        x = _pooled(where, normed, batch)
-    try:
-        with still(steps):
-            for step in steps:
-                x = step(x)
-    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
-        return None
-    return x if isinstance(x, Tensor) else None
-
-
-def _pooled(where: Where, x: Tensor, batch: Batch) -> Tensor:
+def pooled(where: Where, x: Tensor, batch: Batch) -> Tensor:
     """(example, position, dim) -> (example, dim): the mean over real positions, less the first for
     patches."""
     real = torch.ones(x.shape[:2], device=x.device) if batch.mask is None else batch.mask.to(x)
     if where == "patches":
         real = real.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), 0)
     return (x * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-
-
-def _same(got: Tensor, own: Tensor, batch: Batch) -> bool:
-    if got.ndim == own.ndim - 1 and own.shape[-1] == 1:
-        got = got[..., None]  # a head that squeezes its one output
-    if got.shape != own.shape:
-        return False
-    if own.ndim == 3 and batch.mask is not None:
-        got, own = got[batch.mask], own[batch.mask]
-    gap, scale = (got - own).float(), own.float()
-    allowed = 1e-4 if own.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(
-        gap.abs().max() <= allowed * scale.abs().max() and gap.norm() <= allowed * scale.norm()
-    )
-
-
-def _named(lm: LM, where: Where, steps: tuple[Step, ...], own: Tensor) -> Readout:
-    size, names = int(own.shape[-1]), _names(lm.model)
-    if size == lm.dims.vocab and len(names) != size:
-        mask = mask_token(lm) if where == "every" else None
-        return Readout("vocab", where, size, lm.layout.final_norm, steps, mask=mask)
-    if hasattr(lm.model, "qa_outputs") and size == 2:
-        names = ("start", "end")
-    kind: Kind = "values" if size == 1 else "classes"
-    names = names if len(names) == size else tuple(map(str, range(size)))
-    pad = lm.model.config.get_text_config().pad_token_id if where == "last" else None
-    return Readout(kind, where, size, lm.layout.final_norm, steps, names, padding=pad)
-
-
-def _names(model: nn.Module) -> tuple[str, ...]:
-    return tuple(
-        str(label) for _, label in sorted((getattr(model.config, "id2label", None) or {}).items())
-    )
