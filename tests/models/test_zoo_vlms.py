@@ -44,6 +44,46 @@ def test_every_invariant_holds_with_a_picture(name: str) -> None:
     assert sum(c.place.startswith("vision.") for c in found) >= 4 * lm.layout.dims["vision"].layers
 
 
+def sound() -> dict[str, torch.Tensor]:
+    """Two prompts with a sound each, the second of half the length."""
+    features = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+    long, short = [1, *[tiny.IMAGE] * 8, 3, 4], [1, *[tiny.IMAGE] * 4, 5, 6]
+    return {
+        "input_ids": torch.tensor([long, [*short, *[0] * 4]]),
+        "attention_mask": torch.tensor([[1] * 11, [*[1] * 7, *[0] * 4]]),
+        "input_features": features,
+        "feature_attention_mask": torch.tensor([[1] * 32, [*[1] * 16, *[0] * 16]]),
+    }
+
+
+@torch.no_grad()
+def test_the_ear_is_hugging_face_s_and_every_invariant_holds_with_a_sound() -> None:
+    lm, given = vlms.lm("qwen2_audio"), sound()
+    found = [c for c in checks(lm, given) if c.place.startswith("audio.")]
+    assert len(found) >= 8 * lm.layout.dims["audio"].layers
+    assert [c for c in found if not c.holds] == []
+    assert sum("audio" in s and "pattern" in s for s in map(str, lm.sites())) == 2
+    one = lm.batch(given).example(0)
+    ear = zoo.build(vlms.ALL["qwen2_audio"]).model.audio_tower
+    plain = ear(given["input_features"][:1], output_hidden_states=True).hidden_states
+    seen = capture(lm, one, "audio.layers.*.resid_pre", "projector")
+    for layer in range(2):
+        assert tiny.gap(seen[f"audio.layers.{layer}.resid_pre"], plain[layer]) <= 1e-6
+    entered = capture(lm, one, "layers.0.resid_pre")["layers.0.resid_pre"]
+    assert tiny.gap(entered[one.image], seen["projector"][0]) <= 1e-6
+    with intervene(lm, ablate("audio.layers.1.attn.z", units=[2])):
+        changed = lm(one)["logits"]
+    assert tiny.gap(changed, lm(one)["logits"]) > 1e-3
+
+
+def test_an_ear_that_is_named_wrong_fails() -> None:
+    lm = vlms.lm("qwen2_audio")
+    ear = lm.family.towers["audio"]
+    wrong = ear.but(points={"mlp.out": ear.points["attn.out"]})
+    other = LM(lm.model, replace(lm.family, towers=lm.family.towers | {"audio": wrong}))
+    assert any(c.place.startswith("audio.") and not c.holds for c in checks(other, sound()))
+
+
 @pytest.mark.parametrize("name", by_night(vlms.PICTURES))
 @torch.no_grad()
 def test_stream_output_and_pattern_are_hugging_face_s(name: str) -> None:

@@ -28,11 +28,12 @@ class Batch:
     ids: (example, position) token ids, right-padded; None for a vision-only model and for
     embeddings. mask: (example, position), True at real tokens. `extra`: pixel_values and the like,
     passed on as they are. tokens: the readable string of every real token. `image`: which positions
-    hold image tokens. words: whether tokens are words or word pieces, with a space between them in
-    the text. notes: what was assumed when the inputs were read, for a person. source: what the
-    encoder of an encoder-decoder reads; then ids and mask are the decoder's. tower: which tower
-    reads this, "" for the main stack. signal: of series of numbers, the name in `extra` under which
-    they stand; `mask` then tells of positions, not of steps. copies: rows of each example.
+    hold image tokens, or those of sound. words: whether tokens are words or word pieces, with a
+    space between them in the text. notes: what was assumed when the inputs were read, for a person.
+    source: what the encoder of an encoder-decoder reads; then ids and mask are the decoder's.
+    tower: which tower reads this, "" for the main stack. signal: of series of numbers, the name in
+    `extra` under which they stand; `mask` then tells of positions, not of steps. copies: rows of
+    each example.
     """
 
     ids: Tensor | None

@@ -110,9 +110,8 @@ class LM:
             getattr(held, "pad_token_id", None) for held in (self.layout.config(), self.tokenizer)
         )
         pad = next((pad for pad in pads if pad is not None), 0)
-        image = getattr(config, "image_token_id", None) or getattr(
-            config, "image_token_index", None
-        )
+        names = ("image_token_id", "image_token_index", "audio_token_id")
+        image = next((n for name in names if (n := getattr(config, name, None))), None)
         vocab = self.dims.vocab or None
         # never read, but looked up in the embedding all the same
         pad = pad if 0 <= pad < (vocab or pad + 1) else 0

@@ -32,7 +32,11 @@ def of_example(
     for name, x in extra.items():
         # as many pictures as examples, and none without one: then each has its own
         own = len(x) == count if x.ndim else False
-        if not own or ("pixel" in name and image is not None and not bool(image.any(1).all())):
+        if not own or (
+            name.startswith(("pixel", "input_feat"))
+            and image is not None
+            and not bool(image.any(1).all())
+        ):
             raise InputError(
                 f"`{name}` of shape {tuple(x.shape)} beside {count} prompts: a batch with "
                 "images cannot be split into examples unless each has one picture: pass them one "

@@ -30,7 +30,9 @@ def specimens(lm: LM) -> list[Any]:
         return [specimen(lm)]
     long, _ = prompts(lm)
     text = [long, long[:2]] if len(long) > 2 and lm.family.towers[""].mask else [long]
-    eye = _eye(lm)
+    eye, ear = _taking(lm, "pixel_values"), _taking(lm, "input_features")
+    if ear is not None:
+        return [text, *_with_sound(lm, long, ear)]
     if eye is None:
         return [text]
     if not lm.family.projector:  # a text tower and a vision tower side by side, which run together
@@ -40,10 +42,10 @@ def specimens(lm: LM) -> list[Any]:
     return [*alone, *_with_picture(lm, long, eye)]
 
 
-def _eye(lm: LM) -> str | None:
-    """The tower that takes pictures, or None."""
+def _taking(lm: LM, argument: str) -> str | None:
+    """The tower beside the text that takes this (pictures, a spectrogram), or None."""
     towers = lm.family.towers.items()
-    return next((name for name, tower in towers if tower.takes == "pixel_values"), None)
+    return next((name for name, tower in towers if name and tower.takes == argument), None)
 
 
 def specimen(lm: LM) -> Any:
@@ -98,6 +100,26 @@ def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:
             if count and _runs(lm, given):
                 return [given]
     return []
+
+
+def _with_sound(lm: LM, text: list[int], ear: str) -> list[dict[str, Any]]:
+    """One prompt with one sound, all but its beginning hidden, or nothing."""
+    config, token = lm.layout.config(ear), getattr(lm.model.config, "audio_token_id", None)
+    steps = 2 * config.max_source_positions
+    shape = (1, config.num_mel_bins, steps)
+    sound = {"input_features": _wave(lm.model, 1, config.num_mel_bins * steps).reshape(shape)}
+    every = torch.ones(1, steps, dtype=torch.long, device=lm.model.device)
+    if token is None:
+        return []
+    ids = torch.tensor([[*text, *[token] * (steps // 4)]])  # as many as Qwen2-Audio makes
+    positions = _projected(lm, sound | {"input_ids": ids, "feature_attention_mask": every})
+    if not positions:
+        return []
+    each = steps // positions  # steps of a position
+    heard = every * (torch.arange(steps, device=every.device) < 4 * each)
+    ids = torch.tensor([[*text, *[token] * 4, *text[:2]]])
+    given = sound | {"feature_attention_mask": heard, "input_ids": ids}
+    return [given] if _runs(lm, given) else []
 
 
 def _pictures(lm: LM, eye: str) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ _HANDLED = frozenset(
         "early_stopping", "num_beams", "length_penalty", "no_repeat_ngram_size", "min_length",
     }
 )  # fmt: skip
-_SOUND = _HANDLED | {
+SOUND = _HANDLED | {
     "num_mel_bins", "max_source_positions", "max_target_positions", "suppress_tokens",
     "begin_suppress_tokens", "median_filter_width", "use_weighted_layer_sum",
     "classifier_proj_size", "apply_spec_augment", "mask_time_prob", "mask_time_length",
@@ -88,5 +88,5 @@ def _join(name: str, decoder: Tower, encoder: Tower, **more) -> Family:
 FAMILIES = {name: _join(name, POST_DECODER, POST_ENCODER) for name in ("bart", "marian")}
 FAMILIES |= {name: _join(name, DECODER, ENCODER) for name in ("mbart", "pegasus", "m2m_100")}
 FAMILIES["whisper"] = _join(
-    "whisper", DECODER, EAR, head=("proj_out",), handles=_SOUND, logit_bias=""
+    "whisper", DECODER, EAR, head=("proj_out",), handles=SOUND, logit_bias=""
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from stratoscope.errors import FamilyError
 from stratoscope.models.families import find
+from stratoscope.models.families.bart import EAR, SOUND
 from stratoscope.models.families.clip import CLIP_VISION, SIGLIP_VISION
 from stratoscope.models.families.gemma import TOWER as GEMMA
 from stratoscope.models.families.llama import HANDLED as SLIDING
@@ -175,13 +176,16 @@ def with_vision(config: Any, text: Family) -> Family:
 
 
 def _audio(config: Any) -> Family | None:
-    """Qwen2-Audio: the text stack, and the projector that sound comes through; its audio tower is
-    not read."""
+    """Qwen2-Audio: the text stack, Whisper's encoder, and the projector that sound comes through.
+    It joins two positions of the encoder to one before its last norm, which is so no site."""
     text = find(config.text_config)
     if text is None:
         return None
-    towers = {"": under("language_model", text.towers[""], "text_config")}
-    handles = text.handles | {"audio_token_index", "audio_config"}
+    towers = {
+        "": under("language_model", text.towers[""], "text_config"),
+        "audio": under("audio_tower", EAR.but(layers="layers", final_norm=None), "audio_config"),
+    }
+    handles = text.handles | SOUND | {"audio_token_index", "audio_config"}
     return Family(config.model_type, towers, projector="multi_modal_projector", handles=handles)
 
 
