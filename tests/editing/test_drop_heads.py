@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,38 @@ def test_without_the_planted_suppressor_the_answer_rises() -> None:
         assert difference() == pytest.approx(before + 5, abs=0.5)  # what it took back
     with drop_heads.edit(lm, [(1, 3)]):
         assert difference() == pytest.approx(before, abs=0.1)
+
+
+def test_the_strongest_are_taken_and_as_many_others_at_random() -> None:
+    score = np.zeros((3, 4))
+    score[0, 3], score[2, 1], score[1, 0], score[1, 2] = 0.9, 1.0, 0.5, 0.5
+    assert drop_heads.strongest(score, 0.25) == [(2, 1), (0, 3), (1, 0)]
+    assert drop_heads.strongest(score, 0.2, without=[(0, 3)]) == [(2, 1), (1, 0)]
+    for wrong, said in ((0.0, "share=0.0 of 12 heads is 0"), (1.0, "choose 1 to 11")):
+        with pytest.raises(InputError, match=said):
+            drop_heads.strongest(score, wrong, without=[(0, 0)])
+    with pytest.raises(InputError, match="take the mean over"):
+        drop_heads.strongest(score[None], 0.2)
+    lm, request = lm_of("llama"), [(0, 3), (1, 0), (1, 1)]
+    drawn = []
+    for seed in range(40):
+        changes = drop_heads.edit(lm, request, null=seed).interventions
+        heads = {(change.site.layer, head) for change in changes for head in change.units}
+        assert len(heads) == 3
+        assert not heads & {*request}
+        drawn += heads
+    assert len({*drawn}) == lm.dims.layers * lm.dims.heads - 3
+    layers = [layer for layer, _ in drawn]
+    # each layer as often as it has heads left: 3, 2 and 4 of 9
+    assert abs(layers.count(2) / len(layers) - 4 / 9) < 0.15
+    again = drop_heads.edit(lm, request, null=7)
+    with again:
+        expected = last_logits(lm, ROWS)
+    with drop_heads.edit(lm, request, null=7):
+        assert torch.equal(last_logits(lm, ROWS), expected)
+    every = [(a, b) for a in range(lm.dims.layers) for b in range(lm.dims.heads)]
+    with pytest.raises(InputError, match="heads are left to draw"):
+        drop_heads.edit(lm, every[:-1], null=0)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_one_pass_is_greedy_decoding() -> None:
         p.tokenizer("oar pen ink jar rug net")["input_ids"],
     )
     found = retrieval_score.measure(lm, [needle], haystack=[hay], cue=2, depth=0.5, length=6)
-    prompt = retrieval_score.text(hay, needle, 2, 3)
+    prompt = retrieval_score.text(hay, needle, needle[:2], 3)
     assert prompt == [*hay[:3], *needle, *hay[3:], *needle[:2]]
     with trace(lm, "layers.*.attn.pattern", positions=-1, stop=False) as seen:
         [said] = generate(lm, [prompt], tokens=3)
@@ -68,6 +68,31 @@ def test_one_pass_is_greedy_decoding() -> None:
             expected[layer] += pattern.reshape(4, -1).argmax(dim=-1).numpy() == 3 + 2 + step
     close(found.score[0], expected / 3, 1e-6)
     assert found.null[0, 0, 0] == pytest.approx(np.mean([1 / 13, 1 / 14, 1 / 15]), abs=1e-6)
+
+
+@pytest.mark.parametrize("p", PLANTED, ids=lambda p: p.name)
+def test_a_question_stands_in_the_place_of_the_cue(p: planted.Planted) -> None:
+    """The planted copier goes by the last word: asked by the word before the answer it scores one,
+    by another word it finds nothing; and at the end stands the question, to the token."""
+    lm = wrap(p.model, p.tokenizer)
+    needles, hay = ["soap key lamp mat", "hat pen soap ink"], "oar jar rug net"
+    options = {"haystack": hay, "cue": 3, "length": 4}
+    found = retrieval_score.measure(lm, needles, question=["rug lamp", "jar oar soap"], **options)
+    assert found.recall.values.tolist() == [1, 1]
+    assert (found.score[:, 1, 2] == 1).all()
+    # the one match, among what the question's last word sees
+    assert found.null[:, 0, 0].values == pytest.approx([1 / 10, 1 / 11], abs=1e-6)
+    astray = retrieval_score.measure(lm, needles, question=["lamp rug", "soap oar"], **options)
+    assert astray.recall.values.tolist() == [0, 0]
+    assert not astray.score.any()
+    plain = retrieval_score.measure(lm, needles, **options)
+    again = retrieval_score.measure(
+        lm, needles, question=["soap key lamp", "hat pen soap"], **options
+    )
+    assert plain.score.equals(again.score)
+    # later tokens of an answer follow the earlier ones: induction again, whatever was asked
+    longer = retrieval_score.measure(lm, needles, question=["rug", "oar"], **options | {"cue": 1})
+    assert longer.recall.values == pytest.approx([2 / 3, 2 / 3])
 
 
 def test_a_haystack_is_cut_and_holds_no_word_of_the_needle() -> None:
@@ -92,6 +117,7 @@ def test_refusals() -> None:
         ({"cue": 5}, "needle of 5 tokens"),
         ({"cue": 0}, "at least one is given"),
         ({"cue": [1]}, "1 cues for 2"),
+        ({"question": [[5, 6]]}, "1 questions for 2"),
         ({"depth": 1.5}, "depth of 0 to 1"),
         ({"length": 0}, "no room"),
     ):

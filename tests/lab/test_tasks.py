@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted, tasks
-from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq
+from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq, needle
 from stratoscope.lab.tasks._task import Pair, fitted, made, next_token
 from stratoscope.models import wrap
 
@@ -52,10 +52,10 @@ def whole_words(words: list[str], unknown: str | None = "?") -> PreTrainedTokeni
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token=unknown)
 
 
-def test_there_are_eleven_and_they_are_files() -> None:
+def test_there_are_twelve_and_they_are_files() -> None:
     asked = (
         "ioi greater_than capitals agreement pronoun induction docstring colored_objects "
-        "arithmetic mcq laundry_list"
+        "arithmetic mcq laundry_list needle"
     )
     assert sorted(asked.split()) == EVERY
     with pytest.raises(InputError, match="no task 'ioy'; nearest: ioi"):
@@ -190,6 +190,34 @@ def test_a_laundry_list_may_be_long(tokenizer: PreTrainedTokenizerBase) -> None:
         laundry_list.task(tokenizer, 4, sizes=(2, 5))
 
 
+def rule_needle(prompt: str) -> str:
+    (place,) = [place for place in needle.PLACES if f"at the {place}?" in prompt]
+    return f" {prompt.split(f'lives in the {place} is the ')[1].split()[0]}"
+
+
+def test_needles_are_different_and_asked_for_in_other_words(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    found = needle.needles(tokenizer, 80, 3)
+    assert len({*found}) == 80
+    assert found == needle.needles(tokenizer, 80, 3)
+    assert found != needle.needles(tokenizer, 80, 4)
+    for statement, answer, question in found:
+        assert next_token(tokenizer, statement, answer) is not None
+        ids = [tokenizer(part)["input_ids"] for part in (statement, question)]
+        assert ids[0][-1] != ids[1][-1]
+        # the question holds no two words of the needle in a row, but for the place and its article
+        runs = [{*zip(row, row[1:], row[2:])} for row in ids]
+        assert not runs[0] & runs[1], (statement, question)
+    with pytest.raises(InputError, match="10000 needles were asked for"):
+        needle.needles(tokenizer, 10_000)
+    with pytest.raises(InputError, match=r"depth=2\.0"):
+        needle.task(tokenizer, 4, depth=2.0)
+    early, late = (needle.task(tokenizer, 4, 1, depth=depth).clean[0] for depth in (0.0, 1.0))
+    assert early.index("lives in") < 30
+    assert late.index("lives in") > 300
+
+
 def rule_pronoun(prompt: str) -> str:
     return " she" if any(name in prompt.split() for name in tasks.pronoun.SHE) else " he"
 
@@ -265,6 +293,7 @@ REFUSED = {
     "ioi": "names: 0 of 30 are single tokens under this tokenizer, and 4 are needed",
     "laundry_list": "things: 0 of",
     "mcq": "labels: 0 of 26",
+    "needle": "animals: 0 of 20",
     "pronoun": "women's names: 0 of",
 }
 

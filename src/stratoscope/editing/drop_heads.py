@@ -10,12 +10,15 @@ The attention output's bias, which is no head's, stays.
 
 Reads as: what the model can do without these heads, once outputs with and without the edit are
 compared. Does not show that they act alone: zero can be far from anything a head brings of itself,
-and other heads may make up for it. Compare with as many random heads, and say of which layers.
+and other heads may make up for it. Compare with as many random heads of all layers (`null`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.intervene import ablate
@@ -24,14 +27,46 @@ from stratoscope.errors import InputError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 
+Head = tuple[int, int]
 
-def edit(lm: LM, request: Sequence[Sequence[int]], *, positions: Positions = None) -> Edit:
+
+def strongest(score: ArrayLike, share: float, *, without: Collection[Head] = ()) -> list[Head]:
+    """The share of all heads whose score (layer, head) is highest, as (layer, head), highest first;
+    of equals the earlier.
+
+    without: heads that are not taken, and the next ones are. Raises InputError for a score that is
+    no number for each (layer, head), or a share that takes no head or more than there are.
+    """
+    table = np.asarray(score, dtype=float)
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise InputError(
+            f"score {table.shape}: one finite number for each (layer, head); take the mean over "
+            "examples first."
+        )
+    count = round(share * table.size)
+    order = [divmod(int(n), table.shape[1]) for n in np.argsort(-table.ravel(), kind="stable")]
+    free = [head for head in order if head not in {*without}]
+    if not 1 <= count <= len(free):
+        raise InputError(
+            f"share={share} of {table.size} heads is {count}; choose 1 to {len(free)} of them."
+        )
+    return free[:count]
+
+
+def edit(
+    lm: LM,
+    request: Sequence[Sequence[int]],
+    *,
+    positions: Positions = None,
+    null: int | None = None,
+) -> Edit:
     """An edit without these heads: `with drop_heads.edit(lm, [(4, 2), (7, 0)]): lm(...)`.
 
-    request: heads as (layer, head), such as `heads.answer_suppression.suppressors` gives.
-    positions: at which tokens (-1 is each example's last; default all); while generating, named
-    positions concern the prompt only. Raises SiteError for a layer that is not there or has no
-    attention, InputError for a head that is not there.
+    request: heads as (layer, head), such as `strongest` or `heads.answer_suppression.suppressors`
+    gives. null: a seed; as many others, drawn at random from all layers, are dropped in their
+    place. positions: at which tokens (-1 is each example's last; default all); while generating,
+    named positions concern the prompt only. Raises SiteError for a layer that is not there or has
+    no attention, InputError for a head that is not there.
     """
     units = [tuple(unit) for unit in request]
     if not units or any(len(unit) != 2 for unit in units):
@@ -46,6 +81,8 @@ def edit(lm: LM, request: Sequence[Sequence[int]], *, positions: Positions = Non
                 f"head {head} of layer {site.layer}: this model has 0 to {lm.dims.heads - 1}."
             )
         by_site.setdefault(site, set()).add(int(head))
+    if null is not None:
+        by_site = _random(lm, by_site, null)
     dropped = [
         ablate(site, units=sorted(found), positions=positions) for site, found in by_site.items()
     ]
@@ -53,3 +90,21 @@ def edit(lm: LM, request: Sequence[Sequence[int]], *, positions: Positions = Non
         f"L{site.layer}H{head}" for site, found in by_site.items() for head in sorted(found)
     )
     return Edit(lm, dropped, note=f"without {names}")
+
+
+def _random(lm: LM, taken: dict[Site, set[int]], seed: int) -> dict[Site, set[int]]:
+    """As many heads that are not among these, from all layers alike."""
+    free = [
+        (site, head)
+        for site in lm.layout.resolve("layers.*.attn.z")
+        for head in range(lm.dims.heads)
+        if head not in taken.get(site, ())
+    ]
+    count = sum(map(len, taken.values()))
+    if count > len(free):
+        raise InputError(f"null={seed}: {len(free)} heads are left to draw {count} from.")
+    found: dict[Site, set[int]] = {}
+    for number in sorted(np.random.default_rng(seed).permutation(len(free))[:count]):
+        site, head = free[number]
+        found.setdefault(site, set()).add(head)
+    return found

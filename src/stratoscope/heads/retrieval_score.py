@@ -3,8 +3,9 @@ long haystack.
 
 Paper: retrieval-heads
 
-    text         = haystack[:depth]  needle  haystack[depth:]  needle[:cue]          the model goes
-                                                               on
+    text         = haystack[:depth]  needle  haystack[depth:]  question              the model goes
+                                                               on; question = needle[:cue] if not
+                                                               given
     hit[h, t]    = [the model says needle[t]]  and  j in needle  and  x_j = needle[t],   j =
                                                                       argmax_key pattern[h, t]
     score[h]     = mean over t = cue .. n-1 of hit[h, t]
@@ -15,6 +16,10 @@ this is greedy decoding exactly; after a mistake it is put right again, where de
 astray. The paper divides the set of copied words by the set of the needle's words; here each token
 counts, and those given as cue do not. The token that a tokenizer begins every text with (<s>)
 stands once, before the haystack.
+
+Asked by needle[:cue], as by default, the needle's own words stand before what is asked for, and any
+induction head finds it. The paper asks a question in other words. Of an answer of several tokens
+the later ones follow the earlier as they did in the needle, which is induction again: ask for one.
 
 null: attention that reads alike all it may see, on the tokens that the model says.
 Reads as: who copies out of the context, token by token. Does not show that the model needs this
@@ -70,6 +75,7 @@ def measure(
     *,
     haystack: Any = None,
     cue: int | Sequence[int] = 1,
+    question: Any = None,
     depth: float = 0.5,
     length: int = 64,
     seed: int = 0,
@@ -79,10 +85,11 @@ def measure(
 
     inputs: needles. haystack: a text or ids, of which the first `length` tokens are used; default
     random tokens, drawn from `seed`, none in the needle and none twice. cue: how many of the
-    needle's first tokens are said again, one number or one for each. depth: where in the haystack
-    the needle lies, 0 to 1. A haystack too long for the model's context is cut, with a note. Raises
-    InputError for a needle with nothing left after its cue; SiteError for a model that does not
-    predict the next token, or whose attention cannot be seen.
+    needle's first tokens are not asked for, one number or one for each. question: texts or ids, one
+    for each needle, said at the end in the place of these first tokens. depth: where in the
+    haystack the needle lies, 0 to 1. A haystack too long for the model's context is cut, with a
+    note. Raises InputError for a needle with nothing left after its cue; SiteError for a model that
+    does not predict the next token, or whose attention cannot be seen.
     """
     lm.layout.resolve(["layers.*.attn.pattern", "logits"])
     if not lm.family.towers[""].causal or not lm.family.reads_text:
@@ -98,17 +105,23 @@ def measure(
             f"{len(cues)} cues for {len(batch)} needles, depth={depth}: one cue each, a depth of 0 "
             "to 1."
         )
+    questions = [None] * len(batch) if question is None else pieces(lm, question)
+    if len(questions) != len(batch) or not all(ids is None or ids for ids in questions):
+        raise InputError(
+            f"{len(questions)} questions for {len(batch)} needles: one each, none of them empty."
+        )
     score, chance, recall, notes = [], [], [], []
-    for needle, given in zip(needles, cues):
+    for needle, given, ask in zip(needles, cues, questions):
         if not 1 <= given < len(needle):
             raise InputError(
                 f"cue={given} of a needle of {len(needle)} tokens: at least one is given and one "
                 "is asked."
             )
-        hay = _haystack(lm, haystack, needle, length, seed)
+        end = (needle[:given] if ask is None else ask) + needle[given:-1]
+        hay = _haystack(lm, haystack, needle, end, length, seed)
         if len(hay) < length:
             notes.append(f"Haystacks have {len(hay)} tokens, not {length}.")
-        found = _one(lm, hay, needle, given, round(depth * len(hay)))
+        found = _one(lm, hay, needle, end, given, round(depth * len(hay)))
         for kept, value in zip((score, chance, recall), found):
             kept.append(value)
     scores = torch.stack(score)
@@ -121,7 +134,7 @@ def measure(
         },
         method="heads.retrieval_score",
         provenance=lm.provenance,
-        settings={"cue": cue, "depth": depth, "length": length},
+        settings={"cue": cue, "depth": depth, "length": length, "asked": question is not None},
         seed=seed,
         coords={
             "layer": list(range(scores.shape[1])),
@@ -133,19 +146,19 @@ def measure(
     )
 
 
-def text(hay: Sequence[int], needle: Sequence[int], cue: int, at: int) -> list[int]:
-    """The prompt: the needle after `at` tokens of the haystack, and its first `cue` tokens again at
-    the end."""
-    return [*hay[:at], *needle, *hay[at:], *needle[:cue]]
+def text(hay: Sequence[int], needle: Sequence[int], end: Sequence[int], at: int) -> list[int]:
+    """The prompt: the needle after `at` tokens of the haystack, and at the end a question, or the
+    needle's cue again."""
+    return [*hay[:at], *needle, *hay[at:], *end]
 
 
 def _one(
-    lm: LM, hay: list[int], needle: list[int], cue: int, at: int
+    lm: LM, hay: list[int], needle: list[int], end: list[int], cue: int, at: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score (layer, head), chance and recall of one needle."""
     start = before(lm)
     at += len(start)
-    inputs = lm.batch([text([*start, *hay], needle, len(needle) - 1, at)])
+    inputs = lm.batch([text([*start, *hay], needle, end, at)])
     ids = inputs.text[0][0]
     asks = list(range(cue - len(needle), 0))
     anew = outside.reads_out_anew(lm)
@@ -166,17 +179,18 @@ def _one(
     return tuple(value.cpu() for value in found)  # type: ignore[return-value]
 
 
-def _haystack(lm: LM, given: Any, needle: Sequence[int], length: int, seed: int) -> list[int]:
-    """The first `length` tokens, or as many as there are and the context holds beside two
-    needles."""
+def _haystack(
+    lm: LM, given: Any, needle: Sequence[int], end: Sequence[int], length: int, seed: int
+) -> list[int]:
+    """The first `length` tokens, or as many as there are and the context holds beside the needle
+    and what is said at the end."""
     context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
-    room = min(
-        length, context - lm.family.reserved_positions - 2 * len(needle) + 1 - len(before(lm))
-    )
+    said = len(needle) + len(end) + len(before(lm))
+    room = min(length, context - lm.family.reserved_positions - said)
     if room < 1:
         raise InputError(
-            f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens, "
-            "said twice."
+            f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens and "
+            f"the {len(end)} at the end."
         )
     if given is not None:
         return pieces(lm, given)[0][:room]
@@ -187,4 +201,4 @@ def _haystack(lm: LM, given: Any, needle: Sequence[int], length: int, seed: int)
         else [*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder]
     )
     order = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(known), special))
-    return order[~np.isin(order, needle)][:room].tolist()
+    return order[~np.isin(order, [*needle, *end])][:room].tolist()

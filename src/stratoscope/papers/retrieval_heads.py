@@ -3,48 +3,55 @@
 Wu, Wang, Xiao, Peng and Fu, 2024. arXiv:2404.15574.
 Claim: a few heads, there in every model, fetch what is asked from anywhere in the context; without
     them the model fails to retrieve, while what it knows by itself stays.
-Methods: heads.retrieval_score
+Methods: heads.retrieval_score, editing.drop_heads
 Protocol: Llama-2-7B-80K, Yi, Qwen and Mistral of the paper: needles at ten depths in 1,000 to
     50,000 tokens, asked by a question; random heads of all layers masked as the null, 20 draws,
     and induction heads that are no retrieval heads.
+What would change our mind: induction heads that are no retrieval heads, masked in the same number,
+    spoil the needles as much; or random heads of all layers do.
+What the authors may object: contexts of 300 tokens are not long, one animal is a short answer,
+    and among 300 tokens it is the only animal, so that a model may find it without the place
+    that is asked for; our models have 135 and 270 million parameters and 4-bit weights.
 
 The paper decodes and counts over the set of a needle's words; `heads.retrieval_score` says how one
-teacher-forced pass gives the same. Needles here are three words of a place, in prose of Python's
-documentation.
+teacher-forced pass gives the same. Needles here (`lab.tasks.needle`) stand in prose of Python's
+documentation and are asked for in other words: an earlier form repeated their first words to the
+letter, which is what induction heads complete, and drew its null from the same layers alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
-from stratoscope.engine.intervene import Intervention, ablate
+from stratoscope.editing import drop_heads
+from stratoscope.editing.drop_heads import Head, strongest
+from stratoscope.engine.intervene import Intervention
 from stratoscope.engine.metric import last_logits
+from stratoscope.engine.pieces import before
 from stratoscope.engine.sweep import sweep
-from stratoscope.heads import retrieval_score
+from stratoscope.heads import retrieval_score, roles
 from stratoscope.lab import data, planted
-from stratoscope.lab.tasks import capitals
+from stratoscope.lab.tasks import capitals, needle
+from stratoscope.maths import resample
 from stratoscope.models import LM
 from stratoscope.results import label
 
-PLACES = "castle lighthouse garden library hospital station museum theatre bridge harbor".split()
-WORDS = """tiger marble violin pepper copper garlic falcon velvet candle ladder rocket walnut dragon
-anchor button hammer carpet pillow magnet""".split()
 LENGTH = 300  # tokens of haystack
 RETRIEVES = 0.1  # the paper's line between retrieval heads and others
-# needles to find the heads with, needles and random sets to test them with
-FOUND, TESTED, DRAWS = 10, 16, 4
+# needles to find the heads with, and to test them with; random sets of heads, and how many of
+# these each needle is asked under
+FOUND, TESTED, DRAWS, EACH = 20, 60, 20, 4
 # share of all heads that is masked: as many as bring the paper's models below half (section 4.1)
 MASKED = 0.05
-
-Head = tuple[int, int]
-Needle = tuple[list[int], int]  # ids, and how many of them are the cue
 
 
 @claim(
@@ -79,32 +86,33 @@ def the_planted_copier_scores_one(seed: int) -> Measured:
     tier="small",
     subjects=("smollm2", "gemma3-270m"),
     n="10 needles",
-    expect="share > 0 and share < 0.10 and strongest > 10 * uniform",
-    direction="share > 0 and share < 0.5",
+    valid="recall >= 0.5",
+    expect="share > 0 and share < 0.10 and strongest_low > 10 * uniform",
+    direction="share > 0 and share < 0.5 and strongest_low > uniform",
     null={"uniform": "uniform attention: the score of a head that reads everything alike"},
-    thresholds="0.10: the ledger's (fewer than 5 % in the paper); 10 and 0.5: ours",
+    thresholds="0.10: the ledger's (fewer than 5 % in the paper); 10 and 0.5 of the heads: ours;"
+    " recall of 0.5: a model that finds less than half of the needles does not retrieve",
     found_there={"share": 0.05},
 )
 def retrieval_heads_are_few(lm: LM, seed: int) -> Measured:
-    """Share of heads that score 0.1 or more over needles at four depths of 300 tokens of prose. The
-    paper's contexts have 1,000 to 50,000, and 3 to 6 % of its heads score so much. The ledger asks
-    for fewer than 10 %. `always` is the share that scores on every needle."""
-    score, uniform, recall = _scores(lm, seed)
+    """Share of heads that score 0.1 or more over 20 needles at four depths of 300 tokens of prose,
+    asked by a question. The paper's contexts have 1,000 to 50,000, and 3 to 6 % of its heads score
+    so much. strongest: the score, on every second needle, of the head that is strongest on the
+    others."""
+    found = _scores(lm, seed)
+    score = found.score.values
     mean = score.mean(axis=0)
+    best = strongest(score[::2].mean(axis=0), 1 / mean.size)[0]
+    retrieve = strongest(mean, max(1, (mean >= RETRIEVES).sum()) / mean.size)
     return Measured(
-        values={
-            "share": (mean >= RETRIEVES).mean(),
-            "strongest": mean.max(),
-            "always": (score > 0).all(axis=0).mean(),
-            "recall": recall,
-        },
-        null={"uniform": uniform},
-        n=len(score),
+        values={"share": (mean >= RETRIEVES).mean(), "recall": found.recall.mean()},
+        units={"strongest": score[1::2, *best]},
+        null={"uniform": found.null.mean()},
+        n=len(score[1::2]),
         figure=label(
             mean, ("layer", "head"), name="score", method="heads.retrieval_score", seed=seed
         ),
-        note="Retrieval heads: "
-        f"{', '.join(f'L{a}H{b}' for a, b in _top(mean, int((mean >= RETRIEVES).sum())))}.",
+        note=f"Retrieval heads: {_said(retrieve)}.",
     )
 
 
@@ -115,128 +123,125 @@ def retrieval_heads_are_few(lm: LM, seed: int) -> Measured:
     read="full text",
     tier="small",
     subjects=("smollm2", "gemma3-270m"),
-    n="16 needles",
-    expect="masked <= 0.5 * recall and random >= 0.9 * recall and facts_masked >= 0.8 * facts",
-    direction="masked < random and masked / recall < facts_masked / facts",
+    n="60 needles",
+    valid="recall >= 0.5 and facts >= 0.3",
+    expect="masked_high <= 0.5 * recall and random_low >= 0.9 * recall and "
+    "facts_masked_low >= 0.8 * facts and induction_only_masked_low > masked_high",
+    direction="masked_high < random_low and masked_high < induction_only_masked_low and "
+    "masked / recall < facts_masked / facts",
     null={
-        "random": "as many heads of the same layers that are no retrieval heads: needles "
-        "recalled, four draws",
-        "facts_random": "the same: capitals known",
+        "random": "as many heads that are not among them, drawn from all layers, layers 0 and 1 "
+        "too: needles recalled, 20 draws of which each needle is asked under four",
+        "induction_only_masked": "as many of the strongest induction heads that are not among them",
+        "facts_random": "the same random heads, four of the draws: capitals known",
     },
-    thresholds="0.5, 0.9 and 0.8: the ledger's",
+    thresholds="0.5, 0.9 and 0.8: the ledger's; recall of 0.5 and facts of 0.3: a model that knows "
+    "fewer has too little to lose",
 )
 def without_them_retrieval_fails(lm: LM, seed: int) -> Measured:
     """The 5 % of heads that score highest on some needles are put to zero on others: is the
-    needle's first word still the model's next token? The facts are capitals, asked without any
-    context. Random heads are taken from the same layers, so that a difference is not one of depth;
-    the paper draws them from all."""
-    mean = _scores(lm, seed)[0].mean(axis=0)
-    generator = np.random.default_rng(seed)
-    top = _top(mean, round(MASKED * mean.size))
-    cells = [
-        _masked(heads) for heads in (top, *(_others(mean, top, generator) for _ in range(DRAWS)))
+    needle's animal still the model's next token? The facts are capitals, asked without any context.
+    Intervals of needles are over needles, those of random heads too, each by its four draws."""
+    mean = _scores(lm, seed).score.mean("example").values
+    top = strongest(mean, MASKED)
+    induction = roles.measure(lm, "The cat sat on the mat", seed=seed).score.sel(role="induction")
+    rivals = strongest(induction.values, MASKED, without=top)
+    masked = [drop_heads.edit(lm, heads).interventions for heads in (top, rivals)]
+    drawn = [
+        drop_heads.edit(lm, top, null=DRAWS * seed + draw).interventions for draw in range(DRAWS)
     ]
-    needles = _needles(lm, TESTED, seed + 1_000)
-    prompts = [_prompt(lm, needle, number) for number, needle in enumerate(needles)]
-    needle = _right(lm, prompts, [ids[cue] for ids, cue in needles], cells)
+    hidden = needle.needles(lm.tokenizer, FOUND + TESTED, seed)[FOUND:]
+    prompts = [_prompt(lm, one, number) for number, one in enumerate(hidden)]
+    answers = [lm.tokenizer(one.answer)["input_ids"][-1] for one in hidden]
+    share = DRAWS // EACH
+    some = [
+        _among(changes, range(draw % share, TESTED, share)) for draw, changes in enumerate(drawn)
+    ]
+    whole, right = _right(lm, prompts, answers, [*masked, *some])
+    under = np.stack(
+        [right[2 + draw, draw % share :: share] for draw in range(DRAWS)]
+    )  # (draw, needle)
+    by_needle = under.reshape(EACH, share, -1).mean(axis=0).ravel()
     task = capitals.task(lm.tokenizer, 40, seed)
-    fact = _right(lm, task.clean, task.answer_ids, cells)
+    asked = dict(zip(task.clean, task.answer_ids))  # each question once
+    known, fact = _right(lm, list(asked), list(asked.values()), [masked[0], *drawn[:EACH]])
+    low, high = resample.interval(by_needle, seed=seed)[1:3]
+    only = resample.interval(right[1], seed=seed)
     return Measured(
-        values={
-            "recall": needle[0],
-            "masked": needle[1],
-            "facts": fact[0],
-            "facts_masked": fact[1],
+        values={"recall": whole.mean(), "facts": known.mean()},
+        units={"masked": right[0], "facts_masked": fact[0]},
+        null={
+            "random": under.mean(axis=1),
+            "induction_only_masked": only.value,
+            "facts_random": fact[1:].mean(axis=1),
         },
-        null={"random": needle[2:], "facts_random": fact[2:]},
+        interval={"random": (low, high), "induction_only_masked": (only.low, only.high)},
         n=TESTED,
-        figure=label(
-            np.stack([needle[2:], fact[2:]], axis=1),
-            ("draw", "role"),
-            name="recall",
-            method="heads.retrieval_score",
-            seed=seed,
-            coords={"role": ["needles", "capitals"]},
-        ),
-        note=f"Masked: {', '.join(f'L{a}H{b}' for a, b in top)}.",
+        note=f"Masked: {_said(top)}. Induction heads that are not among them: {_said(rivals)}.",
     )
 
 
 @cache
-def _scores(lm: LM, seed: int) -> tuple[np.ndarray, float, float]:
-    """Score (needle, layer, head), uniform attention's mean score, and mean recall."""
-    found = [
-        retrieval_score.measure(
-            lm, [ids], haystack=[_prose(lm)], cue=cue, depth=_depth(number), length=LENGTH
-        )
-        for number, (ids, cue) in enumerate(_needles(lm, FOUND, seed))
-    ]
-    score = np.concatenate([one.score.values for one in found])
-    return (
-        score,
-        float(np.mean([one.null for one in found])),
-        float(np.mean([one.recall for one in found])),
-    )
-
-
-def _needles(lm: LM, n: int, seed: int) -> list[Needle]:
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(n):
-        cue = f"\nThe three secret words of the {generator.choice(PLACES)} are"
-        words = generator.choice(WORDS, 3, replace=False)
+def _scores(lm: LM, seed: int) -> xr.Dataset:
+    """Score and null (example, layer, head), and recall (example,), of the needles to find heads
+    with."""
+    found = []
+    for number, one in enumerate(needle.needles(lm.tokenizer, FOUND, seed)):
+        asked = [_ids(lm, one.statement)]
         found.append(
-            [lm.tokenizer(text)["input_ids"] for text in (f"{cue} {' '.join(words)}", cue)]
+            retrieval_score.measure(
+                lm,
+                [asked[0] + _ids(lm, one.answer)],
+                haystack=[_prose(lm)],
+                cue=len(asked[0]),
+                question=[_ids(lm, one.question)],
+                depth=_depth(number),
+                length=LENGTH,
+            )
         )
-    return [(ids, len(cue)) for ids, cue in found]
+    return xr.concat([one.drop_vars("needle") for one in found], "example")
+
+
+def _ids(lm: LM, text: str) -> list[int]:
+    return lm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @cache
 def _prose(lm: LM) -> tuple[int, ...]:
     """The first tokens of a page that nobody has trained on here."""
     page = max(data("python-docs").test[:20], key=len)
-    return tuple(lm.tokenizer(page[:20_000])["input_ids"][:LENGTH])
+    return tuple(_ids(lm, page[:20_000])[:LENGTH])
 
 
 def _depth(number: int) -> float:
     return (number % 4 + 0.5) / 4
 
 
-def _prompt(lm: LM, needle: Needle, number: int) -> list[int]:
-    return retrieval_score.text(_prose(lm), *needle, round(_depth(number) * LENGTH))
+def _prompt(lm: LM, one: needle.Needle, number: int) -> list[int]:
+    start, hay = before(lm), _prose(lm)
+    hidden, question = _ids(lm, one.statement) + _ids(lm, one.answer), _ids(lm, one.question)
+    at = len(start) + round(_depth(number) * LENGTH)
+    return retrieval_score.text([*start, *hay], hidden, question, at)
 
 
-def _top(score: np.ndarray, n: int) -> list[Head]:
-    order = np.argsort(-score.ravel(), kind="stable")[:n]
-    return [divmod(int(number), score.shape[1]) for number in order]
+def _said(heads: Sequence[Head]) -> str:
+    return ", ".join(f"L{a}H{b}" for a, b in heads)
 
 
-def _others(score: np.ndarray, top: Sequence[Head], generator: np.random.Generator) -> list[Head]:
-    """As many heads of each layer that score below the line; a layer that has too few gives what it
-    has."""
-    found: list[Head] = []
-    for layer in sorted({layer for layer, _ in top}):
-        free = [h for h in np.flatnonzero(score[layer] < RETRIEVES) if (layer, int(h)) not in top]
-        wanted = sum(other == layer for other, _ in top)
-        found += [(layer, int(head)) for head in generator.permutation(free)[:wanted]]
-    return found
-
-
-def _masked(heads: Sequence[Head]) -> list[Intervention]:
-    layers = sorted({layer for layer, _ in heads})
-    return [
-        ablate(f"layers.{n}.attn.z", units=[head for layer, head in heads if layer == n])
-        for n in layers
-    ]
+def _among(changes: Sequence[Intervention], examples: Sequence[int]) -> list[Intervention]:
+    """The changes, on some of the examples alone: the others are then not run anew."""
+    return [replace(change, examples=list(examples)) for change in changes]
 
 
 def _right(
-    lm: LM, prompts: Sequence, answers: Sequence[int], cells: Sequence[list[Intervention]]
-) -> np.ndarray:
-    """Share of prompts whose next token is the answer: of the model itself, then with each cell."""
+    lm: LM, prompts: Sequence, answers: Sequence[int], cells: Sequence[Sequence[Intervention]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each prompt's next token is the answer: of the model itself (prompt,), and with each
+    cell (cell, prompt)."""
     wanted = torch.tensor(answers)
 
     def hit(logits: Tensor, example: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) == wanted[example]).float()
 
     whole = hit(last_logits(lm, list(prompts)), torch.arange(len(wanted)))
-    return torch.cat([whole[None], sweep(lm, list(prompts), cells, hit)]).mean(dim=1).numpy()
+    return whole.numpy(), sweep(lm, list(prompts), cells, hit).numpy()
