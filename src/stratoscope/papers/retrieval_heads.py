@@ -143,9 +143,10 @@ def without_them_retrieval_fails(lm: LM, seed: int) -> Measured:
     needle's animal still the model's next token? The facts are capitals, asked without any context.
     Intervals of needles are over needles, those of random heads too, each by its four draws."""
     mean = _scores(lm, seed).score.mean("example").values
-    top = strongest(mean, MASKED)
+    # never heads that copied nothing: of equals the first layers' would be taken
+    top = strongest(mean, min(MASKED, float((mean > 0).mean())))
     induction = roles.measure(lm, "The cat sat on the mat", seed=seed).score.sel(role="induction")
-    rivals = strongest(induction.values, MASKED, without=top)
+    rivals = strongest(induction.values, len(top) / mean.size, without=top)
     masked = [drop_heads.edit(lm, heads).interventions for heads in (top, rivals)]
     drawn = [
         drop_heads.edit(lm, top, null=DRAWS * seed + draw).interventions for draw in range(DRAWS)
@@ -185,7 +186,7 @@ def without_them_retrieval_fails(lm: LM, seed: int) -> Measured:
 def _scores(lm: LM, seed: int) -> xr.Dataset:
     """Score and null (example, layer, head), and recall (example,), of the needles to find heads
     with."""
-    found = []
+    found: list[xr.Dataset] = []
     for number, one in enumerate(needle.needles(lm.tokenizer, FOUND, seed)):
         asked = [_ids(lm, one.statement)]
         found.append(
@@ -199,7 +200,10 @@ def _scores(lm: LM, seed: int) -> xr.Dataset:
                 length=LENGTH,
             )
         )
-    return xr.concat([one.drop_vars("needle") for one in found], "example")
+    each = ("score", "null", "recall")
+    return xr.Dataset(
+        {n: xr.concat([one[n].drop_vars("needle") for one in found], "example") for n in each}
+    )
 
 
 def _ids(lm: LM, text: str) -> list[int]:
