@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from stratoscope.errors import InputError
-from stratoscope.maths.resample import Interval, bound, interval
+from stratoscope.maths.resample import Interval, bound, interval, percentile
 
 SETS = 1000
 KINDS = {
@@ -142,3 +142,36 @@ def test_too_few_draws_bound_nothing() -> None:
     assert bound(np.arange(18.0)) == np.inf
     assert bound(np.arange(19.0)) == 18.0
     assert bound(np.arange(9.0), level=0.9) == 8.0
+
+
+def test_a_percentile_interval_covers_a_paired_difference_of_medians() -> None:
+    """Two readings of the same texts: the difference is known far better than either."""
+    generator, held, widths = np.random.default_rng(0), 0, []
+    for number in range(200):
+        one = generator.normal(size=60)
+        two = one + 0.5 + 0.1 * generator.normal(size=60)
+        of = lambda i, one=one, two=two: np.median(two[i]) - np.median(one[i])  # noqa: E731
+        found = percentile(of, range(60), draws=200, seed=number)
+        held += found.low <= 0.5 <= found.high
+        widths.append(found.high - found.low)
+    assert 0.9 < held / 200 <= 1
+    assert np.mean(widths) < 0.5
+    one = generator.normal(size=60)
+    alone = percentile(lambda i: np.median(one[i]), range(60), seed=1)
+    assert alone.value == np.median(one)
+    assert alone.high - alone.low > np.mean(widths)
+
+
+def test_what_belongs_together_is_drawn_as_a_whole() -> None:
+    values = np.repeat(np.random.default_rng(2).normal(size=50), 20)
+    apart = percentile(lambda i: values[i].mean(), range(1000))
+    whole = percentile(lambda i: values[i].mean(), np.repeat(range(50), 20))
+    assert whole.n == 50
+    assert 3.5 < (whole.high - whole.low) / (apart.high - apart.low) < 5.5
+    both = percentile(
+        lambda i, j: len(i) + values[j].size / 1e4, np.repeat(range(50), 2), range(1000)
+    )
+    assert both[:4] == (100.1, 100.1, 100.1, 50)
+    few = percentile(lambda i: float(len(i)), range(39))
+    assert np.isnan(few.low)
+    assert "39" in few.note
