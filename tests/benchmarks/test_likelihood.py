@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import stratoscope
 from stratoscope.benchmarks import Item, _shared, likelihood
 from stratoscope.editing import clamp
+from stratoscope.engine.intervene import add, intervene
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models.lm import LM
 
@@ -161,3 +162,36 @@ def test_what_is_refused() -> None:
         with pytest.raises(InputError, match=words):
             Item(*fields)
     assert math.isfinite(float(likelihood.score(lm, ITEMS)["margin"][0]))
+
+
+def test_no_beginning_is_shared_where_padding_would_count_in_the_window() -> None:
+    """The longest row has ten tokens: longer than this window, not twice as long."""
+    config = hf.MistralConfig(
+        **SIZES, intermediate_size=48, num_key_value_heads=2, sliding_window=6
+    )
+    lm = stratoscope.wrap(hf.MistralForCausalLM(config).eval(), tokenizer())
+    assert likelihood.score(lm, ITEMS).attrs["shared_prefix"] == "False"
+
+
+def test_no_beginning_is_shared_inside_a_change() -> None:
+    """One that names a position would act there in each part of a row."""
+    lm = subject("llama")
+    with intervene(lm, add("layers.0.resid_post", torch.ones(32), positions=-1)):
+        found = likelihood.score(lm, ITEMS)
+        whole = likelihood.score(lm, ITEMS, shared_prefix=False)
+    assert found.attrs["shared_prefix"] == "False"
+    assert np.allclose(found.logprob, whole.logprob, atol=1e-5, equal_nan=True)
+
+
+def test_no_pass_holds_more_tokens_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, sizes, forward = subject("llama"), [], LM.__call__
+
+    def counted(lm: LM, inputs: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(inputs) * max(map(len, inputs)))
+        return forward(lm, inputs, *rest, **options)
+
+    monkeypatch.setattr(LM, "__call__", counted)
+    likelihood.score(lm, ITEMS, shared_prefix=False, batch_tokens=24)
+    assert len(sizes) > 1
+    assert max(sizes) <= 24
+    assert max(sizes) > 12  # and they are filled
