@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens.integrated_gradients": ({"steps": 9}, ""),
     "tokens.next_token": ({}, ""),
     "tokens.occlusion": ({}, ""),
+    "tokens.patchscope": ({"into": [3, 4, 5], "place": 1}, "asked for the next token"),
     "tokens.shapley": ({"permutations": 2}, ""),
     "tokens.simulatability": ({}, ""),
     "tokens.verbalize": ({}, ""),

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted, tasks
-from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq, needle
+from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq, needle, two_hops
 from stratoscope.lab.tasks._task import Pair, fitted, made, next_token
 from stratoscope.models import wrap
 
@@ -52,10 +52,10 @@ def whole_words(words: list[str], unknown: str | None = "?") -> PreTrainedTokeni
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token=unknown)
 
 
-def test_there_are_twelve_and_they_are_files() -> None:
+def test_there_are_thirteen_and_they_are_files() -> None:
     asked = (
         "ioi greater_than capitals agreement pronoun induction docstring colored_objects "
-        "arithmetic mcq laundry_list needle"
+        "arithmetic mcq laundry_list needle two_hops"
     )
     assert sorted(asked.split()) == EVERY
     with pytest.raises(InputError, match="no task 'ioy'; nearest: ioi"):
@@ -181,6 +181,13 @@ def rule_laundry_list(prompt: str) -> str:
     return f" {left}"
 
 
+def rule_two_hops(prompt: str) -> str:
+    described = prompt.removesuffix(" is").split("the country where ")[1]
+    (country,) = [name for name, words in two_hops.WHERE.items() if described in words]
+    relation = two_hops.CAPITALS if "capital" in prompt else two_hops.LANGUAGES
+    return f" {relation[country]}"
+
+
 def test_a_laundry_list_may_be_long(tokenizer: PreTrainedTokenizerBase) -> None:
     made = laundry_list.task(tokenizer, 60, 4, sizes=range(5, 11))
     assert {prompt.split(". ")[0].count(",") + 1 for prompt in made.clean} == {*range(5, 11)}
@@ -295,6 +302,7 @@ REFUSED = {
     "mcq": "labels: 0 of 26",
     "needle": "animals: 0 of 20",
     "pronoun": "women's names: 0 of",
+    "two_hops": "two-hop questions: 0 of",
 }
 
 

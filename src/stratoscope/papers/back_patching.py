@@ -3,15 +3,19 @@
 Biran, Gottesman, Yang, Geva and Globerson, 2024. arXiv:2406.12775.
 Claim: the bridge entity is resolved in early layers and the second hop in later ones, so that a
     state put back from a later layer into an earlier one answers many queries that failed.
-Methods: layers.back_patching, layers.logit_lens
+Methods: layers.back_patching, tokens.patchscope, layers.logit_lens
 Protocol: the authors' two-hop queries and first hops (their data set), on the models of the paper
     by `load`; entities by Patchscopes and by the lens; every pair of layers, both places; 100
     failed queries a model at least, and the answer generated, not one token.
+What would change our mind: on a model that knows both hops of 100 questions, bridges that a
+    Patchscope reads no sooner than answers, though it reads names; or states of other questions
+    that repair as many prompts as a prompt's own.
+What the authors may object: their models have 7 to 70 billion parameters and ours at most half a
+    billion; the answer here is one token and not generated text; questions are of two relations,
+    capital and language; on real models every third layer is tried, which can only find fewer.
 
-The paper decodes entities with Patchscopes, which has the model itself say what a vector stands
-for; the first claims here read them with the logit lens, which shows less in early layers, and one
-more does as the paper, with a shorter prompt. The paper lets the model generate; here the answer is
-one token.
+Entities are decoded with Patchscopes, as in the paper, by a shorter prompt; in the miniature, which
+cannot repeat words, with the logit lens. What is drawn anew with each seed are the questions.
 """
 
 from __future__ import annotations
@@ -25,107 +29,34 @@ import xarray as xr
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
-from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import last_logits
-from stratoscope.engine.sweep import sweep
-from stratoscope.engine.trace import capture
+from stratoscope.errors import ClaimError
 from stratoscope.lab import make
 from stratoscope.lab.miniatures import tiny_twohop
 from stratoscope.lab.planted.canvas import ANSWER, CARRIED, WORD, Canvas
 from stratoscope.lab.planted.hops import CAPITALS, FIRST, HOMES, SECOND
-from stratoscope.lab.tasks import capitals
-from stratoscope.lab.tasks._task import next_token
+from stratoscope.lab.tasks import two_hops
 from stratoscope.layers import back_patching, logit_lens
+from stratoscope.maths.resample import interval
 from stratoscope.models import LM
+from stratoscope.tokens import patchscope
 
-WHERE = {  # the country where ...
-    "Australia": ("Sydney lies", "Perth lies", "kangaroos live", "the Great Barrier Reef lies"),
-    "Austria": ("Salzburg lies", "Mozart was born", "Graz lies"),
-    "Belgium": ("Antwerp lies", "Bruges lies", "Ghent lies"),
-    "Canada": ("Toronto lies", "Vancouver lies", "Montreal lies", "Niagara Falls lies"),
-    "China": (
-        "Shanghai lies",
-        "the Great Wall stands",
-        "Confucius was born",
-        "pandas live",
-        "Huawei comes from",
-    ),
-    "Cuba": ("Fidel Castro ruled", "the best cigars come from"),
-    "Denmark": ("Lego comes from", "Aarhus lies", "Hans Christian Andersen was born"),
-    "Egypt": (
-        "the Great Pyramid stands",
-        "Alexandria lies",
-        "the pharaohs ruled",
-        "the Sphinx stands",
-    ),
-    "England": ("Manchester lies", "Shakespeare was born", "Big Ben stands", "Liverpool lies"),
-    "Finland": ("Nokia comes from", "Tampere lies"),
-    "France": (
-        "the Eiffel Tower stands",
-        "Lyon lies",
-        "Napoleon ruled",
-        "Marseille lies",
-        "champagne comes from",
-    ),
-    "Germany": (
-        "Munich lies",
-        "Hamburg lies",
-        "BMW comes from",
-        "Beethoven was born",
-        "Volkswagen comes from",
-    ),
-    "Greece": ("the Parthenon stands", "Socrates was born", "Crete lies", "Sparta lies"),
-    "Hungary": ("Debrecen lies", "goulash comes from"),
-    "India": (
-        "the Taj Mahal stands",
-        "Mumbai lies",
-        "Gandhi was born",
-        "Kolkata lies",
-        "yoga comes from",
-    ),
-    "Iran": ("Isfahan lies", "Shiraz lies", "Persian is spoken"),
-    "Iraq": ("Mosul lies", "Saddam Hussein ruled", "Basra lies"),
-    "Ireland": ("Guinness comes from", "Cork lies", "Galway lies", "James Joyce was born"),
-    "Italy": (
-        "Venice lies",
-        "pizza comes from",
-        "Ferrari comes from",
-        "Milan lies",
-        "Leonardo da Vinci was born",
-    ),
-    "Japan": (
-        "Osaka lies",
-        "sushi comes from",
-        "Toyota comes from",
-        "Mount Fuji stands",
-        "samurai fought",
-    ),
-    "Kenya": ("Mombasa lies", "the Maasai live"),
-    "Norway": ("Bergen lies", "Edvard Munch was born", "the longest fjords lie"),
-    "Peru": ("Machu Picchu lies", "Cusco lies", "the Incas ruled"),
-    "Poland": ("Krakow lies", "Chopin was born", "Gdansk lies"),
-    "Portugal": ("Porto lies", "Cristiano Ronaldo was born", "fado comes from"),
-    "Russia": ("Siberia lies", "Tolstoy was born", "Putin rules", "vodka comes from"),
-    "Scotland": ("Glasgow lies", "Loch Ness lies", "bagpipes are played"),
-    "Spain": ("Barcelona lies", "flamenco comes from", "Seville lies", "paella comes from"),
-    "Sweden": ("IKEA comes from", "Gothenburg lies", "Volvo comes from", "Spotify comes from"),
-    "Syria": ("Aleppo lies", "Assad ruled"),
-    "Turkey": ("Istanbul lies", "the Hagia Sophia stands", "Izmir lies"),
-}
-SCOPE, ASKS = "cat -> cat; 1135 -> 1135; hello -> hello; ?", " ->"  # "?" is replaced by the state
 ENDS = (-2, -1)  # the last token of the first hop's description, and the last of the prompt, "is"
 NOUNS = (-3, -1)  # the same in the miniature: Mira 's [teacher] 's [friend]
-MOST = 60  # failed questions that are searched
+# questions that are decoded, failed ones that are searched, and what counts as decoded
+READ, MOST, TOP = 30, 40, 10
+NAMED = "She was born in {}"  # the positive control: a name is read at its own token
 
 
 class Hops(NamedTuple):
-    """A two-hop prompt, its bridge and answer as ids, and whether the model knows each hop
-    alone."""
+    """A two-hop prompt, its bridge and answer as ids, and whether the model knows each hop alone;
+    name: the bridge as a word."""
 
     prompt: str
     bridge: int
     answer: int
     known: bool
+    name: str = ""
 
 
 def late_hop(seed: int = 0) -> tuple[LM, list[str], list[str]]:
@@ -187,24 +118,19 @@ def a_planted_late_hop_is_repaired(seed: int) -> Measured:
     kind="miniature",
     n="20 questions",
     valid="answer_share >= 0.5",
-    expect="bridge_depth < answer_depth and bridge_share > 2 * stranger_share",
-    direction="bridge_depth < answer_depth",
+    expect="earlier_low > 0 and bridge_share_low > 2 * stranger_share",
+    direction="earlier > 0",
     null={"stranger_share": "the bridge of another question, decoded in the same way"},
     thresholds="0.5: ours, a reader that does not see the answer which the model gives shows"
     " nothing of the bridge either; 2: the ledger's",
 )
 def the_bridge_comes_first_in_a_miniature(seed: int) -> Measured:
     """Questions the miniature answers right. The depth at which the logit lens first has the entity
-    on top: the bridge at the end of the first hop or after it, the answer at the last token. Mean
-    over questions in which both are seen."""
+    on top: the bridge at the end of the first hop or after it, the answer at the last token.
+    earlier: by how many layers the bridge comes first, where both are seen."""
     lm, hops, right = _miniature(seed)
-    return _decoding(
-        lm,
-        [hop for hop, good in zip(hops, right) if good and hop.known][:200],
-        NOUNS,
-        top=1,
-        seed=seed,
-    )
+    known = [hop for hop, good in zip(hops, right) if good and hop.known]
+    return _decoding(lm, known[:200], NOUNS, _lens, top=1, seed=seed, known=len(known))
 
 
 @claim(
@@ -215,7 +141,7 @@ def the_bridge_comes_first_in_a_miniature(seed: int) -> Measured:
     subject="tiny-twohop 2",
     kind="miniature",
     n="20 failed questions",
-    expect="fixed >= 0.2 and stranger <= 0.5 * fixed",
+    expect="fixed_low >= 0.2 and stranger_high <= 0.5 * fixed",
     direction="fixed > stranger",
     null={"stranger": "the same search with the state of another question"},
     thresholds="0.2 and half: the ledger's; fewer than one in five would not be `many`",
@@ -231,7 +157,8 @@ def back_patching_helps_a_miniature(seed: int) -> Measured:
     """
     lm, hops, right = _miniature(seed)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
-    return _repair(lm, failed, NOUNS, every=1, seed=seed, asked=len(hops))
+    known = sum(hop.known for hop in hops)
+    return _repair(lm, failed[:60], NOUNS, every=1, seed=seed, known=known)
 
 
 @claim(
@@ -239,48 +166,30 @@ def back_patching_helps_a_miniature(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
+    subjects=("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b"),
     n="20 questions",
-    valid="answer_share >= 0.5",
-    expect="bridge_depth < answer_depth and bridge_share > 2 * stranger_share",
-    direction="bridge_depth < answer_depth",
+    valid="named_entities_decoded_low >= 0.5 and both_hops_known >= 100",
+    expect="earlier_low > 0 and bridge_share_low > 2 * stranger_share",
+    direction="earlier > 0",
     null={"stranger_share": "the bridge of another question, decoded in the same way"},
-    thresholds="0.5: ours, a reader that does not see the answer which the model gives shows"
-    " nothing of the bridge either; 2: the ledger's",
+    thresholds="0.5 and 100: the review's, a reader must read the names it is shown, and a model"
+    " know the facts it is asked to join; 2: the ledger's",
 )
-def the_bridge_comes_first_in_smollm2(seed: int) -> Measured:
-    """As in the miniature, on capitals of described countries whose two hops the model knows; among
-    the top 10."""
-    lm = models.load("smollm2")
-    hops, _ = _described(lm)
-    return _decoding(lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed)
+def the_bridge_comes_first(lm: LM, seed: int) -> Measured:
+    """Capitals and languages of described countries, of which the model knows both hops; 30 drawn.
 
-
-@claim(
-    says="The bridge entity is resolved in earlier layers than the answer",
-    where="abstract",
-    read="abstract",
-    tier="small",
-    subject="smollm2",
-    kind="real",
-    n="20 questions",
-    valid="answer_share >= 0.5",
-    expect="bridge_depth < answer_depth and bridge_share > 2 * stranger_share",
-    direction="bridge_depth < answer_depth",
-    null={"stranger_share": "the bridge of another question, decoded in the same way"},
-    thresholds="0.5: ours, a reader that does not see the answer which the model gives shows"
-    " nothing of the bridge either; 2: the ledger's",
-)
-def the_bridge_comes_first_through_a_patchscope(seed: int) -> Measured:
-    """The same, read with a Patchscope: the state takes the place of "?" in a prompt that repeats
-    words, at the layer it came from, and the model says the word. Added when a trial had shown that
-    the logit lens sees both entities in the last layer only. On three prompts that name a country
-    the same Patchscope does read it, up to the middle layers."""
-    lm = models.load("smollm2")
-    hops, _ = _described(lm)
+    The state takes the place of "?" in a prompt that repeats words, at the layer it came from; an
+    entity is decoded where it is among the ten likeliest words. Bridge: at the end of the
+    description or after it; answer: at the last token. named_entities_decoded: the share of the
+    countries' names that are so read at their own token, after a quarter of the layers or later.
+    """
+    hops, _ = _described(lm, seed)
+    known = [hop for hop in hops if hop.known]
+    names = {hop.bridge: hop.name for hop in known}
+    rank = _scope(lm, [NAMED.format(name) for name in names.values()], list(names), -1)
+    named = (rank[:, lm.dims.layers // 4 :] < TOP).any(axis=1)
     return _decoding(
-        lm, [hop for hop in hops if hop.known][:30], ENDS, top=10, seed=seed, decode=_scope
+        lm, known[:READ], ENDS, _scope, top=TOP, seed=seed, known=len(known), named=named
     )
 
 
@@ -289,22 +198,23 @@ def the_bridge_comes_first_through_a_patchscope(seed: int) -> Measured:
     where="abstract (first version: up to 57 %; 66 % at EMNLP)",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
+    subjects=("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b"),
     n="20 failed questions",
-    expect="fixed >= 0.2 and stranger <= 0.5 * fixed",
+    valid="both_hops_known >= 100",
+    expect="fixed_low >= 0.2 and stranger_high <= 0.5 * fixed",
     direction="fixed > stranger",
     null={"stranger": "the same search with the state of another question"},
-    thresholds="0.2 and half: the ledger's; fewer than one in five would not be `many`",
+    thresholds="0.2 and half: the ledger's; fewer than one in five would not be `many`; 100: the"
+    " review's",
     found_there={"fixed": 0.57},
 )
-def back_patching_helps_smollm2(seed: int) -> Measured:
-    """As in the miniature, on capitals of described countries; every third layer, so that it takes
-    minutes."""
-    lm = models.load("smollm2")
-    hops, right = _described(lm)
+def back_patching_helps(lm: LM, seed: int) -> Measured:
+    """As in the miniature, on capitals and languages of described countries: 40 drawn among those
+    that fail though both hops are known; every third layer, so that it takes minutes."""
+    hops, right = _described(lm, seed)
     failed = [hop for hop, good in zip(hops, right) if not good and hop.known]
-    return _repair(lm, failed, ENDS, every=3, seed=seed, asked=len(hops))
+    known = sum(hop.known for hop in hops)
+    return _repair(lm, failed[:MOST], ENDS, every=3, seed=seed, known=known)
 
 
 def _lens(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarray:
@@ -315,97 +225,87 @@ def _lens(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarr
 
 
 def _scope(lm: LM, prompts: list[str], entity: list[int], place: int) -> np.ndarray:
-    """The same through a Patchscope; depth 0, and the last, after which no layer is left to say
-    anything, show nothing."""
-    states = capture(lm, prompts, "layers.*.resid_post", positions=place).stack(
-        "layers.*.resid_post"
-    )
-    blank = len(lm.tokenizer(SCOPE)["input_ids"]) - 1
-    cells = [
-        replaced(f"layers.{depth}.resid_pre", states[depth - 1][:, None], positions=blank)
-        for depth in range(1, lm.dims.layers)
-    ]
-    ids = torch.tensor(entity)
-
-    def rank(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        own = logits.gather(1, ids[example.cpu()].to(logits.device)[:, None])
-        return (logits > own).sum(dim=1).float()
-
-    found = sweep(lm, [SCOPE + ASKS] * len(prompts), cells, rank).T.numpy()
-    return np.pad(found, ((0, 0), (1, 1)), constant_values=np.inf)
+    """The same through a Patchscope, after the embedding and each layer but the last."""
+    found = patchscope.measure(lm, prompts, answer=entity, position=place)
+    return found.answer_rank.values
 
 
 def _decoding(
     lm: LM,
     hops: Sequence[Hops],
     places: Sequence[int],
+    decode: Callable[[LM, list[str], list[int], int], np.ndarray],
     *,
     top: int,
     seed: int,
-    decode: Callable[[LM, list[str], list[int], int], np.ndarray] = _lens,
+    known: int,
+    named: np.ndarray | None = None,
 ) -> Measured:
     """When bridge, answer and a stranger's bridge come among the top tokens; the answer at the last
     place only."""
     others = back_patching.strangers([hop.bridge for hop in hops], seed)
     if others is None:
-        raise RuntimeError("no question is left to decode.")
+        raise ClaimError(f"{len(hops)} questions are left to decode, and two are needed.")
     prompts = [hop.prompt for hop in hops]
 
     def depths(entity: list[int], where: Sequence[int]) -> np.ndarray:
         rows = np.stack([decode(lm, prompts, entity, place) for place in where]).min(axis=0)
         return back_patching.decoded_at(torch.tensor(rows), top).numpy()
 
-    bridge, answer = (
-        depths([hop.bridge for hop in hops], places),
-        depths([hop.answer for hop in hops], places[1:]),
-    )
+    bridge = depths([hop.bridge for hop in hops], places)
+    answer = depths([hop.answer for hop in hops], places[1:])
     stranger = depths([hops[other].bridge for other in others], places)
     both = ~np.isnan(bridge) & ~np.isnan(answer)
-    mean = lambda x: x[both].mean() if both.any() else np.nan  # noqa: E731
-    earlier = answer - bridge
+    units = {"bridge_share": ~np.isnan(bridge), "answer_share": ~np.isnan(answer)}
+    units |= {} if named is None else {"named_entities_decoded": named}
+    earlier = interval((answer - bridge)[both])
     return Measured(
-        values={
-            "bridge_depth": mean(bridge),
-            "answer_depth": mean(answer),
-            "bridge_share": (~np.isnan(bridge)).mean(),
-            "answer_share": (~np.isnan(answer)).mean(),
-        },
+        values={"earlier": earlier.value, "both_hops_known": known},
         null={"stranger_share": (~np.isnan(stranger)).mean()},
         n=len(hops),
-        units={"earlier": earlier[both]} if both.any() else {},
+        units={name: found.astype(float) for name, found in units.items()},
+        interval={"earlier": (earlier.low, earlier.high)},
+        figure=xr.DataArray(
+            [
+                [(found <= depth).mean() for depth in range(lm.dims.layers + 1)]
+                for found in (bridge, answer, stranger)
+            ],
+            {"entity": ["bridge", "answer", "another's bridge"]},
+            ["entity", "depth"],
+            name="share decoded by this depth",
+        ),
         note=f"Both seen in {both.sum()} of {len(hops)} questions, among the top {top} tokens.",
     )
 
 
 def _repair(
-    lm: LM, failed: Sequence[Hops], places: Sequence[int], *, every: int, seed: int, asked: int
+    lm: LM, hops: Sequence[Hops], places: Sequence[int], *, every: int, seed: int, known: int
 ) -> Measured:
     """Share of failed questions that some back-patch answers, at either place."""
-    some = np.random.default_rng(seed).permutation(len(failed))[:MOST]
-    hops = [failed[i] for i in some]
     if len(hops) < 2:
-        raise RuntimeError(f"{len(hops)} questions failed: there is nothing to repair.")
+        raise ClaimError(f"{len(hops)} questions failed: there is nothing to repair.")
     prompts, answers = [hop.prompt for hop in hops], [hop.answer for hop in hops]
     runs = [
         back_patching.measure(lm, prompts, answer=answers, position=place, every=every, seed=seed)
         for place in places
     ]
     right = {name: np.stack([run[name].values > 0 for run in runs]) for name in ("margin", "null")}
-    fixed, stranger = (found.any(axis=(0, 2, 3)) for found in right.values())
+    fixed, stranger = (found.any(axis=(0, 2, 3)).astype(float) for found in right.values())
     single = right["margin"].mean(axis=1)
     figure: xr.DataArray = (runs[int(single.max(axis=(1, 2)).argmax())].margin > 0).mean("example")
+    null = interval(stranger)
     return Measured(
         values={
             "at_description": right["margin"][0].any(axis=(1, 2)).mean(),
             "at_last": right["margin"][1].any(axis=(1, 2)).mean(),
             "best_pair": single.max(),
+            "both_hops_known": known,
         },
         null={"stranger": stranger.mean()},
+        interval={"stranger": (null.low, null.high)},
         n=len(hops),
         units={"fixed": fixed},
         figure=figure.rename("fixed").assign_attrs(runs[0].attrs),
-        note=f"{len(failed)} of {asked} questions fail though both hops are known; {len(hops)} "
-        "were searched.",
     )
 
 
@@ -428,34 +328,34 @@ def _miniature(seed: int) -> tuple[LM, list[Hops], list[bool]]:
     return lm, [hops[i] for i in order], [right[i] for i in order]
 
 
-def _described(lm: LM) -> tuple[list[Hops], list[bool]]:
-    """Capitals of described countries, and whether the capital is the model's top token.
+def _described(lm: LM, seed: int) -> tuple[list[Hops], list[bool]]:
+    """Capitals and languages of described countries in an order drawn by seed, and whether the
+    answer is the model's top token.
 
-    A hop is known when, asked alone, the right token is above those of the other countries, or
-    capitals.
+    A hop is known when, asked alone, the right token is above all that are right in such questions.
     """
-    token = {
-        c: [next_token(lm.tokenizer, "is", f" {name}") for name in (c, capitals.CAPITALS[c])]
-        for c in WHERE
-    }
-    token = {country: ids for country, ids in token.items() if None not in ids}
-    countries, cities = (torch.tensor(column) for column in zip(*token.values()))
-    asked = [(country, words) for country in token for words in WHERE[country]]
-    seconds = last_logits(lm, [f"The capital of {country} is" for country in token])[
-        :, cities
-    ].argmax(dim=-1)
-    firsts = last_logits(lm, [f"The country where {words} is" for _, words in asked])[
-        :, countries
-    ].argmax(dim=-1)
-    prompts = [f"The capital of the country where {words} is" for _, words in asked]
-    said, place = _top(lm, prompts, 64).tolist(), {country: i for i, country in enumerate(token)}
-    hops, right = [], []
-    for (country, _), prompt, first, top in zip(asked, prompts, firsts.tolist(), said):
-        known = first == place[country] and int(seconds[place[country]]) == place[country]
-        bridge, answer = token[country]
-        hops.append(Hops(prompt, bridge, answer, known))
-        right.append(top == answer)
-    return hops, right
+    asked = two_hops.questions(lm.tokenizer)
+    asked = [asked[i] for i in np.random.default_rng(seed).permutation(len(asked))]
+    said = _top(lm, [q.prompt for q in asked], 64).tolist()
+    first, second = (
+        _chosen(lm, [getattr(q, hop) for q in asked], [getattr(q, right) for q in asked])
+        for hop, right in (("first", "bridge_id"), ("second", "answer_id"))
+    )
+    return (
+        [
+            Hops(q.prompt, q.bridge_id, q.answer_id, a and b, q.bridge)
+            for q, a, b in zip(asked, first, second)
+        ],
+        [top == q.answer_id for q, top in zip(asked, said)],
+    )
+
+
+def _chosen(lm: LM, prompts: Sequence[str], right: Sequence[int]) -> list[bool]:
+    """Whether the right token is above all that answer some of these prompts."""
+    among, each = torch.tensor(sorted({*right})), list(dict.fromkeys(prompts))
+    logits = torch.cat([last_logits(lm, each[i : i + 64]) for i in range(0, len(each), 64)])
+    best = dict(zip(each, among[logits.cpu()[:, among].argmax(dim=-1)].tolist()))
+    return [best[prompt] == token for prompt, token in zip(prompts, right)]
 
 
 def _top(lm: LM, prompts: Sequence[str], size: int = 512) -> torch.Tensor:
