@@ -21,7 +21,8 @@ from stratoscope import catalogue
 from stratoscope.claims import ledger
 from stratoscope.report import paper, sheet
 from stratoscope.report.explanation import RESULTS, Explanation
-from stratoscope.report.sections import SECTIONS, missing, section_of, spaced
+from stratoscope.report.section import missing, spaced
+from stratoscope.report.sections import SECTIONS, section_of
 
 __all__ = ["RESULTS", "Explanation", "render", "write"]
 
