@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,18 +46,21 @@ def words_say_it(seed: int) -> Measured:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = tmp_path / "papers"
     made.mkdir()
     (made / "saliency_verbalization.py").write_text(PAPER)
     monkeypatch.setattr(paper, "FOLDER", made)
     monkeypatch.setenv("STRATOSCOPE_CACHE", str(tmp_path / "cache"))
-    return made
+    page._atlas.cache_clear()
+    yield made
+    page._atlas.cache_clear()
 
 
 def measure(folder: Path) -> None:
     built = paper.read(folder / "saliency_verbalization.py")
     verdicts.append(run(built, built.claims[0]))
+    page._atlas.cache_clear()  # a report reads the atlas once
 
 
 def test_a_verdict_is_one_line_and_its_figure(folder: Path, make) -> None:
