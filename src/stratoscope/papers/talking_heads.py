@@ -7,9 +7,15 @@ Methods: heads.composition, heads.roles
 Protocol: GPT-2 small and Pythia 160m: known pairs of heads by composition of weights; the
     authors' laundry lists of three to twenty things, 500 prompts a length; 20 random bases of the
     same heads, searched alike.
+What would change our mind: pairs of heads chosen at random are told apart as well; or a random
+    basis, searched alike, gains as much on other lists.
+What the authors may object: we read the abstract alone, the wording of the lists is ours, a
+    channel is one head's at the last token, and who is an induction head was decided by attention
+    on random words; our models have grouped queries, theirs have not.
 
 The paper's models are GPT-2 small and Pythia 160m; the wording of the list task is our own
-(`lab.tasks.laundry_list`).
+(`lab.tasks.laundry_list`). An earlier form had lists of three and four things, which are no hard
+ones, and two random bases.
 """
 
 from __future__ import annotations
@@ -36,8 +42,10 @@ from stratoscope.results import label
 
 ATTENDS = 0.5  # mean attention from which a head counts as previous-token or induction head
 PAIRS = 2_000  # random pairs
-HEADS, RANKS, FACTORS = 16, (1, 2, 3), (0.0, 2.0, 4.0, 8.0)  # what the search for a channel tries
-LEARN, TEST, DRAWS = 40, 120, 2  # prompts to search on, prompts to judge on, random channels
+HEADS, RANKS, FACTORS = 4, (1, 3), (0.0, 2.0, 4.0)  # what the search for a channel tries
+SIZES = range(5, 11)  # things on a list: where the channel is crowded
+# lists to find heads with, to search on and to judge on; random bases
+FIND, LEARN, TEST, DRAWS = 10, 20, 120, 20
 
 Channel = tuple[int, int, int, float]  # layer, head, rank, factor
 
@@ -73,19 +81,21 @@ def the_planted_channel_ranks_first(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subjects=("smollm2",),
-    n="10 pairs of heads",
-    expect="component >= 0.9 and component > high",
-    direction="component >= 0.6 and component > high",
-    null={"high": "as many random pairs against the others, 95th percentile of 200 draws"},
-    thresholds="0.9 and 0.6: the ledger's; pairs share heads, so that they are no "
-    "independent units of the model",
+    subjects=("smollm2", "qwen2.5-coder-0.5b"),
+    n="5 induction heads",
+    expect="component_low >= 0.9 and component_low > random_bound",
+    direction="component_low >= 0.6 and component_low > random_bound",
+    we_add="and by components better than by the whole product of their weights",
+    we_expect="gap_low > 0 and component_low > random_bound",
+    null={"random": "as many random pairs against the others, 200 draws"},
+    thresholds="0.9 and 0.6: the ledger's",
 )
 def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
     """Known pairs are previous-token heads and the later induction heads that read them by their
     keys (attention of at least 0.5 on random words said twice); AUC of the best component's score,
-    against random pairs of heads. `whole` is the score without components, `matched` the AUC
-    against pairs of the same two layers. Gemma norms its queries and keys, which composition by
+    against random pairs of heads, of each induction head by itself. `whole` is that of the score
+    without components, gap the difference of both, `matched` the AUC of all pairs against pairs of
+    the same two layers. Gemma norms its queries and keys, which composition by
     weights refuses."""
     found = composition.measure(lm, "When Mary and John went to the store, John gave a drink to")
     score = roles.measure(
@@ -105,19 +115,20 @@ def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
     generator = np.random.default_rng(seed)
     others = generator.choice(np.flatnonzero(~known), PAIRS, replace=False)
     best, whole = keys.component_score.values, keys.score.values
-    size = int(known.sum())
+    size, receivers = int(known.sum()), keys.receiver.values[known]
+    alone = [known & (keys.receiver.values == one) for one in sorted({*receivers.tolist()})]
+    component, total = (
+        np.array([_auc(score[pairs], score[others]) for pairs in alone]) for score in (best, whole)
+    )
     draws = [
         _auc(best[order[:size]], best[order[size:]])
         for order in (generator.permutation(others) for _ in range(200))
     ]
     return Measured(
-        values={
-            "component": _auc(best[known], best[others]),
-            "whole": _auc(whole[known], whole[others]),
-            "matched": _auc(best[known], best[same]),
-        },
-        null={"high": np.quantile(draws, 0.95)},
-        n=size,
+        units={"component": component, "whole": total, "gap": component - total},
+        values={"matched": _auc(best[known], best[same]), "pairs": size},
+        null={"random": draws},
+        n=len(alone),
         figure=label(
             np.quantile(
                 [best[known], best[generator.choice(others, size)]], np.linspace(0, 1, 21), axis=1
@@ -138,25 +149,29 @@ def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
     where="abstract (Laundry List: often by over 20 %)",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
+    subjects=("smollm2", "qwen2.5-coder-0.5b"),
     n="120 lists",
-    expect="edited - whole >= 0.05 and edited > random and weights > whole",
-    direction="edited > whole and edited > random",
+    valid="whole >= 0.2 and whole <= 0.6",
+    expect="gain_low >= 0.05 and gain_low > random_bound",
+    direction="gain_low > 0 and gain > random_bound",
     null={
-        "random": "random directions that the same heads can write, searched and judged in "
-        "the same way; the best of the draws",
-        "random_mean": "their mean",
+        "random": "20 bases of random directions that the same heads can write, searched and "
+        "judged in the same way: what each gains"
     },
-    thresholds="0.05: ours; the abstract says often by over 20 %",
+    thresholds="0.05: ours, and the smallest gain that would matter; the abstract says often by "
+    "over 20 %. Between 0.2 and 0.6 of lists right a model can both lose and gain",
+    found_there={"gain": 0.2},
 )
-def a_channel_turned_up_recalls_more(seed: int) -> Measured:
-    """Heads that matter are found by patching; of their first 1 to 3 components, scaled by 0 to 8
-    at the last token, the best for some prompts is judged on others: is the item left over the
-    model's next token? `weights` is the same scaling written into the weights, at every token."""
-    lm = models.load("smollm2")
-    learn = _Asked.of(lm, laundry_list.task(lm.tokenizer, LEARN, seed + 1_000))
-    test = _Asked.of(lm, laundry_list.task(lm.tokenizer, TEST, seed))
+def a_channel_turned_up_recalls_more(lm: LM, seed: int) -> Measured:
+    """Lists of 5 to 10 things. Heads that matter are found by patching; of the first one or three
+    components of four, times 0, 2 or 4 at the last token, the best for 20 lists is judged on
+    others: is the thing left over the model's next token, where it was not? `weights` is what the
+    same scaling gains when written into the weights, at every token. Long: on the Qwen model this
+    takes more than ten minutes."""
+    learn, test = (
+        _Asked.of(lm, laundry_list.task(lm.tokenizer, n, number, sizes=SIZES))
+        for n, number in ((LEARN, seed + 1_000_000), (TEST, seed))
+    )
     heads = _that_matter(lm, learn)
     o, v = composition.writes(lm), composition.reads(lm)[2]
     own = {head: composition.svd_of_product(o[head], v[head])[0] for head in heads}
@@ -167,14 +182,15 @@ def a_channel_turned_up_recalls_more(seed: int) -> Measured:
     ]
     searched = [_search(lm, learn, o, basis) for basis in channels]
     cells = [_turned(lm, test, o, basis, *best) for basis, best in zip(channels, searched)]
-    cells.append(_turned(lm, test, o, own, *searched[0][:3], 1.0))  # nothing turned
-    edited, *random, whole = sweep(lm, test.prompts, cells, test.hit).mean(dim=1).tolist()
+    plain = test.hit(last_logits(lm, test.prompts))
+    gain, *random = sweep(lm, test.prompts, cells, test.hit) - plain
     layer, head, rank, factor = searched[0]
     with composition.edit(lm, [(layer, head)], components=range(rank), factor=factor):
-        weights = test.hit(last_logits(lm, test.prompts)).mean()
+        weights = test.hit(last_logits(lm, test.prompts)) - plain
     return Measured(
-        values={"whole": whole, "edited": edited, "weights": weights},
-        null={"random": max(random), "random_mean": np.mean(random)},
+        units={"gain": gain.numpy(), "weights": weights.numpy()},
+        values={"whole": plain.mean()},
+        null={"random": [float(one.mean()) for one in random]},
         n=TEST,
         note=f"Found: L{layer}H{head}, {rank} components times {factor:g}.",
     )
@@ -212,17 +228,15 @@ def _last_z(lm: LM, prompts: Sequence) -> Tensor:
 def _that_matter(lm: LM, learn: _Asked) -> list[tuple[int, int]]:
     """The heads whose last token, taken from the corrupt prompt, moves the logit difference
     most."""
-    task = learn.task
-    asked = target(lm, learn.prompts, task.answer_ids, task.foil_ids)
-    z = _last_z(lm, task.corrupt)
+    task, prompts = learn.task, learn.prompts[:FIND]
+    asked = target(lm, prompts, task.answer_ids[:FIND], task.foil_ids[:FIND])
+    z = _last_z(lm, task.corrupt[:FIND])
     places = [(layer, head) for layer in range(lm.dims.layers) for head in range(lm.dims.heads)]
     cells = [
         replaced(f"layers.{a}.attn.z", z[a, :, None, b : b + 1], units=[b], positions=-1)
         for a, b in places
     ]
-    moved = sweep(lm, learn.prompts, cells, asked.difference) - asked.difference(
-        last_logits(lm, learn.prompts)
-    )
+    moved = sweep(lm, prompts, cells, asked.difference) - asked.difference(last_logits(lm, prompts))
     return [places[n] for n in moved.mean(dim=1).abs().argsort(descending=True)[:HEADS].tolist()]
 
 
