@@ -25,6 +25,24 @@ def test_jaccard_by_hand() -> None:
     assert parametric_trace.jaccard(one, two).tolist() == pytest.approx([1.0, 2 / 6, 0.0])
 
 
+def test_no_step_turns_a_vector_further_than_the_bound() -> None:
+    vector = 0.2 * torch.randn(256, generator=torch.Generator().manual_seed(0))
+    reach = 40 * 1e-3 * 16 / float(vector.norm())
+    bound = parametric_trace.least_cosine(vector, 40, 1e-3)
+    assert bound == pytest.approx((1 - reach**2) ** 0.5)
+    side = torch.randn(256, generator=torch.Generator().manual_seed(1)).sign()
+    param = vector.clone().requires_grad_()
+    adam = torch.optim.Adam([param], lr=1e-3)
+    for _ in range(40):
+        adam.zero_grad()
+        (param @ side).backward()
+        adam.step()
+    turned = float(torch.cosine_similarity(vector, param.detach(), dim=0))
+    assert bound - 1e-6 <= turned < 1 - 0.5 * (1 - bound)
+    assert parametric_trace.least_cosine(vector, 10_000, 1e-3) == 0.0
+    assert parametric_trace.least_cosine(vector, 60, 3e-5) > 0.999
+
+
 @pytest.mark.parametrize("name", THREE)
 @torch.no_grad()
 def test_against_a_model_changed_by_hand(name: str) -> None:

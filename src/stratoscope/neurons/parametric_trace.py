@@ -38,6 +38,17 @@ def jaccard(one: Int[Tensor, "unit rank"], two: Int[Tensor, "unit rank"]) -> Flo
     return shared / (one.shape[1] + two.shape[1] - shared)
 
 
+def least_cosine(vector: Float[Tensor, " dim"], steps: int, rate: float) -> float:
+    """The least cosine with itself that a vector can have after so many steps of Adam, each of
+    which moves every number by `rate` (it moves them by less where gradients change their sign).
+
+    Steps of length r = steps rate sqrt(dim) / |vector| turn it by arcsin(r) at most. Near 1, an
+    intact trace says nothing of what was unlearned; 0 where it could have been turned anywhere.
+    """
+    reach = steps * rate * vector.numel() ** 0.5 / float(vector.float().norm().clamp_min(1e-30))
+    return (1 - min(reach, 1.0) ** 2) ** 0.5
+
+
 @torch.no_grad()
 def measure(
     lm: LM,
