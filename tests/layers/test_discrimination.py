@@ -206,3 +206,19 @@ def test_refusals() -> None:
         d.measure(lm, ROWS, position=-1)
     with pytest.raises(InputError, match="position 9 is outside"):
         d.measure(lm, ROWS, labels=[0, 1], position=9)
+
+
+def test_shares_have_the_value_as_mean_and_its_spread_as_error() -> None:
+    """The deviation of the value over fresh draws is what the shares say it is; counted once, it
+    would be half as much within classes."""
+    labels = torch.tensor([0] * 60 + [1] * 90 + [2] * 120)
+    found, told = [], []
+    for draw in range(200):
+        x = normal(270, 6, seed=draw) + labels[:, None] * torch.tensor([0.5, 0, 0, 0, 0, 0])
+        distance = torch.cdist(x.double(), x.double())
+        intra, inter = d.separation(distance, labels)
+        share = d.shares(distance, labels)
+        assert share.mean() == pytest.approx(intra - inter, abs=1e-9)
+        found.append(intra - inter)
+        told.append(share.std(ddof=1) / 270**0.5)
+    assert np.mean(told) == pytest.approx(np.std(found), rel=0.12)

@@ -8,16 +8,19 @@ Claim: a network that learns to predict the next word clusters nine-word inputs 
 Methods: layers.discrimination
 Protocol: the paper's recurrent network trained on its corpus with spaCy's tags, five training
     seeds; GDV of nine-word inputs by layer, before and after training.
+What would change our mind: five networks whose last layer is no further apart than the embedding of
+    the ninth word, or than with fresh weights.
+What the authors may object: their network is recurrent and reads nine word vectors side by side,
+    ours are mostly transformers that read tokens; classes here are lists and WordNet's, not a
+    tagger's; our bar, the ninth word alone, is higher than theirs.
 
 Word classes come from no tagger: five closed classes are short lists of words that belong to one
 class, nearly always; the words of the four open ones are in one part of speech of WordNet only,
 whatever inflection they are taken for. Windows are ten words of Wikipedia with nothing but a space
 between them, so that the tenth is what comes next. All classes have as many.
 
-The expectations of the small claims were written before anything was measured. After a trial on
-seed 7 (SmolLM2, and networks of 20 steps) `nine_words` was added, a number that is told and not
-judged. Two of the stored verdicts judged a weaker `direction` by it; that was taken back, and they
-do not count.
+The claim is about training: of the miniature five networks are trained, and they are the units. Of
+a real model there is one, and its intervals are over windows.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ from stratoscope.lab import data, make, planted
 from stratoscope.lab.miniatures import _text, tiny_lstm
 from stratoscope.lab.miniatures.tiny_lstm import TinyLSTM
 from stratoscope.layers import discrimination
+from stratoscope.maths.resample import interval
 from stratoscope.models import LM
 
 # windows of a class, and how many of them may have the same tenth word: a fifth
 EACH, MOST = 80, 16
+NETS, TOLD = 5, ("shallow", "deep", "gain")
 CLOSED = {
     "determiner": "the a an every its their our my your",
     "preposition": "of from with at into during among between upon toward towards for by except",
@@ -122,10 +127,11 @@ def it_falls_where_the_word_is_computed(seed: int) -> Measured:
     subject="tiny-lstm",
     kind="miniature",
     n="720 windows",
-    expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
-    direction="deep < min(shallow, shuffled_low, untrained)",
+    expect="deep_high < untrained and deep_high < shuffled_floor and gain_low >= 0.02 and "
+    "trend <= -0.5",
+    direction="deep_high < untrained and deep_high < shuffled_floor and gain > 0",
     null={
-        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "shuffled": "labels shuffled, last layer",
         "untrained": "the least of any depth with fresh weights",
     },
     thresholds="0.02 and -0.5: the ledger's",
@@ -162,21 +168,47 @@ def a_recurrent_network_separates_classes(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subject="tiny-gpt",
+    subject="tiny-gpt-small, five training seeds",
     kind="miniature",
-    n="720 windows",
-    expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
-    direction="deep < min(shallow, shuffled_low, untrained)",
+    n="5 networks",
+    expect="deep_high < untrained_low and deep_high < shuffled_floor and gain_low >= 0.02 and "
+    "trend_high <= -0.5",
+    direction="deep_high < untrained_low and deep_high < shuffled_floor and gain > 0",
     null={
-        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "shuffled": "labels shuffled, last layer",
         "untrained": "the least of any depth with fresh weights",
     },
     thresholds="0.02 and -0.5: the ledger's",
 )
-def a_small_transformer_separates_classes(seed: int) -> Measured:
-    """The same in the residual stream of a transformer that read the same text. On seed 0 the last
-    layer is ahead of the embedding by 0.002 only, and its interval holds 0."""
-    return _transformer(models.load(make("tiny-gpt", seed=seed)), seed, HELD_OUT)
+def small_transformers_separate_classes(seed: int) -> Measured:
+    """The same in the residual stream of five transformers that read the same text and differ in
+    their training seed, 0 to 4 whatever the claim's seed, which draws the windows."""
+    texts, kinds = _windows(seed)
+    labels = _numbers(kinds)
+    rows, blanks, shuffled = [], [], []
+    for net in range(NETS):
+        lm = models.load(make("tiny-gpt-small", seed=net))
+        found = discrimination.by_depth(_stream(lm, texts), labels, draws=40, seed=seed)
+        blank = discrimination.by_depth(_stream(_blank(lm, net), texts), labels, draws=0)["gdv"]
+        rows.append(found["gdv"])
+        blanks.append(blank)
+        shuffled += found["null"][-1].tolist()
+    gdv, bare = np.array(rows), np.array(blanks)
+    untrained, depth = interval(bare.min(axis=1)), np.arange(gdv.shape[1])
+    return Measured(
+        values={"least_depth": gdv.mean(axis=0).argmin()},
+        null={"shuffled": shuffled, "untrained": untrained.value},
+        n=NETS,
+        units={
+            "shallow": gdv[:, 0],
+            "deep": gdv[:, -1],
+            "gain": gdv[:, 0] - gdv[:, -1],
+            "trend": [spearmanr(depth, row).statistic for row in gdv],
+        },
+        interval={"untrained": (untrained.low, untrained.high)},
+        figure=_lines(gdv.mean(axis=0), bare.mean(axis=0), np.full(len(depth), np.mean(shuffled))),
+        note=HELD_OUT,
+    )
 
 
 @claim(
@@ -185,43 +217,46 @@ def a_small_transformer_separates_classes(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subject="smollm2",
-    kind="real",
+    subjects=("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b"),
     n="720 windows",
-    expect="deep < min(shallow, shuffled_low, untrained) - 0.02 and trend <= -0.5",
-    direction="deep < min(shallow, shuffled_low, untrained)",
+    expect="deep_high < untrained and deep_high < shuffled_floor and gain_low >= 0.02 and "
+    "trend <= -0.5",
+    direction="deep_high < untrained and deep_high < shuffled_floor and gain > 0",
     null={
-        "shuffled_low": "5 % of label shuffles lie below it, last layer",
+        "shuffled": "labels shuffled, last layer",
         "untrained": "the least of any depth with fresh weights",
     },
     thresholds="0.02 and -0.5: the ledger's",
 )
-def a_language_model_separates_classes(seed: int) -> Measured:
-    """The same in the residual stream of SmolLM2."""
-    return _transformer(
-        models.load("smollm2"), seed, "The model may have read these articles in training."
-    )
-
-
-def _transformer(lm: LM, seed: int, note: str) -> Measured:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        blank = models.wrap(type(lm.model)(lm.model.config).eval(), lm.tokenizer)
-
-    def states(model: LM, texts: tuple[str, ...]) -> States:
-        return list(torch.cat(discrimination.stream(model, list(texts), position=-1)).unbind(dim=1))
-
+def a_language_model_separates(lm: LM, seed: int) -> Measured:
+    """The same in the residual stream of a language model; untrained: the same architecture with
+    fresh weights. The interval is over windows."""
     texts, kinds = _windows(seed)
     nine = _side_by_side(lm.model.get_input_embeddings().weight, lm.tokenizer, texts)
     return _measured(
-        states(lm, texts),
-        states(blank, texts),
-        states(lm, _last_words(texts)),
+        _stream(lm, texts),
+        _stream(_blank(lm, seed), texts),
+        _stream(lm, _last_words(texts)),
         nine,
         kinds,
         seed,
-        note,
+        "The model may have read these articles in training.",
     )
+
+
+def _stream(lm: LM, texts: tuple[str, ...]) -> States:
+    return list(torch.cat(discrimination.stream(lm, list(texts), position=-1)).unbind(dim=1))
+
+
+def _blank(lm: LM, seed: int) -> LM:
+    """The same architecture with fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.wrap(type(lm.model)(lm.model.config).eval(), lm.tokenizer)
+
+
+def _numbers(kinds: tuple[str, ...]) -> Tensor:
+    return torch.tensor(np.unique(kinds, return_inverse=True)[1])
 
 
 @torch.no_grad()
@@ -243,58 +278,42 @@ def _measured(
     seed: int,
     note: str,
 ) -> Measured:
-    labels = torch.tensor(np.unique(kinds, return_inverse=True)[1])
+    labels = _numbers(kinds)
     found = discrimination.by_depth(trained, labels, draws=200, seed=seed)
     bare = discrimination.by_depth(blank, labels, draws=0)["gdv"]
     gdv, shuffled = found["gdv"], found["null"]
+    shallow, deep = (
+        discrimination.shares(discrimination.distances(trained[depth]), labels) for depth in (0, -1)
+    )
+    told = {name: interval(x) for name, x in zip(TOLD, (shallow, deep, shallow - deep))}
     return Measured(
-        values={
-            "shallow": gdv[0],
-            "deep": gdv[-1],
-            "gain": gdv[0] - gdv[-1],
+        values={name: found.value for name, found in told.items()}
+        | {
             "least": gdv.min(),
             "least_depth": gdv.argmin(),
             "trend": spearmanr(np.arange(len(gdv)), gdv).statistic,
         },
         null={
-            "shuffled_low": np.quantile(shuffled[-1], 0.05),
+            "shuffled": shuffled[-1],
             "untrained": bare.min(),
             "untrained_deep": bare[-1],
             "nine_words": discrimination.generalized_discrimination(nine, labels),
             "ninth_alone": discrimination.generalized_discrimination(alone[-1], labels),
         },
         n=len(kinds),
-        interval=_halves(trained[0], trained[-1], labels, seed),
-        figure=xr.DataArray(
-            [gdv, bare, shuffled.mean(axis=1)],
-            {"network": ["trained", "untrained", "labels shuffled"], "depth": np.arange(len(gdv))},
-            ["network", "depth"],
-            name="generalized discrimination value",
-        ),
-        note=f"{note} Intervals: 5 to 95 % over random halves of each class.",
+        interval={name: (found.low, found.high) for name, found in told.items()},
+        figure=_lines(gdv, bare, shuffled.mean(axis=1)),
+        note=f"{note} Intervals are over windows.",
     )
 
 
-def _halves(
-    first: Tensor, last: Tensor, labels: Tensor, seed: int, draws: int = 200
-) -> dict[str, tuple[float, float]]:
-    """What shallow, deep and gain are on random halves of each class; a bootstrap would count
-    distances to oneself."""
-    generator, rows = np.random.default_rng(seed), []
-    both = [discrimination.distances(x) for x in (first, last)]
-    for _ in range(draws):
-        parts = [
-            generator.permutation(np.flatnonzero(labels == kind))[: EACH // 2]
-            for kind in labels.unique()
-        ]
-        half = torch.tensor(np.concatenate(parts))
-        pairs = [
-            discrimination.separation(distance[half][:, half], labels[half]) for distance in both
-        ]
-        shallow, deep = (intra - inter for intra, inter in pairs)
-        rows.append((shallow, deep, shallow - deep))
-    low, high = np.quantile(rows, [0.05, 0.95], axis=0)
-    return {name: (low[i], high[i]) for i, name in enumerate(("shallow", "deep", "gain"))}
+def _lines(gdv: np.ndarray, bare: np.ndarray, shuffled: np.ndarray) -> xr.DataArray:
+    return xr.DataArray(
+        [gdv, bare, shuffled],
+        {"network": ["trained", "untrained", "labels shuffled"], "depth": np.arange(len(gdv))},
+        ["network", "depth"],
+        name="generalized discrimination value",
+    )
 
 
 # the windows and their classes --------------------------------------------------------------------
