@@ -12,6 +12,7 @@ from stratoscope.engine.intervene import intervene, replaced
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
+from stratoscope.maths import resample
 from stratoscope.models import wrap
 from support import tiny
 from support.circuits import ASKED, CLEAN, CORRUPT, everything, lm_of, options
@@ -38,6 +39,8 @@ def test_share_by_hand() -> None:
     start, end = torch.tensor([0.0, 2.0]), torch.tensor([4.0, 4.0])
     patched = torch.stack([start, end, torch.tensor([3.0, 2.0])])
     assert output_nodes.share(patched, start, end).tolist() == [0.0, 1.0, 0.5]
+    back = torch.tensor([[1.0, 5.0]])  # the second pair is asked the other way round
+    assert output_nodes.gone(back, start, end.flip(0) - 3).tolist() == [[1.0, -3.0]]
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -87,6 +90,11 @@ def test_recovered_is_the_joint_patch() -> None:
     moved = (logits[:, 5] - logits[:, 9]).numpy() - found.corrupt_difference
     expected = moved.sum() / (found.clean_difference - found.corrupt_difference).sum()
     assert found.recovered[-1].item() == pytest.approx(float(expected), abs=1e-4)
+    way = found.clean_difference - found.corrupt_difference
+    assert found.moved[:, -1].values == pytest.approx((moved * np.sign(way)).values, abs=1e-4)
+    for k in range(3):
+        again = resample.interval(found.moved[:, k], abs(way)).value
+        assert again == pytest.approx(found.recovered[k].item(), abs=1e-5)
     every = output_nodes.measure(lm, CLEAN, corrupt=CORRUPT, **ASKED, nodes=15, draws=1)
     # all of them, in another order
     assert every.recovered[-1] == pytest.approx(every.null[0, -1].item(), abs=1e-4)

@@ -60,8 +60,16 @@ def share(
     Summed with their signs, two ways that point in opposite directions would cancel in the
     denominator.
     """
-    way = end - start
-    return ((patched - start) * way.sign()).sum(dim=-1) / way.abs().sum()
+    return gone(patched, start, end).sum(dim=-1) / (end - start).abs().sum()
+
+
+def gone(
+    patched: Float[Tensor, "*cells example"],
+    start: Float[Tensor, " example"],
+    end: Float[Tensor, " example"],
+) -> Float[Tensor, "*cells example"]:
+    """What each example went from start towards end, in logits: below 0 where it went away."""
+    return (patched - start) * (end - start).sign()
 
 
 @torch.no_grad()
@@ -77,8 +85,11 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """direct (example, component), recovered (rank,) and null (draw, rank); `node` names the node
-    of each rank.
+    """direct (example, component), recovered (rank,), null (draw, rank); `node` names each rank's.
+
+    moved (example, rank) are the logits that each example came nearer to the clean difference;
+    `resample.interval(moved[:, k], abs(clean_difference - corrupt_difference))` is recovered[k]
+    with its interval over examples.
 
     inputs, corrupt: clean and corrupt prompts, pair by pair of equal token length. nodes: how many
     to take, or which ("L3H2", "L3 mlp"), in this order: those found on other prompts. Raises
@@ -117,13 +128,13 @@ def measure(
         for k in range(len(order))
     ]
     patched = sweep(lm, both.base, cells, both.target.difference, progress=progress).cpu()
-    found = share(patched, both.corrupt_difference, both.clean_difference).reshape(
-        1 + draws, len(chosen)
-    )
+    ends = (both.corrupt_difference, both.clean_difference)
+    found = share(patched, *ends).reshape(1 + draws, len(chosen))
     return dataset(
         {
             "direct": (("example", "component"), direct),
             "recovered": (("rank",), found[0]),
+            "moved": (("example", "rank"), gone(patched[: len(chosen)], *ends).T),
             "null": (("draw", "rank"), found[1:]),
         }
         | both.differences,
