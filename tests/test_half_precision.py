@@ -56,6 +56,7 @@ NOT_SMOOTH = (
     "firing",
     "answer_rank",
 )
+RANKS_ONLY = {"tokens.patchscope"}  # words, and the rank of one among all
 
 
 @cache
@@ -101,7 +102,8 @@ def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(addr
         size = max(size, 1.0) if address in CIRCUITS else size  # shares of 1
         assert np.linalg.norm(one[here] - two[here]) <= LIMIT[dtype] * size + 1e-6, key
         compared += 1
-    assert compared or not any(v.dtype.kind == "f" for v in expected.data_vars.values())
+    numbers = any(v.dtype.kind == "f" for v in expected.data_vars.values())
+    assert compared or address in RANKS_ONLY or not numbers
 
 
 def test_the_float32_copy_has_the_same_weights_and_is_another_model():

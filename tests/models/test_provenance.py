@@ -141,7 +141,7 @@ def test_what_is_at_work_is_listed() -> None:
             "keys": [[0]],
         },
         {"site": "layers.0.attn.out", "operation": "replace", "value": 0.0},
-        {"site": "layers.2.mlp.act", "operation": "editing.top_k._keep", "k": "5"},
+        {"site": "layers.2.mlp.act", "operation": "largest", "value": 5.0},
     ]
     assert told["changes"][2]["value"]["shape"] == [32]
     assert "changes" not in json.loads(clean.attrs["provenance"])

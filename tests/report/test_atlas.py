@@ -127,11 +127,13 @@ def test_hostile_text_stays_text() -> None:
             ),
         ),
         (
-            "word=not+reproduced&from=2015&to=2024&seconds=600",
-            lambda p: (
-                "not reproduced" in p["words"]
-                and 2015 <= p["year"] <= 2024
-                and any(0 <= c["seconds"] <= 600 for c in p["claims"])
+            "word=not+built&from=2015&to=2020",
+            lambda p: "not built" in p["words"] and 2015 <= p["year"] <= 2020,
+        ),
+        (
+            "subject=smollm2&seconds=600",
+            lambda p: any(
+                c["subject"] == "smollm2" and 0 <= c["seconds"] <= 600 for c in p["claims"]
             ),
         ),
     ],
