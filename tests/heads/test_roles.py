@@ -45,11 +45,28 @@ def test_null_is_uniform_attention(causal: bool) -> None:
     close(found, [expected[0], expected[1], expected[1]], 1e-6)
 
 
+def test_what_few_tokens_leave_open_is_asked_of_all() -> None:
+    """Some heads copy, some do not: as with every row's logits over the whole vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    unembed, own = torch.randn(500, 16, generator=generator), torch.tensor([3, 7, 7, 450])
+    strength = torch.tensor([0.0, 0.3, 1.0, 3.0])[:, None]
+    out = strength * unembed[own][:, None] + torch.randn(4, 4, 16, generator=generator)
+    out[:, 0] = 0  # a silent head: every token ties
+    logits = out @ unembed.T
+    inside = (logits > logits.topk(6, dim=-1).values[..., -1:])[..., own.unique()].float()
+    mine = inside.gather(2, torch.tensor([0, 1, 1, 2])[:, None, None].expand(4, 4, 1))[..., 0]
+    expected = torch.stack([mine, (inside.sum(2) - mine) / 2]).mean(dim=1)
+    for some in (1, 20, 500):
+        assert torch.allclose(roles.copied(out, unembed, own, 5, some), expected)
+    assert expected[0, 0] == 0 < expected[0, 2] < 1 == expected[0, 3]
+
+
 def test_copied_and_moved_by_hand() -> None:
     logits = torch.tensor([[9.0, 1, 2, 3], [9, 8, 0, 0], [1, 1, 1, 1]])
     own = torch.tensor([0, 2, 0])  # words are 0 and 2; top 1: hit, miss, tie
-    assert roles.copied(logits, own, 1).tolist() == pytest.approx([1 / 3, 1 / 3])
-    assert torch.isnan(roles.copied(logits[:1], own[:1], 1)[1])  # no other word
+    eye, one = torch.eye(logits.shape[1]), logits[:, None]
+    assert roles.copied(one, eye, own, 1)[:, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert torch.isnan(roles.copied(one[:1], eye, own[:1], 1)[1])  # no other word
     carried = torch.tensor([[1.0], [2], [4], [9]])
     found = roles.moved(carried, torch.tensor([False, True, True, False]))
     assert found[:, 0].tolist() == [6, 10]

@@ -78,17 +78,37 @@ def uniform(size: int, causal: bool) -> Float[Tensor, "text=1 head=1 query key"]
 
 
 def copied(
-    logits: Float[Tensor, "word vocab"], own: Int[Tensor, " word"], top: int
-) -> Float[Tensor, "kind=2"]:
+    out: Float[Tensor, "word head dim"],
+    unembed: Float[Tensor, "vocab dim"],
+    own: Int[Tensor, " word"],
+    top: int,
+    some: int = 2048,
+) -> Float[Tensor, "kind=2 head"]:
     """Share of words whose own logit is in the top; share of the other words that are (NaN if there
-    are none)."""
+    are none). A tie across the limit is a miss: a silent head copies nothing.
+
+    out: what heads write when they read each word alone. some: of so many tokens, spread over the
+    vocabulary, the limit is a lower bound of that of all. Where no word is above it nothing is
+    copied, and most rows need no more than that.
+    """
     words, column = own.unique(return_inverse=True)
-    limit = logits.topk(min(top + 1, logits.shape[1])).values[:, -1:]
-    # a tie across the limit is a miss: a silent head copies nothing
-    hit = (logits[:, words] > limit).float()
-    score = hit.gather(1, column[:, None])[:, 0]
-    others = (hit.sum(dim=1) - score) / (len(words) - 1 if len(words) > 1 else torch.nan)
-    return torch.stack([score.mean(), others.mean()])
+    rows = out.flatten(0, 1)
+    named = rows @ unembed[words].T
+    few = unembed[:: max(1, len(unembed) // max(some, top + 1))]
+    is_open = named.amax(dim=1) > _limit(rows @ few.T, top)
+    hit = torch.zeros_like(named)
+    for at in is_open.nonzero()[:, 0].split(1024):
+        logits = rows[at] @ unembed.T
+        hit[at] = (logits[:, words] > _limit(logits, top)[:, None]).to(hit)
+    hit = hit.unflatten(0, out.shape[:2])
+    score = hit.gather(2, column[:, None, None].expand(-1, out.shape[1], 1))[..., 0]
+    others = (hit.sum(dim=2) - score) / (len(words) - 1 if len(words) > 1 else torch.nan)
+    return torch.stack([score.mean(dim=0), others.mean(dim=0)])
+
+
+def _limit(logits: Float[Tensor, "row vocab"], top: int) -> Float[Tensor, " row"]:
+    """What a logit must exceed to be in the top."""
+    return logits.topk(min(top + 1, logits.shape[1])).values[:, -1]
 
 
 def moved(
@@ -226,7 +246,7 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}.attn"
         out = _written(lm, layer, values[f"{at}.v"], ends[f"{at}.z"], norm)
-        copy = torch.stack([copied(o @ unembed.T, own, TOP) for o in out[word].unbind(1)], dim=1)
+        copy = copied(out[word], unembed, own, TOP)
         carried = ends[f"{at}.pattern"].transpose(1, 2) * torch.einsum("ephd,ed->eph", out, towards)
         moves = [
             moved(x[real], n[real])
