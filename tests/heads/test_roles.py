@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stratoscope.errors import InputError, SiteError
 from stratoscope.heads import roles
+from stratoscope.heads._copied import copied
 from stratoscope.lab import planted
 from stratoscope.layers import direct_logit_attribution
 from stratoscope.models import wrap
@@ -57,7 +58,7 @@ def test_what_few_tokens_leave_open_is_asked_of_all() -> None:
     mine = inside.gather(2, torch.tensor([0, 1, 1, 2])[:, None, None].expand(4, 4, 1))[..., 0]
     expected = torch.stack([mine, (inside.sum(2) - mine) / 2]).mean(dim=1)
     for some in (1, 20, 500):
-        assert torch.allclose(roles.copied(out, unembed, own, 5, some), expected)
+        assert torch.allclose(copied(out, unembed, own, 5, some), expected)
     assert expected[0, 0] == 0 < expected[0, 2] < 1 == expected[0, 3]
 
 
@@ -65,8 +66,8 @@ def test_copied_and_moved_by_hand() -> None:
     logits = torch.tensor([[9.0, 1, 2, 3], [9, 8, 0, 0], [1, 1, 1, 1]])
     own = torch.tensor([0, 2, 0])  # words are 0 and 2; top 1: hit, miss, tie
     eye, one = torch.eye(logits.shape[1]), logits[:, None]
-    assert roles.copied(one, eye, own, 1)[:, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
-    assert torch.isnan(roles.copied(one[:1], eye, own[:1], 1)[1])  # no other word
+    assert copied(one, eye, own, 1)[:, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert torch.isnan(copied(one[:1], eye, own[:1], 1)[1])  # no other word
     carried = torch.tensor([[1.0], [2], [4], [9]])
     found = roles.moved(carried, torch.tensor([False, True, True, False]))
     assert found[:, 0].tolist() == [6, 10]
