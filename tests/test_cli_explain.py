@@ -226,7 +226,9 @@ def test_interrupt_exits_with_130_and_keeps_what_was_finished(
     subject: planted.Planted, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "r.html"
-    arguments = ["explain", subject.clean, "--model", str(folder), "--out", str(out)]
+    # with a circuit it has seconds to go: on a busy machine the signal may be late
+    options = ["--model", str(folder), "--out", str(out), "--circuit"]
+    arguments = ["explain", subject.clean, *options]
     with subprocess.Popen(
         [*CLI, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
