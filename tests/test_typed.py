@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import sys
 from types import ModuleType
 
@@ -101,6 +103,27 @@ def test_what_is_left_alone(module):
     assert module.of("anything") == "anything"  # its type is known to type checkers only
     for source in ("", '"""Only words."""\n', "x = 1\n", "from __future__ import annotations\n"):
         compile(typed.checked(source), "planted.py", "exec", dont_inherit=True)
+
+
+def test_byte_code_of_another_hook_is_not_taken(tmp_path, monkeypatch):
+    """A changed hook decorates otherwise: what an earlier one compiled is left."""
+    (tmp_path / "thinned.py").write_text("def half(n: int) -> float:\n    return n / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "meta_path", [typed._Finder("thinned"), *sys.meta_path])
+    for tag, checked in (("typedone", typed.checked), ("typedtwo", ast.parse)):
+        monkeypatch.setattr(typed, "TAG", tag)
+        monkeypatch.setattr(typed, "checked", checked)
+        monkeypatch.delitem(sys.modules, "thinned", raising=False)
+        half = importlib.import_module("thinned").half
+        if checked is ast.parse:
+            assert half(1.5) == 0.75
+        else:
+            with pytest.raises(Exception, match="violates type hint"):
+                half(1.5)
+    monkeypatch.delitem(sys.modules, "thinned")
+    names = sorted(path.name.split(".")[2] for path in tmp_path.rglob("*.pyc"))
+    assert names == ["opt-typedone", "opt-typedtwo"]
 
 
 def test_stratoscope_is_checked_while_the_tests_run():

@@ -4,6 +4,7 @@ chance."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_without_a_gradient_every_draw_is_swept_everywhere(
 @pytest.mark.parametrize("method", [heads, layers])
 def test_an_interrupted_sweep_goes_on_with_the_same_draws(method: Any, tmp_path: Path) -> None:
     lm = wrap(tiny.model("llama"))
-    run = lambda **how: method.measure(lm, ROWS, corrupt=CORRUPT, draws=DRAWS, **how, **ASKED)  # noqa: E731
+    run = partial(method.measure, lm, ROWS, corrupt=CORRUPT, draws=DRAWS, **ASKED)
     plain, calls = run(), []
 
     def stop(done: int, total: int) -> None:

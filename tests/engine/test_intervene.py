@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jaxtyping
 import pytest
@@ -501,7 +501,7 @@ def test_an_operation_that_does_not_exist_is_refused_with_those_that_do(
     # as for users, whose types nobody checks
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError) as refused:
-        Intervention(parse("layers.1.mlp.out"), "multiply", torch.tensor(2.0))  # type: ignore[arg-type]
+        Intervention(parse("layers.1.mlp.out"), cast(Any, "multiply"), torch.tensor(2.0))
     assert str(refused.value) == (
         "operation 'multiply' at `layers.1.mlp.out`: choose one of replace, add, scale, clamp, "
         "project_out, largest, permute."

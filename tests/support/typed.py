@@ -1,26 +1,30 @@
 """An import hook: a package's functions check their own annotations while the tests run.
 
-`jaxtyping.install_import_hook` does this too, and then four fifths of the suite's time are its
-own: it wraps every function in its bookkeeping of axis names, and every function within a function
-anew at each call. Here what names an axis goes through `jaxtyping.jaxtyped`, what does not is
-checked by beartype alone, and a function within a function is left as it is.
+`jaxtyping.install_import_hook` does this too, and then half of the suite's time is its own: it
+wraps every function in its bookkeeping of axis names, and every function within a function anew at
+each call. Here what names an axis goes through `jaxtyping.jaxtyped`, what does not is checked by
+beartype alone, and a function within a function is left as it is.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib._bootstrap_external as machinery
 import sys
-from collections.abc import Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source
 from itertools import takewhile
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
 NAMES_AXES = {"Float", "Int", "Integer", "Bool", "Num", "Shaped", "Real", "Complex", "UInt8"}
 SHAPES, TYPES = "jaxtyping.jaxtyped(typechecker=beartype.beartype)", "beartype.beartype"
+# byte code is kept apart from the package's own, and made anew when this file changes
+TAG = "typed" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def install(package: str) -> None:
@@ -32,27 +36,27 @@ class _Finder(PathFinder):
     def __init__(self, package: str) -> None:
         self.package = package
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, _target: Any = None):  # type: ignore[override]
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name.partition(".")[0] != self.package:
             return None
-        spec: ModuleSpec | None = PathFinder.find_spec(name, path)
+        spec = PathFinder.find_spec(name, path)
         if spec and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
 
 
 class _Loader(SourceFileLoader):
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:  # type: ignore[override]
+    def source_to_code(self, data: Any, path: Any, **_: Any) -> CodeType:
         return compile(checked(decode_source(data)), path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        # compiled apart from the package's own byte code
-        with patch.object(
-            machinery,
-            "cache_from_source",
-            lambda path, *_, **__: cache_from_source(path, optimization="typed"),
-        ):
+        own = partial(_cached_at, cache_from_source)
+        with patch.object(machinery, "cache_from_source", own):
             super().exec_module(module)
+
+
+def _cached_at(place: Any, path: Any, *_: Any, **__: Any) -> str:
+    return place(path, optimization=TAG)
 
 
 def checked(source: str) -> ast.Module:
