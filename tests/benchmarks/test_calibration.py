@@ -22,6 +22,9 @@ def test_by_hand() -> None:
     # 10 bins: {0.95, 0.9}: half right against 0.925; {0.6}, {0.65} in one: right against 0.625
     expected = (2 * abs(0.5 - 0.925) + 2 * abs(1 - 0.625)) / 4
     assert calibration.expected_error(said, truth, bins=10) == pytest.approx(expected)
+    # on either side of the edge: 0.45 and wrong, 0.55 and right; in one bin they would cancel
+    said, truth = torch.tensor([[0.45, 0.35, 0.2], [0.55, 0.25, 0.2]]), torch.tensor([1, 0])
+    assert calibration.expected_error(said, truth, bins=2) == pytest.approx(0.45)
 
 
 def test_an_honest_guesser_has_none_and_a_boaster_all() -> None:

@@ -49,7 +49,8 @@ def test_null_is_uniform_attention(causal: bool) -> None:
 def test_what_few_tokens_leave_open_is_asked_of_all() -> None:
     """Some heads copy, some do not: as with every row's logits over the whole vocabulary."""
     generator = torch.Generator().manual_seed(0)
-    unembed, own = torch.randn(500, 16, generator=generator), torch.tensor([3, 7, 7, 450])
+    # token 0 is among the few, however few
+    unembed, own = torch.randn(500, 16, generator=generator), torch.tensor([0, 7, 7, 450])
     strength = torch.tensor([0.0, 0.3, 1.0, 3.0])[:, None]
     out = strength * unembed[own][:, None] + torch.randn(4, 4, 16, generator=generator)
     out[:, 0] = 0  # a silent head: every token ties

@@ -88,5 +88,9 @@ def test_refusals() -> None:
         with pytest.raises(InputError, match=match):
             patchscope.measure(lm, ROWS, answer=7, into=INTO, **({"place": 0} | wrong))
     story = planted.two_hop()
+    lm = wrap(story.model, story.tokenizer)
     with pytest.raises(InputError, match="0 tokens '\\?'"):
-        patchscope.measure(wrap(story.model, story.tokenizer), ["home of Yuki"], into="the home of")
+        patchscope.measure(lm, ["home of Yuki"], into="the home of")
+    words = wrap(tiny.model("llama"), tiny.tokenizer(["?", *(f"w{n}" for n in range(95))]))
+    with pytest.raises(InputError, match="2 tokens '\\?'"):
+        patchscope.measure(words, ["w1 w2"], into="? w3 ?")
