@@ -1,8 +1,9 @@
 """Classifiers of small grey pictures that train in seconds on one core: an MLP, a CNN, and a ReLU
-vision transformer.
+vision transformer; and the two halves of a convolutional autoencoder.
 
     net = train(mlp, *ready(mnist.train), seed=0)
     accuracy(net, *ready(mnist.test))
+    train(lambda: nn.Sequential(encoder(), decoder(64)), x, x, seed=0, loss=nn.functional.mse_loss)
 
 Nothing is cached: the same seed, sizes and number of threads give the same weights again. The
 transformer is an ordinary Hugging Face ViT, so that every method works on it: `wrap(net)`.
@@ -11,7 +12,7 @@ transformer is an ordinary Hugging Face ViT, so that every method works on it: `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +76,41 @@ def vit(
     return ViTForImageClassification(ViTConfig(**sizes, **picture, hidden_act="relu"))
 
 
+def encoder(channels: Sequence[int] = (16, 32, 32, 16)) -> nn.Sequential:
+    """Pictures of 28 x 28 to vectors of 4 times the last of the `channels`: four strided
+    convolutions, each with batch norm and a leaky ReLU."""
+    inner = [
+        part
+        for a, b in pairwise([1, *channels])
+        for part in (
+            nn.Conv2d(a, b, 3, stride=2, padding=1),
+            nn.BatchNorm2d(b),
+            nn.LeakyReLU(),
+        )
+    ]
+    return nn.Sequential(*inner, nn.Flatten())
+
+
+def decoder(width: int, channels: Sequence[int] = (16, 32, 32, 16)) -> nn.Sequential:
+    """Vectors of any width to pictures of 28 x 28: a layer norm and a linear layer, then `encoder`
+    the other way round, by transposed convolutions."""
+    back = [*reversed(channels), channels[0]]
+    # 2, 4, 7, 14 and 28 pixels: an odd side needs no row more
+    inner = [
+        part
+        for a, b, more in zip(back, back[1:], (1, 0, 1, 1))
+        for part in (
+            nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=more),
+            nn.BatchNorm2d(b),
+            nn.LeakyReLU(),
+        )
+    ]
+    first = (nn.LayerNorm(width), nn.Linear(width, 4 * back[0]), nn.GELU())
+    return nn.Sequential(
+        *first, nn.Unflatten(1, (back[0], 2, 2)), *inner, nn.Conv2d(back[-1], 1, 3, padding=1)
+    )
+
+
 def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """An untrained net whose weights depend on the seed alone; torch's own random state is left as
     it was."""
@@ -83,36 +119,51 @@ def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build().eval()
 
 
+@torch.no_grad()
+def settle(net: nn.Module, x: Float[Tensor, "example channel row column"]) -> None:
+    """Give the batch norms of an untrained net the means and deviations of these pictures, so that
+    it can be compared with a trained one; in place, in evaluation mode afterwards."""
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.momentum = None  # the running statistics become the plain mean over batches
+    net.train()(x)
+    net.eval()
+    for part, momentum in zip(norms, momenta):
+        part.momentum = momentum
+
+
 def train(
     net: nn.Module | Callable[[], nn.Module],
     x: Float[Tensor, "example channel row column"],
-    y: Int[Tensor, " example"],
+    y: Int[Tensor, " example"] | Float[Tensor, "example channel row column"],
     *,
     seed: int,
     steps: int = 600,
     batch: int = 128,
     rate: float = 1e-3,
     decay: float = 0.01,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
 ) -> Any:
-    """Minimise the cross-entropy with AdamW under a cosine schedule; a builder is first built with
-    the seed.
+    """Minimise the cross-entropy, or another `loss` of (what the net says, y), with AdamW under a
+    cosine schedule; a builder is first built with the seed.
 
     Gives the net in evaluation mode. Classes may be anything, right or wrong: random labels are
-    given as they are.
+    given as they are. An autoencoder takes its pictures as y.
     """
     net = net if isinstance(net, nn.Module) else fresh(net, seed)
     batches = _batches(len(y), batch, seed)
 
-    def loss(net: nn.Module, step: int, generator: torch.Generator) -> Tensor:
+    def of_step(net: nn.Module, step: int, generator: torch.Generator) -> Tensor:
         rows = next(batches)
-        return nn.functional.cross_entropy(logits(net, x[rows]), y[rows])
+        return loss(logits(net, x[rows]), y[rows])
 
     def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW([group | {"weight_decay": decay} for group in groups])
 
     recipe = Recipe(
         net,
-        loss,
+        of_step,
         save=None,
         judge=None,
         steps=steps,
@@ -151,8 +202,8 @@ def _one_cycle(rate: float, step: int, steps: int) -> float:
 
 def logits(
     net: nn.Module, x: Float[Tensor, "example channel row column"]
-) -> Float[Tensor, "example class"]:
-    """What the net says, be it a plain net or a Hugging Face one."""
+) -> Float[Tensor, "example ..."]:
+    """What the net says (classes, or pictures), be it a plain net or a Hugging Face one."""
     said = net(x)
     return getattr(said, "logits", said)
 
