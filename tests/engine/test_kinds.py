@@ -143,3 +143,17 @@ def test_the_default_foil_of_every_method_is_the_rival(lm: LM) -> None:
     assert kind(asked.foil_text[0]) == kind(asked.answer_text[0])
     assert [int(asked.foil[0])] == [r.token for r in asked.rivals]
     assert target(lm, "the cat of Paris", foil="dog").rivals == ()
+
+
+def test_many_answers_look_through_the_unembedding_once(lm: LM, monkeypatch) -> None:
+    looked = []
+    weight = type(lm).weight
+    monkeypatch.setattr(
+        type(lm), "weight", lambda lm, site: looked.append(site) or weight(lm, site)
+    )
+    many = target(lm, ["the cat of Paris", "a dog of London", "2 3 7 the"])
+    assert looked == ["logits"]
+    assert [r.token for r in many.rivals] == [
+        target(lm, text).rivals[0].token
+        for text in ("the cat of Paris", "a dog of London", "2 3 7 the")
+    ]

@@ -11,6 +11,7 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.tokens import verbatim_recall
+from stratoscope.tokens._surprisal import surprisal
 from support import tiny
 
 EXAMPLE = {"measure": {}}
@@ -84,6 +85,27 @@ def test_repeat_is_the_ratio_of_medians_of_the_same_tokens(opening: list[int], m
                 assert float(found[name][number]) == pytest.approx(float(ratio), rel=1e-5)
         else:
             assert np.isnan(found.repeat[number])
+
+
+@pytest.mark.parametrize("last", [[1, 3], [9, 0]])
+def test_the_end_alone_is_the_end_of_all(last: list[int]) -> None:
+    """No logits of what is not wanted; a row that is shorter than that is wanted whole."""
+    lm, rows = tiny.lm("llama"), [[11, 12, 5, 9, 31, 7], [9, 8, 40]]
+    whole, end = surprisal(lm, rows), surprisal(lm, rows, last)
+    for number, (row, n) in enumerate(zip(rows, last)):
+        for at in range(6):
+            wanted = 1 <= at < len(row) and at >= len(row) - n
+            assert bool(end[number, at].isfinite()) == wanted
+            if wanted:
+                assert float(end[number, at]) == pytest.approx(float(whole[number, at]), rel=1e-6)
+
+
+def test_without_its_null_the_rest_is_the_same() -> None:
+    lm = tiny.lm("gpt2")
+    whole, less = (verbatim_recall.measure(lm, [[5, 9, 31]], null=on) for on in (True, False))
+    assert {*whole.data_vars} - {*less.data_vars} == {"null", "repeat_null"}
+    for name in less.data_vars:
+        np.testing.assert_array_equal(less[name], whole[name])
 
 
 def test_what_cannot_be_asked() -> None:

@@ -119,11 +119,26 @@ class Rival:
     weak: bool
 
 
-def rivals(lm: LM, logits: Float[Tensor, " vocab"], answer: int, n: int = NEAREST_OF) -> list[int]:
+def unembedding(lm: LM) -> Float[Tensor, "vocab dim"]:
+    """What tokens are near each other by."""
+    try:
+        return lm.weight("logits")
+    except (SiteError, FamilyError):  # a read-out of several layers
+        return lm.weight("embed")
+
+
+def rivals(
+    lm: LM,
+    logits: Float[Tensor, " vocab"],
+    answer: int,
+    n: int = NEAREST_OF,
+    unembed: Float[Tensor, "vocab dim"] | None = None,
+) -> list[int]:
     """The n most probable tokens of the answer's kind, the nearest to it in the unembedding first.
 
-    logits: at the answer's place. Only LIKELY tokens count, at most FAR below the best; [] where
-    none is of its kind, for classes, and without a tokenizer, which alone knows kinds.
+    logits: at the answer's place. unembed: `unembedding`, where several answers are asked; to
+    read it is to look through all of it. Only LIKELY tokens count, at most FAR below the best; []
+    where none is of its kind, for classes, and without a tokenizer, which alone knows kinds.
     """
     if lm.readout.names:
         return []
@@ -141,15 +156,17 @@ def rivals(lm: LM, logits: Float[Tensor, " vocab"], answer: int, n: int = NEARES
         for t in likely
         if t != answer and t not in special and _other(token_text(lm.tokenizer, t), text)
     ][:n]
-    try:
-        unembed = lm.weight("logits")
-    except (SiteError, FamilyError):  # a read-out of several layers
-        unembed = lm.weight("embed")
+    unembed = unembedding(lm) if unembed is None else unembed
     cosine = torch.cosine_similarity(unembed[same].float(), unembed[answer][None].float(), dim=1)
     return [same[i] for i in cosine.argsort(descending=True).tolist()]
 
 
-def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
+def rival(
+    lm: LM,
+    logits: Float[Tensor, " vocab"],
+    answer: int,
+    unembed: Float[Tensor, "vocab dim"] | None = None,
+) -> Rival:
     """The best foil for an answer, given the logits at its place: the nearest of its `rivals`.
 
     Where there is none, the most probable other token, and `why` says that the question is weak.
@@ -162,7 +179,7 @@ def rival(lm: LM, logits: Float[Tensor, " vocab"], answer: int) -> Rival:
         return Rival(other, "The foil is the most probable other token.", False)
     text = token_text(lm.tokenizer, answer)
     wanted = kind(text).named(pieces=_marks_pieces(lm))
-    found = rivals(lm, logits, answer)
+    found = rivals(lm, logits, answer, unembed=unembed)
     if not found:
         why = (
             f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable "

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stratoscope.engine.kinds import Rival, rival
+from stratoscope.engine.kinds import Rival, rival, unembedding
 from stratoscope.errors import InputError
 from stratoscope.models import finite
 from stratoscope.models.lm import LM
@@ -181,7 +181,9 @@ def target(
             clash = top[:, 0] == foils if foils is not None else torch.zeros(n, dtype=torch.bool)
             answers = torch.where(clash, top[:, 1], top[:, 0])
         if foils is None:
-            rivals = [rival(lm, row, best) for row, best in zip(logits, answers.tolist())]
+            speaks = lm.tokenizer is not None and not lm.readout.names
+            unembed = unembedding(lm) if speaks else None
+            rivals = [rival(lm, row, best, unembed) for row, best in zip(logits, answers.tolist())]
             foils = torch.tensor([found.token for found in rivals])
     same = (answers == foils).nonzero()
     if len(same):

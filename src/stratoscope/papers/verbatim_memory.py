@@ -100,12 +100,12 @@ def identity_and_order(lm: LM, seed: int) -> Measured:
     generator = np.random.default_rng(seed)
     shuffled = [list(generator.permutation(words)) for words in lists]
     found = {
-        "repeat": _repeat(lm, lists, lists, PAUSE, seed),
-        "permuted": _repeat(lm, lists, shuffled, PAUSE, seed),
-        "novel": _repeat(lm, lists, _apart(others, lists), PAUSE, seed),
+        "repeat": _repeat(lm, lists, lists, PAUSE),
+        "permuted": _repeat(lm, lists, shuffled, PAUSE),
+        "novel": _repeat(lm, lists, _apart(others, lists), PAUSE),
     }
     with scramble_keys.edit(lm, seed=seed):
-        found["scrambled"] = _repeat(lm, lists, lists, PAUSE, seed)
+        found["scrambled"] = _repeat(lm, lists, lists, PAUSE)
     means = {name: x.mean() for name, x in found.items()}
     return Measured(
         null={name: means[name] for name in ("novel", "scrambled")},
@@ -139,11 +139,11 @@ def across_delays(lm: LM, seed: int) -> Measured:
     nouns after a short one."""
     lists, short, long = _lists(seed), _lists(seed, 3), _lists(seed, 20)
     found = {
-        "delayed": _repeat(lm, lists, lists, DELAY, seed),
-        "short_list": _repeat(lm, short, short, PAUSE, seed),
-        "long_list": _repeat(lm, long, long, PAUSE, seed),
+        "delayed": _repeat(lm, lists, lists, DELAY),
+        "short_list": _repeat(lm, short, short, PAUSE),
+        "long_list": _repeat(lm, long, long, PAUSE),
     }
-    novel = _repeat(lm, lists, _apart(_lists(seed + 1000), lists), DELAY, seed)
+    novel = _repeat(lm, lists, _apart(_lists(seed + 1000), lists), DELAY)
     bars = {**{name: x.mean() for name, x in found.items()}, "delayed_novel": novel.mean()}
     return Measured(
         null={"delayed_novel": novel.mean()},
@@ -248,7 +248,7 @@ def _text(words: Sequence[str]) -> str:
 
 
 def _repeat(
-    lm: LM, lists: Sequence[Sequence[str]], earlier: Sequence[Sequence[str]], pause: str, seed: int
+    lm: LM, lists: Sequence[Sequence[str]], earlier: Sequence[Sequence[str]], pause: str
 ) -> np.ndarray:
     """(list,) median surprisal of a list's nouns after the earlier one, over that of the same nouns
     read first; commas and each list's first token are left out."""
@@ -260,7 +260,7 @@ def _repeat(
         between=pause,
         words=True,
         skip=1,
-        seed=seed,
+        null=False,
     )
     return found.repeat.values
 

@@ -28,9 +28,15 @@ def nats(
 
 
 @torch.no_grad()
-def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example position"]:
+def surprisal(
+    lm: LM, rows: Sequence[Sequence[int]], last: Sequence[int] | None = None
+) -> Float[Tensor, "example position"]:
     """In nats, on the CPU; NaN for each row's first token and for padding. SiteError unless the
-    model is a causal LM."""
+    model is a causal LM.
+
+    last: how many tokens at the end of each row are wanted, default all; the others are NaN, and
+    no logits are made for them.
+    """
     if not lm.family.towers[""].causal or not lm.family.reads_text:
         raise SiteError(
             f"{lm.family.name} does not predict a next token from those before it: it has no "
@@ -40,23 +46,23 @@ def surprisal(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "example p
         lm, "a text alone has no surprisal. Read `logits` of `lm.batch(text, target=...)`"
     )
     lm.layout.resolve("logits")
-    last = f"layers.{lm.dims.layers - 1}.resid_post"
+    site = f"layers.{lm.dims.layers - 1}.resid_post"
     width = max(map(len, rows))
     found = torch.full((len(rows), width), torch.nan)
+    # the token before the first that is wanted predicts it
+    starts = [max(0, len(row) - n - 1) for row, n in zip(rows, last or map(len, rows))]
     size = max(1, _AT_ONCE // width)
     for begin in range(0, len(rows), size):
         part = lm.batch([list(row) for row in rows[begin : begin + size]])
-        final = capture(lm, part, last)[last]
+        final = capture(lm, part, site)[site]
         said = outside.read_out(lm, part, final) if outside.reads_out_anew(lm) else None
         for number, row in enumerate(rows[begin : begin + size]):
-            logits = (
-                lm.readout(final[number, : len(row)]) if said is None else said[number, : len(row)]
-            )
-            found[begin + number, : len(row)] = nats(
-                logits, torch.tensor(row, device=logits.device)
-            ).cpu()
-    asked = [found[number, 1 : len(row)] for number, row in enumerate(rows)]
-    finite.refuse({"the surprisal of the texts' tokens": torch.cat(asked)})
+            at = slice(starts[begin + number], len(row))
+            logits = lm.readout(final[number, at]) if said is None else said[number, at]
+            told = nats(logits, torch.tensor(row[at], device=logits.device))
+            found[begin + number, at.start + 1 : at.stop] = told[1:].cpu()
+    wanted = [found[n, at + 1 : len(row)] for n, (at, row) in enumerate(zip(starts, rows))]
+    finite.refuse({"the surprisal of the texts' tokens": torch.cat(wanted)})
     return found
 
 

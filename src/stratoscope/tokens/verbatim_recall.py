@@ -61,6 +61,7 @@ def measure(
     between: str = "",
     words: bool = False,
     skip: int = 0,
+    null: bool = True,
     seed: int = 0,
 ) -> xr.Dataset:
     """surprisal, first and null in bits, and whether a token is counted (example, position), NaN at
@@ -68,7 +69,8 @@ def measure(
 
     inputs: texts to be recalled. earlier: what was read before each (default the text itself).
     opening, between: what stands before the earlier text, and between the two. words, skip: which
-    tokens the medians are over. seed: of the null.
+    tokens the medians are over. null: False leaves null and repeat_null out, and saves nearly half
+    of the work. seed: of the null.
     Raises InputError when there is not one earlier text for each, or all does not fit the context;
     SiteError for a model that is no causal language model.
     """
@@ -81,12 +83,10 @@ def measure(
         )
     opened, pause = (pieces(lm, text)[0] if text else [] for text in (opening, between))
     start = [*before(lm), *opened]
-    noise = [_noise(lm, len(row), seed) for row in read]
-    runs = {
-        "surprisal": [[*start, *old, *pause, *text] for old, text in zip(read, texts)],
-        "first": [[*start, *text] for text in texts],
-        "null": [[*start, *old, *pause, *text] for old, text in zip(noise, texts)],
-    }
+    after = lambda told: [[*start, *old, *pause, *text] for old, text in zip(told, texts)]  # noqa: E731
+    runs = {"surprisal": after(read), "first": [[*start, *text] for text in texts]}
+    if null:
+        runs["null"] = after([_noise(lm, len(row), seed) for row in read])
     width = max(map(len, texts))
     values = {
         name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()
@@ -96,8 +96,9 @@ def measure(
     middle = {name: _medians(x, asked) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
     axes["counted"] = (("example", "position"), asked)
-    axes["repeat"] = (("example",), middle["surprisal"] / middle["first"])
-    axes["repeat_null"] = (("example",), middle["null"] / middle["first"])
+    for name, of in (("repeat", "surprisal"), ("repeat_null", "null")):
+        if of in middle:
+            axes[name] = (("example",), middle[of] / middle["first"])
     return dataset(
         axes,
         method="tokens.verbatim_recall",
@@ -105,7 +106,7 @@ def measure(
         settings={"opening": opening, "between": between, "words": words, "skip": skip},
         seed=seed,
         coords=batch.coords(),
-        null_kind=NULL,
+        null_kind=NULL if null else None,
     )
 
 
@@ -152,6 +153,6 @@ def _ends(
 ) -> Float[Tensor, "example position"]:
     """Bits of the last kept[i] tokens of each row, padded with NaN."""
     found = torch.full((len(rows), width), torch.nan)
-    for number, (row, n, told) in enumerate(zip(rows, kept, surprisal(lm, rows))):
+    for number, (row, n, told) in enumerate(zip(rows, kept, surprisal(lm, rows, kept))):
         found[number, :n] = told[len(row) - n : len(row)] / math.log(2)
     return found
