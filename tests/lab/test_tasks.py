@@ -174,6 +174,27 @@ def rule_mcq(prompt: str) -> str:
     return f" {label}"
 
 
+def test_multiple_choice_in_order_after_solved_questions(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    made = mcq.task(tokenizer, 60, 4, ordered=True, shots=3)
+    before = made.clean[0].rpartition("\n\n")[0]
+    solved = before.split("\n\n")
+    said = [text.partition("Answer:")[2] for text in solved]
+    assert said == [rule_mcq(text) for text in solved]
+    assert len({*said}) == 3  # none of them is the answer twice
+    for clean, corrupt, answer, foil in zip(made.clean, made.corrupt, made.answers, made.foils):
+        asked, other = (text.removeprefix(f"{before}\n\n") for text in (clean, corrupt))
+        assert [line[:3] for line in asked.split("\n")[1:5]] == ["A. ", "B. ", "C. ", "D. "]
+        assert (rule_mcq(asked), rule_mcq(other)) == (answer, foil)
+    assert {*made.answers} == {*made.foils} == {" A", " B", " C", " D"}
+    assert "3 solved questions" in made.story
+    with pytest.raises(InputError, match="shots=-1"):
+        mcq.task(tokenizer, 4, shots=-1)
+    letters = [prompt.split("\n")[1][0] for prompt in mcq.task(tokenizer, 60, 4).clean]
+    assert len({*letters}) > 10
+
+
 def rule_laundry_list(prompt: str) -> str:
     listed, again = prompt.split(". ")[:2]
     things = [part.split()[-1] for part in listed.split(",")]
