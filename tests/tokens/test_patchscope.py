@@ -94,3 +94,11 @@ def test_refusals() -> None:
     words = wrap(tiny.model("llama"), tiny.tokenizer(["?", *(f"w{n}" for n in range(95))]))
     with pytest.raises(InputError, match="2 tokens '\\?'"):
         patchscope.measure(words, ["w1 w2"], into="? w3 ?")
+
+
+def test_one_sweep_finds_the_first_token_and_the_rank(monkeypatch) -> None:
+    lm, swept, sweep = wrap(tiny.model("llama")), [], patchscope.sweep
+    monkeypatch.setattr(patchscope, "sweep", lambda *a, **k: swept.append(1) or sweep(*a, **k))
+    found = patchscope.measure(lm, ROWS, answer=[7, 8], into=INTO, place=-2)
+    assert swept == [1]
+    assert found.answer_rank.dtype.kind == "f"

@@ -83,12 +83,13 @@ def measure(
         for depth in depths
     ]
 
-    def rank(logits: Tensor, example: Tensor) -> Tensor:
+    def told(logits: Tensor, example: Tensor) -> Tensor:
         own = logits.gather(1, asked.answer[example.cpu()].to(logits.device)[:, None])
-        return (logits > own).sum(dim=1).float()
+        # a sweep has one number a cell: the first token and the answer's rank are its two parts
+        return torch.complex(logits.argmax(dim=-1).float(), (logits > own).sum(dim=1).float())
 
-    ranks = sweep(lm, asks, cells, rank, progress=progress)
-    first = sweep(lm, asks, cells, lambda logits, _: logits.argmax(dim=-1).float())
+    found = sweep(lm, asks, cells, told, progress=progress)
+    first, ranks = found.real, found.imag
     axes = ("example", "depth")
     texts = np.vectorize(lambda i: token_text(lm.tokenizer, int(i)), otypes=[object])
     return dataset(
