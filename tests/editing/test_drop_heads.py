@@ -89,6 +89,19 @@ def test_the_strongest_are_taken_and_as_many_others_at_random() -> None:
         drop_heads.edit(lm, every[:-1], null=0)
 
 
+def test_random_heads_of_the_same_layers() -> None:
+    lm, request = lm_of("llama"), [(0, 3), (2, 0), (2, 1)]
+    drawn: set[tuple[int, int]] = set()
+    for seed in range(40):
+        changes = drop_heads.edit(lm, request, null=seed, same_layers=True).interventions
+        heads = {(change.site.layer, head) for change in changes for head in change.units}
+        assert sorted(layer for layer, _ in heads) == [0, 2, 2]
+        drawn |= heads
+    assert drawn == {(0, 0), (0, 1), (0, 2), (2, 2), (2, 3)}
+    with pytest.raises(InputError, match="1 heads are left in layer 1 to draw 3 from"):
+        drop_heads.edit(lm, [(1, 0), (1, 1), (1, 2)], null=0, same_layers=True)
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     lm = lm_of("llama")
     edit = drop_heads.edit(lm, [(2, 1)], positions=-1)

@@ -10,7 +10,8 @@ The attention output's bias, which is no head's, stays.
 
 Reads as: what the model can do without these heads, once outputs with and without the edit are
 compared. Does not show that they act alone: zero can be far from anything a head brings of itself,
-and other heads may make up for it. Compare with as many random heads of all layers (`null`).
+and other heads may make up for it. Compare with as many random heads of all layers (`null`),
+or of the same layers (`same_layers`): heads of early layers may be needed for anything at all.
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ def edit(
     *,
     positions: Positions = None,
     null: int | None = None,
+    same_layers: bool = False,
 ) -> Edit:
     """An edit without these heads: `with drop_heads.edit(lm, [(4, 2), (7, 0)]): lm(...)`.
 
     request: heads as (layer, head), such as `strongest` or `heads.answer_suppression.suppressors`
     gives. null: a seed; as many others, drawn at random from all layers, are dropped in their
-    place. positions: at which tokens (-1 is each example's last; default all); while generating,
-    named positions concern the prompt only. Raises SiteError for a layer that is not there or has
-    no attention, InputError for a head that is not there.
+    place; with same_layers as many in each layer. positions: at which tokens (-1 is each example's
+    last; default all); while generating, named positions concern the prompt only. Raises SiteError
+    for a layer that is not there or has no attention, InputError for a head that is not there.
     """
     units = [tuple(unit) for unit in request]
     if not units or any(len(unit) != 2 for unit in units):
@@ -82,7 +84,7 @@ def edit(
             )
         by_site.setdefault(site, set()).add(int(head))
     if null is not None:
-        by_site = _random(lm, by_site, null)
+        by_site = _random(lm, by_site, null, same_layers)
     dropped = [
         ablate(site, units=sorted(found), positions=positions) for site, found in by_site.items()
     ]
@@ -92,19 +94,23 @@ def edit(
     return Edit(lm, dropped, note=f"without {names}")
 
 
-def _random(lm: LM, taken: dict[Site, set[int]], seed: int) -> dict[Site, set[int]]:
-    """As many heads that are not among these, from all layers alike."""
-    free = [
-        (site, head)
-        for site in lm.layout.resolve("layers.*.attn.z")
-        for head in range(lm.dims.heads)
-        if head not in taken.get(site, ())
-    ]
-    count = sum(map(len, taken.values()))
-    if count > len(free):
-        raise InputError(f"null={seed}: {len(free)} heads are left to draw {count} from.")
+def _random(
+    lm: LM, taken: dict[Site, set[int]], seed: int, same_layers: bool
+) -> dict[Site, set[int]]:
+    """As many heads that are not among these, from all layers alike, or as many of each layer."""
+    generator, every = np.random.default_rng(seed), lm.layout.resolve("layers.*.attn.z")
+    pools = [[site] for site in taken] if same_layers else [every]
     found: dict[Site, set[int]] = {}
-    for number in sorted(np.random.default_rng(seed).permutation(len(free))[:count]):
-        site, head = free[number]
-        found.setdefault(site, set()).add(head)
+    for pool in pools:
+        heads = [(site, head) for site in pool for head in range(lm.dims.heads)]
+        free = [(site, head) for site, head in heads if head not in taken.get(site, ())]
+        count = sum(len(taken.get(site, ())) for site in pool)
+        if count > len(free):
+            where = f" in layer {pool[0].layer}" if same_layers else ""
+            raise InputError(
+                f"null={seed}: {len(free)} heads are left{where} to draw {count} from."
+            )
+        for number in sorted(generator.permutation(len(free))[:count]):
+            site, head = free[number]
+            found.setdefault(site, set()).add(head)
     return found
