@@ -35,6 +35,14 @@ def tokenizer() -> Any:
 
 
 SIZES = {"vocab_size": 41, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROPE = {  # other angles above four tokens
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "original_max_position_embeddings": 4,
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
 MODELS: dict[str, Any] = {
     "llama": lambda: hf.LlamaForCausalLM(
         hf.LlamaConfig(**SIZES, intermediate_size=48, num_key_value_heads=2)
@@ -55,6 +63,9 @@ MODELS: dict[str, Any] = {
     ),
     "mistral": lambda: hf.MistralForCausalLM(
         hf.MistralConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, sliding_window=4)
+    ),
+    "longrope": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**SIZES, intermediate_size=48, rope_parameters=ROPE.copy())
     ),
     "mamba": lambda: hf.MambaForCausalLM(
         hf.MambaConfig(vocab_size=41, hidden_size=32, num_hidden_layers=2, state_size=4)
@@ -195,3 +206,13 @@ def test_no_pass_holds_more_tokens_than_it_may(monkeypatch: pytest.MonkeyPatch) 
     assert len(sizes) > 1
     assert max(sizes) <= 24
     assert max(sizes) > 12  # and they are filled
+
+
+def test_a_beginning_on_the_other_side_of_longrope_s_length_is_not_shared() -> None:
+    """The shortest and the longest item, on which sharing is tried, both would allow it."""
+    lm = subject("longrope")
+    texts = [("w1 w2 w3 w1 w2", 1), ("w1 w2 w3", 5), ("w1 w2 w3 w1 w2 w3 w5 w8 w9", 1)]
+    items = [Item(text, ("w4 " * n, "w6 " * n), 0) for text, n in texts]
+    found = likelihood.score(lm, items, batch_tokens=1)
+    for number, item in enumerate(items):
+        assert found["logprob"].to_numpy()[number] == pytest.approx(by_hand(lm, item), abs=1e-5)

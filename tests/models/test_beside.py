@@ -197,24 +197,3 @@ def test_an_encoder_keeps_its_end() -> None:
     assert tiny.gap(last_logits(lm, asked)[0], alone(lm.model, asked.ids[0].tolist())[place]) < 1e-5
     headless = wrap(tiny.model("bert_base"), words("<s> $A </s>"))
     assert headless.batch("a b").ids.tolist() == [[0, 4, 5, 1]]
-
-
-def test_longrope_prompts_do_not_change_their_neighbours() -> None:
-    rope = {
-        "rope_type": "longrope",
-        "factor": 4.0,
-        "original_max_position_embeddings": 6,
-        "rope_theta": 1e4,
-    }
-    rope |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    torch.manual_seed(0)
-    lm = wrap(hf.LlamaForCausalLM(hf.LlamaConfig(**tiny.GROUPED, rope_parameters=rope)).eval())
-    short, long = [3, 14, 15, 9, 26], [5, 8, 9, 7, 9, 3, 2, 38]
-    with pytest.raises(InputError, match="5 to 8 tokens in one batch"):
-        lm.batch([short, long])
-    with pytest.raises(InputError, match="6 to 8 tokens in one batch"):
-        lm.batch([long[:6], long])
-    lm.batch([short, long[:6]])  # six are the last that need no other angles
-    for row in (short, long):  # apart, both are what they are
-        with torch.no_grad():
-            assert tiny.gap(lm([row, row])["logits"][1], alone(lm.model, row)) < 1e-5

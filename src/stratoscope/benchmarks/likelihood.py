@@ -27,6 +27,7 @@ import xarray as xr
 from stratoscope.benchmarks._item import Item, checked, right
 from stratoscope.benchmarks._shared import Choice, Progress, cache_of, common, shared, silent, whole
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import longrope
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -129,6 +130,9 @@ def _can_share(lm: LM, groups: Sequence[Sequence[Choice]]) -> bool:
     if lm.taps.listening or not alike or not lm.model.can_generate():
         return False
     if window and longest > window:  # padding would count in it
+        return False
+    turned = longrope.limit(lm.layout.config())
+    if turned and longest > turned:  # keys of a beginning would be those of another text
         return False
     ends = sorted(groups, key=lambda group: max(len(choice.ids) for choice in group))
     tried = [ends[0], ends[-1]]

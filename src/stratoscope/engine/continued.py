@@ -17,8 +17,10 @@ from stratoscope.engine.intervention import ALIKE, Intervention
 from stratoscope.engine.metric import Target
 from stratoscope.engine.select import position_index
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import longrope
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
+from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run
 
 
@@ -27,7 +29,8 @@ class Continued:
     """Prompts with the beginnings of their answers and foils, none twice: one row each.
 
     example: (row,) whose prompt. following: (row, 2) the answer's and the foil's next token there;
-    counts: (row, 2) 1.0 where there is one, else 0.0.
+    counts: (row, 2) 1.0 where there is one, else 0.0. turned: where a LongRoPE model's angles
+    change, if an answer goes beyond it and its prompt does not, else None.
     """
 
     prompts: Batch
@@ -35,6 +38,7 @@ class Continued:
     example: Tensor
     following: Tensor
     counts: Tensor
+    turned: int | None = None
 
     def metric(self, logits: Float[Tensor, "row vocab"], row: Tensor) -> Float[Tensor, " row"]:
         """log p(answer's next token) - log p(foil's next token), as far as there is one."""
@@ -64,12 +68,21 @@ class Continued:
         """A change of the prompts, made on every row of its examples, at the prompt's positions.
 
         base: the site's values in the prompts; a replacement by the very same is left out, as in
-        `sweep`. [] when nothing is left. Raises SiteError for a site that has no position axis.
+        `sweep`. [] when nothing is left. Raises SiteError for a site that has no position axis,
+        InputError where what stands there in a prompt is not what stands there under its answer.
         """
         if cell.site.axes[:2] != ("example", "position") or cell.keys is not None:
             raise SiteError(
                 f"`{cell.site}` cannot be changed under a whole answer: its axes are not (example, "
                 f"position, ...), so the prompt's part is not known."
+            )
+        entered = cell.site.point == "embed" or cell.site == Site("", 0, "resid_pre")
+        if self.turned and cell.operation == "replace" and not entered:
+            raise InputError(
+                f"a whole answer makes a prompt longer than {self.turned} tokens, and there this "
+                f"model (LongRoPE) turns the prompt's own positions by other angles: what stood at "
+                f"`{cell.site}` in the prompt cannot be put under it. Ask for one token, or give a "
+                f"longer prompt or a shorter answer."
             )
         lengths = self.prompts.lengths.cpu()
         count, width = len(lengths), int(lengths.max())
@@ -123,7 +136,13 @@ def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
     there = [[float(token is not None) for token in pair] for pair in places.values()]
     rows = lm.batch([[*prompts[example], *before] for example, before in places])
     example = torch.tensor([example for example, _ in places])
-    return Continued(batch, rows, example, following, torch.tensor(there))
+    most = longrope.limit(lm.layout.config())
+    beyond = most is not None and any(
+        len(prompts[example]) <= most < len(prompts[example]) + len(before)
+        for example, before in places
+    )
+    counts, turned = torch.tensor(there), most if beyond else None
+    return Continued(batch, rows, example, following, counts, turned)
 
 
 def _names_places(change: Intervention) -> bool:

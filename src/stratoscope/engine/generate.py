@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stratoscope.errors import FamilyError, InputError
-from stratoscope.models.beside import refuse_mixed_lengths
+from stratoscope.models import longrope
 from stratoscope.models.lm import LM
 from stratoscope.models.taps import StopForward
 
@@ -47,7 +47,7 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
         if options.get(name):
             raise InputError(f"generate(..., {name}={options[name]!r}): {told}.")
     batch = lm.batch(inputs)
-    refuse_mixed_lengths(lm.layout.config(), batch.lengths.tolist(), tokens)
+    _refuse_turning(lm, batch.lengths.tolist(), tokens)
     arguments, shift = batch.left_padded()
     pad = lm.tokenizer.pad_token_id if lm.tokenizer is not None else None
     settings = {
@@ -93,3 +93,17 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
     return [
         row[: next((i for i, t in enumerate(row.tolist()) if t in ends), len(row))] for row in new
     ]
+
+
+def _refuse_turning(lm: LM, lengths: list[int], tokens: int) -> None:
+    """The last new token is not read, so a text grows by one less."""
+    most = longrope.limit(lm.layout.config())
+    if most is None:
+        return
+    for n in lengths:
+        if n <= most < n + tokens - 1:
+            raise InputError(
+                f"a prompt of {n} tokens and {tokens} more: above {most} this model (LongRoPE) "
+                "turns all positions by other angles, so that keys in its cache would be no longer "
+                f"those of the text. Ask for at most {most - n + 1}, or begin above {most}."
+            )

@@ -157,23 +157,3 @@ def as_meant(
                 row = row[:-1]
         found.append(row)
     return found, tuple(notes)
-
-
-def refuse_mixed_lengths(config: Any, lengths: Sequence[int], more: int = 0) -> None:
-    """LongRoPE turns all prompts of a batch by the angles that the longest one needs: a short
-    prompt beside a long one would not be what it is alone. `more`: tokens that generation will add.
-    Raises InputError."""
-    table = getattr(config, "rope_parameters", None) or {}
-    kinds = [kind for kind in (table, *table.values()) if isinstance(kind, Mapping)]
-    long = next((kind for kind in kinds if kind.get("rope_type") == "longrope"), None)
-    if long is None or not lengths:
-        return
-    limit = long.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    if min(lengths) <= limit < max(lengths) + more:
-        grows = f", and {more} more are asked for" if more else ""
-        raise InputError(
-            f"prompts of {min(lengths)} to {max(lengths)} tokens in one batch{grows}: this model "
-            "(LongRoPE) turns "
-            f"positions by other angles once a batch is longer than {limit}. Run those above "
-            f"{limit} apart."
-        )

@@ -14,7 +14,6 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.models import batch as batches
 from stratoscope.models import finite, sequence, signal, source
 from stratoscope.models.batch import Batch
-from stratoscope.models.beside import refuse_mixed_lengths
 from stratoscope.models.dims import Dims
 from stratoscope.models.family import Family
 from stratoscope.models.find_readout import find, mask_token
@@ -135,8 +134,6 @@ class LM:
         searched = self._readout is not None and self._readout.mask is not None
         if made.tokens and not main.causal and (named or searched):
             made = replace(made, notes=(*made.notes, *_read_at(made, mask_token(self))))
-        if made.mask is not None:
-            refuse_mixed_lengths(self.layout.config(), made.lengths.tolist())
         return sequence.named(self.model, made)
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:

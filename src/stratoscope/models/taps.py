@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stratoscope.errors import InputError, SiteError
+from stratoscope.models import longrope
 from stratoscope.models.attention import seam
 from stratoscope.models.batch import Batch
 from stratoscope.models.family import Point
@@ -131,7 +132,7 @@ class Taps:
         self, batch: Batch | None, shift: Tensor | None = None, copies: int = 1
     ) -> Iterator[None]:
         """Say what runs inside the block, so that `-1` means an example's last real token; steps
-        count from 0.
+        count from 0. Each row has the angles that it has alone (`models.longrope`).
 
         shift: (example,) how far padding moved it. copies: rows of each example.
         """
@@ -139,7 +140,8 @@ class Taps:
             outer = vars(self.run).copy()
             vars(self.run).update(vars(Run(batch, shift=shift, copies=copies)))
             try:
-                yield
+                with longrope.own_angles(self.model, self.layout.config(), self.run):
+                    yield
             finally:
                 vars(self.run).update(outer)
 
