@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "heads.activation_patching": ({}, ""),
     "heads.answer_suppression": ({"layer": 1}, "one token's logit"),
     "heads.argument_passing": ({}, ""),
+    "heads.channel_search": ({"search": 1}, "is the next token"),
     "heads.roles": ({}, "one token's logit"),
     "layers.activation_patching": ({}, ""),
     "layers.back_patching": ({}, "the most likely next token"),

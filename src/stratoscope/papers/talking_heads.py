@@ -3,7 +3,7 @@
 Merullo, Eickhoff and Pavlick, 2024. arXiv:2406.09519.
 Claim: heads talk across layers through low-rank channels that their weights show, and turning up
     such a channel helps the model recall items from a list.
-Methods: heads.composition, heads.roles
+Methods: heads.composition, heads.channel_search, heads.argument_passing, heads.roles
 Protocol: GPT-2 small and Pythia 160m: known pairs of heads by composition of weights; the
     authors' laundry lists of three to twenty things, 500 prompts a length; 20 random bases of the
     same heads, searched alike.
@@ -20,21 +20,15 @@ ones, and two random bases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
-from stratoscope.engine.intervene import Intervention, add, replaced
-from stratoscope.engine.metric import last_logits, target
-from stratoscope.engine.sweep import sweep
-from stratoscope.engine.trace import capture
-from stratoscope.heads import composition, roles
+from stratoscope.editing.drop_heads import Head, strongest
+from stratoscope.engine.metric import last_logits
+from stratoscope.heads import argument_passing, channel_search, composition, roles
 from stratoscope.lab import planted
 from stratoscope.lab.tasks import Task, laundry_list
 from stratoscope.models import LM
@@ -46,8 +40,6 @@ HEADS, RANKS, FACTORS = 4, (1, 3), (0.0, 2.0, 4.0)  # what the search for a chan
 SIZES = range(5, 11)  # things on a list: where the channel is crowded
 # lists to find heads with, to search on and to judge on; random bases
 FIND, LEARN, TEST, DRAWS = 10, 20, 120, 20
-
-Channel = tuple[int, int, int, float]  # layer, head, rank, factor
 
 
 @claim(
@@ -165,105 +157,54 @@ def known_pairs_stand_out(lm: LM, seed: int) -> Measured:
 def a_channel_turned_up_recalls_more(lm: LM, seed: int) -> Measured:
     """Lists of 5 to 10 things. Heads that matter are found by patching; of the first one or three
     components of four, times 0, 2 or 4 at the last token, the best for 20 lists is judged on
-    others: is the thing left over the model's next token, where it was not? `weights` is what the
-    same scaling gains when written into the weights, at every token. Long: on the Qwen model this
-    takes more than ten minutes."""
+    others (`heads.channel_search`): is the thing left over the model's next token, where it was
+    not? `weights` is what the same scaling gains when written into the weights, at every token.
+    Long: on the Qwen model this takes more than ten minutes."""
     learn, test = (
-        _Asked.of(lm, laundry_list.task(lm.tokenizer, n, number, sizes=SIZES))
+        laundry_list.task(lm.tokenizer, n, number, sizes=SIZES)
         for n, number in ((LEARN, seed + 1_000_000), (TEST, seed))
     )
-    heads = _that_matter(lm, learn)
-    o, v = composition.writes(lm), composition.reads(lm)[2]
-    own = {head: composition.svd_of_product(o[head], v[head])[0] for head in heads}
-    generator = torch.Generator().manual_seed(seed)
-    channels = [own] + [
-        {h: torch.linalg.qr(u @ _noise(u, generator)).Q for h, u in own.items()}
-        for _ in range(DRAWS)
-    ]
-    searched = [_search(lm, learn, o, basis) for basis in channels]
-    cells = [_turned(lm, test, o, basis, *best) for basis, best in zip(channels, searched)]
-    plain = test.hit(last_logits(lm, test.prompts))
-    gain, *random = sweep(lm, test.prompts, cells, test.hit) - plain
-    layer, head, rank, factor = searched[0]
+    searched = channel_search.measure(
+        lm,
+        [*learn.clean, *test.clean],
+        answer=[*learn.answer_ids, *test.answer_ids],
+        heads=_that_matter(lm, learn),
+        components=RANKS,
+        factors=FACTORS,
+        search=LEARN,
+        draws=DRAWS,
+        seed=seed,
+    )
+    best = searched.isel(tried=int(searched.best))
+    layer, head, rank = (int(best[name]) for name in ("layer", "head", "components"))
+    factor, answers = float(best.factor), torch.tensor(test.answer_ids)
     with composition.edit(lm, [(layer, head)], components=range(rank), factor=factor):
-        weights = test.hit(last_logits(lm, test.prompts)) - plain
+        right = channel_search.margin(last_logits(lm, list(test.clean)), answers) > 0
     return Measured(
-        units={"gain": gain.numpy(), "weights": weights.numpy()},
-        values={"whole": plain.mean()},
-        null={"random": [float(one.mean()) for one in random]},
+        units={
+            "gain": searched.gain.values,
+            "weights": right.cpu().numpy() - searched.plain.values,
+        },
+        values={"whole": searched.plain.mean()},
+        null={"random": searched.null.values},
         n=TEST,
         note=f"Found: L{layer}H{head}, {rank} components times {factor:g}.",
     )
 
 
-class _Asked(NamedTuple):
-    """Prompts of the task, their answers, and what each head's z is at the last token: (layer,
-    example, head, head_dim)."""
-
-    prompts: list[str]
-    task: Task
-    z: Tensor
-
-    @classmethod
-    def of(cls, lm: LM, task: Task) -> _Asked:
-        return cls(list(task.clean), task, _last_z(lm, task.clean))
-
-    def margin(self, logits: Tensor, example: Tensor | None = None) -> Tensor:
-        """Logit of the answer less the highest other one."""
-        answer = torch.tensor(self.task.answer_ids)
-        answer = (answer if example is None else answer[example])[:, None]
-        return (
-            logits.gather(1, answer)
-            - logits.scatter(1, answer, -torch.inf).max(dim=1, keepdim=True).values
-        )[:, 0]
-
-    def hit(self, logits: Tensor, example: Tensor | None = None) -> Tensor:
-        return (self.margin(logits, example) > 0).float()
-
-
-def _last_z(lm: LM, prompts: Sequence) -> Tensor:
-    return capture(lm, list(prompts), "layers.*.attn.z", positions=-1).stack("layers.*.attn.z")
-
-
-def _that_matter(lm: LM, learn: _Asked) -> list[tuple[int, int]]:
+def _that_matter(lm: LM, learn: Task) -> list[Head]:
     """The heads whose last token, taken from the corrupt prompt, moves the logit difference
     most."""
-    task, prompts = learn.task, learn.prompts[:FIND]
-    asked = target(lm, prompts, task.answer_ids[:FIND], task.foil_ids[:FIND])
-    z = _last_z(lm, task.corrupt[:FIND])
-    places = [(layer, head) for layer in range(lm.dims.layers) for head in range(lm.dims.heads)]
-    cells = [
-        replaced(f"layers.{a}.attn.z", z[a, :, None, b : b + 1], units=[b], positions=-1)
-        for a, b in places
-    ]
-    moved = sweep(lm, prompts, cells, asked.difference) - asked.difference(last_logits(lm, prompts))
-    return [places[n] for n in moved.mean(dim=1).abs().argsort(descending=True)[:HEADS].tolist()]
-
-
-def _turned(
-    lm: LM, asked: _Asked, o: Tensor, basis: dict, layer: int, head: int, rank: int, factor: float
-) -> Intervention:
-    """Scale what the head writes along the first directions of its basis, at the last token."""
-    directions = basis[layer, head][:, :rank]
-    along = asked.z[layer, :, head] @ o[layer, head].T @ directions
-    return add(
-        f"layers.{layer}.attn.out", (factor - 1) * (along @ directions.T)[:, None], positions=-1
+    some = slice(FIND)
+    moved = argument_passing.measure(
+        lm,
+        list(learn.clean[some]),
+        corrupt=list(learn.corrupt[some]),
+        answer=list(learn.answer_ids[some]),
+        foil=list(learn.foil_ids[some]),
     )
-
-
-def _search(lm: LM, learn: _Asked, o: Tensor, basis: dict) -> Channel:
-    """The channel with the most right answers; of equal ones, that with the greatest mean
-    margin."""
-    tried = [(*head, rank, factor) for head in basis for rank in RANKS for factor in FACTORS]
-    margin = sweep(
-        lm, learn.prompts, [_turned(lm, learn, o, basis, *one) for one in tried], learn.margin
-    )
-    right, mean = (margin > 0).float().mean(dim=1).tolist(), margin.mean(dim=1).tolist()
-    return max(zip(right, mean, tried))[2]
-
-
-def _noise(u: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(u.shape[1], max(RANKS), generator=generator)
+    lost = moved.effect * (moved.corrupt_difference - moved.clean_difference)
+    return strongest(abs(lost.mean("example")), HEADS / (lm.dims.layers * lm.dims.heads))
 
 
 def _heads(score: np.ndarray) -> list[str]:
