@@ -171,7 +171,9 @@ def test_methods_that_sweep_equal_the_same_by_whole_runs(
                 for place in (module, sequence):  # patching and occlusion sweep through the latter
                     if hasattr(place, "sweep"):
                         patched.setattr(
-                            place, "sweep", lambda *a, progress=None, save=None: naive(*a)
+                            place,
+                            "sweep",
+                            lambda *a, progress=None, save=None, seen=None: naive(*a),
                         )
                 same(got, measure(lm))
 

@@ -6,8 +6,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 
-from stratoscope.heads import activation_patching
+from stratoscope.engine.intervene import replaced
+from stratoscope.engine.sweep import sweep
+from stratoscope.engine.trace import capture
+from stratoscope.heads import activation_patching, answer_suppression
+from stratoscope.layers import back_patching
 from stratoscope.models.lm import LM
 from stratoscope.tokens import occlusion
 from support import tiny
@@ -37,16 +42,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, measure: Any) -> tuple[int, Counter
 
 
 def test_patching_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each prompt is read once. Clean: one pass, for logits and z. Corrupt: the same, a gradient
-    (one prompt at a time, once the answer is known), and the two passes that a sweep starts from
-    (values by the model's own kernel, keys and values by the seam: see `engine.base`)."""
+    """Each prompt is read once. Clean: one pass, for logits and z. Corrupt: the same, which is what
+    the sweep starts from too; a gradient (one prompt at a time, once the answer is known), and keys
+    and values by the seam (see `engine.base`)."""
     read, runs = counted(
         monkeypatch,
         lambda lm: activation_patching.measure(lm, [CLEAN], corrupt=[CORRUPT], draws=2),
     )
     assert read == 2
     assert runs["clean"] == 1
-    assert runs["corrupt"] <= 4
+    assert runs["corrupt"] <= 3
 
 
 def test_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +61,35 @@ def test_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read == 1
     assert runs["clean"] <= 5
     assert set(runs) == {"clean"}
+
+
+@pytest.mark.parametrize(
+    ("measure", "most"),
+    # one pass for answer and scores, one for what is shown, two that the sweep starts from
+    [(answer_suppression.measure, 4), (back_patching.measure, 4)],
+)
+def test_an_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, measure: Any, most: int) -> None:
+    read, runs = counted(monkeypatch, lambda lm: measure(lm, [CLEAN]))
+    assert read == 1
+    assert runs == {"clean": most}
+
+
+@pytest.mark.parametrize("what", ["enough", "another batch", "some positions", "too few sites"])
+def test_a_sweep_runs_what_a_trace_lacks(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A trace of all that a sweep starts from spares it one run; any other is left alone."""
+    lm = tiny.lm("llama")
+    batch, cells = lm.batch([CORRUPT]), [replaced("layers.1.mlp.out", torch.ones(32), positions=2)]
+    metric = lambda logits, example: logits[:, 5] - logits[:, 7]  # noqa: E731
+    sites = ["layers.*.resid_pre", "layers.1.mlp.out", "layers.2.resid_post"]
+    seen = capture(
+        lm,
+        lm.batch([CLEAN]) if what == "another batch" else batch,
+        *sites[: 1 if what == "too few sites" else 3],
+        positions=[0, 1] if what == "some positions" else None,
+    )
+    found = []
+    _, runs = counted(
+        monkeypatch, lambda lm: found.append(sweep(lm, batch, cells, metric, seen=seen))
+    )
+    assert runs["corrupt"] == (1 if what == "enough" else 2)
+    assert torch.equal(found[0], sweep(lm, batch, cells, metric))

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention
 from stratoscope.engine.select import position_index
+from stratoscope.engine.trace import Trace
 from stratoscope.models.attention import (
     looks_ahead,
     masked,
@@ -122,10 +123,14 @@ def shareable(lm: LM, cell: Sequence[Intervention]) -> bool:
 
 
 def base_run(
-    lm: LM, batch: Batch, sites: set[Site], metric: Callable[[Tensor, Tensor], Tensor]
+    lm: LM,
+    batch: Batch,
+    sites: set[Site],
+    metric: Callable[[Tensor, Tensor], Tensor],
+    seen: Trace | None = None,
 ) -> Base:
     """Run the base inputs once, keeping what packed cells start from and the base value at every
-    changed site."""
+    changed site; not even once where `seen`, a trace of them, holds all that."""
     kept = {
         site
         for site in sites
@@ -138,10 +143,14 @@ def base_run(
     reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
     anew = lm.readout.kind != "vectors" and outside.reads_out_anew(lm)
     # nobody waits for the logits of every position
-    if not (anew or any(heard for _, heard in lm.taps.listening)):
+    outer_reads = any(heard for _, heard in lm.taps.listening)
+    if not (anew or outer_reads):
         reads[last].append(_stop)
-    with lm.taps.using(reads=reads):
-        whole = outside.answers(lm, batch) if anew else lm(batch)
+    if seen is not None and not anew and not outer_reads and seen.holds(batch, reads):
+        base.values, whole = {site: seen[site] for site in reads}, None
+    else:
+        with lm.taps.using(reads=reads):
+            whole = outside.answers(lm, batch) if anew else lm(batch)
     base.asked = whole if anew else answers(lm, base.values[last], batch)
     base.metric = metric(base.asked, torch.arange(len(batch)))
     base.residual = [base.values[entry] for entry in entries]

@@ -88,7 +88,9 @@ def patched(
         for layer, place in chosen.any(dim=0).nonzero().tolist():
             concerned = chosen[:, layer, place].nonzero()[:, 0].tolist()
             cells.append(change(layer, place, vectors[layer], concerned))
-    found = sequence.swept(lm, both.base, cells, both.target, save=save, progress=progress)
+    found = sequence.swept(
+        lm, both.base, cells, both.target, save=save, progress=progress, seen=both.base_seen
+    )
     found = both.normalise(found).T
     each = 2 * shape[0] * shape[1]
     effect, null = found[:, :each].unflatten(1, (2, *shape)).unbind(1)

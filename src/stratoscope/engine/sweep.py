@@ -40,7 +40,7 @@ from stratoscope.engine.intervene import Intervention, intervene, resolve
 from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.packed import Wave
 from stratoscope.engine.resume import fingerprint, read, write
-from stratoscope.engine.trace import capture
+from stratoscope.engine.trace import Trace, capture
 from stratoscope.errors import InputError
 from stratoscope.models import finite
 from stratoscope.models.batch import Batch
@@ -90,19 +90,21 @@ def sweep(
     budget: int | None = None,
     save: str | Path | None = None,
     progress: Progress | None = None,
+    seen: Trace | None = None,
 ) -> Tensor:
     """metric of every cell on every example: (cell, example).
 
     Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may
     take (default a quarter of what is free). save: a file that keeps what is finished; an
     interrupted sweep given the same file goes on from there. progress: called with (results done,
-    results in all). Raises MemoryRefusal when the base run would not fit, InputError when the
+    results in all). seen: a trace of the same Batch under the same changes; what it holds is not
+    run again. Raises MemoryRefusal when the base run would not fit, InputError when the
     metric is not a number somewhere (and says where), ResultError when `save` holds another sweep.
     """
     batch = lm.batch(inputs)
     table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
     _refuse_too_large(lm, batch)
-    base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
+    base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric, seen)
     finite.refuse({"the metric of the base run": base.metric})
     plan, jobs = _plan(lm, base, table, budget)
     key = fingerprint(lm, base, table, metric) if save else ""

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,6 +30,7 @@ from stratoscope.engine.select import (
 )
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
+from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.run import Each, Run
 from stratoscope.models.sites import Site
@@ -66,6 +67,11 @@ class Trace:
                 f" and without an edit that leaves its module out."
             )
         return self._steps[at]
+
+    def holds(self, batch: Batch, sites: Iterable[Site]) -> bool:
+        """Whether these sites were seen, whole, when this very batch ran, and only then."""
+        here = self._first.batch is batch and self.positions is None and not self.grad
+        return here and all(len(self._steps.get(site, ())) == 1 for site in sites)
 
     def release(self, site: Site) -> None:
         """Let go of a site's tensors, once they have been copied elsewhere."""

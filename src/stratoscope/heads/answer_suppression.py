@@ -89,7 +89,8 @@ def measure(
     at = f"layers.{layer + depth if layer < 0 else layer}"
     lm.layout.resolve(f"{at}.attn.z")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, single="what a head writes on one token's logit is judged")
+    logits, one = last_logits(lm, batch), "what a head writes on one token's logit is judged"
+    asked = target(lm, batch, answer, single=one, logits=logits)
     final = f"layers.{depth - 1}.resid_post"
     points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
     read = lm.readout.place(batch)
@@ -108,7 +109,7 @@ def measure(
         for value in (torch.zeros_like(noise), noise)
         for head in range(lm.dims.heads)
     ]
-    said = log_probability(last_logits(lm, batch), asked.answer)
+    said = log_probability(logits, asked.answer)
     lens = [log_probability(lm.readout(x), asked.answer) for x in (before, after)]
     changed = sweep(
         lm,

@@ -92,7 +92,8 @@ def measure(
         raise InputError(f"every={every}: choose 1 to {lm.dims.layers}, the number of layers.")
     depths, layers = range(every, lm.dims.layers + 1, every), range(0, lm.dims.layers, every)
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, single="the answer is to be the most likely next token")
+    logits, one = last_logits(lm, batch), "the answer is to be the most likely next token"
+    asked = target(lm, batch, answer, single=one, logits=logits)
     given = [position] * len(batch) if isinstance(position, int) else list(position)
     places = torch.tensor(given)[:, None]
     states = capture(lm, batch, "layers.*.resid_post", positions=places).stack(
@@ -118,7 +119,7 @@ def measure(
         {
             "margin": (axes, tables[0]),
             "null": (axes, tables[1]),
-            "unpatched": (("example",), margin(last_logits(lm, batch), asked.answer)),
+            "unpatched": (("example",), margin(logits, asked.answer)),
         },
         method="layers.back_patching",
         provenance=lm.provenance,
