@@ -100,6 +100,23 @@ def test_recovered_is_the_joint_patch() -> None:
     assert every.recovered[-1] == pytest.approx(every.null[0, -1].item(), abs=1e-4)
 
 
+def test_the_null_may_be_patched_at_some_sizes_alone() -> None:
+    lm = wrap(tiny.model("gpt2"))
+    asked = {"corrupt": CORRUPT, **ASKED, "nodes": 6, "draws": 3}
+    every = output_nodes.measure(lm, CLEAN, **asked)
+    some = output_nodes.measure(lm, CLEAN, **asked, sizes=(2, 6))
+    np.testing.assert_allclose(some.recovered, every.recovered, atol=1e-5)
+    np.testing.assert_allclose(some.null[:, [1, 5]], every.null[:, [1, 5]], atol=1e-5)
+    assert some.null[:, [0, 2, 3, 4]].isnull().all()
+    assert len(np.unique(some.null[:, 5])) > 1  # a wrong order of draws is seen
+    alone = output_nodes.measure(lm, CLEAN, **asked | {"draws": 0})
+    assert alone.null.shape == (0, 6)
+    np.testing.assert_allclose(alone.recovered, every.recovered, atol=1e-5)
+    for sizes in ((0,), (7,)):
+        with pytest.raises(InputError, match="1 to 6 nodes"):
+            output_nodes.measure(lm, CLEAN, **asked, sizes=sizes)
+
+
 def test_refusals() -> None:
     lm = wrap(tiny.model("gpt2"))
     for nodes, said in (

@@ -82,6 +82,7 @@ def measure(
     foil: Words = None,
     nodes: int | Sequence[str] = 10,
     draws: int = 3,
+    sizes: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -92,9 +93,10 @@ def measure(
     with its interval over examples.
 
     inputs, corrupt: clean and corrupt prompts, pair by pair of equal token length. nodes: how many
-    to take, or which ("L3H2", "L3 mlp"), in this order: those found on other prompts. Raises
-    SiteError where the stream is no sum of writes or logits are not linear in it; InputError for an
-    unknown node or number.
+    to take, or which ("L3H2", "L3 mlp"), in this order: those found on other prompts. draws: random
+    orders of nodes for the null, 0 for none. sizes: at how many nodes these are patched too
+    (default at each; NaN at others): most runs are the null's. Raises SiteError where the stream is
+    no sum of writes or logits are not linear in it; InputError for an unknown node or number.
     """
     wires = wiring(lm)
     if len(lm.layout.head) != 1:
@@ -122,29 +124,32 @@ def measure(
     chosen = _chosen(nodes, names, direct.mean(dim=0))
     generator = np.random.default_rng(seed)
     rivals = [generator.permutation(len(names))[: len(chosen)].tolist() for _ in range(draws)]
+    some = _sizes(sizes, len(chosen))
     cells = [
-        _patch(source, [names[n] for n in order[: k + 1]], read)
-        for order in (chosen, *rivals)
-        for k in range(len(order))
+        _patch(source, [names[n] for n in order[:size]], read)
+        for order, at in ((chosen, _sizes(None, len(chosen))), *((one, some) for one in rivals))
+        for size in at
     ]
     patched = sweep(lm, both.base, cells, both.target.difference, progress=progress).cpu()
     ends = (both.corrupt_difference, both.clean_difference)
-    found = share(patched, *ends).reshape(1 + draws, len(chosen))
+    found = share(patched, *ends)
+    null = torch.full((draws, len(chosen)), torch.nan)
+    null[:, [size - 1 for size in some]] = found[len(chosen) :].reshape(draws, len(some))
     return dataset(
         {
             "direct": (("example", "component"), direct),
-            "recovered": (("rank",), found[0]),
+            "recovered": (("rank",), found[: len(chosen)]),
             "moved": (("example", "rank"), gone(patched[: len(chosen)], *ends).T),
-            "null": (("draw", "rank"), found[1:]),
+            "null": (("draw", "rank"), null),
         }
         | both.differences,
         method="circuits.output_nodes",
         provenance=lm.provenance,
-        settings={"nodes": nodes, "draws": draws},
+        settings={"nodes": nodes, "draws": draws, "sizes": some},
         seed=seed,
         coords=both.coords | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
         null_kind=NULL,
-        notes=both.notes(found[1:]),
+        notes=both.notes(null),
     )
 
 
@@ -178,6 +183,14 @@ def _chosen(nodes: int | Sequence[str], names: list[str], strength: Tensor) -> l
             f"nodes {unknown or '[]'}: nodes here run {names[0]}, {names[1]} ... {names[-1]}."
         )
     return [names.index(name) for name in nodes]
+
+
+def _sizes(sizes: Sequence[int] | None, count: int) -> list[int]:
+    """At how many of the nodes the null is patched: at those, or at each."""
+    every = range(1, count + 1)
+    if wrong := [size for size in sizes or () if size not in every]:
+        raise InputError(f"sizes {wrong}: the null is patched at 1 to {count} nodes.")
+    return list(every if sizes is None else sizes)
 
 
 def _patch(source: Trace, nodes: Sequence[str], read: int | Each) -> list[Intervention]:
