@@ -55,6 +55,25 @@ def test_papers_by_level_and_status() -> None:
         assert (result.exit_code, f"Nearest: {near}" in result.stderr) == (2, True)
 
 
+def test_papers_lists_what_runs_across_them_and_what_is_not_written(folder: Path) -> None:
+    text = (folder / "lazy_neuron.py").read_text().replace("A. Uthor, 2023.", "Ours, 2026.")
+    said = "Across: llm-drop, lazy-neuron\nWhat would change our mind: a fact.\nMethods:"
+    (folder / "two_together.py").write_text(text.replace("Methods:", said))
+    listed = run("papers").output
+    assert "two-together" in listed.partition("across papers  ")[2]
+    assert "243 of 243 papers: 2 built, not run, 241 not built. And 1 across papers." in flat(
+        listed
+    )
+    assert "Protocol: lazy-neuron, two-together." in flat(listed)
+    assert "What would change our mind: lazy-neuron, llm-drop." in flat(listed)
+    assert "What the authors may object: lazy-neuron, llm-drop, two-together." in flat(listed)
+    alone = run("papers", "--level", "across papers").output
+    assert "0 of 243 papers. And 1 across papers." in alone
+    assert "What would change our mind" not in alone
+    assert "two-together" not in run("papers", "--status", "not built").output
+    assert "not written" not in run("papers", "--status", "not built").output
+
+
 def test_a_broken_paper_file_is_said_and_hides_nothing(folder: Path) -> None:
     (folder / "back_patching.py").write_text('"""Nothing more."""')
     (folder / "no_such_paper.py").write_text((folder / "llm_drop.py").read_text())

@@ -44,6 +44,18 @@ def test_every_paper_and_claim_stands_in_it() -> None:
     assert sum(DATA["counts"].values()) == 243
 
 
+def test_what_runs_across_papers_is_named_first_and_names_them() -> None:
+    across = [paper for paper in DATA["papers"] if paper.get("across")]
+    assert {p["key"] for p in across} == {*pages.own().across}
+    head = HTML.partition("<header>")[2].partition("</header>")[0]
+    for paper in across:
+        assert f'data-open="{paper["key"]}"' in head
+        own = HTML.partition(f'<details class="paper" id="{paper["key"]}"')[2]
+        own = own.partition("</details>")[0]
+        assert "What we ask" in own
+        assert re.findall(r'data-open="([^"]+)"', own) == paper["across"]
+
+
 def test_it_is_small_and_fetches_nothing() -> None:
     assert len(HTML.encode()) < 500_000
     assert "default-src 'none'" in HTML

@@ -1,4 +1,5 @@
-"""List the papers of the ledger, level by level, with what became of each.
+"""List the papers of the ledger, level by level, with what became of each; then the files of ours
+that run several papers together, and what nobody has written down yet of those that are built.
 
 Papers are counted by their word on real models; `stratoscope paper KEY` tells more of one.
 """
@@ -32,12 +33,13 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
 
     from stratoscope.claims import ledger
 
-    _known("level", level, ledger.levels())
+    levels = [*ledger.levels(), ledger.ACROSS]
+    _known("level", level, levels)
     _known("status", status, ledger.STATUSES)
     atlas = ledger.atlas()
     chosen = [
         e
-        for e in atlas.entries.values()
+        for e in (*atlas.entries.values(), *atlas.across.values())
         if level in (None, e.row.level) and status in (None, e.status)
     ]
     if stale:
@@ -45,7 +47,7 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
         return
     chosen.sort(
         key=lambda e: (
-            ledger.levels().index(e.row.level),
+            levels.index(e.row.level),
             ledger.STATUSES.index(e.status),
             e.row.key,
         )
@@ -68,12 +70,27 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
             shown = shown if any(mechanisms.values()) else []
             table.add_row(entry.row.key, word, *shown, Text(entry.row.title))
         console.print(table)
-    told = ((sum(e.status == word for e in chosen), word) for word in ledger.STATUSES)
+    rows = [e for e in chosen if e.row.key not in atlas.across]
+    told = ((sum(e.status == word for e in rows), word) for word in ledger.STATUSES)
     counts = ", ".join(f"{n} {word}" for n, word in told if n)
+    beside = f" And {len(chosen) - len(rows)} across papers." if len(chosen) > len(rows) else ""
     console.print(
-        Text(f"{len(chosen)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}.")
+        Text(f"{len(rows)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}.{beside}")
     )
+    _claims.facts(console, _unwritten(chosen))
     _claims.warn(console, atlas.problems)
+
+
+def _unwritten(entries: list[Entry]) -> dict[str, str]:
+    """The parts that are missing in files of built papers, with the papers' keys."""
+    from stratoscope.claims.paper import OPTIONAL
+
+    lacking = {
+        part: ", ".join(e.row.key for e in entries if e.paper and part in e.paper.unsaid)
+        for part in OPTIONAL
+    }
+    parts = [f"{part}: {keys}." for part, keys in lacking.items() if keys]
+    return {"not written": "\n".join(parts)} if parts else {}
 
 
 def _say_stale(entries: list[Entry]) -> None:

@@ -30,6 +30,7 @@ def render(found: dict[str, Any]) -> str:
         "atlas.html",
         atlas=found,
         papers=papers,
+        across=[p for p in papers if p.get("across")],
         subjects=subjects,
         matrix=[(p, atlas.matrix(p, subjects)) for p in papers if p["built"]],
         effects=[_drawn(effect) for effect in atlas.effects(found)],
