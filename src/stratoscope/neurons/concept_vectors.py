@@ -21,6 +21,7 @@ says whether the neuron speaks at them. Does not show that the model needs the v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,18 +63,26 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
     special = [] if lm.tokenizer is None else lm.tokenizer.all_special_ids
     acts = capture(lm, batch, "layers.*.mlp.act").stack("layers.*.mlp.act")
     generator = torch.Generator().manual_seed(seed)
-    rows = []
+    concepts, strangers, here = [], [], []
     for example, (row, real) in enumerate(zip(ids, mask)):
         real = real & ~torch.isin(row, torch.tensor(special, device=row.device, dtype=row.dtype))
         if not real.any():
             raise InputError(f"concept {example} has no token of its own: give its words.")
         tokens = row[real].unique()
-        layer, neuron, score = search(lm, tokens, side="down", top=top, joint=True)
-        stranger = torch.randperm(lm.dims.vocab, generator=generator)[: len(tokens)].to(tokens)
-        chance = search(lm, stranger, side="down", top=1, joint=True)
-        active = acts[layer[0], example, :, neuron[0]][:, real].mean(dim=-1)
-        kept = _shares(lm, layer, neuron, tokens), _shares(lm, *chance[:2], stranger)[0]
-        rows.append((layer[0], neuron[0], score[0], kept[0], active, chance[2][0, 0], kept[1]))
+        concepts.append(tokens)
+        stranger = torch.randperm(lm.dims.vocab, generator=generator)[: len(tokens)]
+        strangers.append(stranger.to(tokens))
+        here.append(real)
+    found = list(zip(*search(lm, concepts, side="down", top=top)))
+    chance = list(zip(*search(lm, strangers, side="down", top=1)))
+    tables = [directions(lm, at, "down") for at in range(lm.dims.layers)]
+    rows = []
+    for example, real in enumerate(here):
+        layer, neuron, score = found[example]
+        active = acts[layer, example, :, neuron][:, real].mean(dim=-1)
+        share = _shares(lm, tables, layer, neuron, concepts[example])
+        alone = _shares(lm, tables, *chance[example][:2], strangers[example])
+        rows.append((layer, neuron, score, share, active, chance[example][2][0], alone[0]))
     names = ("layer", "neuron", "score", "share", "activation", "null_score", "null_share")
     values = {name: torch.stack([row[number] for row in rows]) for number, name in enumerate(names)}
     axes = ("example", "rank")
@@ -91,6 +100,8 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
     )
 
 
-def _shares(lm: LM, layer: Tensor, neuron: Tensor, tokens: Tensor) -> Float[Tensor, " rank"]:
-    rows = [directions(lm, int(at), "down")[int(unit)] for at, unit in zip(layer[0], neuron[0])]
+def _shares(
+    lm: LM, tables: Sequence[Tensor], layer: Tensor, neuron: Tensor, tokens: Tensor
+) -> Float[Tensor, " rank"]:
+    rows = [tables[at][unit] for at, unit in zip(layer.tolist(), neuron.tolist())]
     return shared(decode(lm, torch.stack(rows)), tokens)

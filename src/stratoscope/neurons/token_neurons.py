@@ -106,23 +106,24 @@ def measure(
 @torch.no_grad()
 def search(
     lm: LM,
-    tokens: Int[Tensor, " token"],
+    tokens: Int[Tensor, " token"] | Sequence[Int[Tensor, " _"]],
     *,
     side: Side = "up",
     top: int = 5,
     fold: bool = True,
-    joint: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer, neuron and score of the neurons that stand for each token most, over the whole model:
     (token, rank).
 
-    joint: for all tokens together, by their mean score: (1, rank).
+    tokens: given several rows of them, neurons are found for each row as a whole, by the mean
+    score of its tokens: (row, rank). All are looked for at once.
     """
+    several = not isinstance(tokens, Tensor)
     head = lm.weight("logits").float()
     mean = head.mean(dim=0)
     covariance = (head.T @ head) / len(head) - mean[:, None] * mean
-    centred = head[tokens] - mean
-    centred = centred.mean(dim=0, keepdim=True) if joint else centred
+    means = torch.stack([head[row].mean(dim=0) for row in tokens]) if several else head[tokens]
+    centred = means - mean
     tables = [
         standardised(_rows(lm, at, side, fold), centred, covariance) for at in range(lm.dims.layers)
     ]
