@@ -7,9 +7,9 @@ Paper: relative-representations
 
 e is any encoder; the same anchors (the same texts, pictures or words) are encoded by each. r does
 not change when a space is rotated, mirrored or scaled, and so what was learned on one encoder's r
-works on another's: `Stitched`. The paper draws anchors uniformly at random; `choose` also has its
-other selectors (farthest point, k-means, the first, which are the most frequent where a vocabulary
-is sorted so). The paper does not centre e, and neither does this.
+works on another's (`embeddings/stitching.py`). The paper draws anchors uniformly at random and does
+not centre e; `choose` also has its other selectors (farthest point, k-means, the first, which are
+the most frequent where a vocabulary is sorted so).
 
 Reads as: how an input lies to others that are known, whatever basis the encoder happened to learn.
 Does not show that two spaces agree: a shear, or features that only one has, changes r; `agreement`
@@ -19,7 +19,6 @@ and differences are small.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -117,30 +116,6 @@ def _members(similarity: Tensor, top: int) -> Tensor:
     return torch.zeros_like(similarity, dtype=torch.bool).scatter(
         1, similarity.topk(top).indices, True
     )
-
-
-class Stitched(nn.Module):
-    """decoder(relative(encoder(x), encoder(anchors))): trained as one net, or put together from two
-    that were.
-
-    With `anchors=None` the decoder reads the embedding itself: what stitching is compared with.
-    """
-
-    anchors: Tensor | None
-
-    def __init__(
-        self,
-        encoder: Callable[[Tensor], Tensor],
-        decoder: Callable[[Tensor], Tensor],
-        anchors: Tensor | None,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.register_buffer("anchors", anchors)
-
-    def forward(self, x: Float[Tensor, "example ..."]) -> Float[Tensor, "example class"]:
-        e = self.encoder(x)
-        return self.decoder(e if self.anchors is None else relative(e, self.encoder(self.anchors)))
 
 
 @torch.no_grad()
