@@ -109,6 +109,7 @@ def crossed(
     anchors: Float[Tensor, "anchor ..."],
     score: Callable[[nn.Module], float],
     *,
+    orders: int = 5,
     seed: int = 0,
 ) -> dict[str, float]:
     """The score of two nets' decoders with each other's encoder in every way, the mean of both
@@ -116,16 +117,19 @@ def crossed(
 
     anchored: two nets that were trained with these anchors; plain: two without; untrained: two
     encoders like theirs that have learned nothing. native, absolute_native: each net as it is.
-    stitched: relative. shuffled: with the other net's anchors in another order (drawn by `seed`).
+    stitched: relative. shuffled: with the other net's anchors in other orders, the mean of so many.
     untrained: the decoder of a net with anchors, through them, with an encoder that knows nothing.
     absolute, affine, orthogonal: of the nets without anchors.
     """
-    order = torch.randperm(len(anchors), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    mixed = [anchors[torch.randperm(len(anchors), generator=generator)] for _ in range(orders)]
     idle = [Stitched(encoder, nn.Identity(), anchors) for encoder in untrained]
     ways: dict[str, list[Stitched]] = {"native": [*anchored], "absolute_native": [*plain]}
     for one, two, fresh in ((0, 1, 0), (1, 0, 1)):
         ways.setdefault("stitched", []).append(stitch(anchored[one], anchored[two], anchors))
-        ways.setdefault("shuffled", []).append(stitch(anchored[one], anchored[two], anchors[order]))
+        ways.setdefault("shuffled", []).extend(
+            stitch(anchored[one], anchored[two], each) for each in mixed
+        )
         ways.setdefault("untrained", []).append(stitch(idle[fresh], anchored[two], anchors))
         for how in ("absolute", "affine", "orthogonal"):
             ways.setdefault(how, []).append(stitch(plain[one], plain[two], anchors, how))

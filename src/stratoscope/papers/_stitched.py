@@ -19,19 +19,25 @@ from stratoscope.embeddings import stitching as st
 from stratoscope.lab import data, small_nets
 from stratoscope.maths.resample import interval
 
-ANCHORS, PAIRS, WIDTH, STEPS, TRAIN = 300, 6, 128, 400, 20_000
+ANCHORS, WIDTH, STEPS, TRAIN = 300, 128, 400, 20_000
 Build = Callable[[Tensor | None], st.Stitched]  # of anchors, or none
 Score = Callable[[nn.Module], float]
 
 
 def pairs(
-    seed: int, kinds: Sequence[Build], score: Score, *, redraw: bool = False, **options: Any
+    seed: int,
+    count: int,
+    kinds: Sequence[Build],
+    score: Score,
+    *,
+    redraw: bool = False,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """The scores of `st.crossed` by name, (pair); no net is in two pairs. redraw: the nets draw
     their pictures, instead of telling the class. The first training pictures are anchors."""
     x, y = small_nets.ready(data("mnist").train, TRAIN, seed)
     anchors, rows = x[:ANCHORS], []
-    for pair in range(PAIRS):
+    for pair in range(count):
         members = [(kind, 1000 * seed + 2 * pair + i) for i, kind in enumerate(kinds)]
         anchored, plain = (
             [
@@ -57,7 +63,7 @@ def measured(units: dict[str, np.ndarray], better: int, name: str, **more: Any) 
         units={how: row for how, row in units.items() if how not in null},
         null={how: each.value for how, each in null.items()} | more,
         interval={how: (each.low, each.high) for how, each in null.items()},
-        n=PAIRS,
+        n=len(units["stitched"]),
         figure=xr.DataArray(
             [units[how].mean() for how in names],
             {"way": names},

@@ -41,7 +41,8 @@ from stratoscope.maths.resample import interval
 from stratoscope.papers import _stitched as stitched
 from stratoscope.papers._stitched import ANCHORS, Build
 
-TEST = 2_000  # pictures
+# pairs of classifiers, and of autoencoders; test pictures
+READERS, DRAWERS, TEST = 12, 6, 2_000
 WORDS, DRAWS, NULLS = 4_000, 5, 20
 
 
@@ -78,9 +79,9 @@ def isometries_do_not_matter(seed: int) -> Measured:
     where="abstract; section 5 (zero-shot model stitching)",
     read="full text",
     tier="small",
-    subject="MNIST classifiers (MLPs), six pairs of seeds",
+    subject="MNIST classifiers (MLPs), twelve pairs of seeds",
     kind="miniature",
-    n="6 pairs of networks",
+    n="12 pairs of networks",
     valid="native_low > 0.9 and absolute_native_low > 0.9",
     expect="gap_high <= 0.03 and absolute_high < 0.2 and shuffled_high < 0.2 and "
     "untrained_high < stitched_low",
@@ -97,9 +98,10 @@ def isometries_do_not_matter(seed: int) -> Measured:
     thresholds="0.03, 0.9 and 0.2: the ledger's; chance is 0.1; 0.03 against a map: the same",
 )
 def a_stranger_can_be_read(seed: int) -> Measured:
-    """Six pairs of MLPs with anchors and six without, alike in all but their seed; each net's
+    """Twelve pairs of MLPs with anchors and twelve without, alike in all but their seed; each net's
     encoder with its partner's decoder, both ways. gap: what the partner loses against the decoder's
-    own encoder. Anchors are training pictures. Accuracy on test pictures."""
+    own encoder. Anchors are training pictures. Accuracy on test pictures. Twelve, as of six pairs
+    (a pilot, seed 1000) the interval of what is chance reached 0.24."""
     return _classifiers(seed, stitched.mlp, stitched.mlp)
 
 
@@ -108,9 +110,9 @@ def a_stranger_can_be_read(seed: int) -> Measured:
     where="abstract (various architectures); section 5.2 and 5.3, with frozen encoders",
     read="full text",
     tier="small",
-    subject="MNIST classifiers, six pairs of an MLP and a CNN",
+    subject="MNIST classifiers, twelve pairs of an MLP and a CNN",
     kind="miniature",
-    n="6 pairs of networks",
+    n="12 pairs of networks",
     valid="native_low > 0.9 and absolute_native_low > 0.9",
     expect="stitched_low >= 0.5 and absolute_high < 0.2 and shuffled_high < 0.2 and "
     "untrained_high < stitched_low",
@@ -174,7 +176,9 @@ def another_encoder_s_pictures_are_drawn(seed: int) -> Measured:
         return float(torch.stack(parts).sum() / whole)
 
     options = {"batch": 64, "rate": 3e-3, "loss": nn.functional.mse_loss, "redraw": True}
-    units = stitched.pairs(seed, (stitched.autoencoder, stitched.autoencoder), error, **options)
+    units = stitched.pairs(
+        seed, DRAWERS, (stitched.autoencoder, stitched.autoencoder), error, **options
+    )
     units["ratio"] = units["stitched"] / units["native"]
     alone = sum(_spread(test[y == each]) for each in y.unique()) / whole
     return stitched.measured(
@@ -184,7 +188,7 @@ def another_encoder_s_pictures_are_drawn(seed: int) -> Measured:
 
 def _classifiers(seed: int, *kinds: Build) -> Measured:
     test = small_nets.ready(data("mnist").test, TEST, seed)
-    units = stitched.pairs(seed, kinds, lambda net: small_nets.accuracy(net, *test))
+    units = stitched.pairs(seed, READERS, kinds, lambda net: small_nets.accuracy(net, *test))
     units["gap"] = units["native"] - units["stitched"]
     return stitched.measured(units, 1, "accuracy")
 
