@@ -11,8 +11,10 @@ HSIC is the estimate of Song et al. (2012), whose mean is 0 for unrelated sample
 usual one grows with the number of features. The Gaussian's width is half the median distance. None
 of them changes when a space is rotated, mirrored, scaled or moved.
 
-interval: 5 to 95 % over random halves of the samples, which differ as much as whole new samples
-would. A bootstrap would put the same sample twice into a kernel, which looks like likeness.
+interval: of 95 %, by the jackknife: the samples are dealt into groups, each group is left out once,
+and what that changes is one value of `maths.resample.interval` (Arvesen 1969, for U-statistics, of
+which HSIC is one). A bootstrap would put the same sample twice into a kernel, which looks like
+likeness, and no sample is used twice here.
 null: the same after the other's samples are shuffled, the mean of `SHUFFLES` orders; null_high:
 what unrelated samples exceed, in size, in 5 % of cases (`maths.resample.bound`).
 Reads as: whether the same samples lie near each other in both. Does not show that the same features
@@ -22,19 +24,19 @@ agree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 from stratoscope.embeddings import relative_representations
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError
-from stratoscope.maths.resample import bound
+from stratoscope.maths.resample import FEWEST, bound, interval
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
@@ -100,7 +102,10 @@ def ranks(d: Kernel) -> Kernel:
     The inner product of two of them is their RSA. NaN where all distances are equal.
     """
     above, table = np.triu_indices(len(d), 1), np.zeros_like(d)
-    order = rankdata(np.round(d[above] / (d.max() or 1.0), 5))
+    # five digits, so that rounding breaks no tie: small whole numbers, ranked by counting them
+    steps = np.rint(d[above] / (d.max() or 1.0) * 1e5).astype(np.int64)
+    count = np.bincount(steps)
+    order = (np.cumsum(count) - (count - 1) / 2)[steps]
     order = order - order.mean()
     length = np.linalg.norm(order)
     table[above] = order / (length * 2**0.5 if length > 0 else np.nan)
@@ -119,10 +124,10 @@ def rsa(d: Kernel, other: Kernel) -> float:
 
 
 def compare(
-    one: Samples, two: Float[np.ndarray, "sample other"], *, draws: int = 20, seed: int = 0
+    one: Samples, two: Float[np.ndarray, "sample other"], *, groups: int = 20, seed: int = 0
 ) -> dict[str, float]:
     """linear, rbf, rsa; each also with `null_`, `null_high_`, `low_` and `high_` before it:
-    shuffled, and the interval.
+    shuffled, and the interval, whose ends are NaN for fewer than five groups.
 
     Raises InputError for fewer than four samples, or not as many in both.
     """
@@ -132,7 +137,8 @@ def compare(
         )
     generator, n = np.random.default_rng(seed), len(one)
     orders = [generator.permutation(n) for _ in range(SHUFFLES)]
-    halves = [generator.permutation(n)[: max(n // 2, LEAST)] for _ in range(draws)]
+    dealt = min(groups, n) if n > LEAST else 0  # as many as leave enough samples
+    left = np.array_split(generator.permutation(n), dealt) if dealt >= FEWEST else []
     kinds = {
         "linear": (linear, centred, cka),
         "rbf": (rbf, centred, cka),
@@ -145,11 +151,25 @@ def compare(
         found[name] = float((x * y).sum())
         null = [float((x * y[np.ix_(order, order)]).sum()) for order in orders]
         found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), bound(np.abs(null))
-        spread = [score(a[np.ix_(half, half)], b[np.ix_(half, half)]) for half in halves]
-        found[f"low_{name}"], found[f"high_{name}"] = (
-            np.quantile(spread, [0.05, 0.95]) if spread else (np.nan, np.nan)
-        )
+        found[f"low_{name}"], found[f"high_{name}"] = _jackknife(a, b, score, left, found[name])
     return found
+
+
+def _jackknife(
+    a: Kernel,
+    b: Kernel,
+    score: Callable[[Kernel, Kernel], float],
+    left: list[np.ndarray],
+    whole: float,
+) -> tuple[float, float]:
+    """The interval of a score of all samples, from its scores without each of some groups."""
+    rest = [np.delete(np.arange(len(a)), group) for group in left]
+    without = np.array([score(a[np.ix_(r, r)], b[np.ix_(r, r)]) for r in rest])
+    values = len(left) * whole - (len(left) - 1) * without
+    if not np.isfinite(values).all():
+        return np.nan, np.nan
+    ends = interval(values, method="t")  # of fewer than five it gives NaN
+    return max(ends.low, -1.0), min(ends.high, 1.0)  # beyond which no score lies
 
 
 @torch.no_grad()
@@ -162,7 +182,7 @@ def measure(
     site: str = "resid_post",
     samples: Literal["tokens", "texts"] = "tokens",
     most: int = 500,
-    draws: int = 20,
+    groups: int = 20,
     seed: int = 0,
 ) -> xr.Dataset:
     """`compare`'s numbers for each layer: (layer).
@@ -170,8 +190,8 @@ def measure(
     other: the model that reads the same (default: `lm` itself); its layer at the same relative
     depth is taken. corrupt: what the other reads instead, another view of each input. samples:
     tokens (of a picture, its patches), one for one, or texts, the mean over each. most: samples
-    kept, drawn at random. draws: halves for the interval. Raises InputError when the two have not
-    the same samples, or fewer than four.
+    kept, drawn at random. groups: of samples, left out in turn for the interval. Raises InputError
+    when the two have not the same samples, or fewer than four.
     """
     if samples not in ("tokens", "texts"):
         raise InputError(f"samples={samples!r}: choose tokens or texts.")
@@ -184,7 +204,7 @@ def measure(
         )
     kept = np.sort(np.random.default_rng(seed).permutation(len(one[0]))[:most])
     paired = np.round(np.linspace(0, len(two) - 1, len(one))).astype(int)
-    rows = [compare(a[kept], two[p][kept], draws=draws, seed=seed) for a, p in zip(one, paired)]
+    rows = [compare(a[kept], two[p][kept], groups=groups, seed=seed) for a, p in zip(one, paired)]
     return dataset(
         {name: (("layer",), [row[name] for row in rows]) for name in rows[0]},
         method="embeddings.similarity",
