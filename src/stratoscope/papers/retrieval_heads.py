@@ -141,7 +141,8 @@ def retrieval_heads_are_few(lm: LM, seed: int) -> Measured:
 def without_them_retrieval_fails(lm: LM, seed: int) -> Measured:
     """The 5 % of heads that score highest on some needles are put to zero on others: is the
     needle's animal still the model's next token? The facts are capitals, asked without any context.
-    Intervals of needles are over needles, those of random heads too, each by its four draws."""
+    Intervals of needles are over needles, those of random heads too, each by its four draws. Long:
+    five minutes and more a seed."""
     mean = _scores(lm, seed).score.mean("example").values
     # never heads that copied nothing: of equals the first layers' would be taken
     top = strongest(mean, min(MASKED, float((mean > 0).mean())))
