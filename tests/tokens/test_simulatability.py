@@ -62,6 +62,33 @@ def test_the_reader_knows_what_is_there_and_nothing_else() -> None:
     assert (s.guessed(generator.normal(size=(60, 4)), y) == y).mean() < 0.75
 
 
+def test_what_a_reader_holds_by_hand() -> None:
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0], [5.0, 0.0]])
+    found = s.held(vectors, np.array([0.5, 0.2, -0.3, np.nan]))
+    close(found, [0.3, 0.4, 0.7, 0.0, 0.3, 0.3], 1e-9)
+    close(s.held(vectors, np.zeros(4)) + 1, np.ones(6), 1e-9)
+
+
+def test_a_reader_of_signs_tells_what_words_alone_do_not() -> None:
+    """The same words in every text; which of them lower the answer decides the label."""
+    generator = np.random.default_rng(3)
+    words = generator.normal(size=(6, 8))
+    labels = np.arange(80) % 2 == 0
+    signs = generator.random((80, 6)) * np.where(np.arange(6) < 3, 1, -1)
+    maps = [row if yes else -row for row, yes in zip(signs, labels)]
+    told = s.read([words] * 80, maps, labels)
+    assert told.all()
+    assert s.read([words] * 80, [abs(row) for row in maps], labels).mean() < 0.65
+    # one word is known and says all; who is shown another word says nothing
+    own = [np.where(np.arange(6)[:, None] == 2, (2 * yes - 1) * words, words) for yes in labels]
+    shown, hidden = (np.arange(6) == place for place in (2, 4))
+    assert s.read(own, [shown * 1.0] * 80, labels).all()
+    assert s.read(own, [hidden * 1.0] * 80, labels).mean() < 0.65
+    for maps in ([np.ones(6)] * 79, [np.ones(5)] * 80):
+        with pytest.raises(InputError, match="a number for each of its words"):
+            s.read(own, maps, labels)
+
+
 def test_equals_plain_hugging_face() -> None:
     lm = lm_of("llama")
     with untouched(lm):

@@ -94,6 +94,22 @@ def test_a_falsified_paragraph_fails(true: str, false: str) -> None:
     assert verbalize.check(text.replace(true, false), TOKENS, SHARP)
 
 
+def test_a_paragraph_is_read_back_as_the_map_it_tells() -> None:
+    generator = np.random.default_rng(1)
+    for values in (SHARP, FLAT, -SHARP, 0 * SHARP, *generator.standard_cauchy((50, 8))):
+        found = verbalize.read_back(verbalize.describe(TOKENS, values, 3), 8)
+        cited = verbalize.strongest(values, 3)
+        share = values / (np.abs(values).sum() or 1)
+        assert [*np.flatnonzero(found)] == sorted(cited)
+        assert np.abs(found - share)[cited].max(initial=0) <= 0.005 + 1e-9
+    assert verbalize.read_back(verbalize.describe(TOKENS, SHARP, 2), 8)[[1, 2]].tolist() == [
+        0.6,
+        -0.2,
+    ]
+    with pytest.raises(InputError, match="cites position 2 of 2"):
+        verbalize.read_back(verbalize.describe(TOKENS, SHARP, 2), 2)
+
+
 def test_the_numbers_of_another_map_fail() -> None:
     assert verbalize.check(verbalize.describe(TOKENS, SHARP, 3), TOKENS, FLAT)
     assert verbalize.check("Nothing to see.", TOKENS, SHARP)

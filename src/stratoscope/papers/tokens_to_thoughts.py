@@ -7,6 +7,13 @@ Methods: embeddings.human_categories
 Protocol: the encoders and decoders of the paper; the categories and typicality ratings of Rosch
     and of McCloskey and Glucksberg (1,049 items in 34 categories); L over all beta and numbers of
     clusters, Gaussian kinds of equal covariance as the null.
+What would change our mind: spaces in which the kinds are all there is save as much as embeddings
+    do; or ratings of many people, of which ours are none, that embeddings follow as closely as one
+    half of the raters follows the other.
+What the authors may object: WordNet's kinds are not people's categories, though words of them are
+    many; k-means with a Euclidean distance is one way to cluster of several; our models are small,
+    and read at the embedding alone; an order that we typed is no rating, so that typicality is no
+    test here.
 
 The paper's categories are those of Rosch and of McCloskey and Glucksberg. Here WordNet's kinds
 stand in for them: frequent words whose first sense is of one of 21 everyday kinds. For typicality

@@ -1,10 +1,28 @@
-"""How numbers, tokens and methods are said in a paragraph."""
+"""How numbers, tokens and methods are said in a paragraph, and read back from it."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
+from jaxtyping import Float
+
+from stratoscope.errors import InputError
+
+QUOTE = r'("(?:[^"\\]|\\.)*")'
+CITATION = re.compile(QUOTE + r" \(position (\d+), (\d+)%, towards the (answer|foil)\)")
+
+
+def read_back(text: str, length: int) -> Float[np.ndarray, " position"]:
+    """The map of so many positions as far as a paragraph tells it: each cited share, below 0 where
+    it is towards the foil, and 0 elsewhere. Raises InputError for a position that is not there."""
+    out = np.zeros(length)
+    for _, position, part, towards in CITATION.findall(text):
+        if int(position) >= length:
+            raise InputError(f"the text cites position {position} of {length}: is it of this map?")
+        out[int(position)] = int(part) / 100 * (1 if towards == "answer" else -1)
+    return out
 
 
 def opinion(method: str, agreeing: int, cited: int) -> str:

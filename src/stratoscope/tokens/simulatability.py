@@ -8,11 +8,14 @@ Paper: saliency-verbalization
     coverage     = sum of share[position] over the spans' positions  share: part of the total
                                                                      absolute attribution
     kept         = d(prompt in which only the spans keep their embeddings)
+    held         = sum of share[p] v[p] over the p that raise, the same over those that lower, and
+                   both sums of share[p]                             v: vectors of words, length 1
 
 d is the logit difference answer - foil at the last token. `kept` lets the model itself be the
-reader who is shown the cited words alone; `guessed` is another reader, who has learned from other
-texts how words and answers go together. Which words to cite is what `verbalize` takes for granted:
-it cites the strongest tokens one by one.
+reader who is shown the cited words alone. `read` is another reader, who has learned from other
+texts how signed words and answers go together: give it heat maps, or what a paragraph tells of them
+(`verbalize.read_back`), and compare what it tells right, text by text. Which words to cite is what
+`verbalize` takes for granted: it cites the strongest tokens one by one.
 
 null: as many spans of the same width at random places.
 Reads as: how much of a map so few words carry, and whether a reader of them would know the answer.
@@ -22,6 +25,7 @@ on familiar ground.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +105,46 @@ def guessed(
     y, own = np.where(labels, 1.0, -1.0), np.diag(hat)
     # what it would be if the example had been left out
     return (hat @ y - own * y) / (1 - own) > 1e-9
+
+
+def held(
+    vectors: Float[np.ndarray, "position dim"], attribution: Map
+) -> Float[np.ndarray, " feature"]:
+    """What a reader holds of a map: the sums over the words that raise the answer, then over those
+    that lower it, of share times vector; and how much there is of either. 2 dim + 2 numbers.
+
+    vectors: one for each position, 0 for a word that the reader does not know; they are taken at
+    length 1. attribution: as it is shown: shares, or numbers in any other unit; NaN is not shown.
+    """
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    words = np.column_stack([words, np.ones(len(words))])
+    shown = np.nan_to_num(attribution)
+    return np.concatenate([shown.clip(0) @ words, -shown.clip(None, 0) @ words])
+
+
+def read(
+    vectors: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    labels: Bool[np.ndarray, " example"],
+    *,
+    ridge: float = 1.0,
+) -> Bool[np.ndarray, " example"]:
+    """Whether a linear reader tells each label right, who is shown each text's map and has learned
+    from all the other texts (`held`, `guessed`).
+
+    vectors: (position, dim) of each text. maps: (position,) of each. Raises InputError where they
+    are not as many, or do not fit each other.
+    """
+    if not len(vectors) == len(maps) == len(labels) or any(
+        len(v) != len(m) for v, m in zip(vectors, maps)
+    ):
+        raise InputError(
+            f"{len(vectors)} texts, {len(maps)} maps, {len(labels)} labels: give one of each for "
+            "every text, and a number for each of its words."
+        )
+    features = np.stack([held(v, m) for v, m in zip(vectors, maps)])
+    return guessed(features, labels, ridge=ridge) == labels
 
 
 @torch.no_grad()

@@ -34,20 +34,27 @@ from stratoscope.models.run import Each
 from stratoscope.models.text import token_text
 from stratoscope.results import dataset
 from stratoscope.tokens import occlusion
-from stratoscope.tokens._spoken import chance, opinion, percent, quoted, side, spoken
+from stratoscope.tokens._spoken import (
+    CITATION,
+    QUOTE,
+    chance,
+    opinion,
+    percent,
+    quoted,
+    side,
+    spoken,
+)
+from stratoscope.tokens._spoken import read_back as read_back
 
 Map = Float[np.ndarray, " position"]
 Saliency = xr.DataArray | xr.Dataset
 # The report's second opinion on occlusion: the method that the rule of docs/attribution.md chose,
-# with the orders that it was judged with. Integrated gradients, which was it once, ranks tokens
-# there no better than chance.
+# with the orders that it was judged with.
 SECOND, ORDERS = "tokens.shapley", 32
 NO_SECOND = "No second opinion was given: Shapley values are the one to ask (docs/attribution.md)."
 LEAST = 0.01  # of the total: a token with less is noise, and is not cited
 DIFFUSE = "The evidence is diffuse: the choice does not rest on these tokens alone."
-_QUOTE = r'("(?:[^"\\]|\\.)*")'
-_CITATION = re.compile(_QUOTE + r" \(position (\d+), (\d+)%, towards the (answer|foil)\)")
-_NAMED = re.compile(rf"(?:token|position|answer|foil)(?: is)? {_QUOTE}")
+_NAMED = re.compile(rf"(?:token|position|answer|foil)(?: is)? {QUOTE}")
 
 
 def strongest(attribution: Map, top: int) -> list[int]:
@@ -89,12 +96,11 @@ def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
     stand exactly where it is due.
     """
     wrong: list[str] = []
-    share, found = shares(attribution), _CITATION.findall(text)
+    share, found = shares(attribution), CITATION.findall(text)
     best = strongest(attribution, len(found))
     cited = sorted({int(position) for _, position, _, _ in found if int(position) < len(tokens)})
-    for quote, p, part, towards in (
-        (quote, int(position), *rest) for quote, position, *rest in found
-    ):
+    for quote, position, part, towards in found:
+        p = int(position)
         if p not in cited or json.loads(quote) != tokens[p]:
             wrong.append(f"{quote} does not stand at position {p}.")
         elif p not in best:
@@ -113,9 +119,9 @@ def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
     together = _together(attribution, cited) if cited else ""
     if together not in text:
         wrong.append(f"it should say: {together}")
-    rest = _NAMED.sub("", _CITATION.sub("", text)).replace(together, "")
+    rest = _NAMED.sub("", CITATION.sub("", text)).replace(together, "")
     wrong += [
-        f"{quote} is quoted but not cited with its numbers." for quote in re.findall(_QUOTE, rest)
+        f"{quote} is quoted but not cited with its numbers." for quote in re.findall(QUOTE, rest)
     ]
     wrong += [
         f"{number} is no share of what is cited." for number in re.findall(r"[\d.]+\s*%", rest)
@@ -240,8 +246,7 @@ def _together(attribution: Map, cited: Sequence[int]) -> str:
     held, even = shares(attribution)[list(cited)].sum(), count / n
     subject = "Together they hold" if count > 1 else "Alone it holds"
     counted = (
-        f"{subject} {percent(held)}; {count} of {n} would hold {percent(even)} if all "
-        "tokens "
+        f"{subject} {percent(held)}; {count} of {n} would hold {percent(even)} if all tokens "
         "counted alike."
     )
     return f"{counted} {DIFFUSE}" if count < n and held < even + (1 - even) / 3 else counted
