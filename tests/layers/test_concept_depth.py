@@ -54,6 +54,20 @@ def test_a_moved_word_is_readable_after_the_layer_that_moves_it() -> None:
     assert (abs(found.null - 0.5) < 0.3).all()
 
 
+def test_states_read_once_give_what_the_texts_give(monkeypatch) -> None:
+    p = planted.suppression()
+    lm, texts, kinds = two_names(p, ("Finn", "Hana"), 10)
+    whole = concept_depth.fit(lm, texts, labels=kinds, seed=3)
+    read = concept_depth.states(lm, texts)
+    monkeypatch.setattr(concept_depth, "capture", None)  # the model is run no more
+    again = concept_depth.fit(lm, read, labels=kinds, seed=3)
+    assert torch.equal(again.weight, whole.weight)
+    assert torch.equal(again.correct, whole.correct)
+    assert torch.equal(again.null_correct, whole.null_correct)
+    with pytest.raises(InputError, match="one for each"):
+        concept_depth.fit(lm, read[1:], labels=kinds)
+
+
 def kinds_of(n: int) -> tuple[list[list[int]], list[int]]:
     """Token rows of different length; the kind is whether the first token is large, so no single
     dimension says it."""

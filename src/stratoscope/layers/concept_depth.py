@@ -96,7 +96,7 @@ class Probes(Fitted):
     def read(self, lm: LM, inputs: Any) -> xr.DataArray:
         """The probability of the second kind at every depth, of new texts: (example, depth)."""
         logit = (
-            torch.einsum("end,nd->en", _last(lm, inputs, 16), self.weight.double())
+            torch.einsum("end,nd->en", states(lm, inputs), self.weight.double())
             + self.bias.double()
         )
         coords = {"depth": list(range(len(self.bias)))}
@@ -118,7 +118,8 @@ def fit(
 ) -> Probes:
     """A probe at every depth, with its held-out answers and those of its null.
 
-    inputs: texts. labels: 0 or 1 for each. groups: a name for each, alike for texts that share
+    inputs: texts, or their `states`, where several labels or parts are asked of the same ones.
+    labels: 0 or 1 for each. groups: a name for each, alike for texts that share
     what they are about; such texts are held out together. folds: parts held out in turn.
     strength: inverse of the penalty, the same for every depth. batch: texts in one forward pass.
     seed: of the parts and of the dealt-out labels. Raises InputError when labels are not 0 and 1,
@@ -133,12 +134,12 @@ def fit(
             f"labels are 0 or 1 for each text, at least folds={folds} (2 or more) of each; got "
             f"{counts}."
         )
-    states = _last(lm, inputs, batch)
-    if len(states) != len(kinds):
-        raise InputError(f"{len(kinds)} labels for {len(states)} texts: give one for each.")
+    read = inputs if isinstance(inputs, Tensor) and inputs.ndim == 3 else states(lm, inputs, batch)
+    if len(read) != len(kinds):
+        raise InputError(f"{len(kinds)} labels for {len(read)} texts: give one for each.")
     generator = np.random.default_rng(seed)
     dealt = generator.permutation(kinds)
-    x, how = states.numpy(), (_parts(kinds, groups, folds, seed), strength)
+    x, how = read.numpy(), (_parts(kinds, groups, folds, seed), strength)
     correct, null = (torch.tensor(_held_out(x, y, *how)).float() for y in (kinds, dealt))
     _refuse_below_chance(correct.mean(dim=0).numpy(), kinds)
     lines = [_line(at, kinds, strength) for at in x.swapaxes(0, 1)]
@@ -158,8 +159,9 @@ def fit(
     )
 
 
-def _last(lm: LM, inputs: Any, size: int) -> Float[Tensor, "example depth dim"]:
-    """The last token's stream at every depth, texts of like length run together."""
+@torch.no_grad()
+def states(lm: LM, inputs: Any, size: int = 16) -> Float[Tensor, "example depth dim"]:
+    """The last token's stream at every depth, texts of like length run together, `size` at once."""
     ids, mask = lm.batch(inputs).text
     rows = [row[real].tolist() for row, real in zip(ids, mask)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -169,9 +171,9 @@ def _last(lm: LM, inputs: Any, size: int) -> Float[Tensor, "example depth dim"]:
         seen = capture(
             lm, [rows[i] for i in some], "layers.0.resid_pre", "layers.*.resid_post", positions=-1
         )
-        states = torch.cat([seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")])
+        depths = torch.cat([seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")])
         for number, i in enumerate(some):
-            found[i] = states[:, number].double().cpu()
+            found[i] = depths[:, number].double().cpu()
     return torch.stack(found)
 
 

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 import stratoscope.models as models
 from stratoscope.claims import Measured, claim
@@ -62,11 +63,10 @@ class Task(NamedTuple):
         """What each text belongs to: its group, or itself."""
         return self.groups or [str(number) for number in range(len(self.texts))]
 
-    def fit(self, lm: LM, seed: int) -> xr.Dataset:
-        """Probes of all depths."""
-        return concept_depth.fit(
-            lm, self.texts, labels=self.kinds, groups=self.groups, seed=seed
-        ).result
+    def fit(self, lm: LM, seed: int, states: Tensor | None = None) -> xr.Dataset:
+        """Probes of all depths; states: those of the texts, where they were read before."""
+        read = self.texts if states is None else states
+        return concept_depth.fit(lm, read, labels=self.kinds, groups=self.groups, seed=seed).result
 
 
 @claim(
@@ -130,9 +130,10 @@ def simple_concepts_converge_early(lm: LM, seed: int) -> Measured:
         "emotional": _emotional(seed),
         "inferential": _inferential(seed),
     }
-    found = {name: task.fit(lm, seed) for name, task in tasks.items()}
+    read = {name: concept_depth.states(lm, task.texts) for name, task in tasks.items()}
+    found = {name: task.fit(lm, seed, read[name]) for name, task in tasks.items()}
     blank = tasks["emotional"].fit(_untrained(lm, seed), seed)
-    control = _control(tasks["inferential"], seed).fit(lm, seed)
+    control = _control(tasks["inferential"], seed).fit(lm, seed, read["inferential"])
     best = {name: float(result.accuracy.max()) for name, result in found.items()}
     return Measured(
         values={name: result.convergence_depth for name, result in found.items()}
@@ -288,8 +289,9 @@ def rounding_pushes_deeper(lm: LM, seed: int) -> Measured:
 def _shift(lm: LM, tasks: dict[str, Task], changed: dict[str, xr.Dataset], seed: int) -> Measured:
     """How far a change moves the convergence depth, the mean over tasks, and how far other folds
     do; both by a paired bootstrap on the same texts."""
-    plain = {name: task.fit(lm, seed) for name, task in tasks.items()}
-    other = {name: task.fit(lm, seed + 1000) for name, task in tasks.items()}
+    read = {name: concept_depth.states(lm, task.texts) for name, task in tasks.items()}
+    plain = {name: task.fit(lm, seed, read[name]) for name, task in tasks.items()}
+    other = {name: task.fit(lm, seed + 1000, read[name]) for name, task in tasks.items()}
     units = [task.units for task in tasks.values()]
 
     def moved(after: dict[str, xr.Dataset]) -> resample.Interval:
