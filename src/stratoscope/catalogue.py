@@ -89,8 +89,8 @@ def docstring(text: str) -> str:
     """Return the module docstring of Python source `text` without running it, or "" if there is
     none."""
     start = _BEFORE_IT.match(text)
-    found = _QUOTED.match(text, start.end() if start else 0)
-    return ast.literal_eval(found[0]).strip() if found else ""
+    literal = _QUOTED.match(text, start.end() if start else 0)
+    return ast.literal_eval(literal[0]).strip() if literal else ""
 
 
 def summary(text: str) -> str:

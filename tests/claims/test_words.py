@@ -87,12 +87,12 @@ def test_one_word_to_count_papers_by() -> None:
     assert Words("", "reproduced", 0, 0).status == "mechanism only"
     assert Words("", "built, not run", 0, 0).status == "built, not run"
     told = Words("direction only", "reproduced", 1, 2)
-    assert told.told == "direction only (1 of 2 models); mechanism: reproduced"
-    assert words.found(told) == (
+    assert told.summary == "direction only (1 of 2 models); mechanism: reproduced"
+    assert words.sentence(told) == (
         "On real models: direction only; 1 of 2 models reproduces every statement. In "
         "miniatures: reproduced."
     )
-    assert words.found(Words("", "", 0, 0)) == "Nothing was measured."
+    assert words.sentence(Words("", "", 0, 0)) == "Nothing was measured."
 
 
 def test_everyone_says_the_same_rule() -> None:

@@ -39,7 +39,7 @@ def test_the_best_predictor_says_what_follows(name: str) -> None:
     ids = stream.draw(torch.Generator().manual_seed(1), 60_000)
     said = stream.optimal(ids)
     met = 0
-    for place in torch.nonzero(stream.asked)[:, 0].tolist():
+    for place in torch.nonzero(stream.queried)[:, 0].tolist():
         prefixes, which = torch.unique(ids[:, :place], dim=0, return_inverse=True)
         follows = torch.zeros(len(prefixes), stream.vocab)
         follows.index_put_((which, ids[:, place]), torch.ones(len(ids)), accumulate=True)
@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_seed_split_and_step(name: str) -> None:
         assert not torch.equal(batch["input_ids"], other["input_ids"])
     asked = batch["labels"] != NO_TARGET
     assert torch.equal(batch["labels"][asked], batch["input_ids"][asked])
-    assert (asked == one.asked).all()
+    assert (asked == one.queried).all()
     assert batch["input_ids"].shape == (16, one.length)
     assert int(batch["input_ids"].max()) < one.vocab
 

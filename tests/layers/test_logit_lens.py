@@ -52,9 +52,9 @@ def test_the_logit_lens_in_pieces_is_the_logit_lens(monkeypatch: pytest.MonkeyPa
     sizes: list[tuple[int, ...]] = []
     monkeypatch.setattr(logit_lens, "_STREAMS", 2 * 8 * 4 * lm.dims.dim * (lm.dims.layers + 1))
     monkeypatch.setattr(logit_lens, "_LOGITS", 3 * 4 * lm.dims.vocab)
-    told, told_of, seen = [], logit_lens.told, logit_lens.capture
+    told, told_of, seen = [], logit_lens.ranked, logit_lens.capture
     monkeypatch.setattr(
-        logit_lens, "told", lambda x, *rest: (told.append(len(x)), told_of(x, *rest))[1]
+        logit_lens, "ranked", lambda x, *rest: (told.append(len(x)), told_of(x, *rest))[1]
     )
     monkeypatch.setattr(
         logit_lens, "capture", lambda lm, b, *s: (sizes.append(b.ids.shape), seen(lm, b, *s))[1]

@@ -56,9 +56,9 @@ def right(scores: np.ndarray, items: Sequence[Item]) -> np.ndarray:
     """(item,): 1 where the gold choice alone has the highest of scores (item, choice), 0 where
     another is higher; of several that are equally high, an equal share. NaN stands where an item
     has no such choice."""
-    found = np.zeros(len(items))
+    shares = np.zeros(len(items))
     for number, item in enumerate(items):
         row = scores[number, : len(item.choices)]
         best = row == row.max()
-        found[number] = best[item.gold] / best.sum()
-    return found
+        shares[number] = best[item.gold] / best.sum()
+    return shares

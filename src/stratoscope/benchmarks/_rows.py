@@ -20,9 +20,9 @@ class Row:
         return name in self.fields
 
     def wrong(self, name: str, needed: str) -> InputError:
-        found = repr(self.fields[name]) if name in self.fields else "absent"
+        value = repr(self.fields[name]) if name in self.fields else "absent"
         return InputError(
-            f"{self.path}, row {self.number}: `{name}` must be {needed}, and is {found:.80}."
+            f"{self.path}, row {self.number}: `{name}` must be {needed}, and is {value:.80}."
         )
 
     def text(self, name: str) -> str:

@@ -44,17 +44,17 @@ def whole(
 ) -> list[list[float]]:
     """Every row run from its first token to its last: for models without such a cache."""
     rows = [choice for group in groups for choice in group]
-    found: dict[int, float] = {}
+    by_row: dict[int, float] = {}
     for part in _parts([len(row.ids) for row in rows], size):
         ids = [rows[i].ids for i in part]
         logits = lm(ids)["logits"]
         scores = torch.stack(
             [_scored(logits[n], ids[n], rows[i].start, len(ids[n])) for n, i in enumerate(part)]
         )
-        found |= dict(zip(part, scores.tolist()))
-        progress(len(found), len(rows))
+        by_row |= dict(zip(part, scores.tolist()))
+        progress(len(by_row), len(rows))
     numbers = iter(range(len(rows)))
-    return [[found[next(numbers)] for _ in group] for group in groups]
+    return [[by_row[next(numbers)] for _ in group] for group in groups]
 
 
 def shared(
@@ -62,14 +62,14 @@ def shared(
 ) -> list[list[float]]:
     """As `whole`, with what an item's rows share run once. size: tokens of one forward pass."""
     begin = [common(group) for group in groups]
-    found: list[list[float]] = [[] for _ in groups]
+    scores_of: list[list[float]] = [[] for _ in groups]
     widths = [n + sum(len(c.ids) - n for c in group) for n, group in zip(begin, groups)]
     for part in _parts(widths, size):
         some = _one_pass(lm, [groups[i] for i in part], [begin[i] for i in part])
         for i, scores in zip(part, some):
-            found[i] = scores
-        progress(sum(map(bool, found)), len(found))
-    return found
+            scores_of[i] = scores
+        progress(sum(map(bool, scores_of)), len(scores_of))
+    return scores_of
 
 
 def cache_of(out: Any) -> Any:
@@ -113,8 +113,8 @@ def _one_pass(lm: LM, groups: Sequence[Group], begin: Sequence[int]) -> list[lis
             **{"cache" if "cache" in takes else "past_key_values": past},
             **({"position_ids": place} if "position_ids" in takes else {}),
         ).logits
-        said = [_scored(logits[n], r[2], r[3], len(r[2])) for n, r in enumerate(rests)]
-        scores = scores.index_add(0, at, torch.stack(said))
+        sums = [_scored(logits[n], r[2], r[3], len(r[2])) for n, r in enumerate(rests)]
+        scores = scores.index_add(0, at, torch.stack(sums))
     values = iter(scores.tolist())
     return [[next(values) for _ in group] for group in groups]
 

@@ -28,16 +28,16 @@ from stratoscope.results import dataset
 
 
 def expected_error(
-    said: Float[Tensor, "example class"], truth: Int[Tensor, " truth"], *, bins: int = 15
+    probabilities: Float[Tensor, "example class"], truth: Int[Tensor, " truth"], *, bins: int = 15
 ) -> float:
     """The expected calibration error of probabilities. Raises InputError for no examples or
     bins."""
-    if len(said) != len(truth) or not len(said) or bins < 1:
+    if len(probabilities) != len(truth) or not len(probabilities) or bins < 1:
         raise InputError(
-            f"{len(said)} rows of probabilities, {len(truth)} truths, {bins} bins: give one truth "
-            "for each row, and at least one bin."
+            f"{len(probabilities)} rows of probabilities, {len(truth)} truths, {bins} bins: "
+            "give one truth for each row, and at least one bin."
         )
-    sure, guess = said.max(dim=1)
+    sure, guess = probabilities.max(dim=1)
     return _error(sure, guess.eq(truth).to(sure), bins)
 
 
@@ -49,10 +49,10 @@ def score(lm: LM, inputs: Any, *, bins: int = 15, normalise: str = "sum") -> xr.
     """
     if bins < 1:
         raise InputError(f"bins={bins}: give at least one.")
-    found = likelihood.score(lm, inputs, normalise=normalise)
-    scores = torch.from_numpy(found["score"].to_numpy()).double()
+    scored = likelihood.score(lm, inputs, normalise=normalise)
+    scores = torch.from_numpy(scored["score"].to_numpy()).double()
     sure = scores.nan_to_num(nan=-torch.inf).softmax(dim=1).amax(dim=1)
-    right = torch.from_numpy(found["right"].to_numpy()).to(sure)
+    right = torch.from_numpy(scored["right"].to_numpy()).to(sure)
     return dataset(
         {
             "confidence": (("item",), sure),
@@ -62,7 +62,7 @@ def score(lm: LM, inputs: Any, *, bins: int = 15, normalise: str = "sum") -> xr.
         method="benchmarks.calibration",
         provenance=lm.provenance,
         settings={"bins": bins, "normalise": normalise},
-        coords={"id": (("item",), found["id"].values)},
+        coords={"id": (("item",), scored["id"].values)},
     )
 
 

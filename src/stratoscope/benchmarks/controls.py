@@ -37,12 +37,12 @@ def score(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset:
     Raises InputError for what is no item.
     """
     items = checked(inputs)
-    found = {name: right(_scores(items, rule(items)), items) for name, rule in RULES.items()}
+    right_by = {name: right(_scores(items, rule(items)), items) for name, rule in RULES.items()}
     if lm is not None:
         bare = [replace(item, context="") for item in items]
         how = "sum" if normalise == "blind" else normalise
-        found["blind"] = likelihood.score(lm, bare, normalise=how)["right"].to_numpy()
-    table = np.stack(list(found.values()))
+        right_by["blind"] = likelihood.score(lm, bare, normalise=how)["right"].to_numpy()
+    table = np.stack(list(right_by.values()))
     return dataset(
         {
             "right": (("control", "item"), table),
@@ -51,7 +51,7 @@ def score(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset:
         method="benchmarks.controls",
         provenance=None if lm is None else lm.provenance,
         settings={"normalise": normalise},
-        coords={"control": list(found), "id": (("item",), [item.id for item in items])},
+        coords={"control": list(right_by), "id": (("item",), [item.id for item in items])},
     )
 
 

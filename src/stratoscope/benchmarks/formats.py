@@ -37,18 +37,18 @@ def read(path: str | Path, *, format: str | None = None) -> list[Item]:
     if format is not None and format not in FORMATS:
         raise _unknown(format)
     path = Path(path)
-    found: list[Item] = []
+    items: list[Item] = []
     known = FORMATS.get(format or "")
     for row in _rows.rows(path):
-        known = known or _told(row)
+        known = known or _recognised(row)
         try:
-            found.append(known.item(row))
+            items.append(known.item(row))
         except InputError as error:
             where = f"{path}, row {row.number}"
             raise error if where in str(error) else InputError(f"{where}: {error}") from error
-    if not found:
+    if not items:
         raise InputError(f"{path} holds no row.")
-    return checked(found)
+    return checked(items)
 
 
 def write(items: Sequence[Item], path: str | Path, *, format: str = "plain") -> None:
@@ -59,7 +59,7 @@ def write(items: Sequence[Item], path: str | Path, *, format: str = "plain") -> 
     _rows.write(Path(path), [FORMATS[format].row(item) for item in checked(items)])
 
 
-def _told(row: Row) -> Format:
+def _recognised(row: Row) -> Format:
     for known in FORMATS.values():
         if all(name in row for name in known.needs):
             return known
@@ -139,11 +139,11 @@ def _hellaswag_row(item: Item) -> dict[str, Any]:
 
 def _blimp(row: Row) -> Item:
     """The right sentence comes first in every other row: else its place would tell."""
-    both = (row.text("sentence_good"), row.text("sentence_bad"))
+    choices = (row.text("sentence_good"), row.text("sentence_bad"))
     group = row.text("UID") if "UID" in row else ""
     name = f"{group}-{row.fields['pairID']}" if "pairID" in row else ""
     gold = (row.number - 1) % 2
-    return Item("", both[::-1] if gold else both, gold, group, name)
+    return Item("", choices[::-1] if gold else choices, gold, group, name)
 
 
 def _blimp_row(item: Item) -> dict[str, Any]:

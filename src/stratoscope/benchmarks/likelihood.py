@@ -139,8 +139,8 @@ def _can_share(lm: LM, groups: Sequence[Sequence[Choice]]) -> bool:
     out = lm.model(
         input_ids=torch.tensor([groups[0][0].ids[:1]], device=lm.model.device), use_cache=True
     )
-    kept = getattr(cache_of(out), "layers", ())
-    if not kept or not all(hasattr(layer, "batch_select_indices") for layer in kept):
+    layers = getattr(cache_of(out), "layers", ())
+    if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         return False  # a recurrence keeps a state, not keys
     size = 2 * sum(len(choice.ids) for group in tried for choice in group)
     again, plain = (np.concatenate(run(lm, tried, size)) for run in (shared, whole))

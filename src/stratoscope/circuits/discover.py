@@ -58,10 +58,10 @@ def judge(
     probed = edges[torch.randperm(len(edges), generator=generator)[:PROBES]]
     without = circuit.repeat(len(probed), 1, 1)
     without[torch.arange(len(probed)), probed[:, 0], probed[:, 1]] = False
-    asked = torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without])
-    found = torch.stack([one(asked) for one in share])  # example, circuit
+    circuits = torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without])
+    scores = torch.stack([one(circuits) for one in share])  # example, circuit
     return torch.stack(
-        [found[:, 0].mean(), found[:, 1].mean(), (found[:, :1] - found[:, 2:]).abs().mean()]
+        [scores[:, 0].mean(), scores[:, 1].mean(), (scores[:, :1] - scores[:, 2:]).abs().mean()]
     )
 
 
@@ -74,9 +74,9 @@ def strengths(wires: Wiring, attribution: xr.Dataset) -> Float[Tensor, "receiver
             f"`attribution` must hold `effect` on all {len(expected)} edges of this model, as "
             f"circuits.edge_attribution gives it; got {dict(attribution.sizes)}."
         )
-    found = torch.zeros(wires.mask.shape)
-    found[wires.mask] = torch.from_numpy(attribution["effect"].mean("example").values).float()
-    return found
+    strength = torch.zeros(wires.mask.shape)
+    strength[wires.mask] = torch.from_numpy(attribution["effect"].mean("example").values).float()
+    return strength
 
 
 def measure(
@@ -113,7 +113,7 @@ def measure(
             "given, or threshold with "
             f"`limit` the least strength; a limit is above 0."
         )
-    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    prompts = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires, generator = wiring(lm), torch.Generator().manual_seed(seed)
     if attribution is None:
         attribution = edge_attribution_ig.measure(
@@ -123,7 +123,7 @@ def measure(
     noise = torch.rand((DRAWS, *effect.shape), generator=generator)
     orders = [rules[keep](wires, strength) for strength in (effect.abs(), *noise)]
     sizes = np.unique(np.geomspace(1, len(wires.edges), SIZES).round().astype(int)).tolist()
-    share = shares(lm, both, ablation)
+    share = shares(lm, prompts, ablation)
     curves = torch.stack(
         [
             torch.stack(
@@ -144,7 +144,7 @@ def measure(
         {"effect": (("edge",), torch.tensor([float(effect[r, s]) for (s,), (r,) in paths]))}
         | {name: (("step",), curve[:, 0]) for name, curve in zip(_CURVES, curves)}
         | {f"null_{name}": (("step", "draw"), curve[:, 1:]) for name, curve in zip(_CURVES, curves)}
-        | both.differences,
+        | prompts.differences,
         method="circuits.discover",
         provenance=lm.provenance,
         settings={
@@ -154,10 +154,10 @@ def measure(
             "attribution": attribution.attrs.get("method"),
         },
         seed=seed,
-        coords=both.coords | wires.coords(paths) | {"size": (("step",), sizes)},
+        coords=prompts.coords | wires.coords(paths) | {"size": (("step",), sizes)},
         of=len(wires.edges),
         null_kind=NULL,
-        notes=both.notes(),
+        notes=prompts.notes(),
     )
 
 

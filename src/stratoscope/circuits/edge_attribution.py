@@ -117,32 +117,36 @@ def measure(
     SiteError for a family without edges, InputError when a pair's lengths differ or both runs give
     the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    prompts = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
-    found = [
+    per_edge = [
         torch.stack([slopes(one, with_null(one, seed))[:, wires.mask] for one in rows]).sum(dim=0)
-        for rows in ends(lm, both)
+        for rows in ends(lm, prompts)
     ]
-    return labelled(lm, both, found, "circuits.edge_attribution", {"direction": direction}, seed)
+    return labelled(
+        lm, prompts, per_edge, "circuits.edge_attribution", {"direction": direction}, seed
+    )
 
 
 def labelled(
-    lm: LM, both: Pair, found: list[Tensor], method: str, settings: dict[str, Any], seed: int
+    lm: LM, prompts: Pair, slopes: list[Tensor], method: str, settings: dict[str, Any], seed: int
 ) -> xr.Dataset:
     """Effect and null, as shares of the difference between the two runs. found: (kind, edge) of
     each example."""
     wires = wiring(lm)
-    slope = torch.stack(found, dim=-1).float().cpu()  # kind, edge, example
-    base = both.corrupt_difference if both.direction == "denoise" else both.clean_difference
-    effect, null = (both.normalise(x + base) for x in slope)
+    slope = torch.stack(slopes, dim=-1).float().cpu()  # kind, edge, example
+    base = (
+        prompts.corrupt_difference if prompts.direction == "denoise" else prompts.clean_difference
+    )
+    effect, null = (prompts.normalise(x + base) for x in slope)
     return dataset(
         {"effect": (("example", "edge"), effect.T), "null": (("example", "edge"), null.T)}
-        | both.differences,
+        | prompts.differences,
         method=method,
         provenance=lm.provenance,
         settings=settings,
         seed=seed,
-        coords=both.coords | wires.coords(wires.edges),
+        coords=prompts.coords | wires.coords(wires.edges),
         null_kind=NULL,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )

@@ -67,14 +67,14 @@ def measure(
     """
     if steps < 1:
         raise InputError(f"steps={steps}: integrated gradients need at least one point.")
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    prompts = pair(lm, inputs, corrupt, answer, foil, direction)
     mask = wiring(lm).mask
-    found = []
-    for rows in ends(lm, both):
+    slopes = []
+    for rows in ends(lm, prompts):
         sent = ((one, edge_attribution.with_null(one, seed)) for one in rows)
         each = [averaged_slopes(one, deltas, steps)[:, mask] for one, deltas in sent]
-        found.append(torch.stack(each).sum(dim=0))
+        slopes.append(torch.stack(each).sum(dim=0))
     settings = {"direction": direction, "steps": steps}
     return edge_attribution.labelled(
-        lm, both, found, "circuits.edge_attribution_ig", settings, seed
+        lm, prompts, slopes, "circuits.edge_attribution_ig", settings, seed
     )

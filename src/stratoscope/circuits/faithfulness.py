@@ -90,19 +90,19 @@ def run_circuit(
 Shares = Callable[[Bool[Tensor, "circuit receiver sender"]], Float[Tensor, " circuit"]]
 
 
-def shares(lm: LM, both: Pair, ablation: Ablation) -> list[Shares]:
+def shares(lm: LM, prompts: Pair, ablation: Ablation) -> list[Shares]:
     """For each example, the function from circuits to faithfulness. Raises InputError when no edge
     and all agree."""
     if ablation not in ("resample", "mean"):
         raise InputError(
             f"ablation {ablation!r}: choose 'resample' (the corrupt prompt's writes) or 'mean'."
         )
-    if ablation == "mean" and both.target.tokens:
+    if ablation == "mean" and prompts.target.tokens:
         raise InputError(
             "ablation='mean' averages over prompts position by position, and after the prompts of "
             "whole answers different texts stand: use ablation='resample', or ask for one token."
         )
-    every = list(ends(lm, both))
+    every = list(ends(lm, prompts))
     if ablation == "resample":
         return [_share(rows, [one.source.writes for one in rows]) for rows in every]
     mean = _mean([one.source.writes for [one] in every])
@@ -115,14 +115,14 @@ def _share(rows: list[Ends], others: list[Tensor]) -> Shares:
 
     @torch.no_grad()
     def differences(circuits: Tensor) -> Tensor:
-        found = torch.zeros(len(circuits))
+        values = torch.zeros(len(circuits))
         for one, other in zip(rows, others):
             with one.layers:
                 for n, keep in enumerate(circuits):
                     stream = run_circuit(one.layers, one.base.writes[0], other, keep)
                     logits = outside.read_out(lm, one.batch, stream[None], every=False)
-                    found[n] += float(one.metric(logits))
-        return found
+                    values[n] += float(one.metric(logits))
+        return values
 
     none, whole = differences(torch.stack([torch.zeros_like(mask), mask])).tolist()
     if abs(whole - none) < 1e-3:
@@ -181,29 +181,29 @@ def measure(
     with an `edge` axis (`circuits.discover`); default every edge. draws: random circuits. Raises
     SiteError for a family without edges, InputError for an edge that the model lacks.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, "noise")
+    prompts = pair(lm, inputs, corrupt, answer, foil, "noise")
     wires = wiring(lm)
     keep = wires.mask if circuit is None else as_mask(wires, circuit)
     rivals = random_circuits(wires, int(keep.sum()), draws, torch.Generator().manual_seed(seed))
-    asked = torch.cat([torch.stack([keep, wires.mask & ~keep]), rivals])
-    found = torch.stack([share(asked) for share in shares(lm, both, ablation)])
-    spread = interval(found[:, 0].double().numpy(), seed=seed)
+    circuits = torch.cat([torch.stack([keep, wires.mask & ~keep]), rivals])
+    scores = torch.stack([share(circuits) for share in shares(lm, prompts, ablation)])
+    spread = interval(scores[:, 0].double().numpy(), seed=seed)
     return dataset(
         {
-            "faithfulness": (("example",), found[:, 0]),
-            "completeness": (("example",), found[:, 1]),
-            "null": (("example", "draw"), found[:, 2:]),
+            "faithfulness": (("example",), scores[:, 0]),
+            "completeness": (("example",), scores[:, 1]),
+            "null": (("example", "draw"), scores[:, 2:]),
             "low": ((), spread.low),
             "high": ((), spread.high),
         }
-        | both.differences,
+        | prompts.differences,
         method="circuits.faithfulness",
         provenance=lm.provenance,
         settings={"ablation": ablation, "draws": draws},
         seed=seed,
-        coords=both.coords,
+        coords=prompts.coords,
         edges=int(keep.sum()),
         of=int(wires.mask.sum()),
         null_kind=NULL,
-        notes=" ".join(filter(None, [both.notes(), spread.note])),
+        notes=" ".join(filter(None, [prompts.notes(), spread.note])),
     )

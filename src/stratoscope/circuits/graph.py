@@ -64,14 +64,14 @@ def to_networkx(circuit: Circuit, variable: str = "effect") -> nx.MultiDiGraph:
 def prune(circuit: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The edges that lie on a path from "embed" to "logits"; the others cannot carry anything of
     the prompt there."""
-    found = list(circuit)
-    graph = nx.DiGraph([(sender, component(receiver)) for sender, receiver in found])
+    edges = list(circuit)
+    graph = nx.DiGraph([(sender, component(receiver)) for sender, receiver in edges])
     graph.add_nodes_from(("embed", "logits"))
     down = {"embed", *nx.descendants(graph, "embed")}
     up = {"logits", *nx.ancestors(graph, "logits")}
     return [
         (sender, receiver)
-        for sender, receiver in found
+        for sender, receiver in edges
         if sender in down and component(receiver) in up
     ]
 
@@ -110,9 +110,9 @@ def first(
     wires: Wiring, order: Int[Tensor, "edge ends=2"], size: int
 ) -> Bool[Tensor, "receiver sender"]:
     """The circuit of the first `size` edges."""
-    kept = torch.zeros_like(wires.mask)
-    kept[order[:size, 0], order[:size, 1]] = True
-    return kept
+    chosen = torch.zeros_like(wires.mask)
+    chosen[order[:size, 0], order[:size, 1]] = True
+    return chosen
 
 
 def to_circuit_tracer(
@@ -182,7 +182,7 @@ def _node(name: str, position: int, depth: int, ends: list[str]) -> dict[str, An
     feature = (
         int(name.partition("H")[2]) if is_head else 0 if layer == "E" or name == "logits" else -1
     )
-    said = f'Output "{ends[0]}" over "{ends[1]}"' if name == "logits" and any(ends) else name
+    text = f'Output "{ends[0]}" over "{ends[1]}"' if name == "logits" and any(ends) else name
     return {
         "node_id": f"{layer}_{feature}_{position}",
         "feature": feature,
@@ -194,7 +194,7 @@ def _node(name: str, position: int, depth: int, ends: list[str]) -> dict[str, An
         "run_idx": 0,
         "reverse_ctx_idx": 0,
         "jsNodeId": f"{layer}_{feature}-0",
-        "clerp": said,
+        "clerp": text,
         "influence": None,
         "activation": None,
         "clerp_name": name,

@@ -105,7 +105,7 @@ def measure(
             "writes."
         )
     names = wires.senders[1:]
-    both = pair(
+    prompts = pair(
         lm,
         inputs,
         corrupt,
@@ -114,12 +114,12 @@ def measure(
         single="what components write adds up to logits, not to log probabilities",
     )
     points = ["layers.*.attn.z", "layers.*.mlp.out", f"layers.{wires.layers - 1}.resid_post"]
-    read = lm.readout.place(both.base)
+    read = lm.readout.place(prompts.base)
     base, source = (
-        capture(lm, batch, *points, positions=read) for batch in (both.base, both.source)
+        capture(lm, batch, *points, positions=read) for batch in (prompts.base, prompts.source)
     )
-    gap = both.clean_difference - both.corrupt_difference
-    written = _direct(lm, source, both.target) - _direct(lm, base, both.target)
+    gap = prompts.clean_difference - prompts.corrupt_difference
+    written = _direct(lm, source, prompts.target) - _direct(lm, base, prompts.target)
     direct = written.cpu() / gap[:, None]
     chosen = _chosen(nodes, names, direct.mean(dim=0))
     generator = np.random.default_rng(seed)
@@ -130,35 +130,36 @@ def measure(
         for order, at in ((chosen, _sizes(None, len(chosen))), *((one, some) for one in rivals))
         for size in at
     ]
-    patched = sweep(lm, both.base, cells, both.target.difference, progress=progress).cpu()
-    ends = (both.corrupt_difference, both.clean_difference)
-    found = share(patched, *ends)
+    patched = sweep(lm, prompts.base, cells, prompts.target.difference, progress=progress).cpu()
+    ends = (prompts.corrupt_difference, prompts.clean_difference)
+    shares = share(patched, *ends)
     null = torch.full((draws, len(chosen)), torch.nan)
-    null[:, [size - 1 for size in some]] = found[len(chosen) :].reshape(draws, len(some))
+    null[:, [size - 1 for size in some]] = shares[len(chosen) :].reshape(draws, len(some))
     return dataset(
         {
             "direct": (("example", "component"), direct),
-            "recovered": (("rank",), found[: len(chosen)]),
+            "recovered": (("rank",), shares[: len(chosen)]),
             "moved": (("example", "rank"), gone(patched[: len(chosen)], *ends).T),
             "null": (("draw", "rank"), null),
         }
-        | both.differences,
+        | prompts.differences,
         method="circuits.output_nodes",
         provenance=lm.provenance,
         settings={"nodes": nodes, "draws": draws, "sizes": some},
         seed=seed,
-        coords=both.coords | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
+        coords=prompts.coords
+        | {"component": names, "node": (("rank",), [names[n] for n in chosen])},
         null_kind=NULL,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )
 
 
-def _direct(lm: LM, seen: Trace, asked: Target) -> Float[Tensor, "example component"]:
+def _direct(lm: LM, seen: Trace, target: Target) -> Float[Tensor, "example component"]:
     """What every head and MLP writes straight towards answer - foil, in order of computation."""
     final = seen[f"layers.{lm.dims.layers - 1}.resid_post"]
     norm, unembed = final_norm(lm, final), lm.weight("logits").float()
     wide = replace(norm, scale=norm.scale[None])
-    towards = unembed[asked.answer] - unembed[asked.foil]
+    towards = unembed[target.answer] - unembed[target.foil]
     columns = []
     for layer in range(lm.dims.layers):
         # examples in the place of positions

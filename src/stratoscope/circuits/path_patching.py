@@ -61,10 +61,10 @@ def measure(
     of them, twice with the null. Raises SiteError for a family without edges, InputError for an
     unknown name or a path that leads backwards.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction)
+    prompts = pair(lm, inputs, corrupt, answer, foil, direction)
     wires = wiring(lm)
     ways = wires.edges if paths is None else wires.paths(paths)
-    total, done = 2 * len(ways) * len(both.base), 0.0
+    total, done = 2 * len(ways) * len(prompts.base), 0.0
 
     def advanced(count: int, rows: int) -> None:
         nonlocal done
@@ -72,25 +72,25 @@ def measure(
         if progress:
             progress(round(done), total)
 
-    found = []
-    for rows in ends(lm, both):
-        told = partial(advanced, rows=len(rows))
+    slopes = []
+    for rows in ends(lm, prompts):
+        step_done = partial(advanced, rows=len(rows))
         each = [
-            exact(one, change, ways, advanced=told)
+            exact(one, change, ways, advanced=step_done)
             for one in rows
             for change in (one.delta, one.null(seed))
         ]
-        found.append(torch.stack(each).unflatten(0, (-1, 2)).sum(dim=0))
-    differences = torch.stack(found, dim=-1)  # kind, edge, example
-    effect, null = both.normalise(differences.float()).transpose(1, 2)
+        slopes.append(torch.stack(each).unflatten(0, (-1, 2)).sum(dim=0))
+    differences = torch.stack(slopes, dim=-1)  # kind, edge, example
+    effect, null = prompts.normalise(differences.float()).transpose(1, 2)
     return dataset(
         {"effect": (("example", "edge"), effect), "null": (("example", "edge"), null)}
-        | both.differences,
+        | prompts.differences,
         method="circuits.path_patching",
         provenance=lm.provenance,
         settings={"direction": direction},
         seed=seed,
-        coords=both.coords | wires.coords(ways),
+        coords=prompts.coords | wires.coords(ways),
         null_kind=NULL,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )

@@ -46,10 +46,10 @@ def data(atlas: Atlas) -> dict[str, Any]:
     }
 
 
-def write(found: dict[str, Any], path: Path) -> Path:
+def write(data: dict[str, Any], path: Path) -> Path:
     """Write `data`'s as a JSON file. Raises ClaimError when it cannot be written."""
     try:
-        path.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
     except OSError as error:
         raise ClaimError(f"{path} cannot be written: {error.strerror or error}.") from error
     return path
@@ -60,29 +60,29 @@ def matrix(paper: dict[str, Any], subjects: Sequence[str]) -> list[str]:
 
     The column `MINIATURES` holds all that are no real models.
     """
-    found: dict[str, list[str]] = {}
+    by_column: dict[str, list[str]] = {}
     for claim in paper["claims"]:
         if claim["tier"] == "small":
             column = MINIATURES if claim["kind"] == MINIATURE else claim["subject"]
-            found.setdefault(column, []).append(claim["word"])
-    return [words.worst(found.get(subject, ())) for subject in subjects]
+            by_column.setdefault(column, []).append(claim["word"])
+    return [words.worst(by_column.get(subject, ())) for subject in subjects]
 
 
-def subjects(found: dict[str, Any]) -> list[str]:
+def subjects(data: dict[str, Any]) -> list[str]:
     """The columns of the matrix: real models, those of most papers first, then miniatures."""
-    claims = [c for p in found["papers"] for c in p["claims"] if c["tier"] == "small"]
+    claims = [c for p in data["papers"] for c in p["claims"] if c["tier"] == "small"]
     real = Counter(c["subject"] for c in claims if c["kind"] != MINIATURE)
     small = [MINIATURES] if any(c["kind"] == MINIATURE for c in claims) else []
     return [name for name, _ in real.most_common()] + small
 
 
-def effects(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def effects(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What was measured beside the paper's own number, wherever there are both: one a verdict.
 
     share: measured / the paper's, with the ends of its interval; numbers whose own value is 0 have
     no share and are left out.
     """
-    for paper in found["papers"]:
+    for paper in data["papers"]:
         for claim in paper["claims"]:
             for verdict in claim["verdicts"]:
                 for name, there in claim["found_there"].items():
@@ -101,8 +101,8 @@ def effects(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _paper(entry: Entry) -> dict[str, Any]:
-    row, paper, told = entry.row, entry.paper, entry.words
-    found: dict[str, Any] = {
+    row, paper, paper_words = entry.row, entry.paper, entry.words
+    data: dict[str, Any] = {
         "key": row.key,
         "title": paper.title if paper else row.title,
         "year": row.year,
@@ -114,18 +114,18 @@ def _paper(entry: Entry) -> dict[str, Any]:
         "superseded": [],
     }
     if paper is None:
-        return found
+        return data
     marks = words.marks(entry.small, [v for claim in entry.small for v in entry.seeds(claim)])
-    return found | {
+    return data | {
         "source": paper.source,
         "arxiv": paper.arxiv,
         "says": paper.claim,
         "across": list(paper.across),
         "methods": list(paper.methods),
-        "real": told.real,
-        "mechanism": told.mechanism,
-        "held": told.held,
-        "tested": told.tested,
+        "real": paper_words.real,
+        "mechanism": paper_words.mechanism,
+        "held": paper_words.held,
+        "tested": paper_words.tested,
         "date": entry.date,
         "unsaid": paper.unsaid,
         "would_change": paper.would_change,
@@ -149,8 +149,8 @@ def _claim(entry: Entry, claim: Claim) -> dict[str, Any]:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    kept = json.loads(verdicts.to_line(verdict))
-    return {name: value for name, value in kept.items() if name not in ("key", "figure")}
+    record = json.loads(verdicts.to_line(verdict))
+    return {name: value for name, value in record.items() if name not in ("key", "figure")}
 
 
 def _plain(words_of: dict[str, Any]) -> dict[str, Any]:

@@ -87,14 +87,14 @@ class Claim:
     @property
     def least(self) -> int:
         """The least number of independent units; 1 where none is asked for."""
-        found = _UNITS.fullmatch(self.n)
-        return int(found[1].replace(",", "")) if found else 1
+        match = _UNITS.fullmatch(self.n)
+        return int(match[1].replace(",", "")) if match else 1
 
     @property
     def unit(self) -> str:
         """What an independent unit is: "texts"; "" where it was not said."""
-        found = _UNITS.fullmatch(self.n)
-        return found[2] if found else ""
+        match = _UNITS.fullmatch(self.n)
+        return match[2] if match else ""
 
     @property
     def names_a_null(self) -> bool:
@@ -129,8 +129,8 @@ def stated(name: str, parameters: Sequence[str], words: Mapping[str, Any]) -> tu
     Raises ClaimError when they cannot be judged or the function takes something else, TypeError for
     a word too many or too few.
     """
-    said = dict(words)
-    one, several = said.pop("subject", ""), tuple(said.pop("subjects", ()))
+    options = dict(words)
+    one, several = options.pop("subject", ""), tuple(options.pop("subjects", ()))
     wanted = ["lm", "seed"] if several else ["seed"]
     if bool(one) == bool(several):
         raise ClaimError(
@@ -142,8 +142,8 @@ def stated(name: str, parameters: Sequence[str], words: Mapping[str, Any]) -> tu
             f"{'subjects' if several else 'a subject of its own'} it takes ({', '.join(wanted)})."
         )
     if several:
-        said |= {"any_model": True, "kind": said.get("kind", REAL)}
-    return tuple(Claim(name=name, subject=subject, **said) for subject in several or (one,))
+        options |= {"any_model": True, "kind": options.get("kind", REAL)}
+    return tuple(Claim(name=name, subject=subject, **options) for subject in several or (one,))
 
 
 def _problems(claim: Claim) -> Iterator[str]:
@@ -159,9 +159,9 @@ def _problems(claim: Claim) -> Iterator[str]:
         yield 'has a null without words. Write null={"random": "what it is"}.'
     if bool(claim.we_add) != bool(claim.we_expect):
         yield "has only one of we_add and we_expect: what we demand beyond the authors needs both."
-    told = [claim.valid, claim.expect, claim.direction, claim.we_expect]
-    numbers = set().union(*(expression.numbers(text) for text in told if text)) - {0.0, 1.0}
-    for text in filter(None, told):
+    texts = [claim.valid, claim.expect, claim.direction, claim.we_expect]
+    numbers = set().union(*(expression.numbers(text) for text in texts if text)) - {0.0, 1.0}
+    for text in filter(None, texts):
         expression.names(text)
     if claim.tier == "identity":
         return

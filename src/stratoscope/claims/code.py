@@ -38,7 +38,7 @@ def loaded() -> dict[str, str]:
         name.removeprefix("stratoscope.") for name in sys.modules if name.startswith("stratoscope.")
     )
     return {
-        name: found for name in sorted(names) if not _shows(name) and (found := of_module(name))
+        name: digests for name in sorted(names) if not _shows(name) and (digests := of_module(name))
     }
 
 
@@ -69,25 +69,25 @@ def changed(verdict: Verdict, path: Path) -> list[str]:
     """
     if not verdict.code:
         return ["it was kept before verdicts recorded their code"]
-    kept = dict(verdict.code)
-    own = kept.pop(CLAIM, "")
+    digests = dict(verdict.code)
+    own = digests.pop(CLAIM, "")
     moved = [f"the claim {verdict.claim}"] if own != of_claim(path, verdict.claim) else []
-    moved += [name for name, digest in kept.items() if of_module(name) != digest]
-    told = [f"{', '.join(moved[:4])}{' ...' if moved[4:] else ''} changed"] if moved else []
+    moved += [name for name, digest in digests.items() if of_module(name) != digest]
+    reasons = [f"{', '.join(moved[:4])}{' ...' if moved[4:] else ''} changed"] if moved else []
     old = [
         f"{name} was {verdict.versions[name]}, and {floor} is needed now"
         for name, floor in floors().items()
         if name in verdict.versions and _parts(verdict.versions[name]) < _parts(floor)
     ]
-    return told + old
+    return reasons + old
 
 
 @cache
 def floors() -> dict[str, str]:
     """The oldest version of torch and transformers that this package takes."""
     pattern = re.compile(rf"({'|'.join(_LIBRARIES)})\b.*>=\s*([\d.]+)")
-    found = (pattern.match(line) for line in requires("stratoscope") or ())
-    return {match[1]: match[2] for match in found if match}
+    matches = (pattern.match(line) for line in requires("stratoscope") or ())
+    return {match[1]: match[2] for match in matches if match}
 
 
 def commit(root: Path | None = None) -> str:
@@ -99,8 +99,8 @@ def commit(root: Path | None = None) -> str:
     git = ["git", "-C", str(root)]
     if not (root / ".git").exists():
         return ""
-    kept = [f":!src/stratoscope/papers/{name}" for name in ("verdicts", "registrations")]
-    status = [*git, "status", "--porcelain", "--", "src", *kept]
+    excluded = [f":!src/stratoscope/papers/{name}" for name in ("verdicts", "registrations")]
+    status = [*git, "status", "--porcelain", "--", "src", *excluded]
     try:
         head, dirty = (
             subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

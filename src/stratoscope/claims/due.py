@@ -59,14 +59,14 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
     keys: only these papers. Claims that were never timed come last.
     """
     chosen = [atlas.find(key) for key in keys] or atlas.built()
-    found = [
+    pieces = [
         Due(entry, claim, seed, _seconds(entry, claim), why)
         for entry in chosen
         for claim in entry.small
         for seed in seeds
         if (why := _why(entry, claim, seed, stale))
     ]
-    return sorted(found, key=lambda piece: (piece.seconds != piece.seconds, piece.seconds))
+    return sorted(pieces, key=lambda piece: (piece.seconds != piece.seconds, piece.seconds))
 
 
 def work(
@@ -94,21 +94,21 @@ def work(
 
 def read_seeds(text: str) -> list[int]:
     """`0-2` or `0,1,5`. Raises ClaimError for anything else."""
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?((?:,\d+)*)", text)
-    if not found:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?((?:,\d+)*)", text)
+    if not match:
         raise ClaimError(f"seeds {text!r}: write 0-2, or 0,1,5.")
-    first, last = int(found[1]), int(found[2] or found[1])
+    first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise ClaimError(f"seeds {text!r}: {first} comes after {last}.")
-    return [*range(first, last + 1), *map(int, filter(None, found[3].split(",")))]
+    return [*range(first, last + 1), *map(int, filter(None, match[3].split(",")))]
 
 
 def read_budget(text: str) -> float:
     """`90s`, `30m` or `2h` in seconds. Raises ClaimError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
         raise ClaimError(f"budget {text!r}: write 90s, 30m or 2h.")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def _why(entry: Entry, claim: Claim, seed: int, stale: bool) -> str:

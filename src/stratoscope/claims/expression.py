@@ -45,14 +45,14 @@ def names(text: str) -> set[str]:
     judged."""
     tree = parsed(text)
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions}
     # a first judgement with ones, only to see that it can be judged
-    _truth(tree, dict.fromkeys(found, 1.0), text)
-    if not found:
+    _truth(tree, dict.fromkeys(names, 1.0), text)
+    if not names:
         raise ClaimError(
             f"{text!r} names nothing that is measured: it cannot fail. Compare a measured value."
         )
-    return found
+    return names
 
 
 def numbers(text: str) -> set[float]:

@@ -42,9 +42,11 @@ class Drawing:
     def range(self) -> tuple[float, float]:
         """The smallest and the largest finite number, with 0 for bars; (0, 1) where there is
         none."""
-        found = [value for values in self.series.values() for value in values if np.isfinite(value)]
-        found += [0.0] if self.kind == "bars" else []
-        return (min(found), max(found)) if found else (0.0, 1.0)
+        finite = [
+            value for values in self.series.values() for value in values if np.isfinite(value)
+        ]
+        finite += [0.0] if self.kind == "bars" else []
+        return (min(finite), max(finite)) if finite else (0.0, 1.0)
 
 
 def encode(array: xr.DataArray) -> dict[str, Any]:
@@ -89,12 +91,12 @@ def drawing(array: xr.DataArray) -> Drawing:
     series = {}
     for place in itertools.product(*(range(array.sizes[dim]) for dim in rows)):
         at = dict(zip(rows, place))
-        said = [
+        labels = [
             names[d][i] if _words(array, str(d)) else f"{_plain(d)} {names[d][i]}"
             for d, i in at.items()
         ]
         values = np.atleast_1d(array.isel(at).values.astype(float))
-        label = " · ".join(said)
+        label = " · ".join(labels)
         series[label + "′" * sum(key.rstrip("′") == label for key in series)] = tuple(
             values.tolist()
         )

@@ -51,8 +51,8 @@ class Row:
 def shown(claim: Claim) -> str:
     """The number that is drawn: the first of the expectation that is no null."""
     tree = ast.walk(expression.parsed(claim.expect))
-    found = sorted((n.lineno, n.col_offset, n.id) for n in tree if isinstance(n, ast.Name))
-    own = (expression.base(name) for _, _, name in found if name in expression.names(claim.expect))
+    places = sorted((n.lineno, n.col_offset, n.id) for n in tree if isinstance(n, ast.Name))
+    own = (expression.base(name) for _, _, name in places if name in expression.names(claim.expect))
     return next((name for name in own if name not in claim.null), "")
 
 
@@ -84,7 +84,7 @@ def svg(claim: Claim, counted: Sequence[Verdict]) -> str:
     parts += [_dashed(x(bar), top - 4, bottom) for bar in bars]
     if math.isfinite(there):
         parts += [_diamond(x(there), top - 6)]
-    parts += [text(MARGIN, bottom + 36, _told(rows, bars, there), "m")]
+    parts += [text(MARGIN, bottom + 36, _caption(rows, bars, there), "m")]
     return sheet(bottom + 48, parts)
 
 
@@ -107,8 +107,8 @@ def _row(verdict: Verdict, claim: Claim, name: str) -> Row | None:
 def _against(claim: Claim, name: str) -> list[str]:
     """The nulls that the expectation compares this number with, in one comparison."""
     named = [expression.names(ast.unparse(part)) for part in expression.parts(claim.expect)]
-    beside = [{*map(expression.base, found)} for found in named]
-    return [null for null in claim.null if any({null, name} <= found for found in beside)]
+    beside = [{*map(expression.base, with_null)} for with_null in named]
+    return [null for null in claim.null if any({null, name} <= with_null for with_null in beside)]
 
 
 def _spread(verdict: Verdict, null: str) -> list[float]:
@@ -122,13 +122,13 @@ def _spread(verdict: Verdict, null: str) -> list[float]:
 
 def _bars(claim: Claim, name: str) -> list[float]:
     """The numbers that the expectation compares this one with."""
-    found = []
+    bars = []
     for part in expression.parts(claim.expect):
         sides = [part.left, *part.comparators] if isinstance(part, ast.Compare) else []
         named = [s for s in sides if isinstance(s, ast.Name) and expression.base(s.id) == name]
         if named and len(sides) == 2:
-            found += [float(s.value) for s in sides if isinstance(s, ast.Constant)]
-    return found
+            bars += [float(s.value) for s in sides if isinstance(s, ast.Constant)]
+    return bars
 
 
 def _range(rows: Sequence[Row], bars: Sequence[float], there: float) -> tuple[float, float]:
@@ -167,7 +167,7 @@ def _diamond(x: Pixels, y: Pixels) -> str:
     return f'<path fill="{COLOURS[1]}" d="M{x:.1f} {y - 5}l5 5l-5 5l-5-5z"/>'
 
 
-def _told(rows: Sequence[Row], bars: Sequence[float], there: float) -> str:
+def _caption(rows: Sequence[Row], bars: Sequence[float], there: float) -> str:
     parts = ["dot: measured"]
     parts += ["line: 95 % interval"] if any(math.isfinite(row.low) for row in rows) else []
     parts += ["grey: the null"] if any(math.isfinite(row.null[0]) for row in rows) else []

@@ -67,8 +67,8 @@ class Entry:
     @property
     def date(self) -> str:
         """The day of the newest verdict that counts, or ""."""
-        found = [v.date for claim in self.small if (v := self.verdict(claim))]
-        return max(found, default="")[:10]
+        dates = [v.date for claim in self.small if (v := self.verdict(claim))]
+        return max(dates, default="")[:10]
 
     def seeds(self, claim: Claim) -> list[Verdict]:
         """The verdict of each seed about the claim as it stands, the worst first.
@@ -91,27 +91,27 @@ class Entry:
 
     def counting(self) -> list[tuple[Claim, Verdict]]:
         """The claims that have a verdict that counts, in the order of the file."""
-        found = (
+        pairs = (
             (claim, self.verdict(claim)) for claim in (self.paper.claims if self.paper else ())
         )
-        return [(claim, verdict) for claim, verdict in found if verdict is not None]
+        return [(claim, verdict) for claim, verdict in pairs if verdict is not None]
 
     def deciding(self) -> list[tuple[Claim, Verdict]]:
         """The measured small claims, the one that comes out worst first."""
-        found = [(claim, verdict) for claim, verdict in self.counting() if claim.tier == "small"]
-        return sorted(found, key=lambda pair: _rank(pair[1]))
+        pairs = [(claim, verdict) for claim, verdict in self.counting() if claim.tier == "small"]
+        return sorted(pairs, key=lambda pair: _rank(pair[1]))
 
     def stale(self) -> dict[str, list[str]]:
         """Why verdicts that count are stale, in words, by the claim's name; claims that are not
         stale are left out."""
         if self.paper is None:
             return {}
-        found: dict[str, dict[str, None]] = {}
+        reasons_of: dict[str, dict[str, None]] = {}
         for claim in self.small:
             for verdict in self.seeds(claim):
                 reasons = dict.fromkeys(code.changed(verdict, self.paper.path))
-                found.setdefault(claim.name, {}).update(reasons)
-        return {name: list(reasons) for name, reasons in found.items() if reasons}
+                reasons_of.setdefault(claim.name, {}).update(reasons)
+        return {name: list(reasons) for name, reasons in reasons_of.items() if reasons}
 
     def superseded(self) -> list[tuple[Verdict, str]]:
         """Verdicts that do not count, oldest first, and why: they stay, the failed ones above
@@ -150,8 +150,10 @@ class Atlas:
     def built(self) -> list[Entry]:
         """Whatever has a file, level by level; last what runs across papers."""
         order = [*levels(), ACROSS]
-        found = [entry for entry in (*self.entries.values(), *self.across.values()) if entry.paper]
-        return sorted(found, key=lambda entry: (order.index(entry.row.level), entry.row.key))
+        entries = [
+            entry for entry in (*self.entries.values(), *self.across.values()) if entry.paper
+        ]
+        return sorted(entries, key=lambda entry: (order.index(entry.row.level), entry.row.key))
 
     def counts(self) -> dict[tuple[str, str], int]:
         """How many papers by (level, status)."""
@@ -200,7 +202,7 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
     """All rows with the paper files of `folder` and the verdicts of `folders` (default: this
     package's, and the user's)."""
     built, broken = papers.shelf(folder)
-    kept, problems = verdicts.read(verdicts.places() if folders is None else folders)
+    every, problems = verdicts.read(verdicts.places() if folders is None else folders)
     problems += [f"{reason}" for reason in broken.values()]
     problems += [
         f"{paper.path.name}{f' runs across {name}, which' if paper.across else ''} is no paper of "
@@ -210,7 +212,7 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
         if name not in rows()
     ]
     of: dict[str, list[Verdict]] = {}
-    for verdict in kept:
+    for verdict in every:
         of.setdefault(verdict.key, []).append(verdict)
     entries = {
         key: Entry(row, built.get(key), tuple(of.get(key, ()))) for key, row in rows().items()
@@ -225,8 +227,8 @@ def atlas(folder: Path | None = None, folders: Sequence[Path] | None = None) -> 
 
 def _row_of(paper: Paper) -> Row:
     """What stands for a row of the ledger for a file of ours that runs several papers together."""
-    told = ", ".join(paper.across)
-    return Row(0, paper.key, paper.title, paper.year, ACROSS, ACROSS, told, paper.claim, "", "", "")
+    keys = ", ".join(paper.across)
+    return Row(0, paper.key, paper.title, paper.year, ACROSS, ACROSS, keys, paper.claim, "", "", "")
 
 
 def _word(verdict: Verdict | None) -> str:

@@ -53,14 +53,16 @@ class Measured:
         keep("values", _plain("values", {**means, **self.values}))
         keep("units", {name: _short(row) for name, row in rows.items()})
         made = {name: _interval(row) for name, row in rows.items()}
-        told = {str(k): (float(low), float(high)) for k, (low, high) in self.interval.items()}
-        keep("interval", {**made, **told})
+        given = {str(k): (float(low), float(high)) for k, (low, high) in self.interval.items()}
+        keep("interval", {**made, **given})
         self._check()
 
     def _check(self) -> None:
         plain = {**self.values, **self.null}
-        if both := sorted(self.values.keys() & self.null.keys()):
-            raise ClaimError(f"{both} is measured and null at once. Give one of them another name.")
+        if twice := sorted(self.values.keys() & self.null.keys()):
+            raise ClaimError(
+                f"{twice} is measured and null at once. Give one of them another name."
+            )
         if stray := sorted(self.interval.keys() - plain.keys()):
             raise ClaimError(
                 f"There is an interval for {stray}, but no such number; there are {sorted(plain)}."
@@ -106,8 +108,8 @@ def _interval(row: tuple[float, ...]) -> tuple[float, float]:
 
     from stratoscope.maths import resample
 
-    found = resample.interval(np.array(row))
-    return found.low, found.high
+    spread = resample.interval(np.array(row))
+    return spread.low, spread.high
 
 
 def _short(row: tuple[float, ...]) -> tuple[float, ...]:

@@ -34,14 +34,14 @@ GLOSSARY = (
 def lines(entry: Entry, paper: Paper) -> Iterator[str]:
     """The page of an entry that is built."""
     yield from (f"# {prose(paper.title)}", "", _source(paper), "")
-    yield f"**{words.found(entry.words)}**{' *Stale.*' if entry.stale() else ''}"
+    yield f"**{words.sentence(entry.words)}**{' *Stale.*' if entry.stale() else ''}"
     yield from ("", f"{'What we ask' if paper.across else 'What the paper says'}:", "")
     yield from (f"> {prose(paper.claim[:1].upper() + paper.claim[1:])}", "", *_marks(entry))
     yield from _stale(entry, paper)
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     for claims in paper.statements():
         if claims[0].tier != "identity":
-            yield from statement.lines(entry, paper, claims, told)
+            yield from statement.lines(entry, paper, claims, shown)
     yield from _on_yours(paper)
     for title, text in (
         (MIND, paper.would_change),
@@ -85,8 +85,11 @@ def _on_yours(paper: Paper) -> Iterator[str]:
         yield f"stratoscope claim {paper.key} --model YOUR/MODEL    # your model, your own file"
     yield from (f"stratoscope claim {paper.key}    # the subjects of this page", "```")
     if own := dict.fromkeys(f"`{c.name}`" for c in paper.claims if _brings_its_own(c)):
-        said = f"{', '.join(own)} {'brings its' if len(own) == 1 else 'bring their'} own subject"
-        yield from ("", f"{said}{'s' if len(own) > 1 else ''}, and cannot be run on another model.")
+        whose = f"{', '.join(own)} {'brings its' if len(own) == 1 else 'bring their'} own subject"
+        yield from (
+            "",
+            f"{whose}{'s' if len(own) > 1 else ''}, and cannot be run on another model.",
+        )
 
 
 def _brings_its_own(claim: Claim) -> bool:

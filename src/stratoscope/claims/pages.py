@@ -71,14 +71,14 @@ def stale(atlas: Atlas, root: Path = ROOT) -> list[str]:
     changed is not up to date, whether or not its verdicts were stale already.
     """
     wanted = {path: text for path, text in texts(atlas, root).items() if path != Path("README.md")}
-    found = [
+    problems = [
         f"{path} is not up to date" for path, text in wanted.items() if _read(root / path) != text
     ]
     missing = [f"{path} is missing" for path in pictures(atlas) if not (root / path).is_file()]
     every = (*atlas.entries.values(), *atlas.across.values())
-    kept = [verdict for entry in every for verdict in entry.verdicts]
-    found += missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
-    return sorted(found + register.unproven(kept, paper.FOLDER))
+    every_verdict = [verdict for entry in every for verdict in entry.verdicts]
+    problems += missing + [f"{path} is left over" for path in _left_over(atlas, wanted, root)]
+    return sorted(problems + register.unproven(every_verdict, paper.FOLDER))
 
 
 def write(atlas: Atlas, root: Path = ROOT) -> list[Path]:
@@ -134,29 +134,29 @@ def _index(atlas: Atlas, built: list[Entry]) -> Iterator[str]:
     yield from ("| paper | level | real models | miniatures | measured |", "|---|---|---|---|---|")
     for entry in built:
         title = statement.cell(entry.paper.title if entry.paper else entry.row.title)
-        told = entry.words
-        models = f", {told.held} of {told.tested}" if told.tested else ""
+        summary = entry.words
+        models = f", {summary.held} of {summary.tested}" if summary.tested else ""
         when = f"{entry.date}, *stale*" if entry.stale() else entry.date
         yield (
-            f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {told.real}{models} | "
-            f"{told.mechanism} | {when} |"
+            f"| [{title}]({entry.row.key}.md) | {entry.row.level} | {summary.real}{models} | "
+            f"{summary.mechanism} | {when} |"
         )
     yield from ("", "## Tiers", "")
-    yield from (f"- **{tier}**: {said}." for tier, said in TIERS.items())
+    yield from (f"- **{tier}**: {meaning}." for tier, meaning in TIERS.items())
 
 
 def _table(atlas: Atlas) -> str:
     counts = atlas.counts()
     rows = [f"| level | {' | '.join(ledger.STATUSES)} |", f"|---|{'---|' * len(ledger.STATUSES)}"]
     for level in [*ledger.levels(), ""]:
-        found = [
+        columns = [
             sum(n for (of, word), n in counts.items() if word == s and level in ("", of))
             for s in ledger.STATUSES
         ]
         bold = "" if level else "**"
         rows.append(
             f"| {bold}{level or 'all'}{bold} | "
-            f"{' | '.join(f'{bold}{n}{bold}' if n else '' for n in found)} |"
+            f"{' | '.join(f'{bold}{n}{bold}' if n else '' for n in columns)} |"
         )
     return "\n".join([*rows, "", words.RULE])
 

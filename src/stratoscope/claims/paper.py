@@ -63,31 +63,31 @@ class Paper:
     @property
     def unsaid(self) -> list[str]:
         """The parts that are not written yet."""
-        said = (self.protocol, self.would_change, self.may_object)
-        return [part for part, text in zip(OPTIONAL, said) if not text]
+        texts = (self.protocol, self.would_change, self.may_object)
+        return [part for part, text in zip(OPTIONAL, texts) if not text]
 
     def named(
         self, name: str | None = None, tier: str | None = None, subject: str | None = None
     ) -> list[Claim]:
         """The claims of that name, tier and subject. Raises ClaimError when there is none."""
-        asked = {"name": name, "tier": tier, "subject": subject}
-        given = {word: value for word, value in asked.items() if value is not None}
-        found = [c for c in self.claims if all(getattr(c, w) == v for w, v in given.items())]
-        if not found:
+        request = {"name": name, "tier": tier, "subject": subject}
+        given = {word: value for word, value in request.items() if value is not None}
+        chosen = [c for c in self.claims if all(getattr(c, w) == v for w, v in given.items())]
+        if not chosen:
             have = ", ".join(f"{c.name} ({c.tier}, {c.subject})" for c in self.claims)
             called = f" named {name!r}" if name else ""
             on = f" on {subject!r}" if subject else ""
             raise ClaimError(
                 f"{self.key} has no {f'{tier} ' if tier else ''}claim{called}{on}; it has {have}."
             )
-        return found
+        return chosen
 
     def statements(self) -> list[list[Claim]]:
         """The claims by the function that measures them: one for each of its subjects."""
-        found: dict[str, list[Claim]] = {}
+        by_name: dict[str, list[Claim]] = {}
         for claim in self.claims:
-            found.setdefault(claim.name, []).append(claim)
-        return list(found.values())
+            by_name.setdefault(claim.name, []).append(claim)
+        return list(by_name.values())
 
 
 def shelf(folder: Path | None = None) -> tuple[dict[str, Paper], dict[str, str]]:
@@ -108,7 +108,7 @@ def read(path: Path) -> Paper:
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
-        title, source, said = _paragraphs(catalogue.docstring(text))
+        title, source, parts = _paragraphs(catalogue.docstring(text))
         claims = tuple(_claims(tree))
     except (OSError, SyntaxError, ValueError, ClaimError) as error:
         raise ClaimError(f"{path.name} cannot be read as a paper: {error}") from error
@@ -126,12 +126,12 @@ def read(path: Path) -> Paper:
         authors=source[: year.start()].strip(" ,.("),
         year=int(year[0]),
         arxiv=arxiv[1] if arxiv else "",
-        claim=said["Claim"],
-        methods=_listed(said["Methods"]),
-        protocol=said.get("Protocol", ""),
-        would_change=said.get(MIND, ""),
-        may_object=said.get(OBJECT, ""),
-        across=_listed(said.get("Across", "")),
+        claim=parts["Claim"],
+        methods=_listed(parts["Methods"]),
+        protocol=parts.get("Protocol", ""),
+        would_change=parts.get(MIND, ""),
+        may_object=parts.get(OBJECT, ""),
+        across=_listed(parts.get("Across", "")),
         claims=claims,
     )
 
@@ -145,14 +145,14 @@ def _paragraphs(docstring: str) -> tuple[str, str, dict[str, str]]:
     title, _, rest = docstring.partition("\n\n")
     source, *parts = _PART.split(rest)
     # a part ends at an empty line: what follows may be anything
-    said = {
+    paragraphs = {
         name: " ".join(text.partition("\n\n")[0].split())
         for name, text in zip(parts[::2], parts[1::2])
     }
     for name in ("Claim", "Methods"):
-        if not said.get(name):
+        if not paragraphs.get(name):
             raise ClaimError(f"its docstring has no line `{name}: ...`.")
-    return " ".join(title.split()).rstrip("."), " ".join(source.split()), said
+    return " ".join(title.split()).rstrip("."), " ".join(source.split()), paragraphs
 
 
 def _claims(tree: ast.Module) -> Iterator[Claim]:

@@ -52,12 +52,12 @@ def write(
                 f"{claim.name} was measured on {claim.subject} on all of the seeds "
                 f"{', '.join(map(str, seeds))}: what is known cannot be registered. Take others."
             )
-        said = {"key": paper.key, "claim": claim.name, "subject": claim.subject}
-        said |= {"digest": digest(paper, claim), "expect": claim.expect}
-        said |= {"direction": claim.direction, "valid": claim.valid, "we_expect": claim.we_expect}
-        said |= {"null": dict(claim.null), "n": claim.n, "seeds": free, "date": now}
+        record = {"key": paper.key, "claim": claim.name, "subject": claim.subject}
+        record |= {"digest": digest(paper, claim), "expect": claim.expect}
+        record |= {"direction": claim.direction, "valid": claim.valid, "we_expect": claim.we_expect}
+        record |= {"null": dict(claim.null), "n": claim.n, "seeds": free, "date": now}
         try:
-            verdicts.add(file, (json.dumps(said, ensure_ascii=False) + "\n").encode())
+            verdicts.add(file, (json.dumps(record, ensure_ascii=False) + "\n").encode())
         except OSError as error:
             raise ClaimError(
                 f"The registration of {claim.name} could not be written to {file} "
@@ -91,26 +91,30 @@ def beforehand(paper: Paper, claim: Claim, seed: int) -> str:
     wanted = digest(paper, claim)
     for line in _git(root, "show", f"HEAD:{path.as_posix()}").splitlines():
         try:
-            said = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if said.get("digest") == wanted and seed in said.get("seeds", ()):
+        if record.get("digest") == wanted and seed in record.get("seeds", ()):
             return wanted
     return ""
 
 
-def unproven(kept: Iterable[Verdict], folder: Path) -> list[str]:
+def unproven(every: Iterable[Verdict], folder: Path) -> list[str]:
     """What is wrong, in sentences, with verdicts that say they were registered, by git's history of
     `folder`, the papers' own. Nothing outside a checkout, or where its history was cut off."""
     root = _root(folder)
-    said = sorted((v for v in kept if v.registered), key=lambda v: v.key)
-    if not said or root is None or _git(root, "rev-parse", "--is-shallow-repository") != "false":
+    registered = sorted((v for v in every if v.registered), key=lambda v: v.key)
+    if (
+        not registered
+        or root is None
+        or _git(root, "rev-parse", "--is-shallow-repository") != "false"
+    ):
         return []
-    found = []
-    for key, group in itertools.groupby(said, key=lambda v: v.key):
+    problems = []
+    for key, group in itertools.groupby(registered, key=lambda v: v.key):
         promised = _arrived(root, folder / FOLDER / f"{key}.jsonl", lambda line: line["digest"])
         measured = _arrived(root, folder / "verdicts" / f"{key}.jsonl", _run)
-        found += [
+        problems += [
             f"{key}: the verdict on {v.claim} (seed {v.seed}, {v.date}) says that it was "
             "registered, and git has no older commit with that registration"
             for v in group
@@ -120,7 +124,7 @@ def unproven(kept: Iterable[Verdict], folder: Path) -> list[str]:
                 measured.get((v.claim, v.subject, v.seed, v.date), NOT_YET),
             )
         ]
-    return found
+    return problems
 
 
 def _run(line: dict[str, Any]) -> tuple[str, str, int, str]:
@@ -137,13 +141,13 @@ def _before(root: Path, first: str, then: str) -> bool:
 def _arrived(root: Path, file: Path, name: Callable[[dict[str, Any]], Any]) -> dict[Any, str]:
     """The commit in which each line of a file arrived, by the name of what the line says; the first
     of several."""
-    found, commit = {}, NOT_YET
+    arrived, commit = {}, NOT_YET
     for line in _git(root, "blame", "--line-porcelain", "--", str(file)).splitlines():
         if re.match(r"[0-9a-f]{40} ", line):
             commit = line[:40]
         elif line.startswith("\t{"):
-            found.setdefault(name(json.loads(line)), commit)
-    return found
+            arrived.setdefault(name(json.loads(line)), commit)
+    return arrived
 
 
 def _root(path: Path) -> Path | None:

@@ -38,8 +38,8 @@ def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verd
     Measured.
     """
     function = functions(paper).get(claim.name)
-    said = [replace(one, subject=claim.subject) for one in getattr(function, "claims", ())]
-    if function is None or claim not in (said if claim.any_model else function.claims):
+    stated = [replace(one, subject=claim.subject) for one in getattr(function, "claims", ())]
+    if function is None or claim not in (stated if claim.any_model else function.claims):
         raise ClaimError(
             f"{paper.path.name} says one thing about {claim.name} and runs another: mark it once, "
             "plainly."
@@ -58,15 +58,15 @@ def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verd
             f"Claim {claim.name} tells of the nulls {sorted(claim.null)} and measured "
             f"{sorted(measured.null)}: {stray} is only in one of them."
         )
-    found = judge(claim, measured.numbers, int(measured.n), claim.least)
+    judged = judge(claim, measured.numbers, int(measured.n), claim.least)
     return Verdict(
         key=paper.key,
         claim=claim.name,
         tier=claim.tier,
         subject=claim.subject,
-        status=found.status,
-        why=found.why,
-        added=found.added,
+        status=judged.status,
+        why=judged.why,
+        added=judged.added,
         form=2,
         expect=claim.expect,
         direction=claim.direction,

@@ -94,12 +94,12 @@ def entry(text: str, key: str) -> str:
 
 def expected(text: str) -> str:
     """The first expectation of an entry that can be judged, or ""."""
-    for said in re.findall(r"`?expect`?:?\s*`?([^`]+?)(?:`|\.\s|\.$|;\s)", text):
+    for expression_text in re.findall(r"`?expect`?:?\s*`?([^`]+?)(?:`|\.\s|\.$|;\s)", text):
         try:
-            expression.names(said)
+            expression.names(expression_text)
         except ClaimError:
             continue
-        return " ".join(said.split())
+        return " ".join(expression_text.split())
     return ""
 
 
@@ -108,10 +108,10 @@ def plan(key: str, spec: str = "", method: str = "") -> Plan:
     has no such key, or when neither the level nor the specification says where the method
     belongs."""
     row = ledger.row(key)
-    found = entry(spec, key) if spec else ""
+    text = entry(spec, key) if spec else ""
     if method:
         room, _, name = method.replace(".", "/").rpartition("/")
-    elif match := _FILE.search(found):
+    elif match := _FILE.search(text):
         shelf = match[1].partition("/")[0] in _SHELVES.split("|")
         room, name = f"architectures/{match[1]}" if shelf else match[1], match[2]
     else:
@@ -120,7 +120,7 @@ def plan(key: str, spec: str = "", method: str = "") -> Plan:
         raise ClaimError(
             f"Where does the method of {key} ({row.level}) belong? Say it: --method ROOM.NAME."
         )
-    return Plan(row, room, name, found)
+    return Plan(row, room, name, text)
 
 
 def files(plan: Plan) -> dict[Path, str]:

@@ -19,7 +19,7 @@ TITLE = 86  # letters over a picture
 
 
 def lines(
-    entry: Entry, paper: Paper, claims: Sequence[Claim], told: dict[str, str]
+    entry: Entry, paper: Paper, claims: Sequence[Claim], shown_before: dict[str, str]
 ) -> Iterator[str]:
     """One statement; told: the pictures that the page has shown, and under which statement."""
     claim = claims[0]
@@ -43,23 +43,23 @@ def lines(
     for one in claims:
         if counts := entry.verdict(one):
             where = f"{counts.subject}, seed {counts.seed}"
-            yield from _folded(f"The numbers on {where}", _details(entry, one, title, told))
+            yield from _folded(f"The numbers on {where}", _details(entry, one, title, shown_before))
 
 
 def pictures(entry: Entry, paper: Paper) -> dict[str, str]:
     """Each picture of the page, by its file; none is there twice."""
-    found: dict[str, str] = {}
+    pictures: dict[str, str] = {}
     for claims in paper.statements():
         if claims[0].tier == "identity":
             continue
         if drawn := forest_of(entry, claims):
-            found[_file(entry, claims[0], drawn)] = drawn
+            pictures[_file(entry, claims[0], drawn)] = drawn
         for verdict in filter(None, map(entry.verdict, claims)):
             if verdict.figure:
                 drawn = figure_of(verdict, title_of(paper, claims))
-                if drawn not in found.values():
-                    found[_file(entry, claims[0], drawn)] = drawn
-    return found
+                if drawn not in pictures.values():
+                    pictures[_file(entry, claims[0], drawn)] = drawn
+    return pictures
 
 
 def title_of(paper: Paper, claims: Sequence[Claim]) -> str:
@@ -72,7 +72,7 @@ def title_of(paper: Paper, claims: Sequence[Claim]) -> str:
 def forest_of(entry: Entry, claims: Sequence[Claim]) -> str:
     """The picture of all subjects and seeds as SVG; "" where nothing of it was measured."""
     seeds = [sorted(entry.seeds(claim), key=lambda v: v.seed) for claim in claims]
-    return forest.svg(claims[0], [verdict for found in seeds for verdict in found])
+    return forest.svg(claims[0], [verdict for group in seeds for verdict in group])
 
 
 def _file(entry: Entry, claim: Claim, drawn: str) -> str:
@@ -100,8 +100,8 @@ def _judged(claim: Claim) -> Iterator[str]:
         yield f"| direction only if no more than | `{claim.direction}` |"
     if claim.we_expect:
         yield f"| what we add holds if | `{claim.we_expect}` |"
-    for name, said in claim.null.items():
-        yield f"| null: {cell(_plain(name))} | {cell(said)} |"
+    for name, meaning in claim.null.items():
+        yield f"| null: {cell(_plain(name))} | {cell(meaning)} |"
     if not claim.names_a_null:
         yield "| no null is compared with | it is judged against a stated bound alone |"
     if claim.thresholds:
@@ -127,7 +127,7 @@ def _rows(seeds: Sequence[Verdict], claim: Claim) -> Iterator[str]:
         )
 
 
-def _details(entry: Entry, claim: Claim, title: str, told: dict[str, str]) -> Iterator[str]:
+def _details(entry: Entry, claim: Claim, title: str, shown_before: dict[str, str]) -> Iterator[str]:
     """The numbers of the seed that counts and its own figure."""
     verdict = entry.verdict(claim)
     if verdict is None:
@@ -144,10 +144,10 @@ def _details(entry: Entry, claim: Claim, title: str, told: dict[str, str]) -> It
     yield from ("", f"Measured with {versions}.")
     if verdict.figure:
         shown = figure_of(verdict, title)
-        if shown in told:
-            yield from ("", f"Its picture is the one under *{prose(told[shown])}*.")
+        if shown in shown_before:
+            yield from ("", f"Its picture is the one under *{prose(shown_before[shown])}*.")
         else:
-            told[shown] = title
+            shown_before[shown] = title
             alt = f"{title}: more of {verdict.subject}, seed {verdict.seed}"
             yield from ("", f"![{prose(alt)}]({_file(entry, claim, shown)})")
 

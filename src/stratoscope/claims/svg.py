@@ -122,9 +122,9 @@ def _cells(drawing: Drawing, colours: Sequence[str], write: Write, top: Pixels) 
     y = top + tall * len(drawing.series)
     parts += _below(drawing, [left + (i + 0.5) * wide for i in range(n)], y + 16)
     bar = [rect(left + 14 * i, y + 38, 14, 10, name=name) for i, name in enumerate(names)]
-    told = f"{write(low)} to {write(high)}"
-    told = text(left + 14 * SHADES + 8, y + 47, told, "m")
-    return y + 60, [*parts, *bar, told, text(WIDTH - MARGIN, y + 47, drawing.unit, "e m")]
+    scale = f"{write(low)} to {write(high)}"
+    scale = text(left + 14 * SHADES + 8, y + 47, scale, "m")
+    return y + 60, [*parts, *bar, scale, text(WIDTH - MARGIN, y + 47, drawing.unit, "e m")]
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -34,17 +34,17 @@ def refuse(expect: str, direction: str = "", valid: str = "") -> None:
     draw = _Draw(texts)
     for text in texts:
         for part in expression.parts(text):
-            said = ast.unparse(part)
-            if not draw.found([_not([_test(part)])]):
-                raise ClaimError(f"`{said}` holds whatever is measured: it tests nothing.")
+            source = ast.unparse(part)
+            if not draw.finds([_not([_test(part)])]):
+                raise ClaimError(f"`{source}` holds whatever is measured: it tests nothing.")
     tests = {text: _tests(text) for text in texts}
-    if not draw.found([test for part in tests.values() for test in part]):
+    if not draw.finds([test for part in tests.values() for test in part]):
         raise ClaimError(
             f"`{' and '.join(texts)}` holds of none of {DRAWS:,} random assignments: it cannot "
             "succeed."
         )
     fails = [_not(tests[text]) for text in (expect, direction) if text]
-    if not draw.found([*tests.get(valid, ()), *fails]):
+    if not draw.finds([*tests.get(valid, ()), *fails]):
         raise ClaimError(
             f"Whenever the validity `{valid}` holds, so does the claim: it could never fail. "
             "Validity asks whether the test could be made, not how it ended."
@@ -61,7 +61,7 @@ class _Draw:
         written = sorted(set().union(*map(expression.numbers, texts)))
         self.numbers = [0.0, 1.0, *written, *(-number for number in written)]
 
-    def found(self, tests: Sequence[Test]) -> bool:
+    def finds(self, tests: Sequence[Test]) -> bool:
         """Whether some assignment satisfies all tests."""
         best, most = {}, -1
         for number in range(DRAWS):

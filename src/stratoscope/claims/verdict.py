@@ -73,10 +73,10 @@ class Verdict:
     def judges(self, claim: Claim) -> bool:
         """Whether this verdict is about the claim as it stands: its words were not changed after
         the measurement."""
-        kept = (self.claim, self.tier, self.subject, self.expect, self.direction, self.valid)
+        before = (self.claim, self.tier, self.subject, self.expect, self.direction, self.valid)
         now = (claim.name, claim.tier, claim.subject, claim.expect, claim.direction, claim.valid)
         units = self.form == 1 or self.wanted == claim.n
-        return kept == now and self.we_expect == claim.we_expect and units
+        return before == now and self.we_expect == claim.we_expect and units
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -74,7 +74,7 @@ def append_to(verdict: Verdict, file: Path) -> Path:
 def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
     """All verdicts, a paper's in order, and a sentence for each line that is none: nothing is
     dropped in silence."""
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     problems: list[str] = []
     for file in (file for folder in folders for file in sorted(folder.glob("*.jsonl"))):
         try:
@@ -88,14 +88,14 @@ def read(folders: Sequence[Path]) -> tuple[list[Verdict], list[str]]:
             try:
                 verdict = from_line(line)
                 _believe(verdict)
-                found.append(verdict)
+                verdicts.append(verdict)
             except (ValueError, TypeError, KeyError, AttributeError, ClaimError) as error:
                 torn = number == text.count("\n") + 1  # a whole line ends with a newline
                 what = "is cut short: its writing was interrupted" if torn else "is no verdict"
                 problems.append(
                     f"Line {number} of {file} {what} ({error}). Remove that line; the others count."
                 )
-    return found, problems
+    return verdicts, problems
 
 
 def to_line(verdict: Verdict) -> str:
@@ -126,10 +126,10 @@ def from_line(line: str) -> Verdict:
 
 def _believe(verdict: Verdict) -> None:
     """Raises ClaimError when the word that stands there is not the one its numbers give."""
-    found = rejudged(verdict)
-    if found.status != verdict.status or (verdict.form > 1 and found.added != verdict.added):
+    judged = rejudged(verdict)
+    if judged.status != verdict.status or (verdict.form > 1 and judged.added != verdict.added):
         raise ClaimError(
-            f"it says {verdict.status!r} of {verdict.claim}, and its numbers give {found.status!r}"
+            f"it says {verdict.status!r} of {verdict.claim}, and its numbers give {judged.status!r}"
         )
 
 

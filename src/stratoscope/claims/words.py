@@ -41,7 +41,7 @@ class Words(NamedTuple):
         return self.real or alone
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Both in a line: `direction only (1 of 2 models); mechanism: reproduced`."""
         models = f" ({self.held} of {self.tested} models)" if self.tested else ""
         parts = [f"{self.real}{models}"] if self.real else []
@@ -57,12 +57,12 @@ def words(cells: Iterable[Cell]) -> Words:
     models: dict[str, list[str]] = {}
     for claim, word in real:
         models.setdefault(claim.subject, []).append(word)
-    tested = [found for found in models.values() if {*found} != {NO_TEST}]
-    held = sum({*found} == {REPRODUCED} for found in tested)
+    tested = [result for result in models.values() if {*result} != {NO_TEST}]
+    held = sum({*result} == {REPRODUCED} for result in tested)
     return Words(_over(real), mechanism, held, len(tested))
 
 
-def found(of: Words) -> str:
+def sentence(of: Words) -> str:
     """What was found, in a sentence for each kind of subject."""
     parts = []
     if of.real:
@@ -111,9 +111,9 @@ def _by_bounds(claim: Claim) -> bool:
     return any(expression.base(name) != name for name in expression.names(claim.expect))
 
 
-def worst(found: Iterable[str]) -> str:
+def worst(results: Iterable[str]) -> str:
     """The worst of some words, "" of none."""
-    return min(found, key=WORST_FIRST.index, default="")
+    return min(results, key=WORST_FIRST.index, default="")
 
 
 def _over(cells: Sequence[Cell]) -> str:
@@ -121,5 +121,5 @@ def _over(cells: Sequence[Cell]) -> str:
     statements: dict[str, list[str]] = {}
     for claim, word in cells:
         statements.setdefault(claim.says, []).append(word)
-    each = ([word for word in found if word != NO_TEST] for found in statements.values())
-    return worst(worst(found) or NO_TEST for found in each)
+    each = ([word for word in results if word != NO_TEST] for results in statements.values())
+    return worst(worst(results) or NO_TEST for results in each)

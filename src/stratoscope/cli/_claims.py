@@ -57,7 +57,7 @@ def expectation(to: Console, claim: Claim) -> None:
         "expected": claim.expect,
         "direction": claim.direction,
         "we add": f"{claim.we_add}: {claim.we_expect}" if claim.we_add else "",
-        "null": "\n".join(f"{name}: {said}" for name, said in claim.null.items()),
+        "null": "\n".join(f"{name}: {meaning}" for name, meaning in claim.null.items()),
         "numbers": claim.thresholds,
     }
     facts(to, rows)
@@ -83,13 +83,13 @@ def measured(to: Console, verdict: Verdict, others: Iterable[Verdict] = ()) -> N
         "kind": kind if verdict.tier != "identity" else "",
     }
     for name, value in {**verdict.values, **verdict.null}.items():
-        said = Text(short(value))
+        shown = Text(short(value))
         if name in verdict.interval:
-            said.append(f"  [{' to '.join(map(short, verdict.interval[name]))}]", style="dim")
+            shown.append(f"  [{' to '.join(map(short, verdict.interval[name]))}]", style="dim")
         if name in verdict.null:
             drawn = len(verdict.draws.get(name, ()))
-            said.append(f"  the null{f', {drawn} draws' if drawn else ''}", style="dim")
-        numbers[name.replace("_", " ")] = said
+            shown.append(f"  the null{f', {drawn} draws' if drawn else ''}", style="dim")
+        numbers[name.replace("_", " ")] = shown
     seeds = ", ".join(f"{other.seed} {other.status}" for other in others)
     facts(to, numbers | {"seeds": seeds, "note": verdict.note})
     if verdict.figure:

@@ -21,10 +21,10 @@ def rows(path: Path) -> list[Any]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-    found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
         raise InputError(f"{path} holds no row.")
-    return [line if path.suffix == ".txt" else _json(path, n, line) for n, line in found]
+    return [line if path.suffix == ".txt" else _json(path, n, line) for n, line in rows]
 
 
 def value(text: str) -> Any:

@@ -27,11 +27,11 @@ def command(out: Path) -> None:
     from stratoscope.report import atlas as page
 
     whole = ledger.atlas()
-    found = atlas.data(whole)
-    written = page.write(found, out)
-    kept = atlas.write(found, out.with_suffix(".json"))
-    claims = sum(len(paper["claims"]) for paper in found["papers"])
-    counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items())
-    click.echo(f"{len(found['papers'])} papers, {claims} claims: {counts}.")
-    click.echo(f"Page: {written.absolute().as_uri()}\nData: {kept}")
+    data = atlas.data(whole)
+    written = page.write(data, out)
+    written_data = atlas.write(data, out.with_suffix(".json"))
+    claims = sum(len(paper["claims"]) for paper in data["papers"])
+    counts = ", ".join(f"{count} {status}" for status, count in data["counts"].items())
+    click.echo(f"{len(data['papers'])} papers, {claims} claims: {counts}.")
+    click.echo(f"Page: {written.absolute().as_uri()}\nData: {written_data}")
     _claims.warn(_claims.console(), whole.problems)

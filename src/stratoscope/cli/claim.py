@@ -97,8 +97,8 @@ def _all(keys: list[str], seeds: str, stale: bool, budget: str, dry_run: bool) -
     pieces = due.due(ledger.atlas(), numbers, stale=stale, keys=keys)
     known = sum(piece.seconds for piece in pieces if piece.seconds == piece.seconds)
     unknown = sum(piece.seconds != piece.seconds for piece in pieces)
-    told = f"{len(pieces)} measurements are due, about {known / 60:.0f} min"
-    click.echo(told + (f" and {unknown} that never ran." if unknown else "."))
+    summary = f"{len(pieces)} measurements are due, about {known / 60:.0f} min"
+    click.echo(summary + (f" and {unknown} that never ran." if unknown else "."))
     became: dict[str, int] = {}
     if dry_run:
         for piece in pieces:
@@ -164,14 +164,14 @@ def _on(paper: Paper, claims: list[Claim], model: str) -> list[Claim]:
 
     from stratoscope.errors import ClaimError
 
-    found = {c.name: replace(c, subject=model, kind="real") for c in claims if c.any_model}
-    if not found:
+    claims_of = {c.name: replace(c, subject=model, kind="real") for c in claims if c.any_model}
+    if not claims_of:
         able = ", ".join(dict.fromkeys(c.name for c in paper.claims if c.any_model))
         raise ClaimError(
             f"{', '.join(dict.fromkeys(c.name for c in claims))} of {paper.key} brings a subject "
             f"of its own and cannot be measured on {model}; {able or 'none of its claims'} can."
         )
-    return list(found.values())
+    return list(claims_of.values())
 
 
 def _register(paper: Paper, claims: list[Claim], seeds: str) -> None:

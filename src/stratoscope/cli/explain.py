@@ -99,14 +99,14 @@ def command(
 ) -> None:
     _refuse(question, out)
     began = time.perf_counter()
-    kept: list[Explanation] = []
+    latest: list[Explanation] = []
     written = began
 
-    def keep(found: Explanation) -> None:
+    def keep(explanation: Explanation) -> None:
         """The file is a whole page from the first step on, and never far behind: a page takes a
         second to draw."""
         nonlocal written
-        first, kept[:] = not kept, [found]
+        first, latest[:] = not latest, [explanation]
         if first or time.perf_counter() - written > _BETWEEN:
             write_page()
             written = time.perf_counter()
@@ -114,12 +114,12 @@ def command(
     def write_page() -> None:
         from stratoscope.report.page import write
 
-        kept[0].provenance.update(
+        latest[0].provenance.update(
             seconds=round(time.perf_counter() - began, 1),
             peak_memory_mb=_peak_megabytes(),
             command=shlex.join(["stratoscope", *sys.argv[1:]]),
         )
-        write(kept[0], out)
+        write(latest[0], out)
 
     try:
         with _progress(question["circuit"]) as report:
@@ -131,18 +131,18 @@ def command(
             from stratoscope.report.explain import explain
 
             with _files.changed(lm, edits):
-                kept[:] = [explain(lm, report=report, keep=keep, **question)]
+                latest[:] = [explain(lm, report=report, keep=keep, **question)]
             write_page()
     except BaseException:
-        if kept:
+        if latest:
             with suppress(ResultError):  # a full disk has been told already
                 write_page()
-            done = len(kept[0].results)
+            done = len(latest[0].results)
             click.echo(
                 f"What was finished ({done} results) is in {out.absolute().as_uri()}", err=True
             )
         raise
-    _summary(kept[0])
+    _summary(latest[0])
     click.echo(f"\nReport: {out.absolute().as_uri()}")
 
 
@@ -172,7 +172,7 @@ class _progress:
     def __init__(self, circuit: bool) -> None:
         self.order = [name for name in NAMES if circuit or name != "circuits.discover"]
         self.began = 0.0
-        self.told = False
+        self.announced = False
 
     def __enter__(self) -> Any:
         from rich.console import Console
@@ -203,14 +203,14 @@ class _progress:
 
     def step(self, name: str, done: int, total: int) -> None:
         if not total:
-            self.began, self.told = time.perf_counter(), False
+            self.began, self.announced = time.perf_counter(), False
         number = self.order.index(name) + 1 if name in self.order else len(self.order)
         text = f"{number}/{len(self.order)} {NAMES.get(name, name)}"
         if self.live is None:
             if not total:
                 click.echo(f"  {text} ...", err=True)
-            elif (left := self._left(done, total)) and not self.told:
-                self.told = True
+            elif (left := self._left(done, total)) and not self.announced:
+                self.announced = True
                 click.echo(f"      about {left:.0f} s to go", err=True)
             return
         if not total:
@@ -231,7 +231,7 @@ class _progress:
             self.live.stop()
 
 
-def _summary(found: Explanation) -> None:
+def _summary(explanation: Explanation) -> None:
     """A screenful: the prediction, who writes it, where it passes, which tokens matter."""
     from rich.console import Console
     from rich.table import Table
@@ -241,46 +241,52 @@ def _summary(found: Explanation) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in _rows(found):
+    for name, text in _rows(explanation):
         table.add_row(name, _plain(text))
     console.print(table)
-    if (said := found.one("tokens.verbalize")) is not None:
+    if (verbal := explanation.one("tokens.verbalize")) is not None:
         console.print()
-        console.print(_plain(str(said["text"].values)))
-    for note in found.notes:
+        console.print(_plain(str(verbal["text"].values)))
+    for note in explanation.notes:
         console.print(_plain(f"Note: {note}"), style="yellow")
-    for name, why in found.missing.items():
+    for name, why in explanation.missing.items():
         console.print(_plain(f"Without {NAMES.get(name, name)}: {why}"), style="yellow")
     console.print(
-        f"{found.provenance['seconds']:.0f} s, {found.provenance['peak_memory_mb']:.0f} MB",
+        f"{explanation.provenance['seconds']:.0f} s, "
+        f"{explanation.provenance['peak_memory_mb']:.0f} MB",
         style="dim",
     )
 
 
-def _rows(found: Explanation) -> list[tuple[str, str]]:
+def _rows(explanation: Explanation) -> list[tuple[str, str]]:
     """What the terminal says, line by line; a step that is missing has no line."""
     from stratoscope.plots.text import based, isolated, percent
     from stratoscope.report import words
 
-    def told(text: str) -> str:
+    def shown(text: str) -> str:
         return isolated(repr(based(text)))
 
     rows = [
         (
-            "next token" if found.masked is None else "at the mask",
-            ", ".join(f"{told(token)} {percent(p)}" for token, p in found.predictions[:4]),
+            "next token" if explanation.masked is None else "at the mask",
+            ", ".join(f"{shown(token)} {percent(p)}" for token, p in explanation.predictions[:4]),
         )
     ]
-    question = f"why {told(found.answer)} rather than {told(found.foil)}"
-    question += ", both scored whole" * found.whole
-    direct = found.one("layers.direct_logit_attribution")
+    question = f"why {shown(explanation.answer)} rather than {shown(explanation.foil)}"
+    question += ", both scored whole" * explanation.whole
+    direct = explanation.one("layers.direct_logit_attribution")
     if direct is not None:
         question += f": logit difference {float(direct.logit_difference):+.2f}"
     rows.append(("question", question))
     if direct is not None:
         error = f"all sum to the difference, error {float(direct.residual_error):.0e}"
-        rows.append(("written by", f"{words.writers(direct, found.answer, found.foil)} ({error})"))
-    if (heads := found.one("heads.activation_patching")) is not None:
+        rows.append(
+            (
+                "written by",
+                f"{words.writers(direct, explanation.answer, explanation.foil)} ({error})",
+            )
+        )
+    if (heads := explanation.one("heads.activation_patching")) is not None:
         clear = words.causes(heads, 5)
         names = ", ".join(f"{words.head_name(place)} {place['value']:+.0%}" for place in clear)
         reach = f"(beyond chance: {words.drawn(heads)})"
@@ -290,8 +296,8 @@ def _rows(found: Explanation) -> list[tuple[str, str]]:
                 f"{names}  {reach}" if names else words.strongest_heads(heads),
             )
         )
-    if found.corrupt_prompt is not None:
-        rows.append(("corrupt prompt", told(found.corrupt_prompt)))
+    if explanation.corrupt_prompt is not None:
+        rows.append(("corrupt prompt", shown(explanation.corrupt_prompt)))
     return rows
 
 

@@ -22,12 +22,12 @@ def command(model_type: str | None) -> None:
 
     from stratoscope.models.families._table import MEANING, entries
 
-    found = entries()
+    every = entries()
     console = Console(highlight=False)
     if model_type is not None:
-        named = [entry for entry in found if entry.type == model_type]
+        named = [entry for entry in every if entry.type == model_type]
         if not named:
-            near = get_close_matches(model_type, [entry.type for entry in found], 3)
+            near = get_close_matches(model_type, [entry.type for entry in every], 3)
             hint = (
                 f"Did you mean {' or '.join(near)}?"
                 if near
@@ -52,9 +52,9 @@ def command(model_type: str | None) -> None:
     for column in ("type", "status"):
         table.add_column(column, no_wrap=True)
     table.add_column("lacks, or why not", ratio=1)
-    for entry in found:
-        told = entry.why or "; ".join(f"{points} ({where})" for points, where, _ in entry.lacks)
-        table.add_row(entry.type, entry.status, Text(told))
+    for entry in every:
+        why = entry.why or "; ".join(f"{points} ({where})" for points, where, _ in entry.lacks)
+        table.add_row(entry.type, entry.status, Text(why))
     console.print(table)
-    counts = {status: sum(entry.status == status for entry in found) for status in MEANING}
+    counts = {status: sum(entry.status == status for entry in every) for status in MEANING}
     console.print(Text(", ".join(f"{count} {status}" for status, count in counts.items())))

@@ -60,8 +60,8 @@ def command(key: str, out: Path | None) -> None:
             "level": entry.row.level,
             "it says": entry.paper.claim,
         }
-        told = Text(entry.words.told, style=_claims.STYLES.get(entry.status, ""))
-        facts |= {"we built": built, "status": told, "own models": entry.paper.protocol}
+        shown_status = Text(entry.words.summary, style=_claims.STYLES.get(entry.status, ""))
+        facts |= {"we built": built, "status": shown_status, "own models": entry.paper.protocol}
         _claims.facts(console, facts)
         _show_claims(console, entry, entry.paper)
     about = [

@@ -71,8 +71,8 @@ def command(level: str | None, status: str | None, stale: bool) -> None:
             table.add_row(entry.row.key, word, *shown, Text(entry.row.title))
         console.print(table)
     rows = [e for e in chosen if e.row.key not in atlas.across]
-    told = ((sum(e.status == word for e in rows), word) for word in ledger.STATUSES)
-    counts = ", ".join(f"{n} {word}" for n, word in told if n)
+    counted = ((sum(e.status == word for e in rows), word) for word in ledger.STATUSES)
+    counts = ", ".join(f"{n} {word}" for n, word in counted if n)
     beside = f" And {len(chosen) - len(rows)} across papers." if len(chosen) > len(rows) else ""
     console.print(
         Text(f"{len(rows)} of {len(atlas.entries)} papers{': ' if counts else ''}{counts}.{beside}")
@@ -99,8 +99,8 @@ def _say_stale(entries: list[Entry]) -> None:
         names: dict[str, list[str]] = {}
         for name, reasons in entry.stale().items():
             names.setdefault("; ".join(reasons), []).append(name)
-        told = (f"{why}: {', '.join(claims)}" for why, claims in names.items())
-        _claims.facts(console, {entry.row.key: "\n".join(told)})
+        lines = (f"{why}: {', '.join(claims)}" for why, claims in names.items())
+        _claims.facts(console, {entry.row.key: "\n".join(lines)})
     click.echo(
         f"{len(entries)} papers are stale. `stratoscope claim --all --stale` measures them again."
     )

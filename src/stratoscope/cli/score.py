@@ -62,23 +62,23 @@ def command(
     lm = stratoscope.load(model)
     with _files.changed(lm, edits):
         with progress_bar("questions") as advance:
-            found = likelihood.score(lm, items, normalise=normalise, progress=advance)
+            scored = likelihood.score(lm, items, normalise=normalise, progress=advance)
         beside = controls.score(lm, items, normalise=normalise)
-    right = found["right"].to_numpy()
+    right = scored["right"].to_numpy()
     groups = sorted({item.group for item in items})
     rows = [("model", _share(right))]
     if len(groups) > 1:
-        own = found["group"].to_numpy()
+        own = scored["group"].to_numpy()
         rows += [(f"  {name or '(no group)'}", _share(right[own == name])) for name in groups]
-    told = zip(beside["control"].to_numpy(), beside["accuracy"].to_numpy())
-    rows += [(str(name), f"{value:6.1%}") for name, value in told]
+    beside_them = zip(beside["control"].to_numpy(), beside["accuracy"].to_numpy())
+    rows += [(str(name), f"{value:6.1%}") for name, value in beside_them]
     width = max(len(name) for name, _ in rows)
     for name, words in rows:
         click.echo(f"{name:<{width}}  {words}")
     if out is not None:
         from stratoscope import results
 
-        results.save(found, out)
+        results.save(scored, out)
         click.echo(f"Saved to {out}")
 
 
@@ -86,6 +86,6 @@ def _share(right: np.ndarray) -> str:
     """The accuracy, and its interval where there is one."""
     from stratoscope.maths.resample import interval
 
-    found = interval(right)
-    span = "" if found.note else f"  [{max(found.low, 0):.1%}, {min(found.high, 1):.1%}]"
-    return f"{found.value:6.1%}{span}  of {found.n}"
+    spread = interval(right)
+    span = "" if spread.note else f"  [{max(spread.low, 0):.1%}, {min(spread.high, 1):.1%}]"
+    return f"{spread.value:6.1%}{span}  of {spread.n}"

@@ -53,10 +53,10 @@ def edit(
             )
         by_site.setdefault(site, set()).add(neuron)
     held = [
-        replaced(site, value, units=sorted(found), positions=positions)
-        for site, found in by_site.items()
+        replaced(site, value, units=sorted(chosen), positions=positions)
+        for site, chosen in by_site.items()
     ]
     names = ", ".join(
-        f"L{site.layer}N{neuron}" for site, found in by_site.items() for neuron in sorted(found)
+        f"L{site.layer}N{neuron}" for site, chosen in by_site.items() for neuron in sorted(chosen)
     )
     return Edit(lm, held, note=f"{names} held at {value}")

@@ -86,10 +86,10 @@ def edit(
     if null is not None:
         by_site = _random(lm, by_site, null, same_layers)
     dropped = [
-        ablate(site, units=sorted(found), positions=positions) for site, found in by_site.items()
+        ablate(site, units=sorted(heads), positions=positions) for site, heads in by_site.items()
     ]
     names = ", ".join(
-        f"L{site.layer}H{head}" for site, found in by_site.items() for head in sorted(found)
+        f"L{site.layer}H{head}" for site, heads in by_site.items() for head in sorted(heads)
     )
     return Edit(lm, dropped, note=f"without {names}")
 
@@ -100,7 +100,7 @@ def _random(
     """As many heads that are not among these, from all layers alike, or as many of each layer."""
     generator, every = np.random.default_rng(seed), lm.layout.resolve("layers.*.attn.z")
     pools = [[site] for site in taken] if same_layers else [every]
-    found: dict[Site, set[int]] = {}
+    chosen: dict[Site, set[int]] = {}
     for pool in pools:
         heads = [(site, head) for site in pool for head in range(lm.dims.heads)]
         free = [(site, head) for site, head in heads if head not in taken.get(site, ())]
@@ -112,5 +112,5 @@ def _random(
             )
         for number in sorted(generator.permutation(len(free))[:count]):
             site, head = free[number]
-            found.setdefault(site, set()).add(head)
-    return found
+            chosen.setdefault(site, set()).add(head)
+    return chosen

@@ -134,10 +134,10 @@ def _renumber(opening: ExitStack, lm: LM) -> None:
         return
     modules = [layer.get_submodule(tower.points["attn.q"].path) for layer in lm.layout.layers[""]]
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(modules)
-    kept = [not isinstance(module.__dict__.get("forward"), Nothing) for module in modules]
+    runs = [not isinstance(module.__dict__.get("forward"), Nothing) for module in modules]
     for kind in dict.fromkeys(kinds):
-        places = [place for place, found in enumerate(kinds) if found == kind]
-        left = [place for place in places if kept[place]]
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        left = [place for place in places if runs[place]]
         if not left and kind == kinds[0]:  # of another kind nobody asks
             raise InputError(
                 f"no {kind.replace('_', ' ')} would be left: keep one, by which the cache counts "

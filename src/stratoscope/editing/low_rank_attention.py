@@ -83,7 +83,7 @@ def edit(
     )
     has = capture(lm, batch, *(f"layers.{layer}.attn.k" for layer, _ in heads), positions=keys)
     # padding left out
-    asking, asked = (batch.text[1] if where is None else ... for where in (queries, keys))
+    asking, keys_at = (batch.text[1] if where is None else ... for where in (queries, keys))
     generator = None if null is None else torch.Generator().manual_seed(null)
     changes = []
     for layer, head in heads:
@@ -96,7 +96,7 @@ def edit(
                 "keys."
             )
         q = q[:, :, head][asking].reshape(-1, size)
-        k = k[:, :, head * k.shape[2] // lm.dims.heads][asked].reshape(-1, size)
+        k = k[:, :, head * k.shape[2] // lm.dims.heads][keys_at].reshape(-1, size)
         if generator is not None:
             q, k = (torch.randn(rank, size, generator=generator).to(x) for x in (q, k))
         changes += [
@@ -105,5 +105,5 @@ def edit(
             )
             for x in (q, k)
         ]
-    told = ", ".join(f"L{layer}H{head}" for layer, head in heads)
-    return Edit(lm, changes, note=f"queries and keys of {told} at rank {rank}")
+    names = ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    return Edit(lm, changes, note=f"queries and keys of {names} at rank {rank}")

@@ -72,5 +72,5 @@ def edit(lm: LM, request: Sequence[Sequence[int]], *, noise: float = 5.0, seed: 
             (seed * lm.dims.layers + int(act.layer)) * lm.dims.neurons + neuron
         )
         columns[:, neuron] = needle(matrix(module)[:, neuron], noise, generator)
-    said = ", ".join(f"L{layer}N{neuron}" for layer, neuron in units)
-    return Edit(lm, (), deltas, note=f"noise {noise} on the value vectors of {said}")
+    which = ", ".join(f"L{layer}N{neuron}" for layer, neuron in units)
+    return Edit(lm, (), deltas, note=f"noise {noise} on the value vectors of {which}")

@@ -57,21 +57,23 @@ def compare(lm: LM, inputs: Any, edit: Edit, *, tokens: int = 8, repeats: int = 
     rows = [row[real] for row, real in zip(ids, mask)]
     contexts = dict(zip(RUNS, (nullcontext(), edit, nullcontext())))
     seconds = torch.full((len(RUNS), len(WHAT), len(rows)), torch.inf, dtype=torch.float64)
-    kept = torch.zeros(len(RUNS), len(rows), dtype=torch.long)
+    cached = torch.zeros(len(RUNS), len(rows), dtype=torch.long)
     for example, row in enumerate(rows):
         for repeat in range(repeats + 1):
             for at, context in enumerate(contexts.values()):
-                took, kept[at, example] = _once(lm, row[None].to(lm.model.device), context, tokens)
+                took, cached[at, example] = _once(
+                    lm, row[None].to(lm.model.device), context, tokens
+                )
                 if repeat:  # the first warms up
                     seconds[at, :, example] = torch.minimum(seconds[at, :, example], took)
     plain, edited, again = seconds
-    both, axes = ("what", "example"), ("run", "what", "example")
+    axes_of, axes = ("what", "example"), ("run", "what", "example")
     return dataset(
         {
             "seconds": (axes, seconds),
-            "gain": (both, plain / edited),
-            "itself": (both, plain / again),
-            "cache": (("run", "example"), kept),
+            "gain": (axes_of, plain / edited),
+            "itself": (axes_of, plain / again),
+            "cache": (("run", "example"), cached),
         },
         method="editing.speed",
         provenance=lm.provenance,

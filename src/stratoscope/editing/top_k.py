@@ -36,7 +36,7 @@ def edit(lm: LM, request: int | Sequence[Sequence[int]]) -> Edit:
     pairs = [("*", request)] if isinstance(request, int) else [tuple(pair) for pair in request]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise InputError(f"a request is k, or pairs (layer, k), at least one; got {request!r:.80}.")
-    kept: dict[Site, int] = {}
+    smallest: dict[Site, int] = {}
     for layer, k in pairs:
         for site in lm.layout.resolve(f"layers.{layer}.mlp.act"):
             if not 0 <= k <= lm.dims.neurons:
@@ -44,5 +44,5 @@ def edit(lm: LM, request: int | Sequence[Sequence[int]]) -> Edit:
                     f"k={k}: each layer of this model has {lm.dims.neurons} neurons; keep 0 to as "
                     "many."
                 )
-            kept[site] = min(k, kept.get(site, k))
-    return Edit(lm, [largest(site, k) for site, k in kept.items()])
+            smallest[site] = min(k, smallest.get(site, k))
+    return Edit(lm, [largest(site, k) for site, k in smallest.items()])

@@ -62,8 +62,8 @@ def complexity(labels: Labels) -> float:
 
 def distortion(e: Embeddings, labels: Labels) -> float:
     """Mean squared distance to the mean of the own category, in the units of `e`."""
-    found, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    means = np.zeros((len(found), e.shape[1]))
+    kinds, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.zeros((len(kinds), e.shape[1]))
     np.add.at(means, inverse, e)
     return float(((e - (means / sizes[:, None])[inverse]) ** 2).sum(axis=1).mean())
 
@@ -96,16 +96,16 @@ def savings(
     partition costs; below 0 where the categories are cheaper. Their mean is the area over log beta.
     """
     x, n, count = scaled(e), len(e), len(np.unique(labels))
-    found = []
+    saved = []
     for size in sizes:
         own = clusters(x, min(max(round(size * count), 1), n), seed=seed)
-        found.append(
+        saved.append(
             [
                 (objective(x, labels, beta=b) - objective(x, own, beta=b)) / (np.log2(n) + b)
                 for b in betas
             ]
         )
-    return np.array(found).T
+    return np.array(saved).T
 
 
 def gaussian(
@@ -117,8 +117,8 @@ def gaussian(
     The means are drawn together by what chance alone holds them apart. lengths: each example stays
     as far from its mean as the one it stands for, so that outliers stay outliers.
     """
-    found, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    n, k, centre = len(e), len(found), np.mean(e, axis=0)
+    kinds, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    n, k, centre = len(e), len(kinds), np.mean(e, axis=0)
     means = np.zeros((k, e.shape[1]))
     np.add.at(means, inverse, e)
     means = means / sizes[:, None] - centre
@@ -171,22 +171,22 @@ def compare(
     variance of the space.
     """
     x, count, generator = scaled(e), len(np.unique(labels)), np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
+    by_measure: dict[str, list[float]] = {}
     for draw in range(draws):
         own, mixed = clusters(x, count, seed=1000 * seed + draw), generator.permutation(labels)
         for before, partition in (("", own), ("human_", labels), ("null_", mixed)):
             bits, spread = complexity(partition), distortion(x, partition)
             row = {"complexity": bits, "distortion": spread, "objective": bits + beta * spread}
             for name, value in row.items():
-                found.setdefault(before + name, []).append(value)
-        found.setdefault("ami", []).append(shared(own, labels))
-        found.setdefault("null_ami", []).append(shared(own, mixed))
+                by_measure.setdefault(before + name, []).append(value)
+        by_measure.setdefault("ami", []).append(shared(own, labels))
+        by_measure.setdefault("null_ami", []).append(shared(own, mixed))
         rival = gaussian(x, labels, generator)
         for name, space in (("saving", x), ("null_saving", rival)):
-            found.setdefault(name, []).append(
+            by_measure.setdefault(name, []).append(
                 float(savings(space, labels, seed=1000 * seed + draw).mean())
             )
-    return {name: np.array(values) for name, values in found.items()}
+    return {name: np.array(values) for name, values in by_measure.items()}
 
 
 @torch.no_grad()

@@ -101,15 +101,15 @@ def agreement(
         raise InputError(
             f"two spaces of shapes {tuple(one.shape)} and {tuple(two.shape)}, top={top}: must fit."
         )
-    found: dict[str, list[Tensor]] = {"mrr": [], "jaccard": [], "cosine": []}
+    by_name: dict[str, list[Tensor]] = {"mrr": [], "jaccard": [], "cosine": []}
     for rows in torch.arange(len(one)).split(512):
         across, within = relative(one[rows], two), relative(one[rows], one)
         own = across.gather(1, rows[:, None].to(across.device))
         shared = _members(across, top) & _members(within, top)
-        found["mrr"].append(1 / (1 + (across > own).sum(dim=1)))
-        found["jaccard"].append(shared.sum(dim=1) / (2 * top - shared.sum(dim=1)))
-        found["cosine"].append(own[:, 0])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        by_name["mrr"].append(1 / (1 + (across > own).sum(dim=1)))
+        by_name["jaccard"].append(shared.sum(dim=1) / (2 * top - shared.sum(dim=1)))
+        by_name["cosine"].append(own[:, 0])
+    return {name: torch.cat(parts) for name, parts in by_name.items()}
 
 
 def _members(similarity: Tensor, top: int) -> Tensor:

@@ -144,15 +144,15 @@ def compare(
         "rbf": (rbf, centred, cka),
         "rsa": (distances, ranks, rsa),
     }
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, (kernel, ready, score) in kinds.items():
         a, b = kernel(one), kernel(two)
         x, y = ready(a), ready(b)
-        found[name] = float((x * y).sum())
+        values[name] = float((x * y).sum())
         null = [float((x * y[np.ix_(order, order)]).sum()) for order in orders]
-        found[f"null_{name}"], found[f"null_high_{name}"] = np.mean(null), bound(np.abs(null))
-        found[f"low_{name}"], found[f"high_{name}"] = _jackknife(a, b, score, left, found[name])
-    return found
+        values[f"null_{name}"], values[f"null_high_{name}"] = np.mean(null), bound(np.abs(null))
+        values[f"low_{name}"], values[f"high_{name}"] = _jackknife(a, b, score, left, values[name])
+    return values
 
 
 def _jackknife(
@@ -202,9 +202,11 @@ def measure(
         raise InputError(
             f"{len(one[0])} and {len(two[0])} {samples}: compare texts, or inputs of equal length."
         )
-    kept = np.sort(np.random.default_rng(seed).permutation(len(one[0]))[:most])
+    sample = np.sort(np.random.default_rng(seed).permutation(len(one[0]))[:most])
     paired = np.round(np.linspace(0, len(two) - 1, len(one))).astype(int)
-    rows = [compare(a[kept], two[p][kept], groups=groups, seed=seed) for a, p in zip(one, paired)]
+    rows = [
+        compare(a[sample], two[p][sample], groups=groups, seed=seed) for a, p in zip(one, paired)
+    ]
     return dataset(
         {name: (("layer",), [row[name] for row in rows]) for name in rows[0]},
         method="embeddings.similarity",
@@ -212,7 +214,7 @@ def measure(
         settings={
             "site": site,
             "samples": samples,
-            "number": len(kept),
+            "number": len(sample),
             "other": second.provenance,
         },
         seed=seed,

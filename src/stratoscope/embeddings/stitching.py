@@ -163,9 +163,9 @@ def found_again(
     a, b = ways[0][0][rest], ways[0][1][rest]
     c, d = ways[-1][0][rest], ways[-1][1][rest]
     mrr = (agreement(a, b, top=1)["mrr"] + agreement(d, c, top=1)["mrr"]) / 2
-    found = torch.full((len(one),), torch.nan)
-    found[rest] = mrr.cpu()
-    return found
+    ranks = torch.full((len(one),), torch.nan)
+    ranks[rest] = mrr.cpu()
+    return ranks
 
 
 def _alike(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,8 @@ def outer_changes(lm: LM) -> list[Intervention]:
     Raises SiteError where a layer alone cannot make them, or where they write into the stream
     beside all components.
     """
-    found = outside.changes(lm)
-    if found is None:
+    active = outside.changes(lm)
+    if active is None:
         raise SiteError(
             "edges are taken by calling layers alone, where what a forward hook or a function does "
             "cannot be followed "
@@ -49,7 +49,7 @@ def outer_changes(lm: LM) -> list[Intervention]:
             "change sites by "
             "engine.intervene instead."
         )
-    for site in (change.site for change in found if change.site != Site("", 0, "resid_pre")):
+    for site in (change.site for change in active if change.site != Site("", 0, "resid_pre")):
         if site.point in ("resid_pre", "resid_mid", "resid_post"):
             raise SiteError(
                 f"inside a change at `{site}` the residual stream is not the sum of what "
@@ -57,7 +57,7 @@ def outer_changes(lm: LM) -> list[Intervention]:
                 f"exist. An addition is the same at `{_writer_before(site)}`, where it belongs "
                 f"to a component."
             )
-    here = [change for change in found if change.examples is None or 0 in change.examples]
+    here = [change for change in active if change.examples is None or 0 in change.examples]
     return [replace(c, examples=None, steps=None) for c in here if c.steps is None or 0 in c.steps]
 
 

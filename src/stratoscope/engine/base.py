@@ -73,7 +73,7 @@ class Base:
 
     batch: Batch
     # what the metric is given: (example, vocab), or (example, dim) of a model without a read-out
-    asked: Tensor
+    answers: Tensor
     metric: Tensor
     values: dict[Site, Tensor]
     causal: bool
@@ -131,7 +131,7 @@ def base_run(
 ) -> Base:
     """Run the base inputs once, keeping what packed cells start from and the base value at every
     changed site; not even once where `seen`, a trace of them, holds all that."""
-    kept = {
+    streams = {
         site
         for site in sites
         if site.tower == "" and site.layer is not None and site.point in PACKED_POINTS
@@ -140,7 +140,7 @@ def base_run(
     entries = [Site("", layer, "resid_pre") for layer in range(depth)]
     last = Site("", depth - 1, "resid_post")
     base = Base(batch, torch.empty(0), torch.empty(0), {}, tower.causal, depth)
-    reads = {site: [partial(_keep, base, site)] for site in {*kept, *entries, last}}
+    reads = {site: [partial(_keep, base, site)] for site in {*streams, *entries, last}}
     anew = lm.readout.kind != "vectors" and outside.reads_out_anew(lm)
     # nobody waits for the logits of every position
     outer_reads = any(heard for _, heard in lm.taps.listening)
@@ -151,8 +151,8 @@ def base_run(
     else:
         with lm.taps.using(reads=reads):
             whole = outside.answers(lm, batch) if anew else lm(batch)
-    base.asked = whole if anew else answers(lm, base.values[last], batch)
-    base.metric = metric(base.asked, torch.arange(len(batch)))
+    base.answers = whole if anew else answers(lm, base.values[last], batch)
+    base.metric = metric(base.answers, torch.arange(len(batch)))
     base.residual = [base.values[entry] for entry in entries]
     base.width = base.residual[0].shape[1]
     base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()

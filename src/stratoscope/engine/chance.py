@@ -5,7 +5,7 @@ called a cause.
 
 One random direction for each place says what one place does by chance. The largest of many effects
 is another matter: compared with the largest of as many random ones, it wins in half of all sweeps
-in which nothing is there to be found. Ranks tell the two apart. Were all effects chance, the
+in which nothing is there to be effects. Ranks tell the two apart. Were all effects chance, the
 sweep's largest would be one of `draws` + 1 alike, and beyond the others in one of `draws` + 1.
 
 As many sweeps are not run. The bound is one number, the largest of (draw, place), and most of these
@@ -46,7 +46,7 @@ Change = Callable[[int, int, Tensor, list[int]], Intervention]
 @torch.no_grad()
 def patched(
     lm: LM,
-    both: Pair,
+    prompts: Pair,
     base: Float[Tensor, "layer example position *rest"],
     source: Float[Tensor, "layer example position *rest"],
     sites: Sequence[str],
@@ -73,7 +73,7 @@ def patched(
     shape = (layers, rest[0] if len(rest) > 1 else width)
     every = list(range(examples))
     # which examples have a place is asked on the host, once
-    real = torch.ones(examples, width) if both.base.mask is None else both.base.mask.cpu()
+    real = torch.ones(examples, width) if prompts.base.mask is None else prompts.base.mask.cpu()
     has = [every if len(rest) > 1 else real[:, p].nonzero()[:, 0].tolist() for p in range(shape[1])]
     cells = [
         change(layer, place, vectors[layer], has[place])
@@ -81,21 +81,27 @@ def patched(
         for layer in range(layers)
         for place in range(shape[1])
     ]
-    slopes = _slopes(lm, both.base, both.target, sites, base)
+    slopes = _slopes(lm, prompts.base, prompts.target, sites, base)
     likely = _likeliest(base, source, slopes, seeds[1:], has, exactly)
     for number, chosen in zip(seeds[1:], likely):
         vectors = random_like(base, source, number)
         for layer, place in chosen.any(dim=0).nonzero().tolist():
             concerned = chosen[:, layer, place].nonzero()[:, 0].tolist()
             cells.append(change(layer, place, vectors[layer], concerned))
-    found = sequence.swept(
-        lm, both.base, cells, both.target, save=save, progress=progress, seen=both.base_seen
+    effects = sequence.swept(
+        lm,
+        prompts.base,
+        cells,
+        prompts.target,
+        save=save,
+        progress=progress,
+        seen=prompts.base_seen,
     )
-    found = both.normalise(found).T
+    effects = prompts.normalise(effects).T
     each = 2 * shape[0] * shape[1]
-    effect, null = found[:, :each].unflatten(1, (2, *shape)).unbind(1)
+    effect, null = effects[:, :each].unflatten(1, (2, *shape)).unbind(1)
     # a cell on an example that it does not concern is the base run there: an effect of 0
-    return effect, null, found[:, each // 2 :].abs().amax(dim=1)
+    return effect, null, effects[:, each // 2 :].abs().amax(dim=1)
 
 
 def _further(seed: int, count: int) -> list[int]:
@@ -132,23 +138,23 @@ def _likeliest(
 
 
 def _slopes(
-    lm: LM, batch: Batch, asked: Target, sites: Sequence[str], base: Tensor
+    lm: LM, batch: Batch, target: Target, sites: Sequence[str], base: Tensor
 ) -> Float[Tensor, "layer example position *rest"] | None:
     """d difference / d site; None where no gradient can be had.
 
     One prompt at a time, which bounds what a backward pass keeps; together where something is at
     work outside that may name examples, and where prompts bring more than tokens.
     """
-    if asked.tokens:
-        longer = continued(lm, batch, asked)
+    if target.tokens:
+        longer = continued(lm, batch, target)
         rows, example, metric = longer.batch, longer.example.tolist(), longer.metric
     else:
-        rows, example, metric = batch, list(range(len(batch))), asked.difference
+        rows, example, metric = batch, list(range(len(batch))), target.difference
     width = base.shape[2]
     lengths = [width] * len(batch) if batch.mask is None else batch.lengths.tolist()
     alone = rows.ids is not None and not rows.extra
     alone = alone and not any(outside.sites(lm)) and not any(foreign_hooks(lm.model))
-    found = torch.zeros_like(base, dtype=torch.float32)
+    slopes = torch.zeros_like(base, dtype=torch.float32)
     try:
         with torch.inference_mode(False), outside.unheard(lm):
             for group in [[n] for n in range(len(rows))] if alone else [list(range(len(rows)))]:
@@ -158,7 +164,7 @@ def _slopes(
                 for layer, grad in enumerate(grads.values()):
                     for row, own in zip(group, grad.float()):
                         prompt = slice(lengths[example[row]])  # not what follows of a whole answer
-                        found[layer, example[row], prompt] += own[prompt]
+                        slopes[layer, example[row], prompt] += own[prompt]
     except (StratoscopeError, RuntimeError):
         return None
-    return found
+    return slopes

@@ -54,16 +54,16 @@ def read(
     kept. Raises ResultError when they belong to another training."""
     path = folder / "state.safetensors"
     with suppress(LoadError):
-        kept, about = files.read(path, kind="training")
-        _refuse_another(path, model, kept, about["seed"], seed)
+        saved, about = files.read(path, kind="training")
+        _refuse_another(path, model, saved, about["seed"], seed)
         with torch.no_grad():
             for name, value in _own(model).items():
-                value.copy_(kept[name])
+                value.copy_(saved[name])
         numbers = {name: number for number, (name, _) in enumerate(_named(model, optimiser))}
         moments: dict[int, dict[str, Tensor]] = {}  # a parameter without a gradient so far has none
-        for words in (words for words in kept if words.startswith("moment ")):
+        for words in (words for words in saved if words.startswith("moment ")):
             _, what, name = words.split(" ")
-            moments.setdefault(numbers[name], {})[what] = kept[words]
+            moments.setdefault(numbers[name], {})[what] = saved[words]
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": moments, "param_groups": groups})
         story = Story(**about["story"])
@@ -73,10 +73,10 @@ def read(
 
 
 def _refuse_another(
-    path: Path, model: nn.Module, kept: dict[str, Tensor], kept_seed: int, seed: int
+    path: Path, model: nn.Module, saved: dict[str, Tensor], kept_seed: int, seed: int
 ) -> None:
     shapes = {name: tuple(value.shape) for name, value in _own(model).items()}
-    there = {name: tuple(v.shape) for name, v in kept.items() if not name.startswith("moment ")}
+    there = {name: tuple(v.shape) for name, v in saved.items() if not name.startswith("moment ")}
     different = sorted(name for name in shapes | there if shapes.get(name) != there.get(name))
     if different or kept_seed != seed:
         what = (

@@ -50,8 +50,8 @@ class Continued:
 
     def summed(self, rows: Float[Tensor, "*cell row"]) -> Float[Tensor, "*cell example"]:
         """The sum of each example's rows; (row,) -> (example,) too."""
-        found = rows.new_zeros(*rows.shape[:-1], len(self.prompts))
-        return found.index_add(-1, self.example.to(rows.device), rows)
+        sums = rows.new_zeros(*rows.shape[:-1], len(self.prompts))
+        return sums.index_add(-1, self.example.to(rows.device), rows)
 
     def in_prompts(
         self, rows: Float[Tensor, "row longer dim"]
@@ -59,10 +59,10 @@ class Continued:
         """Of each prompt's positions, the sum over its rows; zero at padding."""
         lengths = self.prompts.lengths.to(rows.device)
         rows = rows[:, : int(lengths.max())]
-        found = rows.new_zeros(len(lengths), *rows.shape[1:])
-        found = found.index_add(0, self.example.to(rows.device), rows)
+        sums = rows.new_zeros(len(lengths), *rows.shape[1:])
+        sums = sums.index_add(0, self.example.to(rows.device), rows)
         real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
-        return found * real[..., None]
+        return sums * real[..., None]
 
     def moved(self, cell: Intervention, base: Tensor | None) -> list[Intervention]:
         """A change of the prompts, made on every row of its examples, at the prompt's positions.
@@ -112,7 +112,7 @@ class Continued:
         return [replace(cell, value=value, positions=at, examples=rows)]
 
 
-def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
+def continued(lm: LM, batch: Batch, target: Target) -> Continued:
     """Every text after which a token of an answer or a foil is asked, and those tokens.
 
     Raises InputError under an outer change that names positions or examples: it would act on other
@@ -128,7 +128,7 @@ def continued(lm: LM, batch: Batch, asked: Target) -> Continued:
     ids, mask = batch.text
     prompts = [row[real].tolist() for row, real in zip(ids, mask)]
     places: dict[tuple[int, tuple[int, ...]], list[int | None]] = {}
-    for example, pair in enumerate(asked.tokens):
+    for example, pair in enumerate(target.tokens):
         for side, tokens in enumerate(pair):
             for k, token in enumerate(tokens):
                 places.setdefault((example, tokens[:k]), [None, None])[side] = token

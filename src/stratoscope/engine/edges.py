@@ -85,8 +85,8 @@ def interventions(
             make = _head_changes if is_head else _stream_changes
             some = [part for part in here if part.heard in rows]
             with layers:
-                found = make(layers, base, layer, change, [(rows[p.heard], p) for p in some])
-            for part, made in zip(some, found):
+                changes_of = make(layers, base, layer, change, [(rows[p.heard], p) for p in some])
+            for part, made in zip(some, changes_of):
                 cells[part.cell].append(made)
     return cells
 
@@ -184,7 +184,7 @@ class Ends:
         return random_directions(self.delta, seed, self.width)
 
 
-def ends(lm: LM, both: Pair) -> Iterator[list[Ends]]:
+def ends(lm: LM, prompts: Pair) -> Iterator[list[Ends]]:
     """The pairs of a `Pair`, each as the rows whose metrics add up to its difference, without
     padding.
 
@@ -192,26 +192,26 @@ def ends(lm: LM, both: Pair) -> Iterator[list[Ends]]:
     (`engine.continued`), which follows both prompts: an edge is then changed at the prompt's
     positions and at the answer's.
     """
-    bases, sources, asked = both.base, both.source, both.target
-    metric, example = asked.difference, torch.arange(len(bases))
-    if asked.tokens:
-        longer = continued(lm, bases, asked)
+    bases, sources, wanted = prompts.base, prompts.source, prompts.target
+    metric, example = wanted.difference, torch.arange(len(bases))
+    if wanted.tokens:
+        longer = continued(lm, bases, wanted)
         metric, example = longer.metric, longer.example
-        bases, sources = longer.batch, continued(lm, sources, asked).batch
+        bases, sources = longer.batch, continued(lm, sources, wanted).batch
 
     def difference(logits: Tensor, row: int) -> Tensor:
         return metric(logits, torch.full((len(logits),), row))
 
-    for number in range(len(both.base)):
+    for number in range(len(prompts.base)):
         rows = (example == number).nonzero()[:, 0].tolist()
         width = int(bases.lengths[rows].max())
-        found = []
+        rows_of = []
         for row in rows:
             base, source = bases.example(row), sources.example(row)
-            with outside.unheard(lm) if asked.tokens else nullcontext():
+            with outside.unheard(lm) if wanted.tokens else nullcontext():
                 runs = Layers(lm, base), sent(lm, base), sent(lm, source)
-            found.append(Ends(base, *runs, partial(difference, row=row), width))
-        yield found
+            rows_of.append(Ends(base, *runs, partial(difference, row=row), width))
+        yield rows_of
 
 
 @torch.no_grad()
@@ -227,12 +227,12 @@ def exact(
     advanced: told how many paths were just done.
     """
     layers = ends.layers
-    found = []
+    parts = []
     for begin in range(0, len(paths), _CHUNK):
         cells = interventions(layers, ends.base, delta, paths[begin : begin + _CHUNK])
-        found.append(
+        parts.append(
             sweep(layers.lm, ends.batch, cells, lambda logits, _: ends.metric(logits))[:, 0]
         )
         if advanced:
             advanced(len(cells))
-    return torch.cat(found) if found else delta.new_zeros(0)
+    return torch.cat(parts) if parts else delta.new_zeros(0)

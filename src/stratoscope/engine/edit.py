@@ -43,9 +43,11 @@ class Edit:
         parameters = dict(self.lm.model.named_parameters())
         for name, delta in self.deltas.items():
             if name not in parameters or parameters[name].shape != delta.shape:
-                found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+                actual = (
+                    tuple(parameters[name].shape) if name in parameters else "no such parameter"
+                )
                 raise InputError(
-                    f"delta for `{name}` has shape {tuple(delta.shape)}; the model has {found}."
+                    f"delta for `{name}` has shape {tuple(delta.shape)}; the model has {actual}."
                 )
 
     def __enter__(self) -> Edit:
@@ -57,10 +59,10 @@ class Edit:
                 names = (
                     list(self.deltas) if len(self.deltas) <= 8 else f"{len(self.deltas)} parameters"
                 )
-                told = {"edit": self.note or "weights"} | (
+                description = {"edit": self.note or "weights"} | (
                     {"weights": names} if self.deltas else {}
                 )
-                opening.enter_context(self.lm.taps.declare(**told))
+                opening.enter_context(self.lm.taps.declare(**description))
             opening.enter_context(intervene(self.lm, *self.interventions))
             self._open.append(opening.pop_all())
         return self

@@ -41,8 +41,8 @@ def announce(lm: LM, batch: Batch, passes: int | float, what: str, instead: str)
         return 0.0
     ids, mask = batch.text
     heard = None if batch.source is None else batch.source.example(0)
-    kept = (ids[:1, :_SAMPLE], mask[:1, :_SAMPLE], {}, (batch.tokens[0][:_SAMPLE],))
-    sample = Batch(*kept, source=heard)
+    short = (ids[:1, :_SAMPLE], mask[:1, :_SAMPLE], {}, (batch.tokens[0][:_SAMPLE],))
+    sample = Batch(*short, source=heard)
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     began = time.perf_counter()
     float(capture(lm, sample if not batch.extra else batch, last, positions=-1)[last].sum())

@@ -43,9 +43,9 @@ def generate(lm: LM, inputs: Any, *, tokens: int = 20, **options: Any) -> list[T
         raise InputError(f"{type(lm.model).__name__} cannot generate text.")
     if tokens < 1:
         raise InputError(f"generate(..., tokens={tokens}): ask for at least one new token.")
-    for name, told in _REFUSED.items():
+    for name, reason in _REFUSED.items():
         if options.get(name):
-            raise InputError(f"generate(..., {name}={options[name]!r}): {told}.")
+            raise InputError(f"generate(..., {name}={options[name]!r}): {reason}.")
     batch = lm.batch(inputs)
     _refuse_turning(lm, batch.lengths.tolist(), tokens)
     arguments, shift = batch.left_padded()

@@ -60,11 +60,11 @@ def gradients(
     point on a path. Returns the metric, and for every site its value and gradient.
     """
     batch = lm.batch(inputs)
-    found = lm.layout.resolve(sites)
+    resolved = lm.layout.resolve(sites)
     last = Site("", lm.dims.layers - 1, "resid_post")
     changed = lm.layout.resolve([change.site for change in interventions])
     whole = any(
-        outside.after_the_layers(site) for site in (*found, *changed)
+        outside.after_the_layers(site) for site in (*resolved, *changed)
     ) or outside.reads_out_anew(lm)
     entry = Site("", 0, "resid_pre")
 
@@ -74,25 +74,29 @@ def gradients(
     def enter(x: Tensor, run: Run) -> Tensor:
         return begin(x if start is None else start.to(x).detach(), run)
 
-    before = [site for site in found if site.tower or site.point in ("embed", "projector")]
+    before = [site for site in resolved if site.tower or site.point in ("embed", "projector")]
     with (
         frozen(lm),
         torch.enable_grad(),
         lm.taps.using(edits={site: [begin] for site in before} | {entry: [enter]}),
         intervene(lm, *interventions),
-        trace(lm, *{*found, last}, grad=True) as seen,
+        trace(lm, *{*resolved, last}, grad=True) as seen,
     ):
         if whole:  # the very logits that stand behind what comes after the layers
-            said = outside.answers(lm, batch)
+            logits = outside.answers(lm, batch)
         else:
             lm(batch)
-            said = lm.readout.of(seen[last], batch)
-        value = metric(said)
+            logits = lm.readout.of(seen[last], batch)
+        value = metric(logits)
         finite.refuse({"the metric whose gradient is asked": value.detach()})
-        wanted = [seen[site] for site in found]
+        wanted = [seen[site] for site in resolved]
         taken = torch.autograd.grad(value.sum(), wanted, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, taken)]
     if not bool(torch.stack([g.isfinite().all().cpu() for g in grads]).all()):
         with suppress(SiteError):
             lm.weight("logits")  # refuses a read-out that is broken where the metric does not look
-    return value.detach(), {s: x.detach() for s, x in zip(found, wanted)}, dict(zip(found, grads))
+    return (
+        value.detach(),
+        {s: x.detach() for s, x in zip(resolved, wanted)},
+        dict(zip(resolved, grads)),
+    )

@@ -44,7 +44,7 @@ def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
 def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]:
     """Each intervention once for every site its pattern names. Raises SiteError; InputError for a
     misplaced option."""
-    found = []
+    resolved = []
     for change in interventions:
         for site in lm.layout.resolve(change.site):
             if site.point == "mlp.router":
@@ -60,8 +60,8 @@ def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]
                     raise InputError(
                         f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
                     )
-            found.append(replace(change, site=site))
-    return found
+            resolved.append(replace(change, site=site))
+    return resolved
 
 
 def _refuse_unknown_units(lm: LM, change: Intervention, site: Site) -> None:

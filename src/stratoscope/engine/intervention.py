@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stratoscope.engine.select import Positions, key_axis, position_index, run_at, with_gone
 from stratoscope.errors import InputError
-from stratoscope.models.provenance import value_told
+from stratoscope.models.provenance import described_value
 from stratoscope.models.run import Run
 from stratoscope.models.sites import Site
 
@@ -72,10 +72,10 @@ class Intervention:
     def describe(self) -> dict[str, Any]:
         """What provenance tells of it, beside the site."""
         where = {name: getattr(self, name) for name in WHERE if getattr(self, name) is not None}
-        told = {
+        described = {
             name: x.tolist() if hasattr(x, "tolist") else _lists(x) for name, x in where.items()
         }
-        return {"operation": self.operation, "value": value_told(self.value), **told}
+        return {"operation": self.operation, "value": described_value(self.value), **described}
 
     def apply(self, x: Tensor, run: Run) -> Tensor:
         """The site's tensor with the change made; the same tensor when this step or position is not

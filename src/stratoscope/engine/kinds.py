@@ -179,8 +179,8 @@ def rival(
         return Rival(other, "The foil is the most probable other token.", False)
     text = token_text(lm.tokenizer, answer)
     wanted = kind(text).named(pieces=_marks_pieces(lm))
-    found = rivals(lm, logits, answer, unembed=unembed)
-    if not found:
+    candidates = rivals(lm, logits, answer, unembed=unembed)
+    if not candidates:
         why = (
             f"No likely token is of the kind of {text!r} ({wanted}): the foil is the most probable "
             "other one, "
@@ -189,11 +189,11 @@ def rival(
         )
         return Rival(other, why, True)
     why = (
-        f"The foil {token_text(lm.tokenizer, found[0])!r} was chosen by itself: like the answer a "
-        f"{wanted}, of the "
-        f"{len(found)} most probable of these the nearest to it in the unembedding."
+        f"The foil {token_text(lm.tokenizer, candidates[0])!r} was chosen by itself: like the "
+        f"answer a {wanted}, of the "
+        f"{len(candidates)} most probable of these the nearest to it in the unembedding."
     )
-    return Rival(found[0], why, False)
+    return Rival(candidates[0], why, False)
 
 
 def _other(text: str, answer: str) -> bool:

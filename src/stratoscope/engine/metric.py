@@ -184,7 +184,7 @@ def target(
             speaks = lm.tokenizer is not None and not lm.readout.names
             unembed = unembedding(lm) if speaks else None
             rivals = [rival(lm, row, best, unembed) for row, best in zip(logits, answers.tolist())]
-            foils = torch.tensor([found.token for found in rivals])
+            foils = torch.tensor([others.token for others in rivals])
     same = (answers == foils).nonzero()
     if len(same):
         text, kind = word(lm, int(answers[same[0]])), "class" if lm.readout.names else "token"
@@ -222,12 +222,12 @@ def _id(lm: LM, word: Word, what: str, notes: list[str], single: str) -> int:
     if isinstance(word, int):
         if not 0 <= word < readout.size:
             among = "vocabulary" if readout.kind == "vocab" else "read-out"
-            told = (
+            limits = (
                 "tokens"
                 if readout.kind == "vocab"
                 else f"outputs ({', '.join(readout.names):.200})"
             )
-            raise InputError(f"{what} id {word} is outside the {among} of {readout.size} {told}.")
+            raise InputError(f"{what} id {word} is outside the {among} of {readout.size} {limits}.")
         return word
     if readout.names:
         if word not in readout.names:

@@ -153,8 +153,8 @@ def as_trainer(objective: Objective, lm: LM, rows: Sequence[Any], arguments: Any
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
         ) -> Any:
-            found = objective.loss(model, inputs)
-            return (found["loss"], found) if return_outputs else found["loss"]
+            losses = objective.loss(model, inputs)
+            return (losses["loss"], losses) if return_outputs else losses["loss"]
 
     calls = iter(range(2**62))
 
@@ -219,9 +219,9 @@ def _held_out(
     sums: dict[str, float] = {}
     for number, start in enumerate(range(0, len(rows), size)):
         part = _shown(objective, lm, rows[start : start + size], generator(0, number))
-        found = {name: float(x) for name, x in objective.loss(model, part).items()}
-        for name, value in found.items():
-            by = 1.0 if name == "targets" else found["targets"]
+        values = {name: float(x) for name, x in objective.loss(model, part).items()}
+        for name, value in values.items():
+            by = 1.0 if name == "targets" else values["targets"]
             sums[name] = sums.get(name, 0.0) + by * value
     return {name: x if name == "targets" else x / sums["targets"] for name, x in sums.items()}
 

@@ -32,15 +32,15 @@ def changes(lm: LM) -> list[Intervention] | None:
     What acts before the first layer (embeddings, projector, a second tower) is left out: the stream
     that enters the first layer has it already. `reads_out_anew` asks for what acts after the last.
     """
-    found: list[Intervention] = []
+    active: list[Intervention] = []
     for edits, _ in lm.taps.listening:
         for site in edits:
             for edit in edits[site] if _inside(site) else ():
                 change = getattr(edit, "__self__", None)
                 if not isinstance(change, Intervention) or change.site != site:
                     return None
-                found.append(change)
-    return None if any(foreign_hooks(lm.model)) else found
+                active.append(change)
+    return None if any(foreign_hooks(lm.model)) else active
 
 
 def reads_out_anew(lm: LM) -> bool:

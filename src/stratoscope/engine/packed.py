@@ -114,7 +114,8 @@ class Wave:
     def _layer(self, layer: int, changes: Changes) -> Tensor:
         """The rows through a Hugging Face layer, with changes inside it."""
         edits = {
-            Site("", layer, point): [partial(self._edit, found)] for point, found in changes.items()
+            Site("", layer, point): [partial(self._edit, by_point)]
+            for point, by_point in changes.items()
         }
         args, kwargs = gather(self.base.calls[layer], self.base, layer, self.example, self.position)
         with self.lm.taps.using(edits=edits) if edits else ExitStack(), FastLinear():
@@ -134,13 +135,13 @@ class Wave:
             self._layer(layer, before)
         ordered = sorted(self.start, key=self.start.__getitem__)
         own = [self.base.reads[job.example] - job.first for job in ordered]
-        kept = torch.tensor(
+        staying = torch.tensor(
             [self.start[job] + n for job, n in zip(ordered, own)], device=self.rows.device
         )
         self.rows, self.example, self.position = (
-            self.rows[kept],
-            self.example[kept],
-            self.position[kept],
+            self.rows[staying],
+            self.example[staying],
+            self.position[staying],
         )
         self.start, self.read_only = {job: row for row, job in enumerate(ordered)}, True
 
@@ -155,12 +156,12 @@ class Wave:
         return self._attend(layer, q, k, v, *how)
 
     def _changes(self, layer: int) -> Changes:
-        found: Changes = {}
+        by_point: Changes = {}
         for job in self.start:
             for change in job.changes:
                 if change.site.layer == layer:
-                    found.setdefault(change.site.point, []).append((job, change))
-        return found
+                    by_point.setdefault(change.site.point, []).append((job, change))
+        return by_point
 
     def _edit(self, changes: Sequence[tuple[Job, Intervention]], x: Tensor, run: Run) -> Tensor:
         x = x.clone()
@@ -208,7 +209,7 @@ class Wave:
         Query heads that share a key/value head are laid one after another as more queries of that
         head.
         """
-        found = []
+        outputs = []
         shared, mask = q.shape[1] // k.shape[1], self.base.masks[layer]
         for example, first, begin, jobs in self.groups:
             end = self.lengths[example]
@@ -249,8 +250,8 @@ class Wave:
                 )
             # job, own, kv_head, shared, head_dim
             z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)
-            found.append(z.reshape(-1, q.shape[1], v.shape[-1]))
-        return torch.cat(found)[None]
+            outputs.append(z.reshape(-1, q.shape[1], v.shape[-1]))
+        return torch.cat(outputs)[None]
 
 
 def _by_job(x: Tensor, rows: slice, jobs: int) -> Tensor:

@@ -63,11 +63,11 @@ class Pair:
         and, given the null's effects, whether one step of rounding makes an effect of their size
         (at least half of the largest).
         """
-        said, gap = [*self.target.notes], self.clean_difference - self.corrupt_difference
+        notes, gap = [*self.target.notes], self.clean_difference - self.corrupt_difference
         against = (gap < 0).nonzero()[:, 0].tolist()
         if against:
             named = f"{', '.join(map(str, against[:8]))}{' ...' if against[8:] else ''}"
-            said.append(
+            notes.append(
                 f"{len(against)} of {len(gap)} pairs say the answer more on the corrupt prompt "
                 "than on the clean one "
                 f"({named}): their effects are shares of the way back."
@@ -78,13 +78,13 @@ class Pair:
                 float(null[null.isfinite()].abs().max()),
             )
             if step >= largest / 2:
-                said.append(
+                notes.append(
                     f"One step of rounding of a logit is an effect of up to {step:.2g}, the "
                     "largest of the null "
                     f"{largest:.2g}: smaller effects are rounding. Measure them in float32 "
                     "(engine.precision.in_float32)."
                 )
-        return " ".join(said)
+        return " ".join(notes)
 
     @property
     def differences(self) -> dict[str, tuple[tuple[str], Tensor]]:
@@ -157,26 +157,26 @@ def pair(
         answers = ask(lm, first, answer, logits=logits[0]).answer
         best = logits[1].topk(2, dim=-1).indices.cpu()
         foil = torch.where(best[:, 0] == answers, best[:, 1], best[:, 0]).tolist()
-    asked = ask(lm, first, answer, foil, logits=logits[0])
+    wanted = ask(lm, first, answer, foil, logits=logits[0])
     differences = [
-        sequence.unchanged(lm, side, asked, x).float().cpu()
+        sequence.unchanged(lm, side, wanted, x).float().cpu()
         for side, x in zip((first, second), logits)
     ]
     close = (differences[0] - differences[1]).abs() < 1e-3
     if close.any():
         n = int(close.nonzero()[0])
         raise InputError(
-            f"prompt pair {n}: the logit difference {asked.answer_text[n]!r} - "
-            f"{asked.foil_text[n]!r} is the same in the "
+            f"prompt pair {n}: the logit difference {wanted.answer_text[n]!r} - "
+            f"{wanted.foil_text[n]!r} is the same in the "
             f"clean ({differences[0][n]:.3f}) and the corrupt run ({differences[1][n]:.3f}): there "
             "is nothing to restore. "
             f"Change the corrupt prompt, the answer or the foil."
         )
     every = torch.arange(len(first))  # of whole texts, the first tokens: the sum is no better known
-    chosen = [x.cpu()[every, ids].float() for x in logits for ids in (asked.answer, asked.foil)]
+    chosen = [x.cpu()[every, ids].float() for x in logits for ids in (wanted.answer, wanted.foil)]
     rounding = spacing(torch.stack(chosen).abs().amax(dim=0), lm.model.dtype)
     ends, seen = (x[::-1] if direction == "denoise" else x for x in (ends, seen))
-    return Pair(first, second, asked, *differences, direction, rounding, *ends, seen[0])
+    return Pair(first, second, wanted, *differences, direction, rounding, *ends, seen[0])
 
 
 def random_like(

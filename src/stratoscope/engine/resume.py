@@ -51,9 +51,9 @@ def fingerprint(
 def _probed(base: Base, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The metric of logits drawn from a fixed seed, two for each example, one of them loud."""
     quiet, loud = torch.randn(
-        (2, *base.asked.shape), generator=torch.Generator().manual_seed(0)
-    ).to(base.asked)
-    examples = torch.arange(len(base.asked)).repeat(2)
+        (2, *base.answers.shape), generator=torch.Generator().manual_seed(0)
+    ).to(base.answers)
+    examples = torch.arange(len(base.answers)).repeat(2)
     return metric(torch.cat([quiet, 10 * loud]), examples)
 
 
@@ -71,12 +71,12 @@ def read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
     if not path.exists():
         return None
     try:
-        kept, saved = files.read(path, kind="sweep")
+        saved_tensors, saved = files.read(path, kind="sweep")
     except LoadError as error:
         raise ResultError(
             f"{path} is not a saved sweep ({error}): give another path, or delete it."
         ) from error
-    result = kept["result"]
+    result = saved_tensors["result"]
     if saved != key or result.shape != shape:
         raise ResultError(
             f"{path} holds another sweep (other weights, inputs, interventions or metric): give "

@@ -50,20 +50,22 @@ def estimate(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tens
     base, values, slopes = gradients(
         lm, batch, [*sites, *scores], lambda logits: metric(logits, examples)
     )
-    found = base.expand(len(table), -1).clone()
+    estimates = base.expand(len(table), -1).clone()
     for number, cell in enumerate(table):
         for change in cell:
             before, after = values[change.site], change.apply(values[change.site], Run(batch))
             if change.site.point == "attn.scores":
                 before, after = softmax_visible(before), softmax_visible(after)
-            found[number] += ((after - before) * slopes[_felt(change.site)]).flatten(1).sum(dim=1)
-        if not found[number].isfinite().all():
+            estimates[number] += (
+                ((after - before) * slopes[_felt(change.site)]).flatten(1).sum(dim=1)
+            )
+        if not estimates[number].isfinite().all():
             raise InputError(
                 f"the estimate is no number for cell {number}, "
                 f"{' and '.join(f'{c.operation} at {c.site}' for c in cell)}: "
                 f"look at the value put there, or at a metric that divides by zero."
             )
-    return found
+    return estimates
 
 
 def _felt(site: Site) -> Site:

@@ -85,7 +85,7 @@ def swept(
     lm: LM,
     batch: Batch,
     cells: Sequence[Cell],
-    asked: Target,
+    target: Target,
     *,
     save: str | Path | None = None,
     progress: Progress | None = None,
@@ -96,9 +96,9 @@ def swept(
     Positions are the prompt's, and so is -1; a cell that names none changes the whole prompt, and
     nothing of the answer. seen: as `sweep` takes it. Raises what `sweep` raises.
     """
-    if not asked.tokens:
-        return sweep(lm, batch, cells, asked.difference, save=save, progress=progress, seen=seen)
-    longer = continued(lm, batch, asked)
+    if not target.tokens:
+        return sweep(lm, batch, cells, target.difference, save=save, progress=progress, seen=seen)
+    longer = continued(lm, batch, target)
     parts = [[cell] if isinstance(cell, Intervention) else cell for cell in cells]
     sites = dict.fromkeys(change.site for cell in parts for change in cell)
     with outside.unheard(lm):  # who listens outside hears of the prompts, not of rows made here
@@ -108,14 +108,14 @@ def swept(
             [on_rows for change in cell for on_rows in longer.moved(change, known.get(change.site))]
             for cell in parts
         ]
-        found = sweep(lm, longer.batch, moved, longer.metric, save=save, progress=progress)
-    return longer.summed(found)
+        values = sweep(lm, longer.batch, moved, longer.metric, save=save, progress=progress)
+    return longer.summed(values)
 
 
 def slope(
     lm: LM,
     batch: Batch,
-    asked: Target,
+    target: Target,
     *,
     start: Float[Tensor, "example position dim"] | None = None,
 ) -> tuple[Float[Tensor, " example"], Float[Tensor, "example position dim"]]:
@@ -123,41 +123,41 @@ def slope(
 
     start: what enters there instead. Of whole texts, what the answer's own tokens enter as stays.
     """
-    if not asked.tokens:
-        value, _, found = gradients(lm, batch, [ENTRY], asked.difference, start=start)
-        return value, found.popitem()[1]
-    longer = continued(lm, batch, asked)
+    if not target.tokens:
+        value, _, slopes = gradients(lm, batch, [ENTRY], target.difference, start=start)
+        return value, slopes.popitem()[1]
+    longer = continued(lm, batch, target)
     rows = torch.arange(len(longer.batch))
     entered = [] if start is None else longer.moved(replaced(ENTRY, start), None)
     with outside.unheard(lm):
-        value, _, found = gradients(
+        value, _, slopes = gradients(
             lm,
             longer.batch,
             [ENTRY],
             lambda logits: longer.metric(logits, rows),
             interventions=entered,
         )
-    return longer.summed(value), longer.in_prompts(found.popitem()[1])
+    return longer.summed(value), longer.in_prompts(slopes.popitem()[1])
 
 
-def unchanged(lm: LM, batch: Batch, asked: Target, logits: Tensor) -> Float[Tensor, " example"]:
+def unchanged(lm: LM, batch: Batch, target: Target, logits: Tensor) -> Float[Tensor, " example"]:
     """The difference with nothing changed. logits: `last_logits` of the batch."""
-    if not asked.tokens:
-        return asked.difference(logits)
-    longer = continued(lm, batch, asked)
+    if not target.tokens:
+        return target.difference(logits)
+    longer = continued(lm, batch, target)
     with outside.unheard(lm):
         logits = last_logits(lm, longer.batch)
     return longer.summed(longer.metric(logits, torch.arange(len(logits))))
 
 
 def probabilities(
-    lm: LM, batch: Batch, asked: Target, logits: Tensor
+    lm: LM, batch: Batch, target: Target, logits: Tensor
 ) -> Float[Tensor, "example 2"]:
     """Of answer and foil: of the first token, or of the whole text. logits: see `unchanged`."""
-    if not asked.tokens:
-        pair = torch.stack([asked.answer, asked.foil], dim=1).to(logits.device)
+    if not target.tokens:
+        pair = torch.stack([target.answer, target.foil], dim=1).to(logits.device)
         return logits.float().softmax(dim=-1).gather(1, pair)
-    longer = continued(lm, batch, asked)
+    longer = continued(lm, batch, target)
     with outside.unheard(lm):
         each = last_logits(lm, longer.batch).float().log_softmax(dim=-1)
     chosen = each.gather(1, longer.following.to(each.device)) * longer.counts.to(each.device)

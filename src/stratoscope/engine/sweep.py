@@ -153,11 +153,11 @@ def _pieces(
 
 def _refuse_nan(value: Tensor, cell: Sequence[Intervention], number: int, example: int) -> None:
     if not value.isfinite():
-        told = " and ".join(
+        which = " and ".join(
             f"{c.operation} at {c.site} (positions {c.positions}, units {c.units})" for c in cell
         )
         raise InputError(
-            f"the metric is {float(value)} for cell {number}, example {example}: {told}. Look at "
+            f"the metric is {float(value)} for cell {number}, example {example}: {which}. Look at "
             "the value put there, or "
             f"at a metric that divides by zero."
         )
@@ -165,14 +165,17 @@ def _refuse_nan(value: Tensor, cell: Sequence[Intervention], number: int, exampl
 
 def _refuse_too_large(lm: LM, batch: Batch) -> None:
     """The base run keeps what enters every layer, and every layer's keys and values."""
-    kept = [
+    sites = [
         Site("", layer, p)
         for layer in range(lm.dims.layers)
         for p in ("resid_pre", "attn.k", "attn.v")
     ]
-    told = "sweep fewer or shorter prompts at once (the example and position axes)"
+    advice = "sweep fewer or shorter prompts at once (the example and position axes)"
     refuse_above(
-        predicted(lm, kept, batch), available(lm.model.device), "the base run of this sweep", told
+        predicted(lm, sites, batch),
+        available(lm.model.device),
+        "the base run of this sweep",
+        advice,
     )
 
 
@@ -220,8 +223,8 @@ def _plan(
             made = [
                 (change, change.apply(base.values[change.site], Run(base.batch))) for change in cell
             ]
-            found = [_job(base, number, example, made) for example in range(len(lengths))]
-            jobs += [job for job in found if job is not None]
+            made_jobs = [_job(base, number, example, made) for example in range(len(lengths))]
+            jobs += [job for job in made_jobs if job is not None]
         else:
             jobs += [Job(number, example, 0, 0, (), False) for example in range(len(lengths))]
     packed_jobs = sorted((j for j in jobs if j.packed), key=lambda j: (j.layer, j.first))

@@ -156,23 +156,25 @@ class Trace:
             x = x.squeeze(axis) if isinstance(at, int | Each) else x
         # a copy: the model may overwrite its tensor in place later, and a view would keep the whole
         # of it alive
-        kept = x if self.grad else x.detach().clone()
-        if own and axis is not None and kept.ndim == len(site.axes) and not run.step:
+        value = x if self.grad else x.detach().clone()
+        if own and axis is not None and value.ndim == len(site.axes) and not run.step:
             known = None if narrowed and site.axes[axis] == "position" else run.lengths
             # `ablate` asks
-            kept.own_lengths = [kept.shape[axis]] * len(kept) if known is None else known.tolist()
-        return kept
+            value.own_lengths = (
+                [value.shape[axis]] * len(value) if known is None else known.tolist()
+            )
+        return value
 
     def _refuse_too_large(self, run: Run) -> None:
         if run.batch is None:
             return
-        kept = None if self.positions is None else as_index(self.positions).shape[-1:].numel()
-        needed = predicted(self.lm, self.sites, run.batch, kept) + working(
+        positions = None if self.positions is None else as_index(self.positions).shape[-1:].numel()
+        needed = predicted(self.lm, self.sites, run.batch, positions) + working(
             self.lm, self.sites, run.batch
         )
-        told = "ask for fewer layers or sites, give `positions=`, or split the batch"
+        advice = "ask for fewer layers or sites, give `positions=`, or split the batch"
         refuse_above(
-            needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", told
+            needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", advice
         )
 
 

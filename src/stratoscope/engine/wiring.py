@@ -103,7 +103,7 @@ class Wiring:
         sender, receiver = (
             {name: n for n, name in enumerate(names)} for names in (self.senders, self.receivers)
         )
-        counts, found = self.mask.sum(dim=1).tolist(), []
+        counts, paths = self.mask.sum(dim=1).tolist(), []
         for senders, receivers in named:
             ends = [
                 [names] if isinstance(names, str) else list(names) for names in (senders, receivers)
@@ -121,8 +121,8 @@ class Wiring:
                     f"{senders!r} -> {receivers!r} is no path: every receiver is computed before "
                     "the senders."
                 )
-            found.append(path)
-        return found
+            paths.append(path)
+        return paths
 
     def coords(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Coordinates of an `edge` axis: sender, receiver, and their layers (embed -1, logits the

@@ -30,11 +30,11 @@ def post_norms(lm: LM, site: Site, x: Float[Tensor, "*rows width"]) -> list[Froz
     it for a run of the model and make their changes a second time.
     """
     projection, *post = lm.layout.writers(site)
-    x, found = projection.forward(x), []
+    x, outputs = projection.forward(x), []
     for module in post:
-        found.append(freeze(module, x))
+        outputs.append(freeze(module, x))
         x = module.forward(x)
-    return found
+    return outputs
 
 
 def final_norm(lm: LM, resid: Float[Tensor, "*rows dim"]) -> FrozenNorm:

@@ -65,13 +65,13 @@ def measure(
     that keeps what is finished, so that an interrupted sweep goes on. Raises InputError when
     prompts differ in length, or when both runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, sites="layers.*.attn.z")
+    prompts = pair(lm, inputs, corrupt, answer, foil, direction, sites="layers.*.attn.z")
     layers, heads = range(lm.dims.layers), range(lm.dims.heads)
     effect, null, bound = patched(
         lm,
-        both,
-        both.base_values,
-        both.source_values,
+        prompts,
+        prompts.base_values,
+        prompts.source_values,
         [f"layers.{layer}.attn.z" for layer in layers],
         _patch,
         exactly=EXACTLY,
@@ -83,15 +83,15 @@ def measure(
     axes = ("example", "layer", "head")
     return dataset(
         {"effect": (axes, effect), "null": (axes, null), "bound": (axes[:1], bound)}
-        | both.differences,
+        | prompts.differences,
         method="heads.activation_patching",
         provenance=lm.provenance,
         settings={"direction": direction, "draws": draws},
         seed=seed,
-        coords=both.coords | {"layer": list(layers), "head": list(heads)},
+        coords=prompts.coords | {"layer": list(layers), "head": list(heads)},
         null_kind=NULL,
         draws=draws,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )
 
 

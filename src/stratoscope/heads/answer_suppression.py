@@ -49,18 +49,18 @@ def log_probability(
     return logits.float().log_softmax(dim=-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
 
 
-def suppressors(found: xr.Dataset, count: int = 3) -> list[tuple[int, int]]:
+def suppressors(result: xr.Dataset, count: int = 3) -> list[tuple[int, int]]:
     """The (layer, head) of the `count` heads that write most against the answer, the strongest
     first.
 
     found: as `measure` gives it; examples are averaged. Fewer are given where fewer write against
     it. Raises InputError for a count that the layer does not have.
     """
-    write = found.head_write.mean("example")
+    write = result.head_write.mean("example")
     if not 1 <= count <= len(write):
         raise InputError(f"{count} heads of a layer that has {len(write)}: ask for 1 to as many.")
     order = write.argsort().values[:count]
-    return [(int(found.layer), int(head)) for head in order if write[head] < 0]
+    return [(int(result.layer), int(head)) for head in order if write[head] < 0]
 
 
 @torch.no_grad()
@@ -90,14 +90,14 @@ def measure(
     lm.layout.resolve(f"{at}.attn.z")
     batch = lm.batch(inputs)
     logits, one = last_logits(lm, batch), "what a head writes on one token's logit is judged"
-    asked = target(lm, batch, answer, single=one, logits=logits)
+    wanted = target(lm, batch, answer, single=one, logits=logits)
     final = f"layers.{depth - 1}.resid_post"
     points = ("attn.z", "mlp.out", "resid_pre", "resid_post")
     read = lm.readout.place(batch)
     seen = capture(lm, batch, *(f"{at}.{point}" for point in points), final, positions=read)
     z, mlp, before, after = (seen[f"{at}.{point}"] for point in points)
     norm, unembed = final_norm(lm, seen[final]), lm.weight("logits").double()
-    towards = unembed[asked.answer] - unembed.mean(dim=0)
+    towards = unembed[wanted.answer] - unembed.mean(dim=0)
 
     def score(write: Float[Tensor, "example *part dim"], along: Tensor = towards) -> Tensor:
         frozen = norm if write.ndim == 2 else replace(norm, scale=norm.scale[:, None])
@@ -109,26 +109,26 @@ def measure(
         for value in (torch.zeros_like(noise), noise)
         for head in range(lm.dims.heads)
     ]
-    said = log_probability(logits, asked.answer)
-    lens = [log_probability(lm.readout(x), asked.answer) for x in (before, after)]
+    own = log_probability(logits, wanted.answer)
+    lens = [log_probability(lm.readout(x), wanted.answer) for x in (before, after)]
     changed = sweep(
         lm,
         batch,
         cells,
-        lambda logits, example: log_probability(logits, asked.answer[example.cpu()]),
+        lambda logits, example: log_probability(logits, wanted.answer[example.cpu()]),
     )
-    removal, null = (changed - said).T.unflatten(1, (2, lm.dims.heads)).unbind(1)
+    removal, null = (changed - own).T.unflatten(1, (2, lm.dims.heads)).unbind(1)
     by_head, alone = ("example", "head"), ("example",)
     return dataset(
         {
             "change": (alone, score(after - before)),
-            "raw_change": (alone, score(after - before, unembed[asked.answer])),
+            "raw_change": (alone, score(after - before, unembed[wanted.answer])),
             "lens_change": (alone, lens[1] - lens[0]),
             "mlp_write": (alone, score(mlp)),
             "head_write": (by_head, score(head_writes(lm, int(at.split(".")[1]), z)[0])),
             "removal": (by_head, removal),
             "null": (by_head, null),
-            "log_probability": (alone, said),
+            "log_probability": (alone, own),
         },
         method="heads.answer_suppression",
         provenance=lm.provenance,
@@ -138,8 +138,8 @@ def measure(
             "layer": ((), int(at.split(".")[1])),
             "head": list(range(lm.dims.heads)),
             "example_text": batch.coords()["example_text"],
-            "answer": asked.coords["answer"],
+            "answer": wanted.coords["answer"],
         },
         null_kind="the head's z moved by its own length in a random direction",
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )

@@ -70,15 +70,15 @@ def measure(
     SiteError where attention cannot be seen (Bloom).
     """
     lm.layout.resolve("layers.*.attn.pattern")
-    both = pair(lm, inputs, corrupt, answer, foil, "noise")
-    (ids, mask), (other, _) = both.clean.text, both.corrupt.text
-    before = torch.arange(ids.shape[1], device=ids.device) < both.clean.lengths[:, None] - 1
+    prompts = pair(lm, inputs, corrupt, answer, foil, "noise")
+    (ids, mask), (other, _) = prompts.clean.text, prompts.corrupt.text
+    before = torch.arange(ids.shape[1], device=ids.device) < prompts.clean.lengths[:, None] - 1
     subject = torch.ne(ids, other) & before & mask
     sites = ("layers.*.attn.z", "layers.*.attn.pattern")
-    read = lm.readout.place(both.clean)
-    clean = capture(lm, both.clean, *sites, positions=read)
+    read = lm.readout.place(prompts.clean)
+    clean = capture(lm, prompts.clean, *sites, positions=read)
     base = clean.stack(sites[0])[:, :, None]  # layer, example, position, head, head_dim
-    source = capture(lm, both.corrupt, sites[0], positions=read).stack(sites[0])[:, :, None]
+    source = capture(lm, prompts.corrupt, sites[0], positions=read).stack(sites[0])[:, :, None]
     attention = attention_to(clean.stack(sites[1]).float(), subject)
     shape = (lm.dims.layers, lm.dims.heads)
     cells = [
@@ -89,8 +89,8 @@ def measure(
         for layer in range(shape[0])
         for head in range(shape[1])
     ]
-    difference = swept(lm, both.base, cells, both.target, progress=progress)
-    effect, null = both.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
+    difference = swept(lm, prompts.base, cells, prompts.target, progress=progress)
+    effect, null = prompts.normalise(difference).T.unflatten(1, (2, *shape)).unbind(1)
     axes = ("example", "layer", "head")
     return dataset(
         {
@@ -98,11 +98,11 @@ def measure(
             "effect": (axes, effect),
             "null": (axes, null),
         }
-        | both.differences,
+        | prompts.differences,
         method="heads.argument_passing",
         provenance=lm.provenance,
         seed=seed,
-        coords=both.coords | {"layer": list(range(shape[0])), "head": list(range(shape[1]))},
+        coords=prompts.coords | {"layer": list(range(shape[0])), "head": list(range(shape[1]))},
         null_kind=NULL,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )

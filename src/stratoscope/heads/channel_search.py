@@ -102,7 +102,7 @@ def measure(
     """
     o, v = _matrices(lm)
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, single="whether the answer is the next token is judged")
+    wanted = target(lm, batch, answer, single="whether the answer is the next token is judged")
     count = len(batch) // 2 if search is None else search
     chosen = _heads(o, heads)
     tried = [Channel(*h, c, float(f)) for h in chosen for c in components for f in factors]
@@ -114,7 +114,7 @@ def measure(
     z = capture(lm, batch, "layers.*.attn.z", positions=read).stack("layers.*.attn.z").float()
 
     def score(logits: Tensor, example: Tensor) -> Tensor:
-        return margin(logits, asked.answer[example.cpu()])
+        return margin(logits, wanted.answer[example.cpu()])
 
     here, there = range(count), range(count, len(batch))
     cells = [_turned(z, o, u, channel, read, here) for u in bases for channel in tried]
@@ -123,7 +123,7 @@ def measure(
     best = [first(margins) for margins in searched]
     cells = [_turned(z, o, u, tried[n], read, there) for u, n in zip(bases, best)]
     after = sweep(lm, batch, cells, score)[:, count:].float().cpu()
-    plain = margin(last_logits(lm, batch), asked.answer)[count:].float().cpu()
+    plain = margin(last_logits(lm, batch), wanted.answer)[count:].float().cpu()
     gain = (after > 0).float() - (plain > 0).float()
     text = batch.coords()["example_text"][1]
     return dataset(
@@ -147,7 +147,7 @@ def measure(
             "judged_text": (("judged",), list(text[count:])),
         },
         null_kind=NULL,
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )
 
 

@@ -187,8 +187,8 @@ def edit(
         deltas[name] = deltas.get(name, 0) + (
             delta.T.contiguous() if isinstance(projection, Conv1D) else delta
         )
-    told = ", ".join(f"L{layer}H{number}" for layer, number in request)
-    return Edit(lm, deltas=deltas, note=f"components {list(components)} of {told} times {factor}")
+    heads = ", ".join(f"L{layer}H{number}" for layer, number in request)
+    return Edit(lm, deltas=deltas, note=f"components {list(components)} of {heads} times {factor}")
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
     eye, wave = torch.eye(dim := lm.dims.dim), (-1.0) ** torch.arange(lm.dims.dim)
     wave = (wave - wave.mean()) / dim**0.5
     probe = LOUD * dim**0.5 * torch.cat([eye, -eye, torch.stack([2 * eye[0], wave])])
-    found = []
+    scores = []
     with lm.taps.only(), Layers(lm, lm.batch([[1]])) as layers:  # of the weights, not of a run
         for layer in range(lm.dims.layers):
             seen = layers.attention(layer, probe[:, None].to(lm.model.device, lm.model.dtype))
@@ -221,22 +221,22 @@ def reads(lm: LM) -> Float[Tensor, "side=3 layer head head_dim dim"]:
                     "queries and keys, or none before attention): there are no matrices to "
                     "compose."
                 )
-            found.append(odd.permute(0, 2, 3, 1) / dim**0.5)
-    return torch.stack(found, dim=1)
+            scores.append(odd.permute(0, 2, 3, 1) / dim**0.5)
+    return torch.stack(scores, dim=1)
 
 
 @torch.no_grad()
 def writes(lm: LM) -> Float[Tensor, "layer head dim head_dim"]:
     """O of every head, with the weight of a post-norm where there is one."""
-    found = []
+    outputs = []
     for site in lm.layout.resolve("layers.*.attn.out"):
         projection, *post = lm.layout.writers(site)
         o = matrix(projection).float().unflatten(1, (lm.dims.heads, -1)).permute(1, 0, 2)
         for norm in post:
             frozen = freeze(norm, o.mT)
             o = replace(frozen, scale=torch.ones_like(frozen.scale)).linear(o.mT).mT
-        found.append(o)
-    return torch.stack(found)
+        outputs.append(o)
+    return torch.stack(outputs)
 
 
 def _used(lm: LM, inputs: Any, o: Tensor, u: Tensor) -> Float[Tensor, "layer head rank"]:

@@ -68,22 +68,22 @@ def chosen(
     return torch.stack([row[..., place] for row, place in zip(table, right.tolist())])
 
 
-def heads(found: xr.Dataset, least: float = 0.5) -> list[Head]:
+def heads(result: xr.Dataset, least: float = 0.5) -> list[Head]:
     """The (layer, head) that pick the right option in at least this share of the questions, and
     above their null by the whole 95 % interval; most picks first.
 
     found: as `measure` gives it, of five questions or more. Raises InputError for fewer.
     """
-    if (n := found.sizes["example"]) < resample.FEWEST:
+    if (n := result.sizes["example"]) < resample.FEWEST:
         raise InputError(f"{n} questions: {resample.FEWEST} tell a head that picks from chance.")
-    share = found.picks.mean("example").values
+    share = result.picks.mean("example").values
     order = [divmod(int(k), share.shape[1]) for k in np.argsort(-share.ravel(), kind="stable")]
     return [
         (layer, head)
         for layer, head in order
         if share[layer, head] >= least
-        and resample.interval(found.picks.values[:, layer, head], method="t").low
-        > found.null.values[layer, head]
+        and resample.interval(result.picks.values[:, layer, head], method="t").low
+        > result.null.values[layer, head]
     ]
 
 
@@ -146,24 +146,24 @@ def measure(
 def _positions(tokens: Sequence[str], option: str | Sequence[int], words: bool) -> list[int]:
     """Where an option's tokens stand in one prompt; a token that holds any of it counts."""
     if not isinstance(option, str):
-        found = [place + len(tokens) if place < 0 else int(place) for place in option]
-        if not found or not all(0 <= place < len(tokens) for place in found):
+        places = [place + len(tokens) if place < 0 else int(place) for place in option]
+        if not places or not all(0 <= place < len(tokens) for place in places):
             raise InputError(
                 f"option {list(option)}: give positions of a prompt of {len(tokens)} tokens."
             )
-        return found
+        return places
     text = joined(tokens, words=words)
     if not option or (times := text.count(option)) != 1:
         raise InputError(
             f"option {option!r} stands {times if option else 0} times in {text!r:.200}: give a "
             "part that stands there once (the letter with its words), or token positions."
         )
-    start, begin, found = text.index(option), 0, []
+    start, begin, places = text.index(option), 0, []
     for place, token in enumerate(tokens):
         end = len(joined(tokens[: place + 1], words=words))
         # the rest of a sign that the token before shows
-        held = token == JOINED and found[-1:] == [place - 1]
+        held = token == JOINED and places[-1:] == [place - 1]
         if held or (begin < start + len(option) and end > start):
-            found.append(place)
+            places.append(place)
         begin = end
-    return found
+    return places

@@ -74,14 +74,14 @@ def measure(lm: LM, inputs: Any) -> xr.Dataset:
     points = ("resid_pre", "attn.z", "mlp.out")
     sites = [f"layers.*.{point}" for point in points]
     seen = capture(lm, batch, *sites, positions=lm.readout.place(batch))
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for layer in range(lm.dims.layers):
         stream, z, out = (seen[f"layers.{layer}.{point}"] for point in points)
         parts = torch.cat([head_writes(lm, layer, z)[0], stream.double()[:, None]], dim=1)
         shuffled = decompose(out.double(), parts.roll(1, dims=0))
-        found.append((*decompose(out.double(), parts), shuffled[2]))
+        pieces.append((*decompose(out.double(), parts), shuffled[2]))
     coefficient, intercept, explained, null = (
-        torch.stack(column).float() for column in zip(*found)
+        torch.stack(column).float() for column in zip(*pieces)
     )
     return dataset(
         {

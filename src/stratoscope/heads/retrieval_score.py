@@ -60,12 +60,12 @@ def hits(
 
 
 def matches(
-    ids: Int[Tensor, " key"], said: Int[Tensor, " query"], start: int, stop: int
+    ids: Int[Tensor, " key"], predicted: Int[Tensor, " query"], start: int, stop: int
 ) -> Bool[Tensor, "query key"]:
     """Which positions hold the token that a query's position says, inside the needle (start to stop
     - 1)."""
     place = torch.arange(len(ids), device=ids.device)
-    return (said[:, None] == ids) & (place >= start) & (place < stop)
+    return (predicted[:, None] == ids) & (place >= start) & (place < stop)
 
 
 @torch.no_grad()
@@ -121,9 +121,9 @@ def measure(
         hay = _haystack(lm, haystack, needle, end, length, seed)
         if len(hay) < length:
             notes.append(f"Haystacks have {len(hay)} tokens, not {length}.")
-        found = _one(lm, hay, needle, end, given, round(depth * len(hay)))
-        for kept, value in zip((score, chance, recall), found):
-            kept.append(value)
+        values = _one(lm, hay, needle, end, given, round(depth * len(hay)))
+        for column, value in zip((score, chance, recall), values):
+            column.append(value)
     scores = torch.stack(score)
     axes = ("example", "layer", "head")
     return dataset(
@@ -168,15 +168,15 @@ def _one(
     right = torch.tensor(needle[cue:], device=pattern.device)
     logits = (seen[last] if anew else lm.readout(seen[last]))[0]
     finite.refuse({"the model's logits": logits})
-    said = logits.argmax(dim=-1) == right
-    match = matches(ids, right, at, at + len(needle)) & said[:, None]
+    predicted = logits.argmax(dim=-1) == right
+    match = matches(ids, right, at, at + len(needle)) & predicted[:, None]
     visible = torch.arange(len(ids) + asks[0], len(ids), device=match.device) + 1
-    found = (
+    values = (
         hits(pattern, match).float().mean(dim=-1),
         (match.sum(dim=-1) / visible).mean(),
-        said.float().mean(),
+        predicted.float().mean(),
     )
-    return tuple(value.cpu() for value in found)  # type: ignore[return-value]
+    return tuple(value.cpu() for value in values)  # type: ignore[return-value]
 
 
 def _haystack(
@@ -185,8 +185,8 @@ def _haystack(
     """The first `length` tokens, or as many as there are and the context holds beside the needle
     and what is said at the end."""
     context = getattr(lm.layout.config(), "max_position_embeddings", None) or 10**9
-    said = len(needle) + len(end) + len(before(lm))
-    room = min(length, context - lm.family.reserved_positions - said)
+    reserved = len(needle) + len(end) + len(before(lm))
+    room = min(length, context - lm.family.reserved_positions - reserved)
     if room < 1:
         raise InputError(
             f"length={length}: no room for a haystack beside a needle of {len(needle)} tokens and "

@@ -120,7 +120,7 @@ def measure(
     score = torch.stack([repeated_roles(pattern, size) for pattern in patterns])
     chance = uniform(patterns.shape[-1], lm.family.towers[""].causal)
     null = repeated_roles(chance, size).expand_as(score)
-    both = torch.full((2, *score.shape[:2], 2), torch.nan)
+    on_prompts = torch.full((2, *score.shape[:2], 2), torch.nan)
     coords: dict[str, Any] = {"layer": list(range(len(score))), "head": list(range(score.shape[1]))}
     if lm.family.towers[""].residual == "post-norm" or len(lm.layout.head) != 1:
         notes.append(
@@ -133,17 +133,17 @@ def measure(
             "heads write."
         )
     else:
-        asked = target(
+        wanted = target(
             lm, batch, answer, foil, single="it is what heads write on one token's logit"
         )
-        both = _on_prompts(lm, batch, asked)
-        notes += asked.notes
-        coords |= asked.coords
+        on_prompts = _on_prompts(lm, batch, wanted)
+        notes += wanted.notes
+        coords |= wanted.coords
     axes = ("layer", "head", "role")
     return dataset(
         {
-            "score": (axes, torch.cat([score, both[0]], 2)),
-            "null": (axes, torch.cat([null, both[1]], 2)),
+            "score": (axes, torch.cat([score, on_prompts[0]], 2)),
+            "null": (axes, torch.cat([null, on_prompts[1]], 2)),
         },
         method="heads.roles",
         provenance=lm.provenance,
@@ -186,17 +186,17 @@ def _special(lm: LM) -> list[int]:
     keys = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep", "image")] + [
         "image_token_index"
     ]
-    found = {
+    ids = {
         getattr(config, key, None)
         for config in (lm.layout.config(), lm.model.config)
         for key in keys
     }
     if lm.tokenizer is not None:
-        found |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
-    return sorted(i for i in found if isinstance(i, int))
+        ids |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+    return sorted(i for i in ids if isinstance(i, int))
 
 
-def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 layer head role=2"]:
+def _on_prompts(lm: LM, batch: Batch, wanted: Target) -> Float[Tensor, "kind=2 layer head role=2"]:
     """Score and null of copying, over words, and of name_mover, over examples that hold the
     answer."""
     final = f"layers.{lm.dims.layers - 1}.resid_post"
@@ -204,12 +204,12 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
     sites = ("layers.*.attn.pattern", "layers.*.attn.z", final)
     ends = capture(lm, batch, *sites, positions=lm.readout.place(batch))
     norm, unembed = final_norm(lm, ends[final]), lm.weight("logits").float()
-    towards = unembed[asked.answer] - unembed[asked.foil]
-    named = torch.eq(batch.ids, asked.answer.to(batch.ids.device)[:, None])
+    towards = unembed[wanted.answer] - unembed[wanted.foil]
+    named = torch.eq(batch.ids, wanted.answer.to(batch.ids.device)[:, None])
     plain = torch.isin(batch.ids, torch.tensor(_special(lm), device=batch.ids.device), invert=True)
     word = plain.logical_and(batch.mask)
     own = batch.ids.masked_select(word)
-    found = []
+    scores = []
     for layer in range(lm.dims.layers):
         at = f"layers.{layer}.attn"
         out = _written(lm, layer, values[f"{at}.v"], ends[f"{at}.z"], norm)
@@ -221,8 +221,8 @@ def _on_prompts(lm: LM, batch: Batch, asked: Target) -> Float[Tensor, "kind=2 la
             if n[real].any()
         ]
         move = torch.stack(moves).mean(dim=0) if moves else torch.full_like(copy, torch.nan)
-        found.append(torch.stack([copy, move], dim=-1))
-    return torch.stack(found, dim=1).float().cpu()
+        scores.append(torch.stack([copy, move], dim=-1))
+    return torch.stack(scores, dim=1).float().cpu()
 
 
 def _written(

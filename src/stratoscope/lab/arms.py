@@ -31,7 +31,6 @@ from stratoscope.engine import budget
 from stratoscope.engine.progress import Progress, shown
 from stratoscope.engine.train import Recipe, Story, generator, train
 from stratoscope.errors import InputError
-from stratoscope.lab import _arm_records as kept
 from stratoscope.lab._arm_records import Ended
 
 SEARCH_SEED = 100  # never one that is counted
@@ -87,12 +86,12 @@ def compare(
             f"its own, and seed {SEARCH_SEED} is the search's."
         )
     searched = {
-        arm.name: kept.record(kept.search_path(records, arm.name), _origin(name, version, arm))
+        arm.name: store.record(store.search_path(records, arm.name), _origin(name, version, arm))
         for arm in arms
     }
     costs = {arm.name: (searched[arm.name] or {}).get("cost") or _cost(arm) for arm in arms}
     _refuse_unequal(costs, equal)
-    found: dict[str, dict[int, Ended]] = {}
+    ended: dict[str, dict[int, Ended]] = {}
     for arm in arms:
         origin = _origin(name, version, arm)
         with shown(f"{name}: {arm.name}", progress) as tell:
@@ -100,12 +99,12 @@ def compare(
                 name, arm, costs[arm.name], origin, records, tell
             )
             _refuse_long(arm, search, limit)
-            found[arm.name] = {
-                seed: kept.ended(name, arm.name, seed, origin, records)
+            ended[arm.name] = {
+                seed: store.ended(name, arm.name, seed, origin, records)
                 or _run(name, arm, seed, search, origin, records, tell)
                 for seed in seeds
             }
-    return found
+    return ended
 
 
 def missing(
@@ -116,7 +115,8 @@ def missing(
         (arm.name, seed)
         for arm in arms
         for seed in seeds
-        if kept.record(kept.card_path(records, arm.name, seed), _origin(name, version, arm)) is None
+        if store.record(store.card_path(records, arm.name, seed), _origin(name, version, arm))
+        is None
     ]
 
 
@@ -168,7 +168,7 @@ def _search(
     seconds = 0.0
     for number, factor in enumerate(FACTORS):
         recipe = _fresh(arm, SEARCH_SEED, factor * arm.centre, steps)
-        workshop = kept.workshop(name, arm.name, f"rate{number}", origin)
+        workshop = store.workshop(name, arm.name, f"rate{number}", origin)
         try:
             story = train(recipe, workshop, seed=SEARCH_SEED, progress=tell)
             tried[f"{factor * arm.centre:.6g}"] = _validated(arm, recipe.model)
@@ -181,7 +181,7 @@ def _search(
             f"{arm.name} trains at none of the rates {', '.join(tried)}: lower its centre."
         )
     place = list(tried).index(best)
-    found = {
+    rates = {
         "origin": origin,
         "rate": FACTORS[place] * arm.centre,
         "validation": {rate: x if math.isfinite(x) else "diverged" for rate, x in tried.items()},
@@ -191,10 +191,10 @@ def _search(
         "predicted_cpu_seconds": round(seconds * arm.steps / steps, 1),
         "cost": dict(cost),
     }
-    kept.write(kept.search_path(records, arm.name), found)
+    store.write(store.search_path(records, arm.name), rates)
     for number in range(len(FACTORS)):
-        shutil.rmtree(kept.workshop(name, arm.name, f"rate{number}", origin), ignore_errors=True)
-    return found
+        shutil.rmtree(store.workshop(name, arm.name, f"rate{number}", origin), ignore_errors=True)
+    return rates
 
 
 def _validated(arm: Arm, model: nn.Module) -> float:
@@ -225,7 +225,7 @@ def _run(
     records: Path,
     tell: Progress,
 ) -> Ended:
-    workshop = kept.workshop(name, arm.name, f"seed{seed}", origin)
+    workshop = store.workshop(name, arm.name, f"seed{seed}", origin)
     recipe = _fresh(arm, seed, search["rate"], arm.steps)
     story = train(recipe, workshop, seed=seed, progress=tell)
     recipe.model.eval()
@@ -233,17 +233,17 @@ def _run(
         units = {
             what: torch.as_tensor(x).detach().cpu() for what, x in arm.units(recipe.model).items()
         }
-    card = _told(name, arm, seed, search, recipe, story) | {"origin": origin}
-    folder = kept.folder(name, arm.name, seed, origin)
+    card = _described(name, arm, seed, search, recipe, story) | {"origin": origin}
+    folder = store.folder(name, arm.name, seed, origin)
     if (workshop / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(workshop / "ready", folder)
-    kept.keep(kept.card_path(records, arm.name, seed), card, units)
+    store.keep(store.card_path(records, arm.name, seed), card, units)
     shutil.rmtree(workshop, ignore_errors=True)
     return Ended(card, units, folder if folder.exists() else None)
 
 
-def _told(
+def _described(
     name: str, arm: Arm, seed: int, search: Mapping[str, Any], recipe: Recipe, story: Story
 ) -> dict[str, Any]:
     return {

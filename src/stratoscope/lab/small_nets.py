@@ -204,8 +204,8 @@ def logits(
     net: nn.Module, x: Float[Tensor, "example channel row column"]
 ) -> Float[Tensor, "example ..."]:
     """What the net says (classes, or pictures), be it a plain net or a Hugging Face one."""
-    said = net(x)
-    return getattr(said, "logits", said)
+    output = net(x)
+    return getattr(output, "logits", output)
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def measure(
     that an interrupted sweep goes on. Raises InputError when prompts differ in length, or when both
     runs give the same logit difference.
     """
-    both = pair(lm, inputs, corrupt, answer, foil, direction, sites=f"layers.*.{site}")
+    prompts = pair(lm, inputs, corrupt, answer, foil, direction, sites=f"layers.*.{site}")
     layers = range(lm.dims.layers)
 
     def patch(layer: int, position: int, vectors: Tensor, examples: list[int]) -> Intervention:
@@ -77,9 +77,9 @@ def measure(
 
     effect, null, bound = patched(
         lm,
-        both,
-        both.base_values,
-        both.source_values,
+        prompts,
+        prompts.base_values,
+        prompts.source_values,
         [f"layers.{layer}.{site}" for layer in layers],
         patch,
         exactly=EXACTLY,
@@ -89,7 +89,9 @@ def measure(
         progress=progress,
     )
     axes = ("example", "layer", "position")
-    real = both.base.mask if both.base.mask is not None else torch.ones_like(effect[:, 0]).bool()
+    real = (
+        prompts.base.mask if prompts.base.mask is not None else torch.ones_like(effect[:, 0]).bool()
+    )
     gap = torch.where(real, 0.0, torch.nan)[:, None].to(effect.device)
     return dataset(
         {
@@ -97,14 +99,14 @@ def measure(
             "null": (axes, null + gap),
             "bound": (axes[:1], bound),
         }
-        | both.differences,
+        | prompts.differences,
         method="layers.activation_patching",
         provenance=lm.provenance,
         settings={"site": site, "direction": direction, "draws": draws},
         seed=seed,
-        coords=both.coords | {"layer": list(layers)},
+        coords=prompts.coords | {"layer": list(layers)},
         site=site,
         null_kind=NULL,
         draws=draws,
-        notes=both.notes(null),
+        notes=prompts.notes(null),
     )

@@ -93,13 +93,13 @@ def measure(
     depths, layers = range(every, lm.dims.layers + 1, every), range(0, lm.dims.layers, every)
     batch = lm.batch(inputs)
     logits, one = last_logits(lm, batch), "the answer is to be the most likely next token"
-    asked = target(lm, batch, answer, single=one, logits=logits)
+    wanted = target(lm, batch, answer, single=one, logits=logits)
     given = [position] * len(batch) if isinstance(position, int) else list(position)
     places = torch.tensor(given)[:, None]
     states = capture(lm, batch, "layers.*.resid_post", positions=places).stack(
         "layers.*.resid_post"
     )
-    others = strangers(asked.answer.tolist(), seed)
+    others = strangers(wanted.answer.tolist(), seed)
     sources = [states] if others is None else [states, states[:, others]]
     pairs = [(depth, layer) for depth in depths for layer in layers if layer < depth]
     cells = [
@@ -107,19 +107,23 @@ def measure(
         for source in sources
         for depth, layer in pairs
     ]
-    found = sweep(
-        lm, batch, cells, lambda logits, e: margin(logits, asked.answer[e.cpu()]), progress=progress
+    margins = sweep(
+        lm,
+        batch,
+        cells,
+        lambda logits, e: margin(logits, wanted.answer[e.cpu()]),
+        progress=progress,
     )
     tables = torch.full((2, len(batch), len(depths), len(layers)), torch.nan)
     where = torch.tensor([(d // every - 1, layer // every) for d, layer in pairs]).T
-    for table, values in zip(tables, found.float().cpu().split(len(pairs))):
+    for table, values in zip(tables, margins.float().cpu().split(len(pairs))):
         table[:, where[0], where[1]] = values.T
     axes = ("example", "depth", "layer")
     return dataset(
         {
             "margin": (axes, tables[0]),
             "null": (axes, tables[1]),
-            "unpatched": (("example",), margin(logits, asked.answer)),
+            "unpatched": (("example",), margin(logits, wanted.answer)),
         },
         method="layers.back_patching",
         provenance=lm.provenance,
@@ -132,8 +136,8 @@ def measure(
             "depth": list(depths),
             "layer": list(layers),
             "example_text": batch.coords()["example_text"],
-            "answer": asked.coords["answer"],
+            "answer": wanted.coords["answer"],
         },
         null_kind="the state of another prompt of the batch, at its own position",
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )

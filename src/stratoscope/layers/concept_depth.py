@@ -47,8 +47,8 @@ from stratoscope.store.fitted import Fitted
 def jump_depth(accuracy: Float[np.ndarray, " depth"], rise: float = 0.1) -> float:
     """The first depth whose accuracy is at least 1 + rise times the one before; NaN if there is
     none."""
-    found = np.flatnonzero(accuracy[1:] >= (1 + rise) * accuracy[:-1] - 1e-9)
-    return float(found[0] + 1) if len(found) else float("nan")
+    jumps = np.flatnonzero(accuracy[1:] >= (1 + rise) * accuracy[:-1] - 1e-9)
+    return float(jumps[0] + 1) if len(jumps) else float("nan")
 
 
 def convergence_depth(accuracy: Float[np.ndarray, " depth"], within: float = 0.03) -> float:
@@ -74,15 +74,15 @@ class Probes(Fitted):
         """correct, null_correct (example, depth), accuracy, null (depth), and the two depths of the
         paper."""
         means = [x.mean(dim=0).double().numpy() for x in (self.correct, self.null_correct)]
-        both = ("example", "depth")
+        axes = ("example", "depth")
         return dataset(
             {
                 "accuracy": (("depth",), means[0]),
                 "null": (("depth",), means[1]),
                 "jump_depth": ((), jump_depth(means[0])),
                 "convergence_depth": ((), convergence_depth(means[0])),
-                "correct": (both, self.correct),
-                "null_correct": (both, self.null_correct),
+                "correct": (axes, self.correct),
+                "null_correct": (axes, self.null_correct),
             },
             method="layers.concept_depth",
             coords={"depth": list(range(len(self.bias)))},
@@ -165,7 +165,7 @@ def states(lm: LM, inputs: Any, size: int = 16) -> Float[Tensor, "example depth 
     ids, mask = lm.batch(inputs).text
     rows = [row[real].tolist() for row, real in zip(ids, mask)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    last: list[Tensor] = [torch.empty(0)] * len(rows)
     for start in range(0, len(rows), size):
         some = order[start : start + size]
         seen = capture(
@@ -238,8 +238,10 @@ def _held_out(
     """Whether each text was put right at each depth by a probe that had not seen it: (example,
     depth)."""
     right = np.zeros(states.shape[:2], dtype=bool)
-    for known, asked in parts:
+    for known, held_out in parts:
         for depth in range(states.shape[1]):
             weight, bias = _line(states[known, depth], kinds[known], strength)
-            right[asked, depth] = (states[asked, depth] @ weight + bias > 0) == (kinds[asked] == 1)
+            right[held_out, depth] = (states[held_out, depth] @ weight + bias > 0) == (
+                kinds[held_out] == 1
+            )
     return right

@@ -59,7 +59,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     """
     _refuse(lm)
     batch = lm.batch(inputs)
-    asked = target(
+    wanted = target(
         lm,
         batch,
         answer,
@@ -75,7 +75,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     unembed = lm.weight("logits").double()
     middle = unembed.mean(dim=0)
     # (part, example, dim)
-    sides = torch.stack([unembed[asked.answer] - middle, middle - unembed[asked.foil]])
+    sides = torch.stack([unembed[wanted.answer] - middle, middle - unembed[wanted.foil]])
 
     def score(write: Tensor) -> Tensor:
         """Both parts (part, example) of a write (example, dim), or (part, example, head) of
@@ -84,7 +84,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         return torch.einsum("e...d,ped->pe...", frozen.linear(write.double()), sides)
 
     columns, names, rest = _scores(lm, seen, score)
-    bias = rest + sides @ norm.bias.double() + _head_bias(lm, asked.answer, asked.foil).to(sides)
+    bias = rest + sides @ norm.bias.double() + _head_bias(lm, wanted.answer, wanted.foil).to(sides)
     beside = added_outside(lm, batch)
     if beside is not None:
         columns.append(score(beside))
@@ -93,7 +93,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     contribution = parts.sum(dim=0)
     names.append(("bias", -1, -1, "bias"))
     normed = final if lm.layout.final_norm is None else lm.layout.final_norm.forward(final)
-    difference = asked.difference(lm.layout.head[-1].forward(normed)).double()
+    difference = wanted.difference(lm.layout.head[-1].forward(normed)).double()
     total = contribution.sum(dim=1)
     component, layer_of, head_of, kind = (list(column) for column in zip(*names))
     return dataset(
@@ -114,8 +114,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
             "kind": (("component",), kind),
             "example_text": batch.coords()["example_text"],
         }
-        | asked.coords,
-        notes=" ".join(asked.notes),
+        | wanted.coords,
+        notes=" ".join(wanted.notes),
     )
 
 

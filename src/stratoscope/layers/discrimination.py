@@ -78,17 +78,17 @@ def separation(
     """
     if len(labels) != len(distance):
         raise InputError(f"{len(labels)} labels for {len(distance)} examples: give one for each.")
-    found, number = labels.unique(return_inverse=True)
+    kinds, number = labels.unique(return_inverse=True)
     member = torch.nn.functional.one_hot(number).to(distance)
     size = member.sum(dim=0)
-    if len(found) < 2 or size.min() < 2:
+    if len(kinds) < 2 or size.min() < 2:
         raise InputError(
             f"classes of {size.int().tolist()} examples: there must be two or more, each of at "
             "least two."
         )
     # an example and itself: no pair
     mean = (member.T @ distance @ member) / (torch.outer(size, size) - size.diag())
-    same = torch.eye(len(found), dtype=torch.bool)
+    same = torch.eye(len(kinds), dtype=torch.bool)
     return mean[same].mean().item(), mean[~same].mean().item()
 
 
@@ -108,9 +108,9 @@ def shares(
     does.
     """
     intra, inter = separation(distance, labels)
-    found, number = labels.unique(return_inverse=True)
+    groups, number = labels.unique(return_inverse=True)
     member = torch.nn.functional.one_hot(number).to(distance)
-    size, kinds = member.sum(dim=0), len(found)
+    size, kinds = member.sum(dim=0), len(groups)
     rows, own = distance @ member, member.bool()  # rows: (example, class)
     means = (member.T @ rows) / (torch.outer(size, size) - size.diag())
     near, far = rows[own] / (size[number] - 1), rows / size
@@ -156,15 +156,17 @@ def stream(
     inputs at a time."""
     ids, mask = lm.batch(inputs).text
     rows = [row[real.bool()].tolist() for row, real in zip(ids, mask)]
-    kept, found = None if position is None else [position], []
+    positions, states_of = None if position is None else [position], []
     for some in (rows[start : start + batch] for start in range(0, len(rows), batch)):
-        seen = capture(lm, some, "layers.0.resid_pre", "layers.*.resid_post", positions=kept)
+        seen = capture(lm, some, "layers.0.resid_pre", "layers.*.resid_post", positions=positions)
         states = torch.cat(
             [seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")]
         ).transpose(0, 1)
         lengths = [len(row) if position is None else 1 for row in some]
-        found += [state[:, :length].transpose(0, 1).cpu() for state, length in zip(states, lengths)]
-    return found
+        states_of += [
+            state[:, :length].transpose(0, 1).cpu() for state, length in zip(states, lengths)
+        ]
+    return states_of
 
 
 @torch.no_grad()
@@ -191,18 +193,18 @@ def measure(
         raise InputError(f"{len(kinds)} labels for {len(tokens)} inputs: give one for each.")
     names, numbers = np.unique(kinds, return_inverse=True)
     each = torch.tensor(numbers).repeat_interleave(torch.tensor([len(rows) for rows in tokens]))
-    found = by_depth(list(torch.cat(tokens).unbind(dim=1)), each, draws=draws, seed=seed)
+    result = by_depth(list(torch.cat(tokens).unbind(dim=1)), each, draws=draws, seed=seed)
     sizes = {str(name): int(count) for name, count in zip(names, each.bincount())}
     return dataset(
-        {name: (("depth",), found[name]) for name in ("gdv", "intra", "inter")}
+        {name: (("depth",), result[name]) for name in ("gdv", "intra", "inter")}
         | {
-            "null": (("depth",), found["null"].mean(axis=1)),
-            "null_draws": (("draw", "depth"), found["null"].T),
+            "null": (("depth",), result["null"].mean(axis=1)),
+            "null_draws": (("draw", "depth"), result["null"].T),
         },
         method="layers.discrimination",
         provenance=lm.provenance,
         settings={"position": position, "draws": draws, "classes": sizes},
         seed=seed,
-        coords={"depth": list(range(len(found["gdv"])))},
+        coords={"depth": list(range(len(result["gdv"])))},
         null_kind=NULL,
     )

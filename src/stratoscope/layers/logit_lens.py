@@ -46,7 +46,7 @@ def answer_rank(
     return (logits > own).sum(dim=-1)
 
 
-def told(
+def ranked(
     logits: Float[Tensor, "row vocab"], answer: Int[Tensor, " row"], top: int
 ) -> tuple[Tensor, ...]:
     """The largest probabilities and their tokens (row, top), the answer's rank and probability
@@ -80,7 +80,7 @@ def measure(
     if not 1 <= top <= lm.dims.vocab:
         raise InputError(f"top={top}: choose 1 to {lm.dims.vocab}.")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, single="each layer is read as the next token")
+    wanted = target(lm, batch, answer, single="each layer is read as the next token")
     real, depths = batch.text[1], lm.dims.layers + 1
     shape = (len(batch), depths, real.shape[1])
     _refuse_too_large(lm, batch, top)
@@ -96,13 +96,13 @@ def measure(
         example, position = part.text[1].nonzero(as_tuple=True)  # no padding is read out
         streams = [seen[site] for site in lm.layout.resolve(SITES)]
         for depth, resid in enumerate(streams):
-            said = outside.read_out(lm, part, resid) if anew else None
+            anew_logits = outside.read_out(lm, part, resid) if anew else None
             for e, p in zip(example.split(rows), position.split(rows)):
-                logits = lm.readout(resid[e, p]) if said is None else said[e, p]
-                found = told(logits.float(), asked.answer.to(e.device)[where][e], top)
+                logits = lm.readout(resid[e, p]) if anew_logits is None else anew_logits[e, p]
+                pieces = ranked(logits.float(), wanted.answer.to(e.device)[where][e], top)
                 at = (e.cpu() + where.start, depth, p.cpu())
-                for kept, piece in zip((values, indices, rank, chosen), found):
-                    kept[at] = piece.to(kept)
+                for table, piece in zip((values, indices, rank, chosen), pieces):
+                    table[at] = piece.to(table)
                 done += len(e)
                 if progress:
                     progress(done, total)
@@ -118,9 +118,9 @@ def measure(
         provenance=lm.provenance,
         settings={"top": top},
         coords=batch.coords()
-        | asked.coords
+        | wanted.coords
         | {"read_at": (("example",), lm.readout.positions(batch).cpu())},
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )
 
 
@@ -148,8 +148,8 @@ def _refuse_too_large(lm: LM, batch: Batch, top: int) -> None:
     width = batch.text[1].shape[1]
     needed = len(batch) * (lm.dims.layers + 1) * width * (32 * top + 32)
     what = f"the logit lens of {len(batch)} prompts of {width} tokens"
-    told = "give fewer or shorter prompts at once, or a smaller `top`"
-    refuse_above(needed, available(torch.device("cpu")), what, told)
+    advice = "give fewer or shorter prompts at once, or a smaller `top`"
+    refuse_above(needed, available(torch.device("cpu")), what, advice)
 
 
 def _texts(lm: LM, indices: Tensor, real: Tensor) -> np.ndarray:

@@ -53,7 +53,7 @@ def jacobian_norms(
     written must depend on read, of which no example may hear another's. signs: +1 and -1, of
     Hutchinson's estimate; None for the exact norm.
     """
-    found, errors = [], []
+    norms, errors = [], []
     for query in range(written.shape[1]):
         cotangents = torch.eye(written.shape[2]).to(written) if signs is None else signs[query]
         total = written.new_zeros(*read.shape[:2], dtype=torch.float64)
@@ -65,15 +65,15 @@ def jacobian_norms(
             size = back.double().square().sum(dim=-1)
             total, square = total + size, square + size.square()
         if signs is None:
-            found.append(total.sqrt())
+            norms.append(total.sqrt())
             errors.append(torch.zeros_like(total))
             continue
         mean, n = total / len(cotangents), len(cotangents)
         spread = (square / n - mean.square()).clamp_min(0) / (n - 1)
         norm = mean.sqrt()
-        found.append(norm)  # its error by the slope of the root
+        norms.append(norm)  # its error by the slope of the root
         errors.append(torch.where(norm > 0, spread.sqrt() / (2 * norm).clamp_min(1e-300), 0.0))
-    return torch.stack(found, dim=1), torch.stack(errors, dim=1)
+    return torch.stack(norms, dim=1), torch.stack(errors, dim=1)
 
 
 def measure(
@@ -99,7 +99,7 @@ def measure(
         lm(batch)
     written = {str(site): seen[site].detach() for site in sites}
     finite.refuse(written | {f"what {s} reads": heard[s].detach() for s in sites}, batch.mask)
-    found, errors = [], []
+    norms, errors = [], []
     with torch.enable_grad():
         for site in sites:
             written, read = seen[site], heard[site]
@@ -109,30 +109,30 @@ def measure(
             size = written.shape[0] * written.shape[1] * read.shape[1] * 8 * 2
             refuse_above(size * len(sites), available(written.device), "this result", "give fewer")
             norm, error = jacobian_norms(written, read, signs)
-            found.append(norm.detach().float().cpu())
+            norms.append(norm.detach().float().cpu())
             errors.append(error.detach().float().cpu())
-    return _labelled(lm, batch, sites, found, errors, probes=probes, seed=seed)
+    return _labelled(lm, batch, sites, norms, errors, probes=probes, seed=seed)
 
 
 def _mixers(lm: LM, layers: Sequence[int] | None) -> list[Site]:
     """attn.out of each layer, or mix.out where it has no attention of its own."""
     depth = lm.dims.layers
-    asked = range(depth) if layers is None else [n + depth if n < 0 else n for n in layers]
-    if not len(asked) or any(not 0 <= n < depth for n in asked):
+    wanted = range(depth) if layers is None else [n + depth if n < 0 else n for n in layers]
+    if not len(wanted) or any(not 0 <= n < depth for n in wanted):
         raise InputError(f"layers={layers}: name layers from 0 to {depth - 1}, at least one.")
-    found = []
-    for layer in dict.fromkeys(asked):
+    mixers = []
+    for layer in dict.fromkeys(wanted):
         here = [Site("", layer, point) for point in ("attn.out", "mix.out")]
         own = [site for site in here if lm.layout.lack(site) is None]
         if own:
-            found.append(own[0])
+            mixers.append(own[0])
         elif layers is not None:
             raise SiteError(
                 f"layer {layer} of {lm.family.name} mixes no positions: nothing to ask."
             )
-    if not found:
+    if not mixers:
         raise SiteError(f"no layer of {lm.family.name} has a site at which it mixes positions.")
-    return found
+    return mixers
 
 
 def _mixer(lm: LM, site: Site) -> nn.Module:
@@ -178,18 +178,18 @@ def _labelled(
     lm: LM,
     batch: Any,
     sites: Sequence[Site],
-    found: Sequence[Tensor],
+    norms: Sequence[Tensor],
     errors: Sequence[Tensor],
     *,
     probes: int | None,
     seed: int,
 ) -> xr.Dataset:
-    if len({x.shape for x in found}) > 1:
+    if len({x.shape for x in norms}) > 1:
         raise SiteError(
             "the layers of this model differ in how many positions they have: ask for layers of "
             "one kind, `layers=[...]`."
         )
-    values = {"influence": torch.stack(list(found), dim=1), "error": torch.stack(list(errors), 1)}
+    values = {"influence": torch.stack(list(norms), dim=1), "error": torch.stack(list(errors), 1)}
     coords: dict[str, Any] = {
         "layer": [site.layer for site in sites],
         "mixer": (("layer",), [site.point for site in sites]),

@@ -19,7 +19,7 @@ def refuse_another_tensor(layout: Layout, site: Site) -> None:
     if site.point == "final_norm":
         if isinstance(layout.final_norm, nn.LayerNorm):  # there it is the norm's output too
             return
-        told = (
+        difference = (
             f"the final norm's output before its weight; `{site}` is after it, what the "
             "read-out takes"
         )
@@ -29,10 +29,11 @@ def refuse_another_tensor(layout: Layout, site: Site) -> None:
             getattr(layout.config(), name, None) for name in ("rope_parameters", "rotary_dim")
         ):
             return
-        told = (
+        difference = (
             f"taken before rotary embedding; `{site}` is after it, as "
             f"`{site.alias.replace('hook_', 'hook_rot_')}`"
         )
     raise SiteError(
-        f"TransformerLens's `{site.alias}` is {told}. Ask for `{site}` if that is what you want."
+        f"TransformerLens's `{site.alias}` is {difference}. Ask for `{site}` if that is "
+        "what you want."
     )

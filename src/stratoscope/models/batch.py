@@ -246,8 +246,8 @@ def make(
     ids = right_padded(rows, pad)
     real = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     tokens = tuple(token_texts(tokenizer, row) for row in rows)
-    found = None if image is None else (ids == image) & real
-    return Batch(ids, real, extra, tokens, found, apart(tokenizer), notes)
+    images = None if image is None else (ids == image) & real
+    return Batch(ids, real, extra, tokens, images, apart(tokenizer), notes)
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

@@ -138,7 +138,7 @@ def as_meant(
     that say so."""
     firsts = [tokenizer.bos_token_id, tokenizer.cls_token_id]
     ends = [tokenizer.eos_token_id, tokenizer.sep_token_id] if predicts else []
-    found, notes = [], {}
+    rows_meant, notes = [], {}
     for row, text in zip(rows, prompts):
         doubled = row[:1] == row[1:2] and row[0] in firsts
         if doubled or (len(row) > 1 and row[-1] in ends):
@@ -155,5 +155,5 @@ def as_meant(
                     "it is to go on."
                 ] = 1
                 row = row[:-1]
-        found.append(row)
-    return found, tuple(notes)
+        rows_meant.append(row)
+    return rows_meant, tuple(notes)

@@ -46,23 +46,23 @@ def unhandled(config: Any, family: Family) -> dict[str, Any]:
     """Keys of the config (and of its text and vision parts) that differ from the default and that
     nobody handles."""
     known = (COMMON - CHANGING) | family.handles
-    found: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
     for part in {id(c): c for c in (config, *_parts(config))}.values():
         default = type(part)().to_dict()
         renamed = set(getattr(part, "attribute_map", {}).values())
         for key, value in part.to_dict().items():
             if key in default and value != default[key] and key not in known and key not in renamed:
-                found[key] = value
-    return found
+                unknown[key] = value
+    return unknown
 
 
 def refuse_unhandled(config: Any, family: Family) -> None:
     """Raise FamilyError that names every unhandled key."""
     keys = unhandled(config, family)
     if keys:
-        told = ", ".join(f"`{key}` = {value!r:.60}" for key, value in sorted(keys.items()))
+        listed = ", ".join(f"`{key}` = {value!r:.60}" for key, value in sorted(keys.items()))
         raise FamilyError(
-            f"this {config.model_type} config sets {told}, which family `{family.name}` does not "
+            f"this {config.model_type} config sets {listed}, which family `{family.name}` does not "
             "handle; what its "
             "sites mean would be uncertain, so it is refused. Add the key to the family's "
             "`handles` once it is proved."

@@ -33,8 +33,8 @@ class Alone:
     module: nn.Module
 
     def __call__(self, x: Tensor) -> Tensor:
-        found = self.module(x.reshape(-1, 1, x.shape[-1]))
-        return found.reshape(*x.shape[:-1], -1)
+        values = self.module(x.reshape(-1, 1, x.shape[-1]))
+        return values.reshape(*x.shape[:-1], -1)
 
 
 def find(lm: LM) -> Readout:
@@ -86,19 +86,19 @@ def search(lm: LM) -> Readout:
     try:
         resid, own = _last_stream(lm, batch), own_output(lm, batch)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        told = (
+        reason = (
             f"{name} does not answer a plain batch of prompts ({type(error).__name__}: "
             f"{str(error)[:120]})"
         )
-        return _unknown(f"{told}, so its read-out cannot be found.")
+        return _unknown(f"{reason}, so its read-out cannot be found.")
     if own is None:  # an encoder that gives vectors
         return _vectors(lm)
     if len(own) > 1 and torch.allclose(own[0], own[-1], rtol=1e-4, atol=0) and own.ndim == 2:
-        told = (
+        reason = (
             f"{name} answers every prompt alike (is its head zero?), so where it reads its "
             "answer cannot be told."
         )
-        return _unknown(told)
+        return _unknown(reason)
     normed = resid if lm.layout.final_norm is None else lm.layout.final_norm(resid)
     places: list[tuple[Where, Tensor]] = [("every", own)]
     if own.ndim == 2:
@@ -108,8 +108,8 @@ def search(lm: LM) -> Readout:
             places.append(("every", own[..., None]))
     for where, output in places:
         for steps in _chains(lm):
-            found = _try(lm, where, steps, normed, batch)
-            if found is not None and _same(found, output, batch):
+            readout = _try(lm, where, steps, normed, batch)
+            if readout is not None and _same(readout, output, batch):
                 return _named(lm, where, steps, output)
     tried = ", ".join(n for n, m in lm.model.named_children() if m is not lm.layout.base)
     return _unknown(
@@ -121,11 +121,11 @@ def search(lm: LM) -> Readout:
 
 
 def _vectors(lm: LM) -> Readout:
-    told = (
+    reason = (
         f"`logits` does not exist on {lm.family.name}: {type(lm.model).__name__} has no "
         "read-out to a vocabulary"
     )
-    return Readout("vectors", "every", lm.dims.dim, reason=f"{told} or to classes.")
+    return Readout("vectors", "every", lm.dims.dim, reason=f"{reason} or to classes.")
 
 
 def _unknown(reason: str) -> Readout:
@@ -162,11 +162,11 @@ def answer_of(output: Any) -> Tensor | None:
 
 
 def _last_stream(lm: LM, batch: Batch) -> Tensor:
-    kept: list[Tensor] = []
+    streams: list[Tensor] = []
     last = Site("", lm.dims.layers - 1, "resid_post")
-    with lm.taps.using(reads={last: [lambda x, run: kept.append(x.detach().clone())]}):
+    with lm.taps.using(reads={last: [lambda x, run: streams.append(x.detach().clone())]}):
         raw_output(lm, batch)
-    return kept[0]
+    return streams[0]
 
 
 def _chains(lm: LM) -> Iterator[tuple[Step, ...]]:

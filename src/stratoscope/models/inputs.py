@@ -30,9 +30,9 @@ def rows_of(inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[list
             "inputs are bytes: decode them to text first, e.g. prompt.decode('utf-8')."
         )
     if not isinstance(inputs, Sequence) or not inputs:
-        told = f"{type(inputs).__name__} {inputs!r:.80}"
+        received = f"{type(inputs).__name__} {inputs!r:.80}"
         raise InputError(
-            f"inputs must be prompts, token ids or model inputs; got {told}: {_FORMS}."
+            f"inputs must be prompts, token ids or model inputs; got {received}: {_FORMS}."
         )
     if all(isinstance(x, str) for x in inputs):
         return _of_texts(inputs, tokenizer)

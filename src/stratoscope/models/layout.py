@@ -23,9 +23,8 @@ class Layout:
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
-        self.found: Any = (
-            None  # the `Readout` of a head that the family does not name, once it is found
-        )
+        # the `Readout` of a head that the family does not name, once it is found
+        self.found_head: Any = None
         self.base: nn.Module = model.base_model
         self.layers = {
             name: list(self._global(tower.layers)) for name, tower in family.towers.items()
@@ -46,24 +45,24 @@ class Layout:
         """Parse and expand site names, and refuse those that this model does not have. Raises
         SiteError."""
         depths = {name: len(layers) for name, layers in self.layers.items()}
-        found = expand(sites, depths, self.family.main)
-        for site in found:
+        resolved = expand(sites, depths, self.family.main)
+        for site in resolved:
             reason = self.lack(site)
             if reason:
                 raise SiteError(f"`{site}` does not exist on {self.family.name}: {reason}.")
             if site.alias:
                 refuse_another_tensor(self, site)
-        return found
+        return resolved
 
     def resolve_one(self, site: str | Site) -> Site:
         """The one site that a name means. Raises SiteError, also for a name with `*`."""
-        found = self.resolve(site)
-        if len(found) != 1:
+        resolved = self.resolve(site)
+        if len(resolved) != 1:
             raise SiteError(
-                f"`{site}` names {len(found)} sites where one is needed: give a layer's number for "
-                "`*`."
+                f"`{site}` names {len(resolved)} sites where one is needed: give a layer's number "
+                "for `*`."
             )
-        return found[0]
+        return resolved[0]
 
     def lack(self, site: Site) -> str | None:
         """Why this model has no such site, or None."""
@@ -75,14 +74,14 @@ class Layout:
         if site.tower and site.point not in ("embed", "final_norm"):
             return "a tower beside the main one has no such part of its own"
         if site.point == "logits":
-            if self.head or (self.found and not self.found.reason):
+            if self.head or (self.found_head and not self.found_head.reason):
                 two = (
                     "it has two outputs for each token, start_logits and end_logits; "
                     "`lm.readout` gives both"
                 )
                 return two if hasattr(self.model, "qa_outputs") else None
             none = f"{type(self.model).__name__} has no read-out to a vocabulary or to classes"
-            return self.found.reason.rstrip(".") if self.found else none
+            return self.found_head.reason.rstrip(".") if self.found_head else none
         if site.point == "projector":
             return None if self.family.projector else "it has no projector between vision and text"
         return None if getattr(tower, site.point) else "it has no such part"
@@ -187,10 +186,10 @@ class Layout:
                 "channels."
             )
         layer = self.layer(site)
-        found = [_value(layer, path) for path in paths]
+        writers = [_value(layer, path) for path in paths]
         return [
             LayerScale(own) if isinstance(own, (Tensor, float, int)) else self.part(layer, path)
-            for path, own in zip(paths, found)
+            for path, own in zip(paths, writers)
         ]
 
     def write(self, site: Site) -> tuple[str, ...]:
@@ -205,11 +204,11 @@ class Layout:
 
     def norms(self, site: Site) -> list[nn.Module]:
         """What the stream goes through after each of a post-norm layer's additions."""
-        found = [(path, _value(self.layer(site), path)) for path in self.tower(site).norms or ()]
+        norms = [(path, _value(self.layer(site), path)) for path in self.tower(site).norms or ()]
         plain = {"": nn.Identity()}
         return [
             plain.get(path) or (LayerScale(x) if not isinstance(x, nn.Module) else x)
-            for path, x in found
+            for path, x in norms
         ]
 
     @property
@@ -221,20 +220,20 @@ class Layout:
     def head(self) -> list[nn.Module]:
         """The read-out's modules in order; empty when this model class has none, or none that takes
         single rows."""
-        return self.family_head or (self.found.modules if self.found else [])
+        return self.family_head or (self.found_head.modules if self.found_head else [])
 
     @property
     def family_head(self) -> list[nn.Module]:
         """The read-out where the family names it, if this model class has it."""
         if not all(self._has(self.model, path) for path in self.family.head):
             return []
-        found = [self.part(self.model, path) for path in self.family.head]
+        modules = [self.part(self.model, path) for path in self.family.head]
         scale, added = self.family.logit_scale, None
         if self.family.logit_bias:
             added = _value(self.model, self.family.logit_bias)
         if scale == 1.0 and added is None:
-            return found
-        return [*found[:-1], Scaled(found[-1], scale, added)]
+            return modules
+        return [*modules[:-1], Scaled(modules[-1], scale, added)]
 
     def config(self, tower: str = "") -> Any:
         """The config of one tower."""
@@ -286,10 +285,10 @@ class LayerScale(nn.Module):
 
 def _value(layer: nn.Module, path: str) -> Any:
     """What an attribute path inside a layer leads to, or None."""
-    found: Any = layer
+    value: Any = layer
     for name in path.split(".") if path else ():
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
 def _reads_out(model: nn.Module) -> bool:

@@ -93,8 +93,8 @@ class LM:
             return self._read(inputs).to(self.model.device)
         inputs, begun = source.apart(inputs, target)
         heard = replace(self._read(inputs, predicts=False, tower=tower), tower=tower)
-        said = source.said(self, target, len(heard)) if begun is None else begun
-        made = replace(self._read(said, predicts=False), source=heard)
+        target_ids = source.target_ids(self, target, len(heard)) if begun is None else begun
+        made = replace(self._read(target_ids, predicts=False), source=heard)
         if len(made) != len(heard):
             raise InputError(f"{len(heard)} inputs and {len(made)} targets: give one for each.")
         return made.to(self.model.device)
@@ -162,9 +162,9 @@ class LM:
         Raises InputError where it holds what is not a number.
         """
         at = self.layout.resolve_one(site)
-        found = self._weight(at)
-        finite.refuse({f"the weight of {at}": found.detach()})
-        return found
+        matrix = self._weight(at)
+        finite.refuse({f"the weight of {at}": matrix.detach()})
+        return matrix
 
     def _weight(self, at: Site) -> Tensor:
         if at.point in ("attn.out", "cross.out", "mix.out", "mlp.out"):
@@ -192,7 +192,7 @@ class LM:
         if self.layout.family_head:
             return find(self)  # made anew: the user may have given the model another head
         if self._readout is None:
-            self._readout = self.layout.found = find(self)
+            self._readout = self.layout.found_head = find(self)
         return self._readout
 
     @property
@@ -202,7 +202,7 @@ class LM:
         interventions or others' hooks are at work.
         """
         changed = changes(self.taps)
-        edits = tuple(number for number, told in self.taps.declared if "weights" in told)
+        edits = tuple(number for number, declared in self.taps.declared if "weights" in declared)
         return {
             "model": self._name,
             **({"title": known.title} if (known := NAMED.get(self._name)) and known.title else {}),
@@ -231,15 +231,15 @@ def _read_at(batch: Batch, mask: int | None) -> list[str]:
     others = [row for row, count in zip(batch.tokens, marked) if count != 1]
     if not others:
         return []
-    told = ", ".join(dict.fromkeys(repr(row[-1]) for row in others))
+    tokens = ", ".join(dict.fromkeys(repr(row[-1]) for row in others))
     which = "each prompt" if len(others) == len(batch) else "each prompt without a mask token"
-    said = (
+    note = (
         f"This model fills in masked tokens; its prediction is read at the last token of {which} "
-        f"({told:.60})."
+        f"({tokens:.60})."
     )
     if (most := max(marked)) > 1:
         return [
-            f"{said} A prompt holds {most} mask tokens: leave the one that is asked for, and write "
+            f"{note} A prompt holds {most} mask tokens: leave the one that is asked for, and write "
             "words in the place of the others."
         ]
-    return [said if mask is None else f"{said} Put the mask token where a word is asked for."]
+    return [note if mask is None else f"{note} Put the mask token where a word is asked for."]

@@ -74,9 +74,9 @@ def wrap(
             AttributeError,
             StratoscopeError,
         ) as error:
-            told = f"{type(error).__name__}: {str(error)[:200]}"
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
             failure = failure or FamilyError(
-                f"{type(model).__name__} does not run as family `{table.name}` has it ({told}); "
+                f"{type(model).__name__} does not run as family `{table.name}` has it ({reason}); "
                 "refused."
             )
         else:

@@ -74,8 +74,8 @@ def _row_by_row(long: Tensor, most: int) -> Callable[..., Any]:
         within = {"position_ids": given["position_ids"].clamp(max=most - 1)}
         short = module.forward(**given | within)
         pairs = zip(made, short) if isinstance(made, tuple) else [(made, short)]
-        found = tuple(_chosen(long, *pair) for pair in pairs)
-        return found if isinstance(made, tuple) else found[0]
+        angles = tuple(_chosen(long, *pair) for pair in pairs)
+        return angles if isinstance(made, tuple) else angles[0]
 
     return hook
 

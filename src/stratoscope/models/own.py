@@ -25,8 +25,8 @@ def module_of(folder: Path | str) -> ModuleType | None:
     Raises LoadError for a type of ours that no file defines.
     """
     try:
-        told = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-        kind = str(told["model_type"])
+        config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        kind = str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a hub id, or a folder of which Transformers says what is wrong
     if not re.fullmatch(r"st_\w+", kind):
@@ -46,10 +46,10 @@ def family_of(model: Any) -> Family | None:
     held = getattr(type(model), "FAMILY", None)
     if held is None or isinstance(held, Family):
         return held
-    found = held(model.config) if callable(held) else held
-    if not isinstance(found, Family):
+    family = held(model.config) if callable(held) else held
+    if not isinstance(family, Family):
         raise FamilyError(
             f"{type(model).__name__}.FAMILY is {type(held).__name__} {held!r:.60}: it must be a "
             "Family, or a function that gives one for the config."
         )
-    return found
+    return family

@@ -27,7 +27,7 @@ def of_example(
     """
     if _GRID in extra and image is not None:
         return _by_grid(extra, image, index, shape=shape, length=length)
-    found = {}
+    inputs_of = {}
     count, *width = shape
     for name, x in extra.items():
         # as many pictures as examples, and none without one: then each has its own
@@ -43,8 +43,8 @@ def of_example(
                 "by one."
             )
         by_token = x.ndim > 1 and [x.shape[1]] == width
-        found[name] = x[index : index + 1, :length] if by_token else x[index : index + 1]
-    return found
+        inputs_of[name] = x[index : index + 1, :length] if by_token else x[index : index + 1]
+    return inputs_of
 
 
 def _by_grid(

@@ -71,7 +71,7 @@ class Measured:
 class PlainRun:
     """What passed through the layers and their parts in one plain run of two prompts."""
 
-    def __init__(self, model: nn.Module, stack: nn.ModuleList, found: list[list[Part]]) -> None:
+    def __init__(self, model: nn.Module, stack: nn.ModuleList, parts: list[list[Part]]) -> None:
         self.model: Any = model
         self.stack = stack
         size = self.model.config.get_text_config().vocab_size
@@ -85,13 +85,13 @@ class PlainRun:
         before = self.output[stack[-1]]
         changed = self.ids.clone()
         changed[:, -1] = changed[:, 0]
-        kept = dict(self.input), dict(self.output)
+        runs = dict(self.input), dict(self.output)
         self._go(changed)
         self.causal = _equal(self.output[stack[-1]][:, :-1], before[:, :-1])
         self.seams = self._seams(
-            [(at, p) for at, ps in zip(stack, found) for p in ps if p.kind == "attention"]
+            [(at, p) for at, ps in zip(stack, parts) for p in ps if p.kind == "attention"]
         )
-        self.input, self.output = kept
+        self.input, self.output = runs
 
     @torch.no_grad()
     def _go(
@@ -119,13 +119,13 @@ class PlainRun:
             output = self.model(input_ids=self.ids if ids is None else ids, **options)
         often, self.calls = max(self.calls.values(), default=0), {}
         if self.stack[-1] not in self.output or often != 1:
-            told = (
+            problem = (
                 f"calls its layers {often} times in one forward pass"
                 if often > 1
                 else "does not call all its layers"
             )
             raise FamilyError(
-                f"{type(self.model).__name__} {told}, so a layer's sites have no one value: "
+                f"{type(self.model).__name__} {problem}, so a layer's sites have no one value: "
                 "refused."
             )
         return output.get("logits")
@@ -145,11 +145,11 @@ class PlainRun:
             self.input[module], self.output[module] = given.clone(), gives.clone()
 
     @torch.no_grad()
-    def _seams(self, found: list[tuple[nn.Module, Part]]) -> dict[nn.Module, Seam]:
+    def _seams(self, parts: list[tuple[nn.Module, Part]]) -> dict[nn.Module, Seam]:
         """What becomes of values that are given to Transformers' attention interface on their way
         to z."""
         modules = {
-            layer.get_submodule(part.path): layer.get_submodule(part.write) for layer, part in found
+            layer.get_submodule(part.path): layer.get_submodule(part.write) for layer, part in parts
         }
         given: dict[nn.Module, Tensor] = {}
 
@@ -218,7 +218,7 @@ def _seam(given: Tensor, with_first: Tensor, without: Tensor) -> Seam:
     )
 
 
-def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> Measured:
+def measured(seen: PlainRun, layer: nn.Module, number: int, parts: list[Part]) -> Measured:
     """The outputs and factors whose sum is what this layer adds to the stream."""
     pre, post = seen.input.get(layer), seen.output.get(layer)
     if pre is None or post is None or pre.ndim != 3 or pre.shape != post.shape:
@@ -231,13 +231,13 @@ def measured(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -
     stream = next((name for name in _STREAM if hasattr(layer, name)), None)
     whole = post if stream is None else post / _attribute(layer, stream)
     gained = (whole - pre).float()
-    for some in (found[:n] + found[m:] for n, m in _left_out(len(found))):
+    for some in (parts[:n] + parts[m:] for n, m in _left_out(len(parts))):
         options = [list(_outs(seen, layer, part)) for part in some]
         for outs in product(*options):
             total = sum((_value(seen, layer, out) for out in outs), start=torch.zeros_like(gained))
             if _equal(total, gained, float(post.abs().max()), post.dtype):
-                return replace(_found(seen, layer, some, outs), stream=stream)
-    raise FamilyError(_why_no_sum(seen, layer, number, found))
+                return replace(_as_measured(seen, layer, some, outs), stream=stream)
+    raise FamilyError(_why_no_sum(seen, layer, number, parts))
 
 
 def _left_out(count: int) -> Iterator[tuple[int, int]]:
@@ -247,7 +247,9 @@ def _left_out(count: int) -> Iterator[tuple[int, int]]:
     yield from ((n, n + gone) for gone in range(1, count) for n in range(count - gone + 1))
 
 
-def _found(seen: PlainRun, layer: nn.Module, some: list[Part], outs: tuple[Point, ...]) -> Measured:
+def _as_measured(
+    seen: PlainRun, layer: nn.Module, some: list[Part], outs: tuple[Point, ...]
+) -> Measured:
     mixed = [_value(seen, layer, o) for o, p in zip(outs, some) if p.kind in ("attention", "mixer")]
     middle = seen.input[layer] + sum(mixed)
     inputs = [seen.input[m] for m in layer.modules() if m in seen.input and m is not layer]
@@ -294,17 +296,17 @@ def _value(seen: PlainRun, layer: nn.Module, out: Point) -> Tensor:
 
 
 def _attribute(layer: nn.Module, path: str) -> Any:
-    found: Any = layer
+    value: Any = layer
     for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
-def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]) -> str:
+def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, parts: list[Part]) -> str:
     """The truth, as far as least squares tell it: the stream or what is added is multiplied by
     something."""
-    told = f"{type(seen.model).__name__}: layer {number} ({type(layer).__name__}) "
-    options = [[out for out in _outs(seen, layer, part) if not out.scale] for part in found]
+    start = f"{type(seen.model).__name__}: layer {number} ({type(layer).__name__}) "
+    options = [[out for out in _outs(seen, layer, part) if not out.scale] for part in parts]
     for outs in product(*options):
         terms = [seen.input[layer].float(), *(_value(seen, layer, out) for out in outs)]
         columns = torch.stack([x.flatten(0, 1) for x in terms], dim=-1).double()  # row, dim, term
@@ -318,10 +320,10 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
             gives = " + ".join(f"{w:.3g} x {name}" for w, name in heard)
             if heard[0][1] != names[0]:
                 return (
-                    f"{told}does not go on with the stream that enters it: it gives {gives}: "
+                    f"{start}does not go on with the stream that enters it: it gives {gives}: "
                     "refused."
                 )
-            return f"{told}puts a multiplier before the sum: it gives {gives}: refused."
+            return f"{start}puts a multiplier before the sum: it gives {gives}: refused."
         if len(target) <= 2 * len(terms) or not outs:
             continue
         by_dim = columns.transpose(0, 1)
@@ -332,10 +334,10 @@ def _why_no_sum(seen: PlainRun, layer: nn.Module, number: int, found: list[Part]
         ):
             weights = torch.linalg.lstsq(here, target.T[..., None]).solution
             if _equal((here @ weights)[..., 0].T, target):
-                return f"{told}multiplies {', '.join(names)} by {what} before the sum: refused."
-    named = ", ".join(f"`{part.path}`" for part in found)
+                return f"{start}multiplies {', '.join(names)} by {what} before the sum: refused."
+    named = ", ".join(f"`{part.path}`" for part in parts)
     return (
-        f"{told}norms or mixes its residual stream: no sum of the stream and what {named} "
+        f"{start}norms or mixes its residual stream: no sum of the stream and what {named} "
         "write "
         "gives its output: refused."
     )

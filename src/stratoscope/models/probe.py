@@ -61,9 +61,9 @@ def probe(model: nn.Module) -> list[Family]:
     )
     if embed is None:
         raise FamilyError(f"{type(model).__name__} has no token embedding: refused.")
-    found = [parts(layer) for layer in stack]
-    if not all(found):
-        bare = stack[found.index([])]
+    parts_of = [parts(layer) for layer in stack]
+    if not all(parts_of):
+        bare = stack[parts_of.index([])]
         raise FamilyError(
             f"{type(model).__name__} is an architecture no family names, and its layers "
             f"({type(bare).__name__}: "
@@ -71,8 +71,8 @@ def probe(model: nn.Module) -> list[Family]:
             "output projection "
             f"and an MLP with a down projection under names we know: refused."
         )
-    seen = PlainRun(model, stack, found)
-    layers = [measured(seen, layer, number, found[number]) for number, layer in enumerate(stack)]
+    seen = PlainRun(model, stack, parts_of)
+    layers = [measured(seen, layer, number, parts_of[number]) for number, layer in enumerate(stack)]
     norm, head = first(parent, _NORM), first(model, _HEAD)
     tower = Tower(
         layers=path,
@@ -89,8 +89,10 @@ def probe(model: nn.Module) -> list[Family]:
         heads = ("lm_head", "decoder")
     scale = seen.logit_scale(tower.final_norm, heads)
     name = f"{model.config.model_type} (probed)"
-    found = [Family(name, {"": t}, head=heads, logit_scale=scale) for t in _towers(tower, layers)]
-    return [with_vision(model.config, family) for family in found]
+    families = [
+        Family(name, {"": t}, head=heads, logit_scale=scale) for t in _towers(tower, layers)
+    ]
+    return [with_vision(model.config, family) for family in families]
 
 
 def _stack(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -180,16 +182,16 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> Changes:
 def _mixing(layer: Measured) -> Changes:
     """The points of what mixes positions in a layer: attention, another mixer, both side by side,
     or nothing."""
-    found = [
+    mixers = [
         (p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("attention", "mixer")
     ]
     points, lacks, write = {}, {}, ()
-    if len({part.kind for part, _ in found}) < len(found):
-        every = ", ".join(f"`{part.path}`" for part, _ in found)
+    if len({part.kind for part, _ in mixers}) < len(mixers):
+        every = ", ".join(f"`{part.path}`" for part, _ in mixers)
         raise FamilyError(
             f"{type(layer.layer).__name__}: {every} mix positions side by side: refused."
         )
-    for part, out in found:
+    for part, out in mixers:
         if part.kind == "mixer":
             points["mix.out"] = out
             lacks |= dict.fromkeys(_STATE_SPACE, _UNNAMED)
@@ -201,26 +203,26 @@ def _mixing(layer: Measured) -> Changes:
         lacks |= dict.fromkeys(SEAM_POINTS, _OWN) if layer.seam == "closed" else {}
         write = _write(part, out)
     if "attn.out" not in points:
-        what = type(layer.layer.get_submodule(found[0][0].path)).__name__ if found else ""
+        what = type(layer.layer.get_submodule(mixers[0][0].path)).__name__ if mixers else ""
         reason = (
             f"this layer is a {what}, not attention; read `mix.out`"
-            if found
+            if mixers
             else "this layer mixes no positions"
         )
         lacks |= dict.fromkeys(_ATTENTION_POINTS, reason)
     if "mix.out" not in points:
         lacks["mix.out"] = (
             "this layer mixes positions by attention alone; read `attn.out`"
-            if found
+            if mixers
             else "this layer mixes no positions"
         )
-    middle = len(found) == 1 and len(layer.parts) == 2 and not layer.parallel
+    middle = len(mixers) == 1 and len(layer.parts) == 2 and not layer.parallel
     if middle:
         points["resid_mid"] = Point("", "sum")
     else:
         side = (
             "attention and another mixer write side by side"
-            if len(found) > 1
+            if len(mixers) > 1
             else "this layer adds to the stream once"
         )
         lacks["resid_mid"] = _PARALLEL if layer.parallel else side
@@ -229,22 +231,22 @@ def _mixing(layer: Measured) -> Changes:
 
 def _thinking(layer: Measured, half: int) -> Changes:
     """The points of a layer's MLP or experts, or of neither."""
-    found = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("mlp", "experts")]
+    writers = [(p, out) for p, out in zip(layer.parts, layer.outs) if p.kind in ("mlp", "experts")]
     none = {"mlp_write": (), "activation": None}
-    if not found:
+    if not writers:
         return none | {
             "points": {},
             "lacks": dict.fromkeys(
                 ("mlp.pre", "mlp.act", "mlp.out", "mlp.router"), "this layer has no MLP"
             ),
         }
-    if len(found) > 1:
-        both = " and ".join(f"`{part.path}`" for part, _ in found)
+    if len(writers) > 1:
+        names = " and ".join(f"`{part.path}`" for part, _ in writers)
         raise FamilyError(
-            f"{type(layer.layer).__name__}: {both} write side by side, and no module gives their "
+            f"{type(layer.layer).__name__}: {names} write side by side, and no module gives their "
             "sum: refused."
         )
-    [(part, out)] = found
+    [(part, out)] = writers
     if part.kind == "experts":
         points = {"mlp.router": out_of(part.router), "mlp.out": out}
         return none | {"points": points, "lacks": {"mlp.pre": EXPERTS, "mlp.act": EXPERTS}}

@@ -37,24 +37,24 @@ def checks(lm: LM, inputs: object) -> list[Check]:
     batch = lm.batch(inputs)
     seen = _capture(lm, batch)
     tolerance = 3e-2 if lm.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
+    facts_found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
     changed, facts = rewriting.rewritten(lm, batch, seen, tolerance)
     for name, site, got, expected in (*_pairs(lm, batch, seen), *changed):
         there = batch.read_by(site.tower)
         if there is not None and there.mask is not None and got.shape[:2] == there.mask.shape:
             got, expected = got[there.mask], expected[there.mask]
-        found.append(gap(name, site, got, expected, tolerance))
+        facts_found.append(gap(name, site, got, expected, tolerance))
     rounding = max(tolerance, weights.ROUNDING) if weights.quantised(lm.model) else tolerance
     alone = [gap(*pair, rounding) for pair in trials.padding(lm, batch, seen)]
-    found += facts + alone + trials.causality(lm, batch, seen, tolerance)
-    found += trials.mixing(lm, batch, tolerance) + trials.reading(lm, batch, seen, tolerance)
-    return found + list(_matrices(lm, tolerance))
+    facts_found += facts + alone + trials.causality(lm, batch, seen, tolerance)
+    facts_found += trials.mixing(lm, batch, tolerance) + trials.reading(lm, batch, seen, tolerance)
+    return facts_found + list(_matrices(lm, tolerance))
 
 
 def prove(lm: LM, inputs: object) -> list[Check]:
     """`checks`, raising FamilyError that names the worst failure."""
-    found = checks(lm, inputs)
-    failed = sorted((c for c in found if not c.holds), key=lambda c: -c.relative)
+    every = checks(lm, inputs)
+    failed = sorted((c for c in every if not c.holds), key=lambda c: -c.relative)
     kind = type(lm.model).__name__
     if failed and all(c.name == trials.PADDING for c in failed):
         raise FamilyError(
@@ -67,13 +67,13 @@ def prove(lm: LM, inputs: object) -> list[Check]:
     if failed:
         worst = failed[0]
         raise FamilyError(
-            f"family `{lm.family.name}` does not hold on {kind}: {len(failed)} of {len(found)} "
+            f"family `{lm.family.name}` does not hold on {kind}: {len(failed)} of {len(every)} "
             f"invariants fail, worst `{worst.name}` at {worst.place} (absolute "
             f"{worst.absolute:.1e}, relative "
             f"{worst.relative:.1e}, allowed {worst.tolerance:.0e}). The site names would lie, so "
             "it is refused."
         )
-    return found
+    return every
 
 
 def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
@@ -90,11 +90,11 @@ def _matrices(lm: LM, tolerance: float) -> Iterator[Check]:
                         (name, point, type(module), weights.is_plain(module)), (site, module)
                     )
     for (*_, plain), (site, module) in kinds.items():
-        told, true = weights.tried(module)
+        applied, true = weights.tried(module)
         yield gap(
             "W x == module(x)",
             site,
-            told,
+            applied,
             true,
             tolerance if plain else max(tolerance, weights.ROUNDING),
         )
@@ -240,10 +240,10 @@ def _layer_pairs(lm: LM, at: Site, x: dict[str, Tensor]) -> Iterator[Pair]:
             yield f"W({start}) == {end}", site(end), value, x[end]
     if tower.residual == "post-norm" and tower.norms is not None:
         *before, last = lm.layout.norms(at)
-        middle, said = x["resid_pre"], "resid_pre"
+        middle, sum_text = x["resid_pre"], "resid_pre"
         for norm, part in zip(before, [p for p in ("attn.out", "cross.out") if p in x]):
-            middle, said = norm(middle + x[part]), f"norm({said} + {part})"
-        yield f"{said} == resid_mid", at, middle, x["resid_mid"]
+            middle, sum_text = norm(middle + x[part]), f"norm({sum_text} + {part})"
+        yield f"{sum_text} == resid_mid", at, middle, x["resid_mid"]
         yield (
             "norm(resid_mid + mlp.out) == resid_post",
             at,

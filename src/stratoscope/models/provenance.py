@@ -70,8 +70,8 @@ def _saved(model: nn.Module) -> Iterator[Tensor]:
     seen: set[int] = set()
     for module in model.modules():
         transient = module._non_persistent_buffers_set
-        kept = [x for name, x in module._buffers.items() if name not in transient]
-        for x in (*module._parameters.values(), *kept):
+        buffers = [x for name, x in module._buffers.items() if name not in transient]
+        for x in (*module._parameters.values(), *buffers):
             if x is not None and id(x) not in seen:
                 seen.add(id(x))
                 yield x
@@ -124,21 +124,21 @@ def changes(taps: Taps) -> list[dict[str, Any]]:
     """What is at work on the model now, readable: edits by their note, interventions by site,
     operation and place, and how many forward hooks of others there are. Empty for the model as it
     is."""
-    found: dict[str, list[str]] = {}
+    by_edit: dict[str, list[str]] = {}
     for edits, _ in taps.listening:
         for site, some in edits.items():
             for edit in some:
-                found.setdefault(json.dumps(_told(edit)), []).append(str(site))
+                by_edit.setdefault(json.dumps(_described(edit)), []).append(str(site))
     listed = [dict(entry) for _, entry in taps.declared]
     listed += [
-        {"site": sites[0] if len(sites) == 1 else sites} | json.loads(told)
-        for told, sites in found.items()
+        {"site": sites[0] if len(sites) == 1 else sites} | json.loads(description)
+        for description, sites in by_edit.items()
     ]
     foreign = list(foreign_hooks(taps.model))
     return listed + ([{"foreign_hooks": len(foreign), "at": foreign[:8]}] if foreign else [])
 
 
-def _told(edit: Callable[..., Any]) -> dict[str, Any]:
+def _described(edit: Callable[..., Any]) -> dict[str, Any]:
     describe = getattr(getattr(edit, "__self__", None), "describe", None)
     if describe is not None:
         return describe()
@@ -149,7 +149,7 @@ def _told(edit: Callable[..., Any]) -> dict[str, Any]:
     return {"operation": name.removeprefix("stratoscope."), **more}
 
 
-def value_told(value: Tensor) -> Any:
+def described_value(value: Tensor) -> Any:
     """A number as it is; of more of them the shape and the beginning of their sha256."""
     if value.numel() == 1:
         number = float(value)

@@ -117,8 +117,8 @@ class Readout:
                 )
             if self.mask is None or batch.ids is None:
                 return last
-            asked = (batch.ids == self.mask) & batch.mask
-            return torch.where(asked.sum(dim=1) == 1, asked.int().argmax(dim=1), last)
+            masked = (batch.ids == self.mask) & batch.mask
+            return torch.where(masked.sum(dim=1) == 1, masked.int().argmax(dim=1), last)
         held = batch.mask if batch.mask is not None else next(iter(batch.extra.values()))
         return torch.zeros(len(batch), dtype=torch.long, device=held.device)
 

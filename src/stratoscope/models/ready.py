@@ -85,14 +85,18 @@ def refuse_not_finite(model: nn.Module) -> None:
 def refuse_no_device(device: str | torch.device) -> None:
     """Raise LoadError for a device that torch does not know, or that this machine does not have."""
     have = ["cpu", *(n for n in ("cuda", "mps", "xpu") if getattr(torch, n).is_available())]
-    told = f"device {str(device)!r}: this machine has {', '.join(have)}"
+    problem = f"device {str(device)!r}: this machine has {', '.join(have)}"
     try:
         kind = torch.device(device)
     except (RuntimeError, TypeError):
-        raise LoadError(f"{told}; choose one of these.") from None
+        raise LoadError(f"{problem}; choose one of these.") from None
     if kind.type in ("cuda", "mps", "xpu") and kind.type not in have:
-        raise LoadError(f"{told}; choose one of these, or install a torch built for {kind.type}.")
+        raise LoadError(
+            f"{problem}; choose one of these, or install a torch built for {kind.type}."
+        )
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise LoadError(f"{told}, with {torch.cuda.device_count()} cuda devices, numbered from 0.")
+        raise LoadError(
+            f"{problem}, with {torch.cuda.device_count()} cuda devices, numbered from 0."
+        )
     if kind.type == "meta":
-        raise LoadError(f"{told}; `meta` holds no weights.")
+        raise LoadError(f"{problem}; `meta` holds no weights.")

@@ -33,13 +33,17 @@ def rewritten(
         here = sorted(s.layer for s in seen if s.tower == name and s.point == "resid_post")
         if not here:
             continue
-        both = [
+        rewritable = [
             layer
             for layer in here
             if (at := Site(name, layer, "mlp.out")) in seen and _writes(seen, at)
         ]
         run = _Rewriting(
-            lm, name, [layer for layer in here if layer >= min(both, default=0)], seen, tolerance
+            lm,
+            name,
+            [layer for layer in here if layer >= min(rewritable, default=0)],
+            seen,
+            tolerance,
         )
         last = Site(name, here[-1], "resid_post")
         try:
@@ -82,24 +86,24 @@ class _Rewriting:
         return Site(self.tower, layer, point)
 
     def edits(self) -> dict[Site, list[Any]]:
-        found: dict[Site, list[Any]] = {}
+        edits: dict[Site, list[Any]] = {}
         for layer in self.layers:
             for point, edit in (("mlp.pre", self._shut), ("mlp.out", self._write)):
                 if self.at(layer, point) in self.seen:
-                    found[self.at(layer, point)] = [partial(edit, self.at(layer, point))]
+                    edits[self.at(layer, point)] = [partial(edit, self.at(layer, point))]
             for mixer in _writes(self.seen, self.at(layer, "")):
-                found[mixer] = [partial(self._write, mixer)]
-        return found
+                edits[mixer] = [partial(self._write, mixer)]
+        return edits
 
     def reads(self, last: Site) -> dict[Site, list[Any]]:
         points = ("resid_pre", "resid_mid", "mlp.act", "resid_post")
         sites = [
             s for layer in self.layers for p in points if (s := self.at(layer, p)) in self.seen
         ]
-        found: dict[Site, list[Any]] = {site: [partial(self._keep, site)] for site in sites}
+        reads: dict[Site, list[Any]] = {site: [partial(self._keep, site)] for site in sites}
         if self.tower in ("", self.lm.family.source):  # a vision tower is not sure to come first
-            found[last].append(stop)
-        return found
+            reads[last].append(stop)
+        return reads
 
     def _keep(self, site: Site, x: Tensor, run: Run) -> None:
         self.now[site] = x.clone()

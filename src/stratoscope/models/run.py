@@ -45,9 +45,9 @@ class Padding:
             (self.mask.any(dim=1) & (last - self.start != self.lengths)).any()
         )
         if self.unknown or hole:
-            told = self.unknown or "an attention_mask that hides tokens between others"
+            reason = self.unknown or "an attention_mask that hides tokens between others"
             raise InputError(
-                f"positions are named, and the model was called with {told}: an example's own "
+                f"positions are named, and the model was called with {reason}: an example's own "
                 "tokens cannot be "
                 f"counted. Call it with one 0 or 1 for each token, or through `lm(...)`."
             )
@@ -129,8 +129,8 @@ def _tokens(given: dict[str, Any], prefix: str) -> tuple[Tensor | None, Any]:
     """The ids or embeddings of a forward pass, (example, position, ...), and their mask."""
     tokens = given.get(f"{prefix}input_ids")
     tokens = given.get(f"{prefix}inputs_embeds") if tokens is None else tokens
-    found = tokens if isinstance(tokens, Tensor) and tokens.ndim > 1 else None
-    return found, given.get(f"{prefix}attention_mask")
+    ids = tokens if isinstance(tokens, Tensor) and tokens.ndim > 1 else None
+    return ids, given.get(f"{prefix}attention_mask")
 
 
 def _padding(tokens: Tensor, mask: Any) -> Padding:
@@ -141,9 +141,9 @@ def _padding(tokens: Tensor, mask: Any) -> Padding:
         return Padding(mask.bool())
     if len(tokens) == 1:  # nothing to pad beside
         return Padding(everywhere)
-    told = (
+    reason = (
         f"an attention_mask of shape {tuple(mask.shape)}"
         if isinstance(mask, Tensor)
         else "several masks"
     )
-    return Padding(everywhere, told)
+    return Padding(everywhere, reason)

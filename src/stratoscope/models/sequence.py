@@ -55,10 +55,10 @@ def named(model: Any, batch: Batch) -> Batch:
     if namer is None or batch.mask is None:
         return batch
     rows: Sequence[Sequence[str]] = tuple(tuple(map(str, row)) for row in namer(batch))
-    told, real = [len(row) for row in rows], batch.lengths.tolist()
-    if told != real:
+    counts, real = [len(row) for row in rows], batch.lengths.tolist()
+    if counts != real:
         raise FamilyError(
-            f"{type(model).__name__}.name_positions gave {told} names for {real} positions: it "
+            f"{type(model).__name__}.name_positions gave {counts} names for {real} positions: it "
             "must name every real position of every example."
         )
     return replace(batch, tokens=rows, words=True)

@@ -33,13 +33,13 @@ def read(lm: LM, inputs: Any, tower: str = "") -> Batch:
         )
     own = given.pop(table.mask, given.pop("attention_mask", None))
     series, mask = _padded(table.takes, given.pop(table.takes), own)
-    kept = {table.takes: series, **beside.tensors(given)}
+    given_inputs = {table.takes: series, **beside.tensors(given)}
     copies = getattr(config, table.rows) if table.rows else 1
     if not table.lengths:  # every position is real
-        return Batch(None, None, kept, signal=table.takes, copies=copies)
+        return Batch(None, None, given_inputs, signal=table.takes, copies=copies)
     lengths = torch.full((len(series),), series.shape[1])
     if mask is not None:
-        kept["attention_mask"], lengths = mask, mask.sum(dim=1)
+        given_inputs["attention_mask"], lengths = mask, mask.sum(dim=1)
     if table.alone and len(set(lengths.tolist())) > 1:
         raise InputError(
             f"series of {lengths.tolist()} steps in one batch: in this {lm.family.name} padding "
@@ -54,7 +54,7 @@ def read(lm: LM, inputs: Any, tower: str = "") -> Batch:
         )
     real = torch.arange(width) < there[:, None]
     names = tuple(tuple(f"<{place}>" for place in range(n)) for n in there.tolist())
-    return Batch(None, real, kept, names, signal=table.takes, copies=copies)
+    return Batch(None, real, given_inputs, names, signal=table.takes, copies=copies)
 
 
 def _padded(name: str, series: Any, mask: Any) -> tuple[Tensor, Tensor | None]:
@@ -82,10 +82,10 @@ def _padded(name: str, series: Any, mask: Any) -> tuple[Tensor, Tensor | None]:
 
 def _floats(name: str, x: Any) -> Tensor:
     try:
-        found = torch.as_tensor(x)
+        values = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError):
-        found = torch.empty(0, dtype=torch.long)
-    if not found.is_floating_point() or not found.numel() or not bool(found.isfinite().all()):
-        told = f"{type(x).__name__} {x!r:.60}"
-        raise InputError(f"`{name}` are series of finite floats; got {told}.")
-    return found
+        values = torch.empty(0, dtype=torch.long)
+    if not values.is_floating_point() or not values.numel() or not bool(values.isfinite().all()):
+        received = f"{type(x).__name__} {x!r:.60}"
+        raise InputError(f"`{name}` are series of finite floats; got {received}.")
+    return values

@@ -128,12 +128,12 @@ def parse(text: str | Site) -> Site:
     if isinstance(text, Site):
         return text
     tower, dot, rest = text.partition(".")
-    found = _read("", text)
-    if found is None and dot and re.fullmatch(r"[A-Za-z]\w*", tower) and tower not in _STACK:
-        found = _read(tower, rest)
-    if found is None:
+    site = _read("", text)
+    if site is None and dot and re.fullmatch(r"[A-Za-z]\w*", tower) and tower not in _STACK:
+        site = _read(tower, rest)
+    if site is None:
         raise SiteError(_unreadable(text))
-    return found
+    return site
 
 
 def _read(tower: str, rest: str) -> Site | None:
@@ -167,7 +167,7 @@ def expand(
     Raises SiteError for a tower that the model lacks or a layer out of range.
     """
     listed = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    found: dict[Site, None] = {}
+    resolved: dict[Site, None] = {}
     for site in map(parse, listed):
         if main and site.tower == main:
             site = replace(site, tower="")
@@ -175,9 +175,9 @@ def expand(
             raise SiteError(_no_tower(site, n_layers, main))
         depth = n_layers[site.tower]
         if site.layer is None:
-            found[site] = None
+            resolved[site] = None
         elif site.layer == "*":
-            found.update({site.at(layer): None for layer in range(depth)})
+            resolved.update({site.at(layer): None for layer in range(depth)})
         else:
             layer = int(site.layer)
             if not -depth <= layer < depth:
@@ -185,8 +185,8 @@ def expand(
                     f"site `{site}`: layer {layer} of {depth}; layers run from 0 to {depth - 1} "
                     f"(or -{depth} to -1)."
                 )
-            found[site.at(layer % depth)] = None
-    return list(found)
+            resolved[site.at(layer % depth)] = None
+    return list(resolved)
 
 
 def _no_tower(site: Site, n_layers: Iterable[str], main: str) -> str:

@@ -29,15 +29,15 @@ def apart(inputs: Any, target: Any) -> tuple[Any, Any]:
                 f"`{name}` beside an encoder's inputs: give what the decoder has said as "
                 "`decoder_input_ids`, or a text as `lm.batch(inputs, target=...)`."
             )
-    said = inputs.get("decoder_input_ids")
-    if said is not None and target is not None:
+    given = inputs.get("decoder_input_ids")
+    if given is not None and target is not None:
         raise InputError("inputs hold decoder_input_ids and a target was given: give one of them.")
     mask = inputs.get("decoder_attention_mask")
     own = {k: v for k, v in inputs.items() if not k.startswith("decoder_")}
-    return own, None if said is None else {"input_ids": said, "attention_mask": mask}
+    return own, None if given is None else {"input_ids": given, "attention_mask": mask}
 
 
-def said(lm: LM, target: Any, examples: int) -> list[list[int]]:
+def target_ids(lm: LM, target: Any, examples: int) -> list[list[int]]:
     """The decoder's ids of each example: its start token, then the target without an end of its
     own. target: None, texts or ids. Raises InputError for another number of targets."""
     start = _start(lm)
@@ -59,8 +59,8 @@ def said(lm: LM, target: Any, examples: int) -> list[list[int]]:
 
 def _start(lm: LM) -> int:
     holders = (lm.layout.config(), getattr(lm.model, "generation_config", None))
-    found = (getattr(held, "decoder_start_token_id", None) for held in holders)
-    start = next((token for token in found if token is not None), None)
+    starts = (getattr(held, "decoder_start_token_id", None) for held in holders)
+    start = next((token for token in starts if token is not None), None)
     if start is None:
         raise InputError(
             "this model's config names no decoder_start_token_id, so where its decoder begins is "

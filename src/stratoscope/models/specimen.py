@@ -36,8 +36,10 @@ def specimens(lm: LM) -> list[Any]:
     if eye is None:
         return [text]
     if not lm.family.projector:  # a text tower and a vision tower side by side, which run together
-        both = {"input_ids": torch.tensor([long])} | picture(lm.model, lm.layout.config(eye))
-        return [both] if _runs(lm, both) else []
+        long_picture = {"input_ids": torch.tensor([long])} | picture(
+            lm.model, lm.layout.config(eye)
+        )
+        return [long_picture] if _runs(lm, long_picture) else []
     alone = [text] if _runs(lm, text) else []  # some answer no prompt without a picture
     return [*alone, *_with_picture(lm, long, eye)]
 
@@ -76,15 +78,15 @@ def _heard(lm: LM) -> Any:
     """An encoder-decoder's: two targets of which one begins the other, beside the same source, and
     the shortest beside a shorter one; sound is of one length, and two are enough."""
     long, other = prompts(lm)
-    said = [long, long[:2], other[:1]]
+    targets = [long, long[:2], other[:1]]
     takes = lm.family.towers[lm.family.source].takes
     if takes == "input_ids":
-        return lm.batch([other, other, long[:2]], target=said)
+        return lm.batch([other, other, long[:2]], target=targets)
     config = lm.layout.config(lm.family.source)
     steps = 2 * config.max_source_positions
     sound = _wave(lm.model, 1, config.num_mel_bins * steps)
-    both = sound.reshape(1, config.num_mel_bins, steps).expand(2, -1, -1)
-    return lm.batch({takes: both}, target=said[:2])
+    sounds = sound.reshape(1, config.num_mel_bins, steps).expand(2, -1, -1)
+    return lm.batch({takes: sounds}, target=targets[:2])
 
 
 def _with_picture(lm: LM, text: list[int], eye: str) -> list[dict[str, Any]]:

@@ -49,13 +49,13 @@ def scan(
 ) -> Float[Tensor, "example position head size"]:
     """C[t] h[t] + D x[t] at every position, with h[t] = exp(delta A) h[t-1] + delta B[t] x[t]."""
     held = x.new_zeros(len(x), *x.shape[2:], b.shape[-1])  # example, head, size, state
-    said = []
+    outputs = []
     for t in range(x.shape[1]):
         step = delta[:, t, :, None]
         written = (step[..., None] * x[:, t, ..., None]) * b[:, t, :, None]
         held = torch.exp(step * a)[:, :, None] * held + written
-        said.append((held * c[:, t, :, None]).sum(dim=-1) + d[:, None] * x[:, t])
-    return torch.stack(said, dim=1)
+        outputs.append((held * c[:, t, :, None]).sum(dim=-1) + d[:, None] * x[:, t])
+    return torch.stack(outputs, dim=1)
 
 
 def _selective(mixer: Any, given: Tensor, gate: Tensor) -> Tensor:

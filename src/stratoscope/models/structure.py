@@ -79,11 +79,11 @@ class Part:
 def parts(layer: nn.Module) -> list[Part]:
     """The parts of a layer, in the order of its modules; an MLP whose projections stand in the
     layer itself last."""
-    found = [
+    parts = [
         part for name, child in layer.named_children() for part in _within(child, name, depth=2)
     ]
     own = _mlp(layer, "")
-    return [*found, own] if own and not any(part.kind == "mlp" for part in found) else found
+    return [*parts, own] if own and not any(part.kind == "mlp" for part in parts) else parts
 
 
 def _within(module: nn.Module, path: str, depth: int) -> list[Part]:

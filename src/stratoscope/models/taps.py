@@ -102,10 +102,10 @@ class Taps:
                 self._install()
 
     @contextmanager
-    def declare(self, **told: Any) -> Iterator[None]:
+    def declare(self, **description: Any) -> Iterator[None]:
         """Inside the block an edit is at work, which provenance tells so."""
         self._number += 1
-        mine = (self._number, told)
+        mine = (self._number, description)
         self.declared.append(mine)
         try:
             yield
@@ -312,13 +312,13 @@ _TAPS: WeakValueDictionary[int, Taps] = WeakValueDictionary()
 
 def taps_of(model: nn.Module, layout: Layout) -> Taps:
     """The taps of a model, one for all LMs that name its sites alike."""
-    found = _TAPS.get(id(model))
-    if found is None or (found.layout.family, found.layout.layers) != (
+    taps = _TAPS.get(id(model))
+    if taps is None or (taps.layout.family, taps.layout.layers) != (
         layout.family,
         layout.layers,
     ):  # or was cut
-        found = _TAPS[id(model)] = Taps(model, layout)
-    return found
+        taps = _TAPS[id(model)] = Taps(model, layout)
+    return taps
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -326,11 +326,11 @@ def refuse_compiled(model: nn.Module) -> None:
     it."""
     for name, module in model.named_modules():
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            told = (
+            problem = (
                 f"`{name}` ({type(module).__name__})" if name else f"this {type(module).__name__}"
             )
             raise InputError(
-                f"{told} is compiled (torch.compile): compiled code runs past readers and "
+                f"{problem} is compiled (torch.compile): compiled code runs past readers and "
                 "interventions, which would "
                 f"do nothing. Wrap the model before compiling it, or a copy loaded anew."
             )

@@ -44,13 +44,13 @@ def token_texts(
     alone = [token_text(tokenizer, token) for token in tokens]
     if tokenizer is None:
         return tuple(alone)
-    found: list[str] = []
-    while len(found) < len(tokens):
-        begin = len(found)
+    texts: list[str] = []
+    while len(texts) < len(tokens):
+        begin = len(texts)
         end = _end_of_sign(tokenizer, tokens, begin)
         whole = alone[begin] if end == begin + 1 else str(tokenizer.decode(tokens[begin:end]))
-        found += [whole, *[JOINED] * (end - begin - 1)]
-    return tuple(found)
+        texts += [whole, *[JOINED] * (end - begin - 1)]
+    return tuple(texts)
 
 
 def joined(tokens: Sequence[str], *, words: bool = False) -> str:

@@ -143,12 +143,12 @@ def mixing(lm: LM, batch: Batch, tolerance: float) -> list[Check]:
         with lm.taps.using(edits, reads), seam(lm.model, {}, modules):
             lm(pair)
     if pair is batch:
-        found = list(zip(masks[:depth] + ends[:1], masks[depth:] + ends[1:]))
+        pairs = list(zip(masks[:depth] + ends[:1], masks[depth:] + ends[1:]))
     else:
-        found = [(x[0], x[-1]) for x in (*masks, *ends)]
+        pairs = [(x[0], x[-1]) for x in (*masks, *ends)]
     same = all(
         x.shape == y.shape and bool(torch.isclose(x, y, tolerance, tolerance).all())
-        for x, y in found
+        for x, y in pairs
     )
     mixes = any(lm.layout.tower(site).mixes for site in every)
     # what is called mixed without need is only swept more slowly
@@ -172,7 +172,7 @@ def reading(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) ->
 
     with lm.taps.using({last: [change]}, reads):
         lm(batch)
-    found = []
+    facts = []
     for site in points:
         if site.point == "cross.q":
             moved, still = [], [(after[site], seen[site])] if site.layer == 0 else []
@@ -181,8 +181,8 @@ def reading(lm: LM, batch: Batch, seen: dict[Site, Tensor], tolerance: float) ->
             still = [(after[site][:, 1:], seen[site][:, 1:])]
         same = all(gap("", site, *pair, tolerance).holds for pair in still)
         other = all(not gap("", site, *pair, tolerance).holds for pair in moved)
-        found.append(fact("cross-attention reads the source", site, same and other, tolerance))
-    return found
+        facts.append(fact("cross-attention reads the source", site, same and other, tolerance))
+    return facts
 
 
 def apart(lm: LM, batch: Batch, seen: dict[Site, Tensor]) -> Iterator[Pair]:

@@ -90,15 +90,15 @@ def matrix(module: nn.Module) -> Tensor:
             f"{type(module).__name__} has no weight matrix (out, in): read its output, not its "
             "weight."
         )
-    with asked(module):
+    with _evaluating(module):
         if hasattr(module, "num_embeddings"):
             return _answer(module, torch.arange(sizes[0], device=_place(module)[0]))
         device, dtype = _place(module)
         nothing = _answer(module, torch.zeros(1, sizes[1], device=device, dtype=dtype))
         unit = torch.eye(sizes[1], device=device, dtype=dtype)
-        found = torch.cat([_answer(module, rows) - nothing for rows in unit.split(_ROWS)]).T
-        _refuse_curved(module, found, nothing, device, dtype)
-    return found
+        linear = torch.cat([_answer(module, rows) - nothing for rows in unit.split(_ROWS)]).T
+        _refuse_curved(module, linear, nothing, device, dtype)
+    return linear
 
 
 def bias(module: nn.Module) -> Tensor | None:
@@ -116,7 +116,7 @@ def bias(module: nn.Module) -> Tensor | None:
     if sizes is None or hasattr(module, "num_embeddings"):
         return None
     device, dtype = _place(module)
-    with asked(module):
+    with _evaluating(module):
         return _answer(module, torch.zeros(1, sizes[1], device=device, dtype=dtype))[0]
 
 
@@ -137,11 +137,11 @@ def quantised(model: nn.Module) -> bool:
 @torch.no_grad()
 def tried(module: nn.Module) -> tuple[Tensor, Tensor]:
     """W x + bias by `matrix` and `bias`, and module(x), on three rows x: (row, out) each."""
-    found, added = matrix(module), bias(module)
-    x = _wave(3, found.shape[1], *_place(module)).to(found.dtype)
-    with asked(module):
+    weight, added = matrix(module), bias(module)
+    x = _wave(3, weight.shape[1], *_place(module)).to(weight.dtype)
+    with _evaluating(module):
         true = _answer(module, x)
-    return x @ found.T + (0 if added is None else added), true
+    return x @ weight.T + (0 if added is None else added), true
 
 
 def row_independent(model: nn.Module) -> bool:
@@ -165,7 +165,7 @@ def _rows_alone(module: nn.Module, width: int) -> bool:
     device, dtype = _place(module)
     row = _wave(2, width, device, dtype)
     try:
-        with asked(module):
+        with _evaluating(module):
             alone, beside = (
                 _answer(module, row[:1]),
                 _answer(module, row * row.new_tensor([[1], [100]]))[:1],
@@ -177,11 +177,11 @@ def _rows_alone(module: nn.Module, width: int) -> bool:
 
 
 def _refuse_curved(
-    module: nn.Module, found: Tensor, nothing: Tensor, device: torch.device, dtype: torch.dtype
+    module: nn.Module, weight: Tensor, nothing: Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
-    x = _wave(3, found.shape[1], device, dtype)
-    told, true = x.to(found) @ found.T + nothing, _answer(module, x)
-    missed = float((told - true).float().norm() / true.float().norm().clamp_min(1e-9))
+    x = _wave(3, weight.shape[1], device, dtype)
+    applied, true = x.to(weight) @ weight.T + nothing, _answer(module, x)
+    missed = float((applied - true).float().norm() / true.float().norm().clamp_min(1e-9))
     if not missed <= ROUNDING:
         raise FamilyError(
             f"{type(module).__name__} is not linear in its input (W x misses module(x) by "
@@ -192,7 +192,7 @@ def _refuse_curved(
 
 
 @contextmanager
-def asked(module: nn.Module) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     """Ask a module in eval mode and without a graph; its training flags are restored."""
     training = [m for m in module.modules() if m.training]
     try:

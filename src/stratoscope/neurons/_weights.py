@@ -79,9 +79,11 @@ def pre_norm(lm: LM, layer: int) -> nn.Module | None:
         m for m in inside if getattr(getattr(m, "weight", None), "shape", None) == (lm.dims.dim,)
     ]
     for norm in (None, *sized):
-        found = module.forward(seen[stream] if norm is None else norm.forward(seen[stream]))
-        found = found if point.part is None else found.chunk(point.part[1], dim=-1)[point.part[0]]
-        if torch.allclose(found, seen[pre], rtol=1e-3, atol=1e-3 * float(seen[pre].abs().max())):
+        values = module.forward(seen[stream] if norm is None else norm.forward(seen[stream]))
+        values = (
+            values if point.part is None else values.chunk(point.part[1], dim=-1)[point.part[0]]
+        )
+        if torch.allclose(values, seen[pre], rtol=1e-3, atol=1e-3 * float(seen[pre].abs().max())):
             return norm
     raise SiteError(
         f"layer {layer} of {lm.family.name}: no norm turns its residual stream into what its MLP "

@@ -64,11 +64,11 @@ def measure(
         )
     batch = lm.batch(inputs)
     logits = last_logits(lm, batch)
-    asked = target(lm, batch, answer, foil, logits=logits)
+    wanted = target(lm, batch, answer, foil, logits=logits)
     others = random_units(chosen, lm.dims.neurons, draws, seed)
     cells = [replaced(f"layers.{at}.mlp.act", value, units=[n]) for at, n in (*chosen, *others)]
-    before = unchanged(lm, batch, asked, logits).float().cpu()
-    lost = before - swept(lm, batch, cells, asked, progress=progress).float().cpu()
+    before = unchanged(lm, batch, wanted, logits).float().cpu()
+    lost = before - swept(lm, batch, cells, wanted, progress=progress).float().cpu()
     effect, null = lost.T.split([len(chosen), draws], dim=1)
     return dataset(
         {
@@ -85,9 +85,9 @@ def measure(
             "neuron": (("unit",), [neuron for _, neuron in chosen]),
         }
         | ({"example_text": batch.coords()["example_text"]} if batch.tokens else {})
-        | asked.coords,
+        | wanted.coords,
         null_kind=NULL,
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )
 
 

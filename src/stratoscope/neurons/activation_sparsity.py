@@ -74,7 +74,7 @@ def measure(lm: LM, inputs: Any, *, threshold: float = 0.1) -> xr.Dataset:
     batch = lm.batch(inputs)
     seen = capture(lm, batch, "layers.*.mlp.act")
     seen.refuse_ragged("layers.*.mlp.act")
-    found: dict[str, list[Tensor]] = {"nonzero": [], "above": [], "participation": []}
+    shares: dict[str, list[Tensor]] = {"nonzero": [], "above": [], "participation": []}
     firing = []
     for site in seen.sites:
         act = seen[site].float()
@@ -90,11 +90,11 @@ def measure(lm: LM, inputs: Any, *, threshold: float = 0.1) -> xr.Dataset:
             "participation": participation(act),
         }
         for name, value in each.items():
-            found[name].append((value * real).sum(dim=1) / real.sum(dim=1))
+            shares[name].append((value * real).sum(dim=1) / real.sum(dim=1))
         firing.append(large[real].float().mean(dim=0))
     axes = ("example", "layer")
     return dataset(
-        {name: (axes, torch.stack(values, dim=1)) for name, values in found.items()}
+        {name: (axes, torch.stack(values, dim=1)) for name, values in shares.items()}
         | {"firing": (("layer", "neuron"), torch.stack(firing))},
         method="neurons.activation_sparsity",
         provenance=lm.provenance,

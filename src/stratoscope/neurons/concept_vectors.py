@@ -73,12 +73,12 @@ def measure(lm: LM, inputs: Any, *, top: int = 5, seed: int = 0) -> xr.Dataset:
         stranger = torch.randperm(lm.dims.vocab, generator=generator)[: len(tokens)]
         strangers.append(stranger.to(tokens))
         here.append(real)
-    found = list(zip(*search(lm, concepts, side="down", top=top)))
+    best = list(zip(*search(lm, concepts, side="down", top=top)))
     chance = list(zip(*search(lm, strangers, side="down", top=1)))
     tables = [directions(lm, at, "down") for at in range(lm.dims.layers)]
     rows = []
     for example, real in enumerate(here):
-        layer, neuron, score = found[example]
+        layer, neuron, score = best[example]
         active = acts[layer, example, :, neuron][:, real].mean(dim=-1)
         share = _shares(lm, tables, layer, neuron, concepts[example])
         alone = _shares(lm, tables, *chance[example][:2], strangers[example])

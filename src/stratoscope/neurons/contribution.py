@@ -71,7 +71,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     last = f"layers.{lm.dims.layers - 1}.resid_post"
     neurons = lm.layout.resolve("layers.*.mlp.act")
     seen = capture(lm, batch, "layers.*.mlp.act", last, positions=lm.readout.place(batch))
-    asked = target(
+    wanted = target(
         lm,
         batch,
         answer,
@@ -79,7 +79,7 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         single="what neurons write adds up to logits, not to log probabilities",
     )
     unembed = lm.weight("logits")
-    towards = unembed[asked.answer].double() - unembed[asked.foil].double()
+    towards = unembed[wanted.answer].double() - unembed[wanted.foil].double()
     towards = before_norm(final_norm(lm, seen[last]), towards)
     columns = []
     for site in neurons:
@@ -101,8 +101,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
             "neuron": list(range(lm.dims.neurons)),
             "example_text": batch.coords()["example_text"],
         }
-        | asked.coords,
-        notes=" ".join(asked.notes),
+        | wanted.coords,
+        notes=" ".join(wanted.notes),
     )
 
 

@@ -68,9 +68,9 @@ def matching(c: Float[np.ndarray, "unit other"]) -> Int[np.ndarray, " unit"]:
     """The other's unit for each unit, none twice, with the largest sum of correlations; -1 where
     none is left."""
     rows, columns = linear_sum_assignment(c, maximize=True)
-    found = np.full(len(c), -1)
-    found[rows] = columns
-    return found
+    partner = np.full(len(c), -1)
+    partner[rows] = columns
+    return partner
 
 
 def semi_matching(c: Float[np.ndarray, "unit other"]) -> Int[np.ndarray, " unit"]:
@@ -79,10 +79,10 @@ def semi_matching(c: Float[np.ndarray, "unit other"]) -> Int[np.ndarray, " unit"
 
 
 def picked(
-    c: Float[np.ndarray, "unit other"], found: Int[np.ndarray, " unit"]
+    c: Float[np.ndarray, "unit other"], partner: Int[np.ndarray, " unit"]
 ) -> Float[np.ndarray, " unit"]:
     """The correlation of each unit with the one found for it; NaN where there is none."""
-    return np.where(found < 0, np.nan, c[np.arange(len(c)), found])
+    return np.where(partner < 0, np.nan, c[np.arange(len(c)), partner])
 
 
 def groups(
@@ -93,10 +93,10 @@ def groups(
 
     pair = np.concatenate([one, two], axis=1)
     affinity = correlation(pair, pair).clip(0) + 1e-9  # a unit that never changes belongs anywhere
-    found = SpectralClustering(count, affinity="precomputed", random_state=seed).fit_predict(
+    group_of = SpectralClustering(count, affinity="precomputed", random_state=seed).fit_predict(
         affinity
     )
-    return found[: one.shape[1]], found[one.shape[1] :]
+    return group_of[: one.shape[1]], group_of[one.shape[1] :]
 
 
 def compare(

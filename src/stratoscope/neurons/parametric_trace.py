@@ -77,7 +77,7 @@ def measure(
         % lm.dims.neurons
         for neuron in neurons
     ]
-    before, said = _vectors(lm, layers, neurons, top)
+    before, tokens_now = _vectors(lm, layers, neurons, top)
     with after if isinstance(after, Edit) else nullcontext():
         later, said_later = _vectors(other, layers, neurons, top)
         chance, said_chance = _vectors(other, layers, strangers, top)
@@ -85,10 +85,10 @@ def measure(
     length = before.norm(dim=-1).clamp_min(1e-30)
     values = {
         "cosine": cosine(before, later, dim=-1),
-        "jaccard": jaccard(said, said_later),
+        "jaccard": jaccard(tokens_now, said_later),
         "distance": (later - before).norm(dim=-1) / length,
         "null_cosine": cosine(before, chance, dim=-1),
-        "null_jaccard": jaccard(said, said_chance),
+        "null_jaccard": jaccard(tokens_now, said_chance),
     }
     return dataset(
         {name: (("unit",), value) for name, value in values.items()},

@@ -157,7 +157,7 @@ def _places(
     head = lm.weight("logits").float()
     place = torch.empty_like(neuron)
     for row, token in enumerate(tokens.tolist()):
-        found = zip(layer[row].tolist(), neuron[row].tolist())
-        logits = torch.stack([tables[at][unit] for at, unit in found]) @ head.T
+        units = zip(layer[row].tolist(), neuron[row].tolist())
+        logits = torch.stack([tables[at][unit] for at, unit in units]) @ head.T
         place[row] = (logits > logits[:, token, None]).sum(dim=-1)
     return place

@@ -42,7 +42,7 @@ def bars(
 
     line = only(array, dim)
     ticks, values = Ticks.of(line, dim), np.asarray(line.values, dtype=float)
-    said = [plain(write(value)) for value in values.tolist()]
+    labels = [plain(write(value)) for value in values.tolist()]
     trace = go.Bar(
         x=values,
         y=ticks.places,
@@ -52,11 +52,11 @@ def bars(
             if colours
             else np.where(values < 0, theme.AGAINST, theme.TOWARDS).tolist()
         },
-        text=said if written else None,
+        text=labels if written else None,
         textposition="outside" if written else None,
         cliponaxis=False,
         hovertext=[
-            f"{ticks.entry(i)}<br>{plain(unit)} {value}" for i, value in zip(ticks.places, said)
+            f"{ticks.entry(i)}<br>{plain(unit)} {value}" for i, value in zip(ticks.places, labels)
         ],
         hovertemplate="%{hovertext}<extra></extra>",
     )

@@ -23,12 +23,12 @@ def strongest(array: xr.DataArray, n: int) -> list[dict[str, Any]]:
     """
     flat = array.values.ravel()
     order = np.argsort(-np.abs(np.where(np.isfinite(flat), flat, 0)), kind="stable")
-    found = []
+    places = []
     for place in order[np.isfinite(flat[order])][:n]:
         at = np.unravel_index(place, array.shape)
         labels = {str(d): array[d].values.tolist()[i] for d, i in zip(array.dims, at)}
-        found.append({**labels, "value": float(flat[place])})
-    return found
+        places.append({**labels, "value": float(flat[place])})
+    return places
 
 
 def pick(array: xr.DataArray, **at: int) -> xr.DataArray:

@@ -73,7 +73,7 @@ def graph(
         },
     }
     if left_out:
-        said = f"the {len(edges)} strongest of {len(edges) + left_out} edges"
+        note = f"the {len(edges)} strongest of {len(edges) + left_out} edges"
         below = {
             "xref": "paper",
             "yref": "paper",
@@ -82,7 +82,7 @@ def graph(
             "xanchor": "left",
             "yanchor": "top",
         }
-        layout["annotations"] = [{"text": said, "showarrow": False, "font": {"size": 11}, **below}]
+        layout["annotations"] = [{"text": note, "showarrow": False, "font": {"size": 11}, **below}]
     return go.Figure(traces, layout)
 
 
@@ -96,22 +96,22 @@ def _edges(array: xr.DataArray, limit: int) -> list[Drawn]:
     if not math.isfinite(peak(array)):
         raise ResultError("this circuit holds no edge with a number: there is nothing to draw.")
     senders, receivers = array["sender"].values, array["receiver"].values
-    found = []
+    rows = []
     for one in strongest(array.drop_vars("edge", errors="ignore"), limit):
         target, _, side = str(receivers[one["edge"]]).partition(".")
-        found.append(
+        rows.append(
             Drawn(str(senders[one["edge"]]), target, side if side in _INPUTS else "", one["value"])
         )
-    return found
+    return rows
 
 
 def _where(name: str) -> tuple[float, int]:
     """(layer, head): the embedding below all layers, other ends above; an MLP, as head -1, half a
     layer up."""
-    found = re.fullmatch(r"L(\d+)(?:H(\d+)| mlp)", name)
-    if not found:
+    match = re.fullmatch(r"L(\d+)(?:H(\d+)| mlp)", name)
+    if not match:
         return (-1.0 if name == "embed" else math.inf, 0)
-    layer, head = found.groups()
+    layer, head = match.groups()
     return (float(layer), int(head)) if head else (int(layer) + 0.5, -1)
 
 
@@ -194,7 +194,7 @@ def _letters(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
 
 
 def _components(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
-    told = []
+    texts = []
     for name in place:
         ways = sorted((e for e in edges if name in e[:2]), key=lambda e: -abs(e.effect))
         got = [
@@ -207,7 +207,7 @@ def _components(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
             for e in ways
             if e.sender == name
         ]
-        told.append("<br>".join([f"{plain(name)}", *got[:6], *sent[:6]]))
+        texts.append("<br>".join([f"{plain(name)}", *got[:6], *sent[:6]]))
     return go.Scatter(
         x=[x for x, _ in place.values()],
         y=[y for _, y in place.values()],
@@ -220,6 +220,6 @@ def _components(go, edges: Sequence[Drawn], place: Places) -> go.Scatter:
         },
         text=[plain(name).replace(" mlp", "<br>mlp") for name in place],
         textfont={"size": 10, "color": theme.LIGHT.ink},  # the box is light on either page
-        hovertext=told,
+        hovertext=texts,
         hoverinfo="text",
     )

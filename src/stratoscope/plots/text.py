@@ -36,8 +36,8 @@ def visible(token: str) -> str:
 def readable(text: str) -> str:
     """A whole text for a page: spaces and line ends kept, those that hide or reorder others written
     out, and a mark that combines given what to combine with."""
-    kept = zip(based(text), " " + based(text))
-    return "".join(c if _kept(c, left) else _SHOWN.get(c) or _code(c) for c, left in kept)
+    pairs = zip(based(text), " " + based(text))
+    return "".join(c if _kept(c, left) else _SHOWN.get(c) or _code(c) for c, left in pairs)
 
 
 def based(text: str) -> str:
@@ -60,8 +60,8 @@ def runs(text: str) -> list[tuple[str, bool]]:
         for c in text
     )
     pieces, at = [], 0
-    for found in re.finditer("r[rm]*(?:s+r[rm]*)*", kinds):
-        begin, end = found.span()
+    for match in re.finditer("r[rm]*(?:s+r[rm]*)*", kinds):
+        begin, end = match.span()
         pieces += [(text[at:begin], False), (text[begin:end], True)]
         at = end
     return [piece for piece in [*pieces, (text[at:], False)] if piece[0]]
@@ -84,9 +84,9 @@ def prose(text: str) -> str:
 def quiet(text: str) -> str:
     """A whole prompt as HTML: special tokens and line ends are there, and stand back."""
     parts, at = [], 0
-    for found in SPECIAL.finditer(text):
-        parts += [_lined(text[at : found.start()]), _faint(found[0])]
-        at = found.end()
+    for match in SPECIAL.finditer(text):
+        parts += [_lined(text[at : match.start()]), _faint(match[0])]
+        at = match.end()
     return "".join([*parts, _lined(text[at:])])
 
 

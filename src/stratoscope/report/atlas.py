@@ -21,19 +21,19 @@ LOW, HIGH = -0.5, 2.0  # of the paper's own effect: what lies beyond stands at t
 HERE = Path(__file__).parent
 
 
-def render(found: dict[str, Any]) -> str:
+def render(data: dict[str, Any]) -> str:
     """The page of what `claims.atlas.data` gives."""
-    subjects = atlas.subjects(found)
-    order = {level: number for number, level in enumerate(found["levels"])}
-    papers = sorted(found["papers"], key=lambda p: (not p["built"], order[p["level"]], p["key"]))
+    subjects = atlas.subjects(data)
+    order = {level: number for number, level in enumerate(data["levels"])}
+    papers = sorted(data["papers"], key=lambda p: (not p["built"], order[p["level"]], p["key"]))
     return sheet.render(
         "atlas.html",
-        atlas=found,
+        atlas=data,
         papers=papers,
         across=[p for p in papers if p.get("across")],
         subjects=subjects,
         matrix=[(p, atlas.matrix(p, subjects)) for p in papers if p["built"]],
-        effects=[_drawn(effect) for effect in atlas.effects(found)],
+        effects=[_drawn(effect) for effect in atlas.effects(data)],
         signs=SIGNS,
         short=short,
         nulls=sorted({_words(n) for p in papers for c in p["claims"] for n in c["null"]}),
@@ -45,9 +45,9 @@ def render(found: dict[str, Any]) -> str:
     )
 
 
-def write(found: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+def write(data: dict[str, Any], path: str | os.PathLike[str]) -> Path:
     """Render and write. Raises ResultError when the file cannot be written."""
-    return sheet.write(render(found), path)
+    return sheet.write(render(data), path)
 
 
 def searched(paper: dict[str, Any]) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def searched(paper: dict[str, Any]) -> dict[str, Any]:
         }
         for claim in paper["claims"]
     ]
-    said = [paper["key"], paper["title"], paper.get("source", ""), paper.get("says", "")]
-    said += paper.get("methods", []) + [claim["says"] for claim in paper["claims"]]
+    texts = [paper["key"], paper["title"], paper.get("source", ""), paper.get("says", "")]
+    texts += paper.get("methods", []) + [claim["says"] for claim in paper["claims"]]
     marked = [paper["status"], paper.get("mechanism", "")]
     return {
         "key": paper["key"],
-        "text": " ".join(dict.fromkeys(said)).casefold(),
+        "text": " ".join(dict.fromkeys(texts)).casefold(),
         "level": paper["level"],
         "year": paper["year"],
         "words": [word for word in marked if word] if paper["built"] else [NOT_BUILT],

@@ -210,8 +210,8 @@ def _rest(
     yield run("heads.attention_pattern")
     yield run("heads.roles", seed=seed, **words)
     yield run("neurons.contribution", **words)
-    if (found := steps.results.get("neurons.contribution")) is not None:
-        effect = found["contribution"].isel(example=0).values
+    if (contribution := steps.results.get("neurons.contribution")) is not None:
+        effect = contribution["contribution"].isel(example=0).values
         strongest = np.argsort(-np.abs(effect), axis=None)[:TOP_NEURONS]
         units = [tuple(int(i) for i in np.unravel_index(n, effect.shape)) for n in strongest]
         yield run("neurons.vocabulary", units)
@@ -251,20 +251,20 @@ def _explanation(
     steps: Steps, prompt: str, batch: Any, made: tuple[Any, str, str, str], ran: dict[str, Any]
 ) -> Explanation:
     """What the page needs, from what the steps found so far."""
-    first, (other, how, why, said) = steps.results["tokens.next_token"], made
+    first, (other, how, why, rival_note) = steps.results["tokens.next_token"], made
     shown = {
         k: v
         for k, v in steps.results.items()
         if k not in ("tokens.next_token", "tokens.corruption")
     }
-    notes = [said, _disagreement(shown.get("layers.direct_logit_attribution"))]
+    notes = [rival_note, _disagreement(shown.get("layers.direct_logit_attribution"))]
     # of pairs that run the other way, and of rounding that is as large as an effect
     patched = (
         shown[name]
         for name in ("layers.activation_patching", "heads.activation_patching")
         if name in shown
     )
-    notes += [str(found.attrs.get("notes", "")) for found in patched]
+    notes += [str(result.attrs.get("notes", "")) for result in patched]
     return Explanation(
         prompt=prompt,
         tokens=batch.tokens[0],

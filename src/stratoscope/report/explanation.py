@@ -77,5 +77,5 @@ class Explanation:
 
     def one(self, key: str) -> Any:
         """The result named `key` without its example axis, or None when it was not measured."""
-        found = self.results.get(key)
-        return found.isel(example=0) if found is not None and "example" in found.dims else found
+        result = self.results.get(key)
+        return result.isel(example=0) if result is not None and "example" in result.dims else result

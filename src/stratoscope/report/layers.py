@@ -101,9 +101,9 @@ def _candidates(lens: xr.Dataset) -> xr.DataArray:
 
 def direct(e: Explanation) -> Section:
     section = Section()
-    if (found := e.one("layers.direct_logit_attribution")) is None:
+    if (result := e.one("layers.direct_logit_attribution")) is None:
         return section
-    parts, kinds = found["contribution"], found["kind"].values
+    parts, kinds = result["contribution"], result["kind"].values
     order = {c["component"]: c["value"] for c in choose.strongest(parts, TOP_COMPONENTS)}
     names = sorted(order, key=lambda name: -order[name])
     top = xr.DataArray(
@@ -128,29 +128,29 @@ def direct(e: Explanation) -> Section:
         kind: float(parts.values[kinds == kind].sum()) for kind in dict.fromkeys(kinds.tolist())
     }
     section.more |= {
-        name: float(found[name]) for name in ("logit_difference", "total", "residual_error")
+        name: float(result[name]) for name in ("logit_difference", "total", "residual_error")
     }
-    section.finding = words.writers(found, e.answer, e.foil)
+    section.finding = words.writers(result, e.answer, e.foil)
     return section
 
 
 def patching(e: Explanation) -> Section:
     section = Section()
-    said = []
+    sentences = []
     for key, x, what in (
         ("layers", "position", "residual stream"),
         ("heads", "head", "head outputs"),
     ):
-        if (found := e.one(f"{key}.activation_patching")) is None:
+        if (result := e.one(f"{key}.activation_patching")) is None:
             continue
-        effect, null = found["effect"], found["null"]
-        cell = max(6, min(14, 980 // found.sizes[x]))
+        effect, null = result["effect"], result["null"]
+        cell = max(6, min(14, 980 // result.sizes[x]))
         how = {
             "limit": heatmap.largest(effect, null),
             "column": cell,
-            "width": cell * found.sizes[x] + 92,
+            "width": cell * result.sizes[x] + 92,
         }
-        how["quiet"] = chance = words.bound(found)
+        how["quiet"] = chance = words.bound(result)
         section.panels[key] = [
             map_of(effect, x, "layer", f"Effect of the {what}", unit="effect", **how),
             map_of(null, x, "layer", "The null, on the same colour scale", unit="null", **how),
@@ -158,17 +158,17 @@ def patching(e: Explanation) -> Section:
         section.more[key] = {
             "limit": how["limit"],
             "chance": chance,
-            "draws": int(found.attrs["draws"]),
+            "draws": int(result.attrs["draws"]),
             "beyond": int((np.abs(effect.values) > chance).sum()),
             "cells": int(np.isfinite(effect.values).sum()),
-            "site": found.attrs.get("site", ""),
-            "null_kind": found.attrs.get("null_kind", ""),
-            "clean": float(found["clean_difference"]),
-            "corrupt": float(found["corrupt_difference"]),
+            "site": result.attrs.get("site", ""),
+            "null_kind": result.attrs.get("null_kind", ""),
+            "clean": float(result["clean_difference"]),
+            "corrupt": float(result["corrupt_difference"]),
         }
-        if "corrupt_text" in found.coords:
-            pair = (found[name].values.tolist() for name in ("text", "corrupt_text"))
+        if "corrupt_text" in result.coords:
+            pair = (result[name].values.tolist() for name in ("text", "corrupt_text"))
             section.more["pairs"] = list(itertools.zip_longest(*pair, fillvalue=""))
-        said.append((words.carried if x == "position" else words.strongest_heads)(found))
-    section.finding = " ".join(text for text in said if text)
+        sentences.append((words.carried if x == "position" else words.strongest_heads)(result))
+    section.finding = " ".join(text for text in sentences if text)
     return section

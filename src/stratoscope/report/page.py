@@ -68,14 +68,14 @@ def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
     """For each section the papers of its methods that have a verdict: the one that decides, with
     its figure."""
     atlas, methods = _atlas(), {entry.address: entry for entry in catalogue.methods()}
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_name: dict[str, list[dict[str, Any]]] = {}
     for name, (keys, _) in SECTIONS.items():
         # the words are of that map
         shown = (*keys, "tokens.verbalize") if name == "tokens" else keys
         names = (methods[key].paper for key in shown if key in e.results and key in methods)
         entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
-        found[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
-    return found
+        by_name[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
+    return by_name
 
 
 def _chance(e: Explanation, which: str) -> float | None:
@@ -84,8 +84,8 @@ def _chance(e: Explanation, which: str) -> float | None:
 
 
 def _summary(e: Explanation) -> str:
-    found = e.one("tokens.verbalize")
-    return str(found["text"].item()) if found is not None else ""
+    verbal = e.one("tokens.verbalize")
+    return str(verbal["text"].item()) if verbal is not None else ""
 
 
 def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

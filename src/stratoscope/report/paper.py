@@ -33,7 +33,7 @@ def render(entry: Entry) -> str:
         paper=paper,
         title=paper.title if paper else entry.row.title,
         methods=[(name, known.get(name, "")) for name in paper.methods] if paper else [],
-        found=words.found(entry.words) if paper else entry.status,
+        found=words.sentence(entry.words) if paper else entry.status,
         marks=words.marks(entry.small, [v for claim in entry.small for v in entry.seeds(claim)]),
         rule=words.RULE,
         stale=entry.stale(),
@@ -69,7 +69,7 @@ def _statements(
 ) -> list[dict[str, Any]]:
     """Each statement with its picture and the verdicts that count; no picture twice."""
     pictures: dict[str, str] = {}
-    found = []
+    shown_claims = []
     for claims in small:
         title, details = statement.title_of(paper, claims), []
         for verdict in filter(None, map(entry.verdict, claims)):
@@ -86,18 +86,18 @@ def _statements(
         forest = statement.forest_of(entry, claims)
         rows = [(one, sorted(entry.seeds(one), key=lambda v: v.seed)) for one in claims]
         shown = {"claim": claims[0], "title": title, "rows": rows, "details": details}
-        found.append(shown | {"forest": sheet.image(forest) if forest else ""})
-    return found
+        shown_claims.append(shown | {"forest": sheet.image(forest) if forest else ""})
+    return shown_claims
 
 
 def _numbers(verdict: Verdict) -> list[tuple[str, str, str, bool]]:
     """Name, value, interval or draws, and whether it belongs to the null."""
-    found = []
+    rows = []
     for name, value in {**verdict.values, **verdict.null}.items():
         around = " to ".join(map(short, verdict.interval[name])) if name in verdict.interval else ""
         around = f"{len(verdict.draws[name])} draws" if name in verdict.draws else around
-        found.append((name.replace("_", " "), short(value), around, name in verdict.null))
-    return found
+        rows.append((name.replace("_", " "), short(value), around, name in verdict.null))
+    return rows
 
 
 def _panel(verdict: Verdict) -> Panel | None:

@@ -32,9 +32,11 @@ def section_of(e: Explanation, name: str) -> Section:
 
 def _tokens(e: Explanation) -> Section:
     section = Section()
-    found = {name: e.one(f"tokens.{name}") for name in ATTRIBUTIONS}
+    results = {name: e.one(f"tokens.{name}") for name in ATTRIBUTIONS}
     given = {
-        spaced(name): result["attribution"] for name, result in found.items() if result is not None
+        spaced(name): result["attribution"]
+        for name, result in results.items()
+        if result is not None
     }
     section.more["strips"] = [
         {
@@ -46,7 +48,7 @@ def _tokens(e: Explanation) -> Section:
         for name, value in given.items()
     ]
     section.more["error"] = None
-    if (sampled := found["shapley"]) is not None:
+    if (sampled := results["shapley"]) is not None:
         names = {"passes": "passes", "whole": "logit_difference", "absent": "absent_difference"}
         sizes = {key: float(sampled[name]) for key, name in names.items()}
         sizes["error"] = float(sampled["standard_error"].max())
@@ -66,35 +68,35 @@ def _tokens(e: Explanation) -> Section:
     }
     where = {name: words.token(given[name], top["position"]) for name, top in tops.items()}
     if len(tops) > 1 and len(set(where.values())) == 1:
-        said = ", ".join(f"{name} {number(top['value'])}" for name, top in tops.items())
-        section.finding = f"Both methods single out {next(iter(where.values()))}: {said}."
+        listed = ", ".join(f"{name} {number(top['value'])}" for name, top in tops.items())
+        section.finding = f"Both methods single out {next(iter(where.values()))}: {listed}."
     elif tops:
-        said = ", ".join(
+        listed = ", ".join(
             f"{name} {where[name]} ({number(top['value'])})" for name, top in tops.items()
         )
-        section.finding = f"The strongest token by each method: {said}."
+        section.finding = f"The strongest token by each method: {listed}."
     return section
 
 
 def _circuit(e: Explanation) -> Section:
-    section, found = Section(), e.one("circuits.discover")
-    if found is None or not np.isfinite(found["effect"].values).any():
+    section, circuit = Section(), e.one("circuits.discover")
+    if circuit is None or not np.isfinite(circuit["effect"].values).any():
         return section
     title = (
-        f"The strongest {min(CIRCUIT_EDGES, found.sizes['edge'])} of its "
-        f"{found.sizes['edge']:,} edges"
+        f"The strongest {min(CIRCUIT_EDGES, circuit.sizes['edge'])} of its "
+        f"{circuit.sizes['edge']:,} edges"
     )
-    section.panels["graph"] = panel(graph.graph(found["effect"], limit=CIRCUIT_EDGES), title, 700)
-    sizes = [f"{int(size):,}" for size in found["size"].values]
+    section.panels["graph"] = panel(graph.graph(circuit["effect"], limit=CIRCUIT_EDGES), title, 700)
+    sizes = [f"{int(size):,}" for size in circuit["size"].values]
     for name in ("faithfulness", "completeness", "minimality"):
-        curve = found[name].drop_vars("size").assign_coords(step=sizes)
+        curve = circuit[name].drop_vars("size").assign_coords(step=sizes)
         drawn = lines.line(curve, dim="step", unit=name)
         section.panels[name] = panel(drawn, f"{name.capitalize()} by number of edges", 330)
-    faithful = found["faithfulness"].values
+    faithful = circuit["faithfulness"].values
     at = next((i for i, value in enumerate(faithful) if abs(value - 1) <= 0.1), len(faithful) - 1)
-    section.more["null"] = number(float(found["null_faithfulness"].isel(step=at).max()))
+    section.more["null"] = number(float(circuit["null_faithfulness"].isel(step=at).max()))
     section.finding = (
-        f"{sizes[at]} of {int(found.attrs['of']):,} edges keep {number(float(faithful[at]))} of "
+        f"{sizes[at]} of {int(circuit.attrs['of']):,} edges keep {number(float(faithful[at]))} of "
         "the logit difference; "
         f"random circuits of that size keep at most {section.more['null']}."
     )

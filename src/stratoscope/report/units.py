@@ -39,8 +39,8 @@ def heads(e: Explanation) -> Section:
         row |= {name: float(choose.pick(grid, **at)) for name, grid in (written or {}).items()}
         scores = _scores(roles, at) if roles is not None else {}
         row["roles"] = list(scores.values())
-        both = {name: (*pair, reach[name]) for name, pair in scores.items()}
-        row["role"] = words.role(both, row.get("contribution"))
+        all_roles = {name: (*pair, reach[name]) for name, pair in scores.items()}
+        row["role"] = words.role(all_roles, row.get("contribution"))
         rows.append(row)
     notes = roles.attrs if roles is not None else {}
     section.more = {
@@ -65,14 +65,14 @@ def _places(
     effects: xr.Dataset | None, written: dict[str, xr.DataArray] | None
 ) -> list[dict[str, int]]:
     """The heads of largest effect, then the strongest direct writers among the others."""
-    found = choose.strongest(effects["effect"], TOP_HEADS) if effects is not None else []
-    found += (
-        choose.strongest(written["contribution"], TOP_WRITERS if found else TOP_HEADS)
+    places = choose.strongest(effects["effect"], TOP_HEADS) if effects is not None else []
+    places += (
+        choose.strongest(written["contribution"], TOP_WRITERS if places else TOP_HEADS)
         if written
         else []
     )
     return list(
-        {words.head_name(p): {"layer": p["layer"], "head": p["head"]} for p in found}.values()
+        {words.head_name(p): {"layer": p["layer"], "head": p["head"]} for p in places}.values()
     )
 
 
@@ -163,19 +163,19 @@ def neurons(e: Explanation) -> Section:
     return section
 
 
-def _units(found: xr.Dataset | None) -> list[tuple[int, int]]:
+def _units(units: xr.Dataset | None) -> list[tuple[int, int]]:
     return (
-        list(zip(found["layer"].values.tolist(), found["neuron"].values.tolist()))
-        if found is not None
+        list(zip(units["layer"].values.tolist(), units["neuron"].values.tolist()))
+        if units is not None
         else []
     )
 
 
-def _unit(found: xr.Dataset | None, part: str, unit: tuple[int, int], otherwise: Any) -> Any:
+def _unit(units: xr.Dataset | None, part: str, unit: tuple[int, int], otherwise: Any) -> Any:
     """The entry of one neuron in a result over `unit`, or `otherwise` where it was not measured."""
-    at = _units(found)
+    at = _units(units)
     return (
-        found[part].isel(unit=at.index(unit)).values.tolist()
-        if found is not None and unit in at
+        units[part].isel(unit=at.index(unit)).values.tolist()
+        if units is not None and unit in at
         else otherwise
     )

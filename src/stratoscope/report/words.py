@@ -66,16 +66,16 @@ def drawn(patched: xr.Dataset, what: str = "heads") -> str:
 
 def strongest_heads(patched: xr.Dataset) -> str:
     """Which heads are causes, up to three; that none is, where none is."""
-    found = causes(patched)
+    heads = causes(patched)
     for best in choose.strongest(patched["effect"], 1):
-        if not found:
+        if not heads:
             largest = f"the largest effect is {number(best['value'])} at {head_name(best)}"
             return f"No head exceeds chance: {largest}, and {drawn(patched)}."
-        named = listed([f"{head_name(place)} ({number(place['value'])})" for place in found[:3]])
-        if len(found) == 1:
+        named = listed([f"{head_name(place)} ({number(place['value'])})" for place in heads[:3]])
+        if len(heads) == 1:
             return f"One head exceeds chance: {named}, where {drawn(patched)}."
-        which = ":" if len(found) <= 3 else ", the strongest"
-        return f"{len(found)} heads exceed chance{which} {named}, where {drawn(patched)}."
+        which = ":" if len(heads) <= 3 else ", the strongest"
+        return f"{len(heads)} heads exceed chance{which} {named}, where {drawn(patched)}."
     return ""
 
 
@@ -114,16 +114,16 @@ def writes(raises_answer: float, lowers_foil: float, answer: str, foil: str) -> 
     halves = [(raises_answer, raises_answer, answer), (lowers_foil, -lowers_foil, foil)]
     (_, most, first), (_, least, second) = sorted(halves, key=lambda half: -abs(half[0]))
     verb = lambda value: "raises" if value > 0 else "suppresses"  # noqa: E731
-    said = f"{verb(most)} {quoted(first)} ({number(most)})"
+    text = f"{verb(most)} {quoted(first)} ({number(most)})"
     if abs(least) < HARDLY * abs(most):
-        return f"{said} and hardly touches {quoted(second)} ({number(least)})"
-    return f"{said} and {verb(least)} {quoted(second)} ({number(least)})"
+        return f"{text} and hardly touches {quoted(second)} ({number(least)})"
+    return f"{text} and {verb(least)} {quoted(second)} ({number(least)})"
 
 
 def writers(direct: xr.Dataset, answer: str, foil: str) -> str:
     """The component that adds most to the difference and the one that takes most from it, each with
     its verb."""
-    whole, said = float(direct["logit_difference"]), []
+    whole, sentences = float(direct["logit_difference"]), []
     parts = direct["contribution"]
     order = parts.argsort().values
     ends = (
@@ -138,8 +138,8 @@ def writers(direct: xr.Dataset, answer: str, foil: str) -> str:
         how = writes(
             float(direct["raises_answer"][at]), float(direct["lowers_foil"][at]), answer, foil
         )
-        said.append(f"{name} {what} ({number(value)} logits): it {how}.")
-    return " ".join(said)
+        sentences.append(f"{name} {what} ({number(value)} logits): it {how}.")
+    return " ".join(sentences)
 
 
 def role(scores: Mapping[str, tuple[float, float, float]], written: float | None) -> str:

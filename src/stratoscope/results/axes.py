@@ -54,11 +54,11 @@ def declared(root: Path | None = None) -> dict[str, dict[str, str]]:
     Files are read, not imported. root: the package's folder.
     """
     folder = Path(__file__).parents[1] if root is None else root
-    found = {}
+    tables = {}
     for path in sorted(folder.glob("*/**/*.py")):
         if "\nAXES" in (text := path.read_text(encoding="utf-8")) and path != Path(__file__):
-            found[path.relative_to(folder).as_posix()] = _table(text)
-    return {name: table for name, table in found.items() if table}
+            tables[path.relative_to(folder).as_posix()] = _table(text)
+    return {name: table for name, table in tables.items() if table}
 
 
 def _table(text: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ def label(
     xarray: a list for a coordinate named after its axis, `(dims, values)` for any other. `dataset`
     says what it stamps. Raises ResultError on an unknown axis word or a size that does not fit.
     """
-    both = dataset(
+    together = dataset(
         {name: (dims, values)},
         method=method,
         provenance=provenance,
@@ -47,15 +47,15 @@ def label(
         coords=coords,
         **attrs,
     )
-    array = both[name]
-    stray = [key for key in both.coords if key not in array.coords]
+    array = together[name]
+    stray = [key for key in together.coords if key not in array.coords]
     if stray:
         raise ResultError(
-            f"Coordinate {stray[0]!r} has axes {both[stray[0]].dims}, but {name!r} has only "
+            f"Coordinate {stray[0]!r} has axes {together[stray[0]].dims}, but {name!r} has only "
             f"{array.dims}. "
             "Name the coordinate's axes as the array does."
         )
-    return array.assign_attrs(both.attrs)
+    return array.assign_attrs(together.attrs)
 
 
 def dataset(

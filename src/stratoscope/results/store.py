@@ -161,15 +161,15 @@ def _each(function: Any, values: np.ndarray) -> np.ndarray:
 def _attrs(owner: str, attrs: dict[Any, Any]) -> dict[str, Any]:
     """Return `attrs` if JSON keeps every one of them exactly."""
 
-    def kept(value: Any) -> bool:
+    def storable(value: Any) -> bool:
         if isinstance(value, list):
-            return all(map(kept, value))
+            return all(map(storable, value))
         if isinstance(value, dict):
-            return all(isinstance(key, str) and kept(item) for key, item in value.items())
+            return all(isinstance(key, str) and storable(item) for key, item in value.items())
         return value is None or isinstance(value, str | bool | int | float)
 
     for key, value in attrs.items():
-        if not isinstance(key, str) or not kept(value):
+        if not isinstance(key, str) or not storable(value):
             raise ResultError(
                 f"Attribute {key!r} of {owner} is a {type(value).__name__} that a file cannot "
                 "keep. "

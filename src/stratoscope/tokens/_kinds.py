@@ -28,8 +28,8 @@ _LOOKED_AT = 4096  # neighbours whose kind is looked at: a large vocabulary is n
 def special(lm: LM) -> set[int]:
     """Ids that are marks and not words: places of pictures, and the tokenizer's own."""
     names = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-    found = (getattr(lm.model.config, name, None) for name in names)
-    places = {token for token in found if token is not None}
+    ids = (getattr(lm.model.config, name, None) for name in names)
+    places = {token for token in ids if token is not None}
     if lm.tokenizer is None:
         return places
     return places | {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
@@ -49,11 +49,11 @@ def pools(lm: LM, ids: Iterable[int], near: int = NEAR) -> dict[int, Int[Tensor,
     table = lm.weight("embed").detach()
     length = table.float().norm(dim=1).clamp_min(1e-12)
     never = special(lm)
-    found: dict[int, Int[Tensor, " word"]] = {}
+    by_token: dict[int, Int[Tensor, " word"]] = {}
     for token in dict.fromkeys(ids):
         close = (table @ table[token]).float() / length
         own = _kind(lm, token)
-        kept = []
+        near_words = []
         for other in close.topk(min(_LOOKED_AT, len(close))).indices.tolist():
             if (
                 other == token
@@ -62,16 +62,16 @@ def pools(lm: LM, ids: Iterable[int], near: int = NEAR) -> dict[int, Int[Tensor,
                 or _kind(lm, other) != own
             ):
                 continue
-            kept.append(other)
-            if len(kept) == near:
+            near_words.append(other)
+            if len(near_words) == near:
                 break
-        found[token] = torch.tensor(kept, dtype=torch.long)
-    return found
+        by_token[token] = torch.tensor(near_words, dtype=torch.long)
+    return by_token
 
 
 @torch.no_grad()
 def words(
-    lm: LM, batch: Batch, count: int, seed: int, asked: Target
+    lm: LM, batch: Batch, count: int, seed: int, target: Target
 ) -> Int[Tensor, "draw example position"]:
     """The prompt's ids, each word exchanged for one of its kind, `count` times.
 
@@ -79,14 +79,14 @@ def words(
     own prompt. The draws of an example do not depend on its batch. A word without a kind stays.
     """
     who, ids = players(lm, batch).cpu(), batch.ids.cpu()
-    most = max([sum(map(len, pair)) for pair in asked.tokens], default=2)
+    most = max([sum(map(len, pair)) for pair in target.tokens], default=2)
     kinds = pools(lm, ids[who].tolist(), NEAR + most)  # so many may be taken out
     rows = ids.repeat(count, 1, 1)
     for example in range(len(batch)):
         never = torch.tensor(
-            [token for text in asked.tokens[example] for token in text]
-            if asked.tokens
-            else [int(asked.answer[example]), int(asked.foil[example])]
+            [token for text in target.tokens[example] for token in text]
+            if target.tokens
+            else [int(target.answer[example]), int(target.foil[example])]
         )
         generator = torch.Generator().manual_seed(seed)
         for position in who[example].nonzero()[:, 0].tolist():

@@ -23,8 +23,8 @@ def nats(
 ) -> Float[Tensor, " position"]:
     """-ln p of ids[1:], each given what stands before it; NaN for the first, which nothing
     precedes."""
-    told = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
-    return torch.cat([told.new_full((1,), torch.nan), -told])
+    chosen = logits[:-1].float().log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
+    return torch.cat([chosen.new_full((1,), torch.nan), -chosen])
 
 
 @torch.no_grad()
@@ -48,22 +48,24 @@ def surprisal(
     lm.layout.resolve("logits")
     site = f"layers.{lm.dims.layers - 1}.resid_post"
     width = max(map(len, rows))
-    found = torch.full((len(rows), width), torch.nan)
+    nats_of = torch.full((len(rows), width), torch.nan)
     # the token before the first that is wanted predicts it
     starts = [max(0, len(row) - n - 1) for row, n in zip(rows, last or map(len, rows))]
     size = max(1, _AT_ONCE // width)
     for begin in range(0, len(rows), size):
         part = lm.batch([list(row) for row in rows[begin : begin + size]])
         final = capture(lm, part, site)[site]
-        said = outside.read_out(lm, part, final) if outside.reads_out_anew(lm) else None
+        logits_anew = outside.read_out(lm, part, final) if outside.reads_out_anew(lm) else None
         for number, row in enumerate(rows[begin : begin + size]):
             at = slice(starts[begin + number], len(row))
-            logits = lm.readout(final[number, at]) if said is None else said[number, at]
-            told = nats(logits, torch.tensor(row[at], device=logits.device))
-            found[begin + number, at.start + 1 : at.stop] = told[1:].cpu()
-    wanted = [found[n, at + 1 : len(row)] for n, (at, row) in enumerate(zip(starts, rows))]
+            logits = (
+                lm.readout(final[number, at]) if logits_anew is None else logits_anew[number, at]
+            )
+            loss = nats(logits, torch.tensor(row[at], device=logits.device))
+            nats_of[begin + number, at.start + 1 : at.stop] = loss[1:].cpu()
+    wanted = [nats_of[n, at + 1 : len(row)] for n, (at, row) in enumerate(zip(starts, rows))]
     finite.refuse({"the surprisal of the texts' tokens": torch.cat(wanted)})
-    return found
+    return nats_of
 
 
 def real_rows(batch: Batch) -> list[list[int]]:

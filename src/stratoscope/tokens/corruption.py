@@ -67,9 +67,11 @@ def measure(
     Raises InputError when a prompt has no token that can be exchanged.
     """
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, foil, single="the corrupt prompt is chosen by its next token")
+    wanted = target(
+        lm, batch, answer, foil, single="the corrupt prompt is chosen by its next token"
+    )
     if importance is None:
-        words = {"answer": asked.answer.tolist(), "foil": asked.foil.tolist()}
+        words = {"answer": wanted.answer.tolist(), "foil": wanted.foil.tolist()}
         importance = occlusion.measure(lm, batch, **words)["attribution"]
     logits, original = last_logits(lm, batch), batch.text[0].cpu()
     rows, lows, foils, whys = torch.full_like(original, -1), [], [], []
@@ -78,19 +80,19 @@ def measure(
         weight = torch.from_numpy(importance.values[example, :n].copy()).float()
         # alike for every example: its place in a batch must not matter
         generator = torch.Generator().manual_seed(seed)
-        word = int(asked.answer[example])
+        word = int(wanted.answer[example])
         free = rivals(lm, logits[example], word, RIVALS) if foil is None else []
-        against = torch.tensor(free or [int(asked.foil[example])])
-        found = _corrupt(
+        against = torch.tensor(free or [int(wanted.foil[example])])
+        best_prompt = _corrupt(
             lm, original[example, :n], weight, word, against, most, draws, near, generator
         )
-        rows[example, :n], low, chosen = found
+        rows[example, :n], low, chosen = best_prompt
         lows.append(low)
         foils.append(chosen)
-        whys.append(_why(lm, asked.answer_text[example], chosen, len(free)) if free else "")
-    asked = target(lm, batch, asked.answer.tolist(), foils)
+        whys.append(_why(lm, wanted.answer_text[example], chosen, len(free)) if free else "")
+    wanted = target(lm, batch, wanted.answer.tolist(), foils)
     changed = (rows != original) & (rows >= 0)
-    told = [_how(lm, batch, rows, changed, e, draws, seed, lows[e]) for e in range(len(batch))]
+    texts = [_how(lm, batch, rows, changed, e, draws, seed, lows[e]) for e in range(len(batch))]
     corrupt = Batch(
         rows.clamp_min(0), batch.mask.cpu(), {}, tuple(tuple(t) for t in _texts(lm, rows))
     )
@@ -98,10 +100,10 @@ def measure(
         {
             "id": (("example", "position"), rows),
             "changed": (("example", "position"), changed),
-            "foil_id": (("example",), asked.foil),
-            "clean_difference": (("example",), asked.difference(logits).float()),
+            "foil_id": (("example",), wanted.foil),
+            "clean_difference": (("example",), wanted.difference(logits).float()),
             "corrupt_difference": (("example",), torch.tensor(lows)),
-            "how": (("example",), told),
+            "how": (("example",), texts),
             "foil_why": (("example",), whys),
         },
         method="tokens.corruption",
@@ -110,9 +112,9 @@ def measure(
         seed=seed,
         coords=batch.coords()
         | corrupt.coords("position", "corrupt_text")
-        | asked.coords
+        | wanted.coords
         | batch.coords(),
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )
 
 
@@ -134,8 +136,8 @@ def _corrupt(
     for position in sorted(by_weight, key=lambda p: bool((k := kinds[int(ids[p])]) and k.function)):
         if pools and (k := kinds[int(ids[position])]) and k.function:
             break
-        if len(pools) < most and len(found := pool(lm, ids, position, never, near)):
-            pools[position] = found
+        if len(pools) < most and len(reached := pool(lm, ids, position, never, near)):
+            pools[position] = reached
     if not pools:
         raise InputError(
             "no token of the prompt before the last is a word or a number that could be exchanged: "
@@ -143,9 +145,9 @@ def _corrupt(
             "prompt (--corrupt)."
         )
     order = list(pools)
-    best, least, found = ids, math.inf, (math.inf, int(foils[0]))
+    best, least, reached = ids, math.inf, (math.inf, int(foils[0]))
     for places in [[p] for p in order] + [order[:count] for count in range(2, len(order) + 1)]:
-        if len(places) > 1 and found[0] < 0:
+        if len(places) > 1 and reached[0] < 0:
             break
         trial = ids.repeat(draws, 1)
         for p in places:
@@ -162,18 +164,18 @@ def _corrupt(
         draw, which = divmod(int(rank.argmin()), len(foils))
         if float(rank[draw, which]) < least:
             best, least = trial[draw], float(rank[draw, which])
-            found = float(difference[draw, which]), int(foils[which])
-    return best, *found
+            reached = float(difference[draw, which]), int(foils[which])
+    return best, *reached
 
 
 def led_to(lm: LM, corrupt: Any, answer: int) -> int:
     """The foil of a given corrupt prompt: the likeliest token of the answer's kind there, or the
     likeliest other one."""
     logits = last_logits(lm, corrupt)[0]
-    found = rivals(lm, logits, answer) or [
+    candidates = rivals(lm, logits, answer) or [
         t for t in logits.topk(2).indices.tolist() if t != answer
     ]
-    return max(found, key=lambda token: float(logits[token]))
+    return max(candidates, key=lambda token: float(logits[token]))
 
 
 def _why(lm: LM, answer: str, foil: int, among: int) -> str:

@@ -67,13 +67,13 @@ def measure(
         raise InputError(f"draws={draws}: an interval needs at least {FEWEST} words.")
     batch = lm.batch(inputs)
     x, _ = entry(lm, batch, "zero")
-    asked = target(lm, batch, answer, foil)
-    others = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, asked))
+    wanted = target(lm, batch, answer, foil)
+    others = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, wanted))
     width = x.shape[1]
     announce(
         lm,
         batch,
-        draws * width / 2 * asked.runs,
+        draws * width / 2 * wanted.runs,
         f"exchange of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
@@ -84,8 +84,8 @@ def measure(
         for p in range(width)
     ]
     # the first cells change nothing: the difference of the whole prompt, computed as the others are
-    found = swept(lm, batch, cells, asked, progress=progress)
-    whole, *moved = found.unflatten(0, (draws + 1, width))
+    effects = swept(lm, batch, cells, wanted, progress=progress)
+    whole, *moved = effects.unflatten(0, (draws + 1, width))
     lost = torch.stack([(whole - difference).T.double() for difference in moved]).cpu().numpy()
     gap = torch.where(evidence(batch), 0.0, torch.nan).cpu().numpy()
     named = zip(("attribution", "low", "high"), mean_lost(lost).astype(np.float32))
@@ -97,6 +97,6 @@ def measure(
         provenance=lm.provenance,
         settings={"draws": draws},
         seed=seed,
-        coords=batch.coords() | asked.coords,
-        notes=" ".join(asked.notes),
+        coords=batch.coords() | wanted.coords,
+        notes=" ".join(wanted.notes),
     )

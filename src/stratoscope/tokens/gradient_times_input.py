@@ -49,8 +49,8 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
     """
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "zero")
-    asked = target(lm, batch, answer, foil)
-    difference, gradient = slope(lm, batch, asked)
+    wanted = target(lm, batch, answer, foil)
+    difference, gradient = slope(lm, batch, wanted)
     gap = torch.where(evidence(batch), 0.0, torch.nan)
     return dataset(
         {
@@ -62,6 +62,6 @@ def measure(lm: LM, inputs: Any, *, answer: Words = None, foil: Words = None) ->
         },
         method="tokens.gradient_times_input",
         provenance=lm.provenance,
-        coords=batch.coords() | asked.coords,
-        notes=" ".join(asked.notes),
+        coords=batch.coords() | wanted.coords,
+        notes=" ".join(wanted.notes),
     )

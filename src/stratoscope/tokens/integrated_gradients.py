@@ -105,23 +105,23 @@ def measure(
     tokens, a bad option, or a baseline where the gradient is not finite.
     """
     if steps < FIRST or batch_size < 1 or draws < 1:
-        told = f"steps={steps}, draws={draws}, batch_size={batch_size}"
-        raise InputError(f"{told}: give at least {FIRST} steps, a draw and a batch size of 1.")
+        settings = f"steps={steps}, draws={draws}, batch_size={batch_size}"
+        raise InputError(f"{settings}: give at least {FIRST} steps, a draw and a batch size of 1.")
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "mean" if baseline == "kind" else baseline)
-    asked = target(lm, batch, answer, foil)
+    wanted = target(lm, batch, answer, foil)
     blanks = blank[None]
     if baseline == "kind":
-        blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, asked))
+        blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, draws, seed, wanted))
     # a point is a pass forward and, of twice its cost, one back
-    announce(lm, batch, 3 * steps * len(blanks) * asked.runs, "integrated gradients", _NARROW)
+    announce(lm, batch, 3 * steps * len(blanks) * wanted.runs, "integrated gradients", _NARROW)
     attribution = torch.full(batch.mask.shape, torch.nan)
     ends = torch.zeros(3, len(batch))
     for e in range(len(batch)):  # each example needs its own points
         one = batch.example(e)
         n = one.ids.shape[1]
         from_each = (
-            _way(lm, one, asked.of([e]), x[e : e + 1, :n], b, batch_size)
+            _way(lm, one, wanted.of([e]), x[e : e + 1, :n], b, batch_size)
             for b in blanks[:, e : e + 1, :n]
         )
         attribution[e, :n], ends[:, e] = _mean(
@@ -143,8 +143,8 @@ def measure(
         settings={"steps": steps, "tolerance": tolerance, "baseline": baseline}
         | ({"draws": draws} if baseline == "kind" else {}),
         seed=seed,
-        coords=batch.coords() | asked.coords,
-        notes=" ".join([*asked.notes, *_missed(rise, error)]),
+        coords=batch.coords() | wanted.coords,
+        notes=" ".join([*wanted.notes, *_missed(rise, error)]),
     )
 
 
@@ -161,19 +161,21 @@ def _mean(ways: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _missed(rise: Tensor, error: Tensor) -> list[str]:
     """A note for each example whose attributions miss their sum by more than a tenth."""
     far = (error.abs() > 0.1 * rise.abs()).nonzero()[:, 0].tolist()
-    told = "the attributions miss their sum"
-    return [f"Example {e}: {told}, {rise[e]:.2f}, by {error[e]:.2f}; take more steps." for e in far]
+    problem = "the attributions miss their sum"
+    return [
+        f"Example {e}: {problem}, {rise[e]:.2f}, by {error[e]:.2f}; take more steps." for e in far
+    ]
 
 
-def _way(lm: LM, one: Batch, asked: Target, x: Tensor, blank: Tensor, at_once: int) -> Way:
+def _way(lm: LM, one: Batch, target: Target, x: Tensor, blank: Tensor, at_once: int) -> Way:
     """F and rate along the straight way from blank to x (1, position, dim), several points in one
     pass."""
-    at_once = max(1, int(at_once / asked.runs))
+    at_once = max(1, int(at_once / target.runs))
 
     def several(a: Tensor) -> tuple[Tensor, Tensor]:
         points = blank + a.to(x)[:, None, None] * (x - blank)
         n = len(a)
-        value, gradient = slope(lm, _again(one, n), asked.of([0] * n), start=points)
+        value, gradient = slope(lm, _again(one, n), target.of([0] * n), start=points)
         if not gradient.isfinite().all():
             raise InputError(
                 "the gradient on the way from the baseline is not finite: this model's first norm "

@@ -31,8 +31,8 @@ def best(
     logits: Float[Tensor, "example vocab"], top: int
 ) -> tuple[Float[Tensor, "example rank"], Int[Tensor, "example rank"]]:
     """Probabilities and ids of the `top` most probable tokens."""
-    found = logits.float().softmax(dim=-1).topk(top, dim=-1)
-    return found.values, found.indices
+    top_tokens = logits.float().softmax(dim=-1).topk(top, dim=-1)
+    return top_tokens.values, top_tokens.indices
 
 
 @torch.no_grad()
@@ -54,9 +54,9 @@ def measure(
         top = min(top, logits.shape[1])
     if not 1 <= top <= logits.shape[1]:
         raise InputError(f"top={top}: choose 1 to {logits.shape[1]}.")
-    asked = target(lm, batch, answer, foil)
+    wanted = target(lm, batch, answer, foil)
     values, ids = best(logits, top)
-    chances = probabilities(lm, batch, asked, logits)
+    chances = probabilities(lm, batch, wanted, logits)
     one = ("example",)
     return dataset(
         {
@@ -65,16 +65,16 @@ def measure(
                 ("example", "rank"),
                 [[word(lm, i) for i in row] for row in ids.tolist()],
             ),
-            "answer_id": (one, asked.answer),
-            "foil_id": (one, asked.foil),
+            "answer_id": (one, wanted.answer),
+            "foil_id": (one, wanted.foil),
             "answer_probability": (one, chances[:, 0]),
             "foil_probability": (one, chances[:, 1]),
-            "logit_difference": (one, unchanged(lm, batch, asked, logits).float()),
+            "logit_difference": (one, unchanged(lm, batch, wanted, logits).float()),
         },
         method="tokens.next_token",
         provenance=lm.provenance,
         settings={"top": top},
-        coords=batch.coords() | asked.coords,
-        notes=" ".join([*asked.notes, *dict.fromkeys(r.why for r in asked.rivals if r.weak)]),
-        foil_why=[r.why for r in asked.rivals],
+        coords=batch.coords() | wanted.coords,
+        notes=" ".join([*wanted.notes, *dict.fromkeys(r.why for r in wanted.rivals if r.weak)]),
+        foil_why=[r.why for r in wanted.rivals],
     )

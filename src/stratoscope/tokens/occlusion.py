@@ -76,13 +76,13 @@ def measure(
     """
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, replacement)
-    asked = target(lm, batch, answer, foil)
+    wanted = target(lm, batch, answer, foil)
     width = x.shape[1]
     # half of the token's and half of the null's cells: of a causal model only what follows is run
     announce(
         lm,
         batch,
-        width * asked.runs,
+        width * wanted.runs,
         f"occlusion of {width} tokens",
         "Give fewer or shorter prompts; `gradient_times_input` takes two passes.",
     )
@@ -94,7 +94,7 @@ def measure(
         for p in range(width)
     ]
     # the first cells change nothing: the difference of the whole prompt, computed as the others are
-    whole, *moved = swept(lm, batch, cells, asked, progress=progress).unflatten(0, (3, width))
+    whole, *moved = swept(lm, batch, cells, wanted, progress=progress).unflatten(0, (3, width))
     attribution, null = ((whole - difference).T.float() for difference in moved)
     gap = torch.where(evidence(batch), 0.0, torch.nan)
     axes = ("example", "position")
@@ -108,7 +108,7 @@ def measure(
         provenance=lm.provenance,
         settings={"replacement": replacement},
         seed=seed,
-        coords=batch.coords() | asked.coords,
+        coords=batch.coords() | wanted.coords,
         null_kind=NULL,
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )

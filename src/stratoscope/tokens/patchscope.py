@@ -67,7 +67,7 @@ def measure(
     if layer is not None and not 0 <= layer < lm.dims.layers:
         raise InputError(f"layer={layer}: choose 0 to {lm.dims.layers - 1}, or None.")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, single="a Patchscope is asked for the next token")
+    wanted = target(lm, batch, answer, single="a Patchscope is asked for the next token")
     given = [position] * len(batch) if isinstance(position, int) else list(position)
     states = _states(lm, batch, given)
     depths = range(lm.dims.layers + (layer is not None))
@@ -83,13 +83,13 @@ def measure(
         for depth in depths
     ]
 
-    def told(logits: Tensor, example: Tensor) -> Tensor:
-        own = logits.gather(1, asked.answer[example.cpu()].to(logits.device)[:, None])
+    def token_and_rank(logits: Tensor, example: Tensor) -> Tensor:
+        own = logits.gather(1, wanted.answer[example.cpu()].to(logits.device)[:, None])
         # a sweep has one number a cell: the first token and the answer's rank are its two parts
         return torch.complex(logits.argmax(dim=-1).float(), (logits > own).sum(dim=1).float())
 
-    found = sweep(lm, asks, cells, told, progress=progress)
-    first, ranks = found.real, found.imag
+    pairs = sweep(lm, asks, cells, token_and_rank, progress=progress)
+    first, ranks = pairs.real, pairs.imag
     axes = ("example", "depth")
     texts = np.vectorize(lambda i: token_text(lm.tokenizer, int(i)), otypes=[object])
     return dataset(
@@ -105,9 +105,9 @@ def measure(
         coords={
             "depth": list(depths),
             "example_text": batch.coords()["example_text"],
-            "answer": asked.coords["answer"],
+            "answer": wanted.coords["answer"],
         },
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )
 
 
@@ -125,11 +125,11 @@ def _spot(lm: LM, ids: Sequence[int], place: int | None) -> int:
         if not -len(ids) <= place < len(ids):
             raise InputError(f"place={place}: `into` has {len(ids)} tokens.")
         return place % len(ids)
-    said = [token_text(lm.tokenizer, i).strip() for i in ids]
-    found = [i for i, text in enumerate(said) if text == PLACEHOLDER]
-    if len(found) != 1:
+    texts = [token_text(lm.tokenizer, i).strip() for i in ids]
+    places = [i for i, text in enumerate(texts) if text == PLACEHOLDER]
+    if len(places) != 1:
         raise InputError(
-            f"`into` has {len(found)} tokens {PLACEHOLDER!r} among {said}: a state is put at the "
+            f"`into` has {len(places)} tokens {PLACEHOLDER!r} among {texts}: a state is put at the "
             "one there is. Write it once, as a word of its own, or give `place`."
         )
-    return found[0]
+    return places[0]

@@ -29,22 +29,22 @@ from stratoscope.results import dataset
 from stratoscope.tokens._surprisal import surprisal
 
 
-def perplexity(found: xr.Dataset, name: str = "loss") -> float:
+def perplexity(result: xr.Dataset, name: str = "loss") -> float:
     """Of all texts of a result together: exp of their mean nats a prediction. name: "loss", or
     "after" for inside the edit."""
-    counts = found.predictions.values
-    return float(np.exp((found[name].values * counts).sum() / counts.sum()))
+    counts = result.predictions.values
+    return float(np.exp((result[name].values * counts).sum() / counts.sum()))
 
 
-def rise(found: xr.Dataset, seed: int = 0) -> resample.Interval:
+def rise(result: xr.Dataset, seed: int = 0) -> resample.Interval:
     """By which part of itself perplexity grows inside the edit, with 95 % over texts drawn anew.
 
     Raises InputError for a result that was measured without `after`.
     """
-    if "after" not in found:
+    if "after" not in result:
         raise InputError("this result has no edit: measure it with `after=` an edit.")
-    counts = found.predictions.values.astype(float)
-    more = (found.after.values - found.loss.values) * counts
+    counts = result.predictions.values.astype(float)
+    more = (result.after.values - result.loss.values) * counts
     made = resample.interval(more, counts, seed=seed)
     value, low, high = (float(np.expm1(x)) for x in made[:3])
     return made._replace(value=value, low=low, high=high)
@@ -67,12 +67,12 @@ def measure(lm: LM, inputs: Any, *, after: Edit | None = None) -> xr.Dataset:
             f"texts {short} have one token, and the first token of a text is not predicted: give "
             "longer ones."
         )
-    found = {"loss": surprisal(lm, rows).nanmean(dim=1)}
+    losses = {"loss": surprisal(lm, rows).nanmean(dim=1)}
     if after is not None:
         with after:
-            found["after"] = surprisal(lm, rows).nanmean(dim=1)
+            losses["after"] = surprisal(lm, rows).nanmean(dim=1)
     return dataset(
-        {name: (("example",), value) for name, value in found.items()}
+        {name: (("example",), value) for name, value in losses.items()}
         | {"predictions": (("example",), [len(row) - 1 for row in rows])},
         method="tokens.perplexity",
         provenance=lm.provenance,

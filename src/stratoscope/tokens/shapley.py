@@ -93,23 +93,23 @@ def measure(
     _refuse(permutations, absent)
     batch = lm.batch(inputs)
     x, blank = entry(lm, batch, "mean" if absent == "kind" else absent)
-    asked = target(lm, batch, answer, foil)
+    wanted = target(lm, batch, answer, foil)
     who = [row.nonzero()[:, 0].tolist() for row in _kinds.players(lm, batch)]
     pairs = 0 if permutations == "all" else permutations // 2
     blanks = blank[None].expand(max(pairs, 1), *blank.shape)
     if absent == "kind":
-        blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, pairs, seed, asked))
+        blanks = _kinds.entries(lm, batch, _kinds.words(lm, batch, pairs, seed, wanted))
     orders = [_orders(len(places), pairs, seed) for places in who]
     games = [_game(places, order, absent == "kind") for places, order in zip(who, orders)]
-    passes = max(map(len, games)) * asked.runs
+    passes = max(map(len, games)) * wanted.runs
     announce(lm, batch, passes, f"Shapley values of {batch.ids.shape[1]} tokens", _NARROW)
-    found = swept(lm, batch, _cells(x, blanks, games), asked, progress=progress).double().cpu()
+    scores = swept(lm, batch, _cells(x, blanks, games), wanted, progress=progress).double().cpu()
     attribution, error = torch.zeros(2, *batch.ids.shape, dtype=torch.float64)
     ends = torch.zeros(2, len(batch), dtype=torch.float64)
     for e, (places, order, game) in enumerate(zip(who, orders, games)):
-        told = dict(zip(game, found[: len(game), e].tolist()))
+        score_of = dict(zip(game, scores[: len(game), e].tolist()))
         attribution[e, places], error[e, places], ends[:, e] = _values(
-            told, places, order, absent == "kind"
+            score_of, places, order, absent == "kind"
         )
     gap = torch.where(evidence(batch).cpu(), 0.0, torch.nan)
     axes = ("example", "position")
@@ -125,8 +125,8 @@ def measure(
         provenance=lm.provenance,
         settings={"absent": absent, "permutations": permutations},
         seed=seed,
-        coords=batch.coords() | asked.coords,
-        notes=" ".join(asked.notes),
+        coords=batch.coords() | wanted.coords,
+        notes=" ".join(wanted.notes),
     )
 
 
@@ -197,11 +197,14 @@ def _change(
 
 
 def _values(
-    told: dict[tuple[int, tuple[int, ...]], float], places: list[int], order: Tensor, redrawn: bool
+    score_of: dict[tuple[int, tuple[int, ...]], float],
+    places: list[int],
+    order: Tensor,
+    redrawn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attribution and standard error of each place, and d of all and of none."""
     value = torch.tensor(
-        [[told[step] for step in steps] for steps in _steps(places, order, redrawn)]
+        [[score_of[step] for step in steps] for steps in _steps(places, order, redrawn)]
     ).double()
     ends = torch.stack([value[0, -1], value[:, 0].mean()])
     if not len(order):

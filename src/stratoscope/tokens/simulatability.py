@@ -171,12 +171,14 @@ def measure(
     if min(width, count, ask) < 1:
         raise InputError(f"width={width}, count={count}, ask={ask}: each must be at least 1.")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, foil)
+    wanted = target(lm, batch, answer, foil)
     with torch.enable_grad():
-        found = (
-            gradient_times_input.measure(lm, batch, **asked.words) if saliency is None else saliency
+        result = (
+            gradient_times_input.measure(lm, batch, **wanted.words)
+            if saliency is None
+            else saliency
         )
-    array = found["attribution"] if isinstance(found, xr.Dataset) else found
+    array = result["attribution"] if isinstance(result, xr.Dataset) else result
     if set(array.dims) != {"example", "position"} or array.size != batch.mask.numel():
         raise InputError(
             f"the saliency has axes {dict(array.sizes)}; needed is (example, position) of these "
@@ -186,17 +188,17 @@ def measure(
     x, blank = entry(lm, batch, "mean")
     real = evidence(batch).cpu().numpy()
     question = np.zeros_like(real)
-    told: dict[str, list[Any]] = {"": [], "null_": []}
+    rows_of: dict[str, list[Any]] = {"": [], "null_": []}
     for row, (values, length) in enumerate(zip(maps, batch.lengths.tolist())):
         question[row, max(length - ask, 0) : length] = True
         values = np.where(question[row] | ~real[row], np.nan, values)
-        told[""].append((values, spans(values, width, count)))
-        told["null_"].append(
+        rows_of[""].append((values, spans(values, width, count)))
+        rows_of["null_"].append(
             (values, anywhere(values, width, count, np.random.default_rng([seed, row])))
         )
     out: dict[str, Any] = {}
     cells = [replaced(ENTRY, x)]  # changes nothing: the difference of the whole prompt
-    for before, rows in told.items():
+    for before, rows in rows_of.items():
         shown = np.zeros_like(real)
         for row, (_, cited) in enumerate(rows):
             shown[row, [p for span in cited for p in span]] = True
@@ -208,20 +210,20 @@ def measure(
         )
         out[f"{before}cited"] = (("example", "position"), shown)
     names = ("logit_difference", "kept", "null_kept")
-    found_by = dict(zip(names, swept(lm, batch, cells, asked)))
+    found_by = dict(zip(names, swept(lm, batch, cells, wanted)))
     out |= {name: (("example",), values.float()) for name, values in found_by.items()}
     return dataset(
         out,
         method="tokens.simulatability",
         provenance=lm.provenance,
         settings={
-            "saliency": str(found.attrs.get("method", "")),
+            "saliency": str(result.attrs.get("method", "")),
             "width": width,
             "count": count,
             "ask": ask,
         },
         seed=seed,
-        coords=batch.coords() | asked.coords,
+        coords=batch.coords() | wanted.coords,
         null_kind=NULL,
-        notes=" ".join(asked.notes),
+        notes=" ".join(wanted.notes),
     )

@@ -119,9 +119,9 @@ def null(
         int(function[before].sum()),
     )
     labels = (dealt(counts, occurrences, generator) for _ in range(draws))
-    found = [by_transition(loss, kinds(label[before], function[after])) for label in labels]
+    losses = [by_transition(loss, kinds(label[before], function[after])) for label in labels]
     return {
-        name: torch.stack([one[name] for one in found])
+        name: torch.stack([one[name] for one in losses])
         for name in ("loss", "loss_share", "prediction_share")
     }
 
@@ -164,7 +164,7 @@ def measure(
             "begins a second word), and draws of 1 or more."
         )
     kind = kinds(label[before], label[after])
-    found = by_transition(loss[:, 1:][here], kind[here])
+    losses = by_transition(loss[:, 1:][here], kind[here])
     null_of = null(loss[:, 1:][here], before[here], after[here], label, draws=draws, seed=seed)
     named = [
         ["", *(TRANSITIONS[k] if real else "" for k, real in zip(*row))]
@@ -174,7 +174,7 @@ def measure(
         {
             "surprisal": (("example", "position"), loss),
             "kind": (("example", "position"), named),
-            **{name: (("transition",), values) for name, values in found.items()},
+            **{name: (("transition",), values) for name, values in losses.items()},
             **{
                 f"null_{name}": (("draw", "transition"), null_of[name])
                 for name in ("loss", "loss_share")

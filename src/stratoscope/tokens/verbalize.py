@@ -105,13 +105,13 @@ def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
             wrong.append(f"{quote} does not stand at position {p}.")
         elif p not in best:
             wrong.append(
-                f"{quote} at position {p} is not among the {len(found)} strongest, {best}."
+                f"{quote} at position {p} is not among the {len(citations)} strongest, {best}."
             )
         elif (f"{part}%", towards) != (percent(share[p]), side(attribution[p])):
             wrong.append(
                 f"{quote} at position {p}: {percent(share[p])}, towards the {side(attribution[p])}."
             )
-    if len(cited) < len(found) or bool(found) != bool(strongest(attribution, 1)):
+    if len(cited) < len(citations) or bool(citations) != bool(strongest(attribution, 1)):
         wrong.append(
             "it cites a token twice, or one that is not there, or none although some have "
             "attribution."
@@ -152,15 +152,15 @@ def measure(
     if top < 1:
         raise InputError(f"top={top}: cite at least one token.")
     batch = lm.batch(inputs)
-    asked = target(lm, batch, answer, foil)
-    first = occlusion.measure(lm, batch, **asked.words) if saliency is None else saliency
+    wanted = target(lm, batch, answer, foil)
+    first = occlusion.measure(lm, batch, **wanted.words) if saliency is None else saliency
     method = str(first.attrs.get("method", ""))
     against = "" if second is None else str(second.attrs.get("method", ""))
-    maps = _map(first, batch, asked)
-    others = None if second is None else _map(second, batch, asked)
-    said = _prediction(lm, batch, asked)
+    maps = _map(first, batch, wanted)
+    others = None if second is None else _map(second, batch, wanted)
+    prediction = _prediction(lm, batch, wanted)
     texts, agreement, ranks = [], [], []
-    for e, (tokens, row, start) in enumerate(zip(batch.tokens, maps, said.pop("text"))):
+    for e, (tokens, row, start) in enumerate(zip(batch.tokens, maps, prediction.pop("text"))):
         cited, second_says = strongest(row, top), f" {NO_SECOND}"
         if others is None:
             agreement.append(-1)
@@ -179,28 +179,28 @@ def measure(
         for i, n in enumerate(("cited", "share", "direction"))
     }
     coords = {
-        "prediction": (("example",), said.pop("token")),
+        "prediction": (("example",), prediction.pop("token")),
         "example_text": batch.coords()["example_text"],
     }
     return dataset(
         {
             name: (("example",), values)
-            for name, values in ({"text": texts, "agreement": agreement} | said).items()
+            for name, values in ({"text": texts, "agreement": agreement} | prediction).items()
         }
         | {name: (("example", "rank"), values) for name, values in by_rank.items()},
         method="tokens.verbalize",
         provenance=lm.provenance,
         settings={"saliency": method, "second": against, "top": top},
-        coords=coords | asked.coords,
-        notes=" ".join(asked.notes),
+        coords=coords | wanted.coords,
+        notes=" ".join(wanted.notes),
     )
 
 
-def _map(saliency: Saliency, batch: Batch, asked: Target) -> Float[np.ndarray, "example position"]:
+def _map(saliency: Saliency, batch: Batch, wanted: Target) -> Float[np.ndarray, "example position"]:
     """The attribution; refused when it says that it is of other prompts, or of another answer or
     foil."""
     array = saliency["attribution"] if isinstance(saliency, xr.Dataset) else saliency
-    for name, (_, now) in ({"text": batch.coords()["text"]} | asked.coords).items():
+    for name, (_, now) in ({"text": batch.coords()["text"]} | wanted.coords).items():
         then = array.coords[name].values.tolist() if name in array.coords else now
         if then != now:
             raise InputError(
@@ -214,16 +214,16 @@ def _map(saliency: Saliency, batch: Batch, asked: Target) -> Float[np.ndarray, "
     return array.transpose("example", "position").values
 
 
-def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
+def _prediction(lm: LM, batch: Batch, wanted: Target) -> dict[str, list[Any]]:
     """For each example the model's own prediction, and in words how answer and foil stand."""
     logits = last_logits(lm, batch).float()
     best = logits.softmax(dim=-1).max(dim=-1)
-    found = {
+    prediction = {
         "token": [token_text(lm.tokenizer, int(i)) for i in best.indices],
         "probability": best.values.tolist(),
     }
-    found["logit_difference"] = unchanged(lm, batch, asked, logits).tolist()
-    score = "log probability" if asked.tokens else "logit"
+    prediction["logit_difference"] = unchanged(lm, batch, wanted, logits).tolist()
+    score = "log probability" if wanted.tokens else "logit"
     masked = isinstance(lm.readout.place(batch), Each)
     where = "mask" if masked else "last position"
     place = "next token" if lm.family.towers[""].causal else f"token at the {where}"
@@ -233,10 +233,10 @@ def _prediction(lm: LM, batch: Batch, asked: Target) -> dict[str, list[Any]]:
         f"{quoted(answer)} is {abs(d):.2f} {'above' if d >= 0 else 'below'} that of the foil "
         f"{quoted(foil)}."
         for token, probability, d, answer, foil in zip(
-            *found.values(), asked.answer_text, asked.foil_text
+            *prediction.values(), wanted.answer_text, wanted.foil_text
         )
     ]
-    return found | {"text": text}
+    return prediction | {"text": text}
 
 
 def _together(attribution: Map, cited: Sequence[int]) -> str:

@@ -83,7 +83,7 @@ def measure(
         )
     opened, pause = (pieces(lm, text)[0] if text else [] for text in (opening, between))
     start = [*before(lm), *opened]
-    after = lambda told: [[*start, *old, *pause, *text] for old, text in zip(told, texts)]  # noqa: E731
+    after = lambda old_texts: [[*start, *old, *pause, *text] for old, text in zip(old_texts, texts)]  # noqa: E731
     runs = {"surprisal": after(read), "first": [[*start, *text] for text in texts]}
     if null:
         runs["null"] = after([_noise(lm, len(row), seed) for row in read])
@@ -92,10 +92,10 @@ def measure(
         name: _ends(lm, rows, [len(text) for text in texts], width) for name, rows in runs.items()
     }
     # of all three: without an opening, the first token has no `first`
-    asked = counted(lm.tokenizer, texts, words=words, skip=skip) & ~values["first"].isnan()
-    middle = {name: _medians(x, asked) for name, x in values.items()}
+    counted_at = counted(lm.tokenizer, texts, words=words, skip=skip) & ~values["first"].isnan()
+    middle = {name: _medians(x, counted_at) for name, x in values.items()}
     axes = {name: (("example", "position"), x) for name, x in values.items()}
-    axes["counted"] = (("example", "position"), asked)
+    axes["counted"] = (("example", "position"), counted_at)
     for name, of in (("repeat", "surprisal"), ("repeat_null", "null")):
         if of in middle:
             axes[name] = (("example",), middle[of] / middle["first"])
@@ -114,13 +114,13 @@ def counted(
     tokenizer: Any, texts: Sequence[Sequence[int]], *, words: bool = False, skip: int = 0
 ) -> Bool[Tensor, "example position"]:
     """Which tokens count: all, or those with a letter or a digit, less the first `skip` of them."""
-    found = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.bool)
+    counts = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.bool)
     for number, row in enumerate(texts):
         place = [
             n for n, token in enumerate(row) if not words or _spoken(tokenizer.decode([token]))
         ]
-        found[number, place[skip:]] = True
-    return found
+        counts[number, place[skip:]] = True
+    return counts
 
 
 def _spoken(token: str) -> bool:
@@ -128,14 +128,14 @@ def _spoken(token: str) -> bool:
 
 
 def _medians(
-    x: Float[Tensor, "example position"], asked: Bool[Tensor, "example position"]
+    x: Float[Tensor, "example position"], counted_at: Bool[Tensor, "example position"]
 ) -> Float[Tensor, " example"]:
     """Each row's median: of an even number, the mean of the middle two (torch's own is the lower
     one). NaN for none."""
     return torch.stack(
         [
             row[here].quantile(0.5) if here.any() else row.new_tensor(torch.nan)
-            for row, here in zip(x, asked)
+            for row, here in zip(x, counted_at)
         ]
     )
 
@@ -149,10 +149,10 @@ def _noise(lm: LM, count: int, seed: int) -> list[int]:
 
 
 def _ends(
-    lm: LM, rows: Sequence[Sequence[int]], kept: Sequence[int], width: int
+    lm: LM, rows: Sequence[Sequence[int]], lengths: Sequence[int], width: int
 ) -> Float[Tensor, "example position"]:
-    """Bits of the last kept[i] tokens of each row, padded with NaN."""
-    found = torch.full((len(rows), width), torch.nan)
-    for number, (row, n, told) in enumerate(zip(rows, kept, surprisal(lm, rows, kept))):
-        found[number, :n] = told[len(row) - n : len(row)] / math.log(2)
-    return found
+    """Bits of the last lengths[i] tokens of each row, padded with NaN."""
+    bits = torch.full((len(rows), width), torch.nan)
+    for number, (row, n, surprise) in enumerate(zip(rows, lengths, surprisal(lm, rows, lengths))):
+        bits[number, :n] = surprise[len(row) - n : len(row)] / math.log(2)
+    return bits

@@ -44,8 +44,8 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     labels = batch["labels"]
     logits = model(**{n: x for n, x in batch.items() if n != "labels"}).logits.float()
     right = (logits.argmax(-1) == labels).float().mean()
-    found = {"loss": nn.functional.cross_entropy(logits, labels), "accuracy": right}
-    return found | {"targets": torch.tensor(len(labels))}
+    values = {"loss": nn.functional.cross_entropy(logits, labels), "accuracy": right}
+    return values | {"targets": torch.tensor(len(labels))}
 
 
 def fit(

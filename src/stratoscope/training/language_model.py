@@ -55,8 +55,8 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     shown = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**shown, use_cache=False).logits
     counted = batch["labels"] != NO_TARGET
-    found = next_token_loss(logits, batch["labels"], counted)
-    return {"loss": found, "targets": counted[:, 1:].sum()}
+    loss_value = next_token_loss(logits, batch["labels"], counted)
+    return {"loss": loss_value, "targets": counted[:, 1:].sum()}
 
 
 def packed(inputs: Any, tokenizer: Any, length: int) -> list[list[list[int]]]:

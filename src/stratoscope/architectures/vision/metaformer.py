@@ -144,16 +144,16 @@ class Layer(nn.Module):
 
 def mixer(name: str) -> Any:
     """The `Mixer` of the file `name` on this shelf. Raises InputError where there is none."""
-    found = None
+    mixer = None
     if name.isidentifier():
         try:
-            found = getattr(import_module(f"{__package__}.{name}"), "Mixer", None)
+            mixer = getattr(import_module(f"{__package__}.{name}"), "Mixer", None)
         except ModuleNotFoundError as error:
             if error.name != f"{__package__}.{name}":
                 raise
-    if found is None:
+    if mixer is None:
         raise InputError(f"there is no mixer {name!r}: a mixer is a file of {__package__}.")
-    return found
+    return mixer
 
 
 class MetaFormerPreTrainedModel(PreTrainedModel):

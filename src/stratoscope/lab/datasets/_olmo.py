@@ -71,7 +71,7 @@ def lettered(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked(document: dict[str, Any]) -> dict[str, Any]:
+def question(document: dict[str, Any]) -> dict[str, Any]:
     """The same of a document of a task, whose query is "Question: ...\\nAnswer:"."""
     question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     return {"question": question, "choices": document["choices"], "answer": document["gold"]}

@@ -20,6 +20,7 @@ def load(folder: Path) -> Splits:
     """Lists of {"question", "choices": [str], "answer": index}."""
     rows = [_olmo.lettered(row) for row in _olmo.arrow(folder, "ai2_arc/ARC-Challenge/validation")]
     test = [
-        _olmo.asked(document) for document in _olmo.documents(folder, "arc_challenge/test_rc_5shot")
+        _olmo.question(document)
+        for document in _olmo.documents(folder, "arc_challenge/test_rc_5shot")
     ]
     return (*held_out(rows, key=lambda row: row["question"]), test)

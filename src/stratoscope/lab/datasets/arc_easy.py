@@ -18,5 +18,7 @@ SPLITS = (
 def load(folder: Path) -> Splits:
     """Lists of {"question", "choices": [str], "answer": index}."""
     rows = [_olmo.lettered(row) for row in _olmo.arrow(folder, "ai2_arc/ARC-Easy/validation")]
-    test = [_olmo.asked(document) for document in _olmo.documents(folder, "arc_easy/test_rc_5shot")]
+    test = [
+        _olmo.question(document) for document in _olmo.documents(folder, "arc_easy/test_rc_5shot")
+    ]
     return (*held_out(rows, key=lambda row: row["question"]), test)

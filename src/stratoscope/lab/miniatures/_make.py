@@ -67,17 +67,17 @@ def card(name: str, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
     return json.loads((folder / "card.json").read_text("utf-8"))
 
 
-def _settings(name: str, module: ModuleType, asked: dict[str, Any]) -> dict[str, Any]:
+def _settings(name: str, module: ModuleType, given: dict[str, Any]) -> dict[str, Any]:
     """Every setting of the recipe: its default, or what was asked for."""
     options = inspect.signature(module.recipe).parameters.values()
     defaults = {
         option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY
     }
-    if unknown := asked.keys() - defaults.keys():
+    if unknown := given.keys() - defaults.keys():
         raise InputError(
             f"{name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(defaults)}."
         )
-    return defaults | asked
+    return defaults | given
 
 
 def _place(name: str, module: ModuleType, seed: int, settings: dict[str, Any]) -> tuple[Path, str]:
@@ -112,12 +112,14 @@ def _train(
             raise LoadError(
                 f"{name} with {settings} did not train: {error}. Lower its `rate`."
             ) from error
-    return {"name": name, "about": (inspect.getdoc(module) or "").split("\n")[0]} | _told(
+    return {"name": name, "about": (inspect.getdoc(module) or "").split("\n")[0]} | _described(
         seed, settings, recipe, story
     )
 
 
-def _told(seed: int, settings: dict[str, Any], recipe: Recipe, story: Story) -> dict[str, object]:
+def _described(
+    seed: int, settings: dict[str, Any], recipe: Recipe, story: Story
+) -> dict[str, object]:
     import torch
 
     return {

@@ -58,9 +58,9 @@ class Taught(nn.Module):
         for row, scene in enumerate(scenes):
             for thing in scene.things:
                 middle[row, int(thing.y * side), int(thing.x * side)] = 1
-        said = self.names(patches).flatten(0, 1)
-        return described(said[:, 1:], true) + nn.functional.binary_cross_entropy_with_logits(
-            said[:, 0], middle.flatten()
+        names = self.names(patches).flatten(0, 1)
+        return described(names[:, 1:], true) + nn.functional.binary_cross_entropy_with_logits(
+            names[:, 0], middle.flatten()
         )
 
 
@@ -69,13 +69,13 @@ def contents(scenes: Sequence[Scene], side: int) -> Int[Tensor, "example patch"]
 
     -1 where a sixteenth of the patch or less is covered.
     """
-    found, first = [], 0
+    contents, first = [], 0
     for scene in scenes:
         masks = torch.from_numpy(scene.masks).float()[:, None]
         most, which = nn.functional.avg_pool2d(masks, scene.pixels // side).flatten(1).max(dim=0)
-        found.append((which + first).where(most > 1 / 16, -1))
+        contents.append((which + first).where(most > 1 / 16, -1))
         first += len(scene.things)
-    return torch.stack(found)
+    return torch.stack(contents)
 
 
 def facts(things: Sequence[Thing]) -> Float[Tensor, "thing fact=5"]:
@@ -92,11 +92,11 @@ def facts(things: Sequence[Thing]) -> Float[Tensor, "thing fact=5"]:
 
 
 def described(
-    said: Float[Tensor, "row said"], true: Float[Tensor, "row fact=5"]
+    output: Float[Tensor, "row output"], true: Float[Tensor, "row fact=5"]
 ) -> Float[Tensor, ""]:
     """Mean loss of shape, colour and size, plus twice the squared error of the centre; the last two
     of things only."""
-    shape, colour, large, centre = said.split(WIDTHS, dim=1)
+    shape, colour, large, centre = output.split(WIDTHS, dim=1)
     thing = true[:, 0] > 0
     return (
         nn.functional.cross_entropy(shape, true[:, 0].long())

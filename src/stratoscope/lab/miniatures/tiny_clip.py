@@ -85,7 +85,7 @@ def recipe(
 
     def judge(model: _scenes.Taught) -> dict[str, float]:
         held = draw(_scenes.HELD_OUT, held_out)
-        return found(model.model, held, read) | {"retrieval_of": held_out, "chance": 1 / held_out}
+        return scores(model.model, held, read) | {"retrieval_of": held_out, "chance": 1 / held_out}
 
     return Recipe(
         _scenes.Taught(model, dim),
@@ -104,7 +104,7 @@ def recipe(
     )
 
 
-def found(
+def _retrieval(
     model: Any, held: Sequence[scenes.Scene], read: Callable[[Sequence[str]], dict]
 ) -> dict[str, float]:
     """How often the right caption, and the right picture, comes first; and how often before one

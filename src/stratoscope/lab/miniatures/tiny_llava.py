@@ -104,8 +104,8 @@ def recipe(
                 model.model.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:],
                 drawn,
             )
-        asked = ask(first, batch, (*KINDS, "count", "relation"))  # what is hard twice as often
-        return sum(packed_losses(model, asked, tokenizer, patches), torch.zeros(()))
+        questioned = ask(first, batch, (*KINDS, "count", "relation"))  # what is hard twice as often
+        return sum(packed_losses(model, questioned, tokenizer, patches), torch.zeros(()))
 
     def save(model: Pupil, folder: Path) -> None:
         model.model.save_pretrained(folder)
@@ -127,14 +127,14 @@ def recipe(
         warmup=min(100, steps // 10),
         floor=0.02,
         decay=0.05,
-        **_told((steps - lesson) * batch, 3 * batch // 2 * lesson, questions, held_out),
+        **_taught((steps - lesson) * batch, 3 * batch // 2 * lesson, questions, held_out),
     )
 
 
-def _told(asked: int, named: int, questions: int, held_out: int) -> dict[str, Any]:
+def _taught(pictures: int, named: int, questions: int, held_out: int) -> dict[str, Any]:
     """What the card says of the pictures."""
     data = {
-        "scenes": f"{asked} pictures, {questions} questions each",
+        "scenes": f"{pictures} pictures, {questions} questions each",
         "held_out": f"{held_out} pictures",
     }
     notes = [BLIND, f"{named} further pictures were only named, at first.", MEANT, _scenes.NOTE]
@@ -163,23 +163,23 @@ class Pupil(_scenes.Taught):
             return torch.zeros(())
         row, column, first, second, way = zip(*pairs)
         gap = (_scenes.facts(first) - _scenes.facts(second))[:-1, 3:]
-        said = self.apart(hidden[row, column])
+        output = self.apart(hidden[row, column])
         which = torch.tensor([WAYS.index(word) for word in way])
-        return 2 * (said[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(
-            said[:, 2:], which
+        return 2 * (output[:, :2] - gap).square().mean() + torch.nn.functional.cross_entropy(
+            output[:, 2:], which
         )
 
 
 def packed_losses(
-    model: Pupil, asked: Sequence[Asked], tokenizer: Any, patches: int
+    model: Pupil, questioned: Sequence[Asked], tokenizer: Any, patches: int
 ) -> tuple[Float[Tensor, ""], ...]:
     """Mean losses: of the answers and the end after them, of what each patch shows, what each name
     means, how far apart."""
-    ids, block, place = pack(asked, tokenizer, patches)
+    ids, block, place = pack(questioned, tokenizer, patches)
     same = block[:, :, None] == block[:, None, :]
     order = torch.arange(ids.shape[1])
     sees = (same | (block[:, None, :] == 0)) & (order[:, None] >= order[None, :])
-    llava, drawn = model.model, [scene for scene, _ in asked]
+    llava, drawn = model.model, [scene for scene, _ in questioned]
     seen = llava.model.vision_tower(_scenes.pixels(drawn)).last_hidden_state[:, 1:]
     words = llava.get_input_embeddings()(ids)
     words = torch.cat(
@@ -198,7 +198,7 @@ def packed_losses(
     logits = llava.lm_head(out.last_hidden_state[row, column])
     answers = torch.nn.functional.cross_entropy(logits, ids[row, column + 1])
     halfway, later = out.hidden_states[len(out.hidden_states) // 2], out.hidden_states[-2]
-    names, pairs = spoken_of(asked, patches)
+    names, pairs = spoken_of(questioned, patches)
     row, column, things = zip(*names)
     meant = _scenes.described(model.means(halfway[row, column]), _scenes.facts(things)[:-1])
     apart = model.told_apart(later, pairs)
@@ -206,20 +206,22 @@ def packed_losses(
 
 
 def pack(
-    asked: Sequence[Asked], tokenizer: Any, patches: int
+    questioned: Sequence[Asked], tokenizer: Any, patches: int
 ) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"], Int[Tensor, "row token"]]:
     """Ids, block and position of every token: block 0 is the picture, each question is a block that
     begins after it."""
     number = tokenizer.get_vocab()
     rows = []
-    for _, questions in asked:
+    for _, questions in questioned:
         ids = [number[_scenes.BOS], *[number[_scenes.IMAGE]] * patches]
         block, place = [0] * len(ids), list(range(len(ids)))
         for which, question in enumerate(questions, 1):
-            told = [number[word] for word in (*question.text.split(), question.answer, _scenes.EOS)]
-            place += range(1 + patches, 1 + patches + len(told))
-            block += [which] * len(told)
-            ids += told
+            words = [
+                number[word] for word in (*question.text.split(), question.answer, _scenes.EOS)
+            ]
+            place += range(1 + patches, 1 + patches + len(words))
+            block += [which] * len(words)
+            ids += words
         rows.append((ids, block, place))
     width = max(len(ids) for ids, _, _ in rows)
     filled = torch.zeros(3, len(rows), width, dtype=torch.long)
@@ -230,11 +232,11 @@ def pack(
     return filled[0], filled[1], filled[2]
 
 
-def spoken_of(asked: Sequence[Asked], patches: int) -> tuple[list[Name], list[Pair]]:
+def spoken_of(questioned: Sequence[Asked], patches: int) -> tuple[list[Name], list[Pair]]:
     """Where in the packed rows things are named, and where two of them are compared."""
     names: list[Name] = []
     pairs: list[Pair] = []
-    for row, (scene, questions) in enumerate(asked):
+    for row, (scene, questions) in enumerate(questioned):
         start = 1 + patches
         for question in questions:
             words, things = (
@@ -253,15 +255,17 @@ def spoken_of(asked: Sequence[Asked], patches: int) -> tuple[list[Name], list[Pa
 
 
 @torch.no_grad()
-def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> dict[str, float]:
+def judged(
+    model: Any, questioned: Sequence[Asked], tokenizer: Any, patches: int
+) -> dict[str, float]:
     """Accuracy of each kind, one question at a time as a user asks it, and with the pictures
     exchanged."""
     right: dict[str, list[bool]] = defaultdict(list)
-    pictures = _scenes.pixels([scene for scene, _ in asked])
+    pictures = _scenes.pixels([scene for scene, _ in questioned])
     number = tokenizer.get_vocab()
     start = [number[_scenes.BOS], *[number[_scenes.IMAGE]] * patches]
     by_length = defaultdict(list)
-    for which, (_, questions) in enumerate(asked):
+    for which, (_, questions) in enumerate(questioned):
         for question in questions:
             by_length[len(question.text.split())].append((which, question))
     for rows in by_length.values():
@@ -269,7 +273,7 @@ def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> 
             [start + [number[word] for word in question.text.split()] for _, question in rows]
         )
         own = torch.tensor([which for which, _ in rows])
-        for what, seen in (("", own), ("other_picture_", (own + 1) % len(asked))):
+        for what, seen in (("", own), ("other_picture_", (own + 1) % len(questioned))):
             for first in range(0, len(rows), 64):
                 some = slice(first, first + 64)
                 out = model(
@@ -287,7 +291,7 @@ def judged(model: Any, asked: Sequence[Asked], tokenizer: Any, patches: int) -> 
     return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
 
 
-def guessed(known: Sequence[Asked], asked: Sequence[Asked]) -> dict[str, float]:
+def guessed(known: Sequence[Asked], questioned: Sequence[Asked]) -> dict[str, float]:
     """Accuracy without any picture, of each kind: always the kind's most common answer, or the
     question's own."""
     common: dict[str, Counter[str]] = defaultdict(Counter)
@@ -296,7 +300,7 @@ def guessed(known: Sequence[Asked], asked: Sequence[Asked]) -> dict[str, float]:
         common[question.text][question.answer] += 1
     best = {what: answers.most_common(1)[0][0] for what, answers in common.items()}
     right: dict[str, list[bool]] = defaultdict(list)
-    for question in (question for _, questions in asked for question in questions):
+    for question in (question for _, questions in questioned for question in questions):
         blind = best.get(question.text, best[question.kind])
         for name, guess in (("majority", best[question.kind]), ("blind", blind)):
             right[name].append(guess == question.answer)

@@ -44,15 +44,15 @@ def questions(n: int, seed: int = 0, *, world: int = 0, shuffled: bool = False) 
     """n questions of the world that `make("tiny-mcq", seed=world)` learned; shuffled: labelled with
     random letters."""
     generator, kinds = random.Random(f"questions {seed} {shuffled}"), _kinds(world)
-    found = []
+    drawn = []
     for _ in range(n):
         kind, words, right, wrong = _draw(generator, kinds)
         labels = tuple(generator.sample(LETTERS, OPTIONS)) if shuffled else tuple(LETTERS[:OPTIONS])
         other = words.copy()
         other[right], other[wrong] = words[wrong], words[right]
         clean, corrupt = (_prompt(kind, labels, order) for order in (words, other))
-        found.append(Question(clean, corrupt, labels[right], labels[wrong], labels))
-    return found
+        drawn.append(Question(clean, corrupt, labels[right], labels[wrong], labels))
+    return drawn
 
 
 def recipe(
@@ -127,8 +127,8 @@ def _last(model: Any, rows: Tensor) -> Tensor:
     return model(input_ids=rows[:, :-1], use_cache=False, logits_to_keep=1).logits[:, -1]
 
 
-def _accuracy(model: Any, tokenizer: Any, asked: Sequence[Question]) -> float:
-    ids = torch.tensor(tokenizer([f"{q.clean} {q.answer}" for q in asked])["input_ids"])
+def _accuracy(model: Any, tokenizer: Any, rows: Sequence[Question]) -> float:
+    ids = torch.tensor(tokenizer([f"{q.clean} {q.answer}" for q in rows])["input_ids"])
     return (_last(model, ids).argmax(-1) == ids[:, -1]).float().mean().item()
 
 

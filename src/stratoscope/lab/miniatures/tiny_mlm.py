@@ -61,8 +61,8 @@ def recipe(
 
     def loss(model: Any, step: int, generator: torch.Generator) -> Tensor:
         ids = _text.windows(text.train, batch, context, generator)
-        asked, seen = masked(ids, text.tokenizer, hidden, generator)
-        return nn.functional.cross_entropy(_found(model, seen, asked), ids[asked])
+        hidden_at, seen = masked(ids, text.tokenizer, hidden, generator)
+        return nn.functional.cross_entropy(_logits_at(model, seen, hidden_at), ids[hidden_at])
 
     def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
@@ -71,12 +71,12 @@ def recipe(
     def judge(model: Any) -> dict[str, float]:
         """Every seventh token is hidden, and replaced by the mask."""
         ids = text.held[: min(32768, len(text.held)) // context * context].long().view(-1, context)
-        asked = (torch.arange(ids.numel()) % 7 == 3).view_as(ids)
-        found = [
-            _found(model, row.masked_fill(at, _mask(text.tokenizer)), at)
-            for row, at in _parts(ids, asked)
+        hidden_at = (torch.arange(ids.numel()) % 7 == 3).view_as(ids)
+        logits_of = [
+            _logits_at(model, row.masked_fill(at, _mask(text.tokenizer)), at)
+            for row, at in _parts(ids, hidden_at)
         ]
-        logits, truth = torch.cat(found), ids[asked]
+        logits, truth = torch.cat(logits_of), ids[hidden_at]
         right = (logits.argmax(-1) == truth).float().mean().item()
         return {"loss": nn.functional.cross_entropy(logits, truth).item(), "accuracy": right}
 
@@ -100,18 +100,18 @@ def masked(
 ) -> tuple[Bool[Tensor, "example token"], Int[Tensor, "example token"]]:
     """Which tokens are asked for, and what is shown: of those asked for 80 % masks, 10 % random
     tokens, 10 % themselves."""
-    asked = torch.rand(ids.shape, generator=generator) < share
+    hidden_at = torch.rand(ids.shape, generator=generator) < share
     kind = torch.rand(ids.shape, generator=generator)
     other = torch.randint(2, len(tokenizer), ids.shape, generator=generator)
     shown = torch.where(
         kind < 0.8, torch.full_like(ids, _mask(tokenizer)), torch.where(kind < 0.9, other, ids)
     )
-    return asked, torch.where(asked, shown, ids)
+    return hidden_at, torch.where(hidden_at, shown, ids)
 
 
-def _found(model: Any, ids: Tensor, asked: Tensor) -> Tensor:
+def _logits_at(model: Any, ids: Tensor, hidden_at: Tensor) -> Tensor:
     """(asked token, vocab) logits; the read-out runs on these tokens only."""
-    return model.decoder(model.head(model.model(input_ids=ids).last_hidden_state[asked]))
+    return model.decoder(model.head(model.model(input_ids=ids).last_hidden_state[hidden_at]))
 
 
 def _parts(*rows: Tensor) -> zip:

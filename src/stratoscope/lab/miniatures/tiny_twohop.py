@@ -70,8 +70,8 @@ def questions(
     lonely = set(generator.sample(facts, round(alone * len(facts))))
     hops = [((kind, name), (second, world[kind, name])) for kind, name in facts for second in kinds]
     # if its facts are combined elsewhere
-    kept = {hop: not lonely & {*hop} and generator.random() < 0.1 for hop in hops}
-    used = [{hop[i] for hop in hops if not kept[hop] and not lonely & {*hop}} for i in (0, 1)]
+    held_out = {hop: not lonely & {*hop} and generator.random() < 0.1 for hop in hops}
+    used = [{hop[i] for hop in hops if not held_out[hop] and not lonely & {*hop}} for i in (0, 1)]
 
     def split(first: tuple[str, str], second: tuple[str, str]) -> str:
         if lonely & {first, second}:
@@ -83,7 +83,9 @@ def questions(
                 else "new second"
             )
         return (
-            "new pair" if kept[first, second] and first in used[0] and second in used[1] else "seen"
+            "new pair"
+            if held_out[first, second] and first in used[0] and second in used[1]
+            else "seen"
         )
 
     one = [Question(f"{name} 's {kind}", world[kind, name], "one hop") for kind, name in facts]
@@ -116,12 +118,12 @@ def recipe(
     answers are learned."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    asked = questions(seed, people=people, relations=relations, alone=alone)
-    tokenizer = _tokenizer(asked)
+    every = questions(seed, people=people, relations=relations, alone=alone)
+    tokenizer = _tokenizer(every)
     splits = {
         split: _ids(tokenizer, rows)
         for split in SPLITS
-        if (rows := [q for q in asked if q.split == split])
+        if (rows := [q for q in every if q.split == split])
     }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -195,18 +197,18 @@ def _names(n: int, generator: random.Random) -> list[str]:
     return sorted(generator.sample(every, n))
 
 
-def _ids(tokenizer: Any, asked: Sequence[Question]) -> Tensor:
+def _ids(tokenizer: Any, rows: Sequence[Question]) -> Tensor:
     return torch.tensor(
-        [tokenizer(f"{q.prompt} {q.answer}")["input_ids"] for q in asked], dtype=torch.long
+        [tokenizer(f"{q.prompt} {q.answer}")["input_ids"] for q in rows], dtype=torch.long
     )
 
 
-def _tokenizer(asked: Sequence[Question]) -> Any:
+def _tokenizer(drawn: Sequence[Question]) -> Any:
     """One token for each word between spaces; an unknown word is an error, not a guess."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for q in asked for word in (*q.prompt.split(), q.answer)})
+    words = sorted({word for q in drawn for word in (*q.prompt.split(), q.answer)})
     whole = Tokenizer(models.WordLevel({word: id for id, word in enumerate(["<pad>", *words])}))
     whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -87,7 +87,7 @@ class _Shell:
 
 def _renamed(name: str) -> str:
     name = re.sub(
-        r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", name.removeprefix("module.")
+        r"^layer(\d)", lambda match: f"stages.{int(match[1]) - 1}", name.removeprefix("module.")
     )
     name = name.replace("bn", "norm").replace("shortcut", "skip").replace("linear", "head")
     return re.sub(r"^(conv|norm)1", r"\1", name)

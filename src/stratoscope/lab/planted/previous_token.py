@@ -40,6 +40,6 @@ def previous_token_head(seed: int = 0) -> Planted:
 
 def _draw(generator: random.Random) -> Variant:
     *before, last = generator.choices(WORDS, k=generator.randint(2, 12))
-    said = generator.sample(WORDS, 2)
-    clean, corrupt = (" ".join([*before, word, last]) for word in said)
-    return Variant(clean, corrupt, *said)
+    words = generator.sample(WORDS, 2)
+    clean, corrupt = (" ".join([*before, word, last]) for word in words)
+    return Variant(clean, corrupt, *words)

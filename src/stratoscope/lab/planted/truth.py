@@ -82,11 +82,12 @@ class Planted:
         """
         if n < 1:
             raise InputError(f"{n} variants of {self.name}: ask for at least one.")
-        generator, found = random.Random(f"{self.name} {seed}"), {}
+        generator, variants = random.Random(f"{self.name} {seed}"), {}
         for _ in range(50 * n + 1000):
-            found[self.draw(generator)] = None
-            if len(found) == n:
-                return list(found)
+            variants[self.draw(generator)] = None
+            if len(variants) == n:
+                return list(variants)
         raise InputError(
-            f"{self.name} has only about {len(found)} different prompt pairs; {n} were asked for."
+            f"{self.name} has only about {len(variants)} different prompt pairs; {n} were "
+            "asked for."
         )

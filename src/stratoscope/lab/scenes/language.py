@@ -61,14 +61,14 @@ def questions(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"no kind of question {unknown}; there are {', '.join(KINDS)}.")
     generator = random.Random(f"questions {seed} {scene.things}")
-    turn, found = generator.randrange(len(kinds)), {}
+    turn, questions = generator.randrange(len(kinds)), {}
     for attempt in range(4 * n + 4 * len(kinds)):
-        if len(found) == n:
+        if len(questions) == n:
             break
-        asked = KINDS[kinds[(turn + attempt) % len(kinds)]](scene, generator)
-        if asked is not None:
-            found.setdefault(asked.text, asked)
-    return list(found.values())
+        question = KINDS[kinds[(turn + attempt) % len(kinds)]](scene, generator)
+        if question is not None:
+            questions.setdefault(question.text, question)
+    return list(questions.values())
 
 
 def stands(first: Thing, relation: str, second: Thing) -> bool:
@@ -166,7 +166,7 @@ def _relation(scene: Scene, generator: random.Random) -> Question | None:
     """Is one thing left of (right of, above, below) another? Both ways round are asked only of what
     is clearly so."""
     yes = generator.random() < 0.5
-    told = [
+    relations = [
         (a, b, relation)
         for a, b in _pairs(scene)
         for relation in RELATIONS
@@ -178,9 +178,9 @@ def _relation(scene: Scene, generator: random.Random) -> Question | None:
             )
         )
     ]
-    if not told:
+    if not relations:
         return None
-    first, second, relation = generator.choice(told)
+    first, second, relation = generator.choice(relations)
     text = f"is the {_name(scene, first)} {relation} the {_name(scene, second)} ?"
     return Question("relation", text, "yes" if yes else "no", (first, second))
 

@@ -70,11 +70,11 @@ class Scene:
     def boxes(self) -> Int[np.ndarray, "thing side=4"]:
         """Left, top, right, bottom of each mask in pixels; right and bottom are the first
         outside."""
-        found = []
+        boxes = []
         for mask in self.masks:
             rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-            found.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        return np.array(found, dtype=np.int64)
+            boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        return np.array(boxes, dtype=np.int64)
 
     @cached_property
     def picture(self) -> UInt8[np.ndarray, "row column rgb=3"]:
@@ -142,18 +142,18 @@ def _places(generator: random.Random, sizes: list[str]) -> list[tuple[str, float
     for attempt in range(200):
         if attempt % 20 == 19 and "large" in sizes:
             sizes[sizes.index("large")] = "small"
-        found: list[tuple[str, float, float, float]] = []
+        places: list[tuple[str, float, float, float]] = []
         for size in sizes:
             for _ in range(30):
                 radius = generator.uniform(*RADIUS[size])
                 x, y = (generator.uniform(radius + EDGE, 1 - radius - EDGE) for _ in range(2))
                 if all(
-                    (x - a) ** 2 + (y - b) ** 2 > (radius + r + GAP) ** 2 for _, a, b, r in found
+                    (x - a) ** 2 + (y - b) ** 2 > (radius + r + GAP) ** 2 for _, a, b, r in places
                 ):
-                    found.append((size, x, y, radius))
+                    places.append((size, x, y, radius))
                     break
-        if len(found) == len(sizes):
-            return found
+        if len(places) == len(sizes):
+            return places
     raise InputError(f"{len(sizes)} things do not fit; ask for fewer.")
 
 

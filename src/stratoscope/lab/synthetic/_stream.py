@@ -25,12 +25,12 @@ _PARTS = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # of 
 class Stream:
     """Rows of `length` token ids below `vocab`, all drawn anew.
 
-    draw(generator, n): (row, position) ids, all that there is to say about a row. asked:
+    draw(generator, n): (row, position) ids, all that there is to say about a row. queried:
     (position,) where the token is a target, to be told from those before it. best(ids): (row,
     position, vocab) probabilities of the token that follows each position, by the best predictor;
     only what stands before a target counts. pair(ids, generator): one row as clean and corrupt
     prompt, answer and foil. chance: accuracy at the targets of a guesser who does not read. story:
-    what is asked and what it does not show. source: who used it.
+    what is queried and what it does not show. source: who used it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Stream:
     split: str
     vocab: int
     length: int
-    asked: Bool[Tensor, " position"]
+    queried: Bool[Tensor, " position"]
     chance: float
     story: str
     source: str
@@ -48,19 +48,19 @@ class Stream:
 
     def batch(self, step: int, size: int) -> dict[str, Tensor]:
         """input_ids and labels, (row, position) each, of this step: a label stands at its own
-        token, -100 where none is asked. Raises InputError when the split has too few different
+        token, -100 where none is queried. Raises InputError when the split has too few different
         rows."""
         ids = self.rows(size, generator(self.seed, step))
-        return {"input_ids": ids, "labels": ids.masked_fill(~self.asked, NO_TARGET)}
+        return {"input_ids": ids, "labels": ids.masked_fill(~self.queried, NO_TARGET)}
 
     def rows(self, n: int, generator: torch.Generator) -> Int[Tensor, "row position"]:
         """n rows of this split."""
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for _ in range(100):
             drawn = self.draw(generator, 2 * n + 16)
-            found += [drawn[_in_split(drawn, self.split)]]
-            if sum(map(len, found)) >= n:
-                return torch.cat(found)[:n]
+            parts += [drawn[_in_split(drawn, self.split)]]
+            if sum(map(len, parts)) >= n:
+                return torch.cat(parts)[:n]
         raise InputError(
             f"{self.name}: hardly a row belongs to the split {self.split!r}: there are too few "
             "different rows of this size; make it longer, or its vocabulary larger."
@@ -75,16 +75,18 @@ class Stream:
         """Loss (nats a target) and accuracy of the best predictor on a batch: no model is better on
         average."""
         at = batch["labels"][:, 1:] != NO_TARGET
-        said = self.optimal(batch["input_ids"])[:, :-1][at]
+        probabilities = self.optimal(batch["input_ids"])[:, :-1][at]
         answers = batch["input_ids"][:, 1:][at]
-        chosen = said.gather(-1, answers[:, None])
-        right = (said.argmax(-1) == answers).float().mean()
+        chosen = probabilities.gather(-1, answers[:, None])
+        right = (probabilities.argmax(-1) == answers).float().mean()
         return -chosen.clamp_min(1e-30).log().mean().item(), right.item()
 
     def pairs(self, n: int, seed: int) -> Task:
         """n prompts of this split, each beside one that differs in what decides the answer."""
         if n < 1:
-            raise InputError(f"{self.name}: {n} prompt pairs were asked for; ask for at least one.")
+            raise InputError(
+                f"{self.name}: {n} prompt pairs were queried for; ask for at least one."
+            )
         draws = generator(seed, 0)
         rows = [self.pair(row, draws) for row in self.rows(n, draws)]
         clean, corrupt = ([tuple(row[i]) for row in rows] for i in (0, 1))

@@ -24,12 +24,12 @@ def stream(*, seed: int = 0, split: str = "train", symbols: int = 16, length: in
 
     def best(ids: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocab"]:
         """Before the bar, any symbol."""
-        said = torch.full((*ids.shape, symbols + 1), 1 / symbols)
-        said[..., symbols] = 0.0
+        probabilities = torch.full((*ids.shape, symbols + 1), 1 / symbols)
+        probabilities[..., symbols] = 0.0
         after = max(0, ids.shape[1] - length)
         copied = torch.nn.functional.one_hot(ids[:, :after], symbols + 1)
-        said[:, length : length + after] = copied.float()
-        return said
+        probabilities[:, length : length + after] = copied.float()
+        return probabilities
 
     def pair(ids: Tensor, generator: torch.Generator) -> tuple[list[int], list[int], int, int]:
         """Another symbol stands at the place that is to be copied next."""

@@ -48,8 +48,8 @@ def stream(
     def pair(ids: Tensor, generator: torch.Generator) -> tuple[list[int], list[int], int, int]:
         """As much of the row as ends before another state, clearly the likeliest; two states change
         names wherever they stand, and so do their chances."""
-        said = best(ids[None])[0]
-        top = said.topk(2, dim=-1)
+        probabilities = best(ids[None])[0]
+        top = probabilities.topk(2, dim=-1)
         clear = (top.indices[:, 0] != ids) & (top.values[:, 0] > top.values[:, 1])
         if not clear.any():
             raise InputError("markov: a row in which nothing is likely to follow: make it longer.")

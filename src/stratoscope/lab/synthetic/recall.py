@@ -35,11 +35,13 @@ def stream(
 
     def draw(generator: torch.Generator, n: int) -> Int[Tensor, "row position"]:
         chosen = permutations(n, keys, generator)[:, :pairs]
-        told = keys + torch.randint(values, (n, pairs), generator=generator)
+        values_at = keys + torch.randint(values, (n, pairs), generator=generator)
         again = permutations(n, pairs, generator)[:, :queries]
-        shown = torch.stack([chosen, told], dim=-1).flatten(1)
-        asked = torch.stack([chosen.gather(1, again), told.gather(1, again)], dim=-1).flatten(1)
-        return torch.cat([shown, asked], dim=1)
+        shown = torch.stack([chosen, values_at], dim=-1).flatten(1)
+        query = torch.stack([chosen.gather(1, again), values_at.gather(1, again)], dim=-1).flatten(
+            1
+        )
+        return torch.cat([shown, query], dim=1)
 
     def best(ids: Int[Tensor, "row position"]) -> Float[Tensor, "row position vocab"]:
         where = ids[:, None, : 2 * pairs : 2] == ids[:, :, None]  # (row, position, pair)

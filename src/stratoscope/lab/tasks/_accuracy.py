@@ -33,9 +33,9 @@ def accuracy(lm: LM, task: Task, *, batch: int = 16) -> xr.Dataset:
             part = slice(start, start + batch)
             inputs = lm.batch(list(prompts[part]))
             logits = last_logits(lm, inputs)
-            asked = target(lm, inputs, list(task.answer_ids[part]), list(task.foil_ids[part]))
-            differences.append(asked.difference(logits).float().cpu())
-            tops.append(logits.argmax(dim=-1).cpu() == asked.answer)
+            wanted = target(lm, inputs, list(task.answer_ids[part]), list(task.foil_ids[part]))
+            differences.append(wanted.difference(logits).float().cpu())
+            tops.append(logits.argmax(dim=-1).cpu() == wanted.answer)
     clean, corrupt = torch.cat(differences).chunk(2)
     top, _ = torch.cat(tops).chunk(2)
     correct = clean > 0

@@ -73,21 +73,21 @@ def fitted(
     Raises InputError when n is below 1, or when no pair fits.
     """
     generator, reason = new_generator(name, n, seed), ""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    fitting: dict[tuple[str, str], tuple[int, int]] = {}
     for _ in range(DRAWS * n + 200):
         pair = draw(generator)
         ids, wrong = _ids(tokenizer, pair)
         if ids is None:
             reason = wrong
         else:
-            found.setdefault((pair.clean, pair.corrupt), ids)
-        if len(found) == n:
+            fitting.setdefault((pair.clean, pair.corrupt), ids)
+        if len(fitting) == n:
             break
-    if not found:
+    if not fitting:
         raise InputError(
             f"{name}: no prompt pair fits this tokenizer. {reason} Use another task for this model."
         )
-    rows = [(*prompts, *ids) for prompts, ids in found.items()]
+    rows = [(*prompts, *ids) for prompts, ids in fitting.items()]
     return made(
         name, tokenizer, rows + generator.choices(rows, k=n - len(rows)), story, source, chance
     )
@@ -122,20 +122,20 @@ def one_token(
 ) -> list[str]:
     """Those words that are one known token after a space. Raises InputError when fewer than `need`
     are left."""
-    kept = [word for word in words if next_token(tokenizer, "the", f" {word}") is not None]
-    return enough(kept, words, what, need)
+    single = [word for word in words if next_token(tokenizer, "the", f" {word}") is not None]
+    return enough(single, words, what, need)
 
 
-def enough(kept: list[T], given: Sequence, what: str, need: int) -> list[T]:
-    """`kept` as it is. Raises InputError, naming the list as `what`, when it has fewer than
+def enough(usable: list[T], given: Sequence, what: str, need: int) -> list[T]:
+    """`usable` as it is. Raises InputError, naming the list as `what`, when it has fewer than
     `need`."""
-    if len(kept) < need:
+    if len(usable) < need:
         raise InputError(
-            f"{what}: {len(kept)} of {len(given)} are single tokens under this tokenizer, and "
+            f"{what}: {len(usable)} of {len(given)} are single tokens under this tokenizer, and "
             f"{need} are needed. "
             f"Use a tokenizer with more whole words, or another task."
         )
-    return kept
+    return usable
 
 
 def next_token(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> int | None:

@@ -23,7 +23,8 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     """n pairs, half with a plural subject. Raises InputError when the tokenizer splits the
     nouns."""
     nouns, attractors = (
-        _both(tokenizer, *given) for given in ((NOUNS, "nouns"), (ATTRACTORS, "attractor nouns"))
+        _in_both_numbers(tokenizer, *given)
+        for given in ((NOUNS, "nouns"), (ATTRACTORS, "attractor nouns"))
     )
 
     def draw(generator: random.Random) -> Pair:
@@ -50,12 +51,14 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
     )
 
 
-def _both(tokenizer: PreTrainedTokenizerBase, words: list[str], what: str) -> list[list[str]]:
+def _in_both_numbers(
+    tokenizer: PreTrainedTokenizerBase, words: list[str], what: str
+) -> list[list[str]]:
     """[singular, plural] of those nouns that are one token in both numbers."""
     pairs = [word.split(":") for word in words]
-    kept = [
+    usable = [
         pair
         for pair in pairs
         if all(next_token(tokenizer, "the", f" {word}") is not None for word in pair)
     ]
-    return enough(kept, pairs, f"{what}, in both numbers", need=3)
+    return enough(usable, pairs, f"{what}, in both numbers", need=3)

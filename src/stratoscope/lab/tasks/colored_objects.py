@@ -12,7 +12,7 @@ COLOURS = "red blue green black white brown yellow pink".split()
 THINGS = "book cup pen ball box plate key ring phone bag hat lamp".split()
 PROMPT = (
     "Q: On the table, there is a {0} {3}, a {1} {4}, and a {2} {5}. What color is the "
-    "{asked}?\nA: The {asked} is"
+    "{target}?\nA: The {target} is"
 )
 
 
@@ -27,7 +27,7 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
         shades, objects = generator.sample(colours, 3), generator.sample(things, 3)
         right, wrong = generator.sample(range(3), 2)
         clean, corrupt = (
-            PROMPT.format(*shades, *objects, asked=objects[which]) for which in (right, wrong)
+            PROMPT.format(*shades, *objects, target=objects[which]) for which in (right, wrong)
         )
         return Pair(clean, corrupt, f" {shades[right]}", f" {shades[wrong]}")
 

@@ -35,8 +35,8 @@ def task(tokenizer: PreTrainedTokenizerBase, n: int, seed: int = 0) -> Task:
         )
         words = {"noun": generator.choice(nouns), "century": generator.choice(CENTURIES)}
         clean, corrupt = (TEMPLATE.format(**words, start=year) for year in (start, 1))
-        told = [str(year // 10) if single else f"{year:02d}" for year in (answer, foil)]
-        return Pair(clean, corrupt, *told)
+        endings = [str(year // 10) if single else f"{year:02d}" for year in (answer, foil)]
+        return Pair(clean, corrupt, *endings)
 
     story = """Something lasts from a year of a century to a year of the same century: the answer
         continues it to a later year, the foil to an earlier one. In the corrupt prompt the first

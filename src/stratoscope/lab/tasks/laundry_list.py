@@ -41,8 +41,8 @@ def task(
         )
         return Pair(clean, corrupt, f" {missing}", f" {other}")
 
-    told = " or ".join(str(size) for size in sizes)
-    story = f"""{told} things are listed, and all but one of them named again, in any order: the
+    written = " or ".join(str(size) for size in sizes)
+    story = f"""{written} things are listed, and all but one of them named again, in any order: the
         answer is the one left over. In the corrupt prompt another one is left over, the foil. A
         guesser who names one of the things listed is the top answer once in so many times; one
         who always copies the thing not just named does better."""

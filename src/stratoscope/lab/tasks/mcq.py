@@ -91,11 +91,11 @@ def task(
 
     first = random.Random(f"shots {seed}")
     places = first.sample(range(4), 4)
-    solved = [asked(first, places[number % 4]) for number in range(shots)]
+    solved = [questions(first, places[number % 4]) for number in range(shots)]
     before = "".join(f"{one.clean}{one.answer}\n\n" for one in solved)
 
     def draw(generator: random.Random) -> Pair:
-        clean, corrupt, answer, foil = asked(generator, generator.randrange(4))
+        clean, corrupt, answer, foil = questions(generator, generator.randrange(4))
         return Pair(before + clean, before + corrupt, answer, foil)
 
     labelled = (

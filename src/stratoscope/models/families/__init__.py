@@ -17,8 +17,8 @@ from stratoscope.models.family import Family
 
 def find(config: Any) -> Family | None:
     """The family for a Hugging Face config, by its `model_type`."""
-    found: Any = _all().get(config.model_type)
-    return found if found is None or isinstance(found, Family) else found(config)
+    family: Any = _all().get(config.model_type)
+    return family if family is None or isinstance(family, Family) else family(config)
 
 
 def known() -> list[str]:

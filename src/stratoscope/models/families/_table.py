@@ -51,14 +51,14 @@ def of(name: str, kind: Any, lm: Any) -> Entry:
 def _lacks(lm: Any) -> tuple[tuple[str, str, str], ...]:
     from stratoscope.models.sites import POINTS, Site
 
-    found: dict[str, dict[str, list[int]]] = {}
+    by_reason: dict[str, dict[str, list[int]]] = {}
     for layer in range(lm.dims.layers):
         for point in (p for p in POINTS if p not in _PLAIN):
             reason = lm.layout.lack(Site("", layer, point))
             if reason:
-                found.setdefault(reason, {}).setdefault(point, []).append(layer)
+                by_reason.setdefault(reason, {}).setdefault(point, []).append(layer)
     rows = []
-    for reason, points in found.items():
+    for reason, points in by_reason.items():
         layers = next(iter(points.values()))
         where = (
             "every layer"
@@ -83,15 +83,15 @@ def entries() -> list[Entry]:
     return [Entry(**row | {"lacks": tuple(map(tuple, row.get("lacks", ())))}) for row in rows]
 
 
-def write(found: Iterable[Entry]) -> None:
-    rows = [{k: v for k, v in asdict(entry).items() if v} for entry in found]
+def write(entries: Iterable[Entry]) -> None:
+    rows = [{k: v for k, v in asdict(entry).items() if v} for entry in entries]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     FILE.write_text(f"[\n{lines}\n]\n", "utf-8")
 
 
-def page(found: Sequence[Entry]) -> str:
+def page(entries: Sequence[Entry]) -> str:
     """docs/families.md."""
-    causal = [entry for entry in found if entry.kind == "causal"]
+    causal = [entry for entry in entries if entry.kind == "causal"]
     held = sum(entry.status in ("proved", "probed") for entry in causal)
     tried = sum(entry.status != "not tried" for entry in causal)
     text = [
@@ -129,17 +129,19 @@ def page(found: Sequence[Entry]) -> str:
         ("vision", "Vision and text"),
     ):
         text += [f"## {title}", "", "| type | | lacks, or why not |", "|---|---|---|"]
-        text += [f"| `{e.type}` | {e.status} | {_told(e)} |" for e in found if e.kind == kind]
+        text += [f"| `{e.type}` | {e.status} | {_remark(e)} |" for e in entries if e.kind == kind]
         text += [""]
     return "\n".join(text)
 
 
-def _told(entry: Entry) -> str:
-    told = (
+def _remark(entry: Entry) -> str:
+    reasons = (
         [entry.why]
         if entry.why
         else [f"`{points}` ({where}): {reason}" for points, where, reason in entry.lacks]
     )
     if entry.residual == "post-norm":
-        told.insert(0, "its stream is normed or scaled after additions, so it is no sum of writes")
-    return "; ".join(told).replace("|", "\\|").replace("<", "&lt;")
+        reasons.insert(
+            0, "its stream is normed or scaled after additions, so it is no sum of writes"
+        )
+    return "; ".join(reasons).replace("|", "\\|").replace("<", "&lt;")
