@@ -21,7 +21,7 @@ SETS, EACH = 10, 50
 # deviations along the slit, in pixels of photographs (32) and of clothes (28), which are smoother:
 # in pilots 3 pixels left both kinds of small network above 0.96
 BLURS, SMOOTH = (0.75, 1.5, 3.0), (2.0, 4.0, 8.0)
-PAIRS, TRAIN, STEPS, LAYERS = 6, 10_000, 300, 4  # of the miniatures
+PAIRS, TRAIN, STEPS, LAYERS = 10, 10_000, 300, 4  # of the miniatures
 Scores = dict[str, np.ndarray]
 
 
