@@ -173,8 +173,8 @@ def states(lm: LM, inputs: Any, size: int = 16) -> Float[Tensor, "example depth 
         )
         depths = torch.cat([seen["layers.0.resid_pre"][None], seen.stack("layers.*.resid_post")])
         for number, i in enumerate(some):
-            found[i] = depths[:, number].double().cpu()
-    return torch.stack(found)
+            last[i] = depths[:, number].double().cpu()
+    return torch.stack(last)
 
 
 def _line(
