@@ -168,12 +168,13 @@ def back_patching_helps_a_miniature(seed: int) -> Measured:
     tier="small",
     subjects=("smollm2", "gemma3-270m", "qwen2.5-coder-0.5b"),
     n="20 questions",
-    valid="named_entities_decoded_low >= 0.5 and both_hops_known >= 100",
+    valid="named_entities_decoded_low >= 0.5 and answer_share >= 0.5 and both_hops_known >= 100",
     expect="earlier_low > 0 and bridge_share_low > 2 * stranger_share",
     direction="earlier > 0",
     null={"stranger_share": "the bridge of another question, decoded in the same way"},
     thresholds="0.5 and 100: the review's, a reader must read the names it is shown, and a model"
-    " know the facts it is asked to join; 2: the ledger's",
+    " know the facts it is asked to join; 0.5 of the answers: ours, as in the miniature, what comes"
+    " first of two that are not seen cannot be said; 2: the ledger's",
 )
 def the_bridge_comes_first(lm: LM, seed: int) -> Measured:
     """Capitals and languages of described countries, of which the model knows both hops; 30 drawn.
