@@ -94,14 +94,14 @@ def measure(
 def random_units(units: Sequence[Unit], neurons: int, draws: int, seed: int) -> list[Unit]:
     """Neurons drawn from the layers of these in turn, none of them these: (layer, neuron). Raises
     InputError where a layer has no other."""
-    generator, found = np.random.default_rng(seed), []
+    generator, others = np.random.default_rng(seed), []
     for number in range(draws):
         layer = units[number % len(units)][0]
         free = np.setdiff1d(np.arange(neurons), [neuron for at, neuron in units if at == layer])
         if not len(free):
             raise InputError(f"all {neurons} neurons of layer {layer} are given: none is random.")
-        found.append((layer, int(generator.choice(free))))
-    return found
+        others.append((layer, int(generator.choice(free))))
+    return others
 
 
 def _unit(lm: LM, unit: Sequence[int]) -> Unit:

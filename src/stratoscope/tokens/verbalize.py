@@ -96,10 +96,12 @@ def check(text: str, tokens: Sequence[str], attribution: Map) -> list[str]:
     stand exactly where it is due.
     """
     wrong: list[str] = []
-    share, found = shares(attribution), CITATION.findall(text)
-    best = strongest(attribution, len(found))
-    cited = sorted({int(position) for _, position, _, _ in found if int(position) < len(tokens)})
-    for quote, position, part, towards in found:
+    share, citations = shares(attribution), CITATION.findall(text)
+    best = strongest(attribution, len(citations))
+    cited = sorted(
+        {int(position) for _, position, _, _ in citations if int(position) < len(tokens)}
+    )
+    for quote, position, part, towards in citations:
         p = int(position)
         if p not in cited or json.loads(quote) != tokens[p]:
             wrong.append(f"{quote} does not stand at position {p}.")
