@@ -171,6 +171,7 @@ def test_the_command_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     done = CliRunner().invoke(cli.main, ["atlas", "--out", str(out)])
     assert done.exit_code == 0, done.stderr
     assert f"Page: {out.as_uri()}" in done.output
+    assert f"243 papers and {len(pages.own().across)} files across papers, " in done.output
     kept = json.loads((tmp_path / "all.json").read_text())
     assert kept["schema"] == whole.SCHEMA
     assert len(kept["papers"]) == len(ledger.rows()) + len(pages.own().across)

@@ -32,6 +32,7 @@ def command(out: Path) -> None:
     written_data = atlas.write(data, out.with_suffix(".json"))
     claims = sum(len(paper["claims"]) for paper in data["papers"])
     counts = ", ".join(f"{count} {status}" for status, count in data["counts"].items())
-    click.echo(f"{len(data['papers'])} papers, {claims} claims: {counts}.")
+    beside = f" and {len(whole.across)} files across papers" if whole.across else ""
+    click.echo(f"{len(whole.entries)} papers{beside}, {claims} claims. The papers: {counts}.")
     click.echo(f"Page: {written.absolute().as_uri()}\nData: {written_data}")
     _claims.warn(_claims.console(), whole.problems)
