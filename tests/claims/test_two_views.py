@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from stratoscope.claims.verdict import FAILED, NO_TEST, REPRODUCED, judge
 from stratoscope.lab import small_nets
 from stratoscope.papers import _two_views as two
 from stratoscope.papers import human_cat_cka
@@ -64,3 +65,16 @@ def test_the_claim_on_the_authors_encoders_runs(monkeypatch: pytest.MonkeyPatch)
     found = measured.numbers
     assert found["dino"] == found["supervised"] > found["shuffled"]
     assert found["dino_rsa"] == found["supervised_rsa"]
+
+
+def test_the_ranking_that_cannot_be_run_is_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And would be judged if there were a network of DINO's; then above or below the others."""
+    [claim] = human_cat_cka.dino_is_not_here.claims
+    here, words, spread = {"a": 0.8, "b": 0.7}, [], np.linspace(-0.01, 0.01, 10)
+    for more in ({}, {"dino": 0.9}, {"dino": 0.75}):
+        nets = here | more
+        monkeypatch.setattr(two, "PARTS", dict.fromkeys(nets, ()))
+        monkeypatch.setattr(two, "means", lambda name, seed, nets=nets: nets[name] + spread)
+        measured = human_cat_cka.dino_is_not_here(0)
+        words.append(judge(claim, measured.numbers, int(measured.n), claim.least).status)
+    assert words == [NO_TEST, REPRODUCED, FAILED]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stratoscope.claims import Measured
@@ -23,6 +24,14 @@ SETS, EACH = 10, 50
 BLURS, SMOOTH = (0.75, 1.5, 3.0), (2.0, 4.0, 8.0)
 PAIRS, TRAIN, STEPS, LAYERS = 10, 10_000, 300, 4  # of the miniatures
 Scores = dict[str, np.ndarray]
+# of the real networks of pictures there are: after the stem, and every third or second block
+PARTS = {
+    "resnet56-cifar10": ["norm", *(f"stages.{s}.{block}" for s in range(3) for block in (2, 5, 8))],
+    "mobilenetv2": [
+        "mobilenet_v2.conv_stem",
+        *(f"mobilenet_v2.layer.{i}" for i in range(0, 16, 2)),
+    ],
+}
 
 
 def sets(seed: int) -> list[Tensor]:
@@ -32,16 +41,28 @@ def sets(seed: int) -> list[Tensor]:
     return list(torch.as_tensor(test.x[drawn]).permute(0, 3, 1, 2).float().split(EACH))
 
 
-def order_of(
-    name: str, parts: Sequence[str], again: Callable[[Any, Any], nn.Module], seed: int
-) -> Measured:
+def ready_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """What turns pictures of `sets` into what a real network takes."""
+    return lambda x: model.preprocess(x.permute(0, 2, 3, 1))
+
+
+def order_of(name: str, again: Callable[[Any, Any], nn.Module], seed: int) -> Measured:
     """again: builds the network once more from its class and itself."""
     model: Any = net(name)
-    ready = lambda x: model.preprocess(x.permute(0, 2, 3, 1))  # noqa: E731
+    ready, every = ready_of(model), sets(seed)
     idle = small_nets.fresh(lambda: again(type(model), model), seed)
-    every = sets(seed)
     small_nets.settle(idle, ready(every[0]))
-    return order([seen(model, idle, parts, x, BLURS, ready) for x in every], BLURS, name)
+    return order([seen(model, idle, PARTS[name], x, BLURS, ready) for x in every], BLURS, name)
+
+
+def means(name: str, seed: int) -> Float[np.ndarray, " set"]:
+    """Gaussian CKA of both views in a real network, the mean over its parts and the blurs."""
+    model: Any = net(name)
+    ready, rows = ready_of(model), []
+    for x in sets(seed):
+        others = [ready(optics.slit(x, blur)) for blur in BLURS]
+        rows.append(views.aligned(model, PARTS[name], ready(x), others)["rbf"].mean())
+    return np.array(rows)
 
 
 def seen(
