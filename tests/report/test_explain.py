@@ -1,13 +1,16 @@
-"""What the report leaves out for its price, it says."""
+"""What the report leaves out for its price, it says; what it switches off is what a clamp switches
+off."""
 
 from __future__ import annotations
 
 import pytest
 
+from stratoscope.editing import clamp
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.report import page
 from stratoscope.report.explain import SHAPLEY_TOKENS, STEPS, explain
+from stratoscope.tokens import next_token
 
 
 @pytest.mark.parametrize("length", [SHAPLEY_TOKENS, SHAPLEY_TOKENS + 1])
@@ -25,3 +28,22 @@ def test_shapley_values_are_asked_of_short_prompts_alone(length: int) -> None:
         assert "21 tokens would take 672 passes" in page.render(made)
         said = str(made.one("tokens.verbalize")["text"].values)
         assert "No second opinion was given" in said
+
+
+def test_a_neuron_switched_off_is_a_clamp_at_zero() -> None:
+    p = planted.fact_lookup()
+    lm = wrap(p.model, p.tokenizer)
+    words = {"answer": p.answer, "foil": p.foil}
+    skip = {*STEPS[1:]} - {"neurons.contribution", "neurons.vocabulary", "clamp"}
+    off = explain(lm, p.clean, **words, skip=skip).results["clamp"]
+    units = list(zip(off["layer"].values.tolist(), off["neuron"].values.tolist()))
+    assert units[0] in p.neurons
+    whole = float(next_token.measure(lm, p.clean, **words)["logit_difference"][0])
+    for number, unit in enumerate(units):
+        with clamp.edit(lm, [unit]):
+            without = float(next_token.measure(lm, p.clean, **words)["logit_difference"][0])
+        assert float(off["difference_before"][number]) == pytest.approx(whole, abs=1e-3)
+        assert float(off["difference_after"][number]) == pytest.approx(without, abs=1e-3)
+    assert float(off["difference_after"][0]) < whole - 9
+    assert off["null_change"].shape == (20,)
+    assert abs(off["null_change"]).max() < 0.5

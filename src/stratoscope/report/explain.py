@@ -20,7 +20,6 @@ import numpy as np
 from stratoscope import catalogue
 from stratoscope.errors import InputError, StratoscopeError
 from stratoscope.report.explanation import Explanation
-from stratoscope.results import dataset
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
@@ -215,7 +214,7 @@ def _rest(
         strongest = np.argsort(-np.abs(effect), axis=None)[:TOP_NEURONS]
         units = [tuple(int(i) for i in np.unravel_index(n, effect.shape)) for n in strongest]
         yield run("neurons.vocabulary", units)
-        yield lambda: _clamp(steps, batch, words, units, effect.shape[1], seed)
+        yield lambda: _clamp(steps, batch, words, units, seed)
     if circuit and other is not None:
         yield run("circuits.discover", **pair)
 
@@ -288,44 +287,24 @@ def _explanation(
     )
 
 
-def _clamp(
-    steps: Steps, batch: Any, words: dict[str, Any], units: list[Any], size: int, seed: int
-) -> None:
-    """The effect of switching each of these neurons off, and of as many random ones of the same
-    layers as the null."""
+def _clamp(steps: Steps, batch: Any, words: dict[str, Any], units: list[Any], seed: int) -> None:
+    """The effect of switching each of these neurons off, and of random ones of the same layers as
+    the null."""
     if "clamp" in steps.skip:
         steps.missing["clamp"] = "left out (--skip)."
         return
-    ask, clamp = (
-        catalogue.module("tokens.next_token").measure,
-        catalogue.module("editing.clamp").edit,
-    )
-    generator = np.random.default_rng(seed)
-    random = [
-        (units[n % len(units)][0], int(generator.integers(size))) for n in range(RANDOM_NEURONS)
-    ]
-    before = float(steps.results["tokens.next_token"]["logit_difference"][0])
+    how = {"draws": RANDOM_NEURONS, "seed": seed, "progress": steps.progress("clamp"), **words}
     with steps.step("clamp"):
-        after = []
-        for number, unit in enumerate([*units, *random]):
-            with clamp(steps.lm, [unit], value=0.0):
-                after.append(float(ask(steps.lm, batch, **words)["logit_difference"][0]))
-            steps.report("clamp", number + 1, len(units) + len(random))
-        n = len(units)
-        steps.results["clamp"] = dataset(
-            {
-                "difference_before": (("unit",), [before] * n),
-                "difference_after": (("unit",), after[:n]),
-                "null_change": (("draw",), [value - before for value in after[n:]]),
-            },
-            method="editing.clamp",
-            provenance=steps.lm.provenance,
-            settings={"value": 0.0},
-            seed=seed,
-            coords={
-                "layer": (("unit",), [u[0] for u in units]),
-                "neuron": (("unit",), [u[1] for u in units]),
-            },
+        ablation = (
+            catalogue.module("neurons.ablation")
+            .measure(steps.lm, batch, units=units, **how)
+            .isel(example=0)
+        )
+        before, effect = ablation["difference"], ablation["effect"]
+        steps.results["clamp"] = ablation.assign(
+            difference_before=before.broadcast_like(effect),
+            difference_after=before - effect,
+            null_change=-ablation["null"],
         )
 
 
