@@ -63,7 +63,7 @@ def exchanged(
 
 def chosen(
     table: Float[Tensor, "example *head option"], right: Int[Tensor, " example"]
-) -> Float[Tensor, "example *head"]:
+) -> Float[Tensor, "example *head"]:  # noqa: F821
     """Each question's right option of a table."""
     return torch.stack([row[..., place] for row, place in zip(table, right.tolist())])
 

@@ -31,6 +31,7 @@ from stratoscope.engine import budget
 from stratoscope.engine.progress import Progress, shown
 from stratoscope.engine.train import Recipe, Story, generator, train
 from stratoscope.errors import InputError
+from stratoscope.lab import _arm_records as store
 from stratoscope.lab._arm_records import Ended
 
 SEARCH_SEED = 100  # never one that is counted

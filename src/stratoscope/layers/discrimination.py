@@ -126,7 +126,7 @@ def by_depth(
     *,
     draws: int = 100,
     seed: int = 0,
-) -> dict[str, Float[np.ndarray, "depth *draw"]]:
+) -> dict[str, Float[np.ndarray, "depth *draw"]]:  # noqa: F821
     """intra, inter, gdv (depth) and null (depth, draw), for states of any network, first depth
     first.
 

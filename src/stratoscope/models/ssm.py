@@ -42,7 +42,7 @@ def written_out(
 def scan(
     x: Float[Tensor, "example position head size"],
     delta: Float[Tensor, "example position head"],
-    a: Float[Tensor, "head #state"],
+    a: Float[Tensor, "head #state"],  # noqa: F821
     b: Float[Tensor, "example position #head state"],
     c: Float[Tensor, "example position #head state"],
     d: Float[Tensor, " head"],

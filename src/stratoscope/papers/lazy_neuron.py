@@ -36,6 +36,7 @@ from stratoscope.benchmarks import calibration
 from stratoscope.claims import Measured, claim
 from stratoscope.editing import top_k
 from stratoscope.lab import data, small_nets
+from stratoscope.models import LM
 from stratoscope.neurons import activation_sparsity
 
 BUILD = partial(small_nets.vit, layers=2, dim=64, neurons=256, patch=14)

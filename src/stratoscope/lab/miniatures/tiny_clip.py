@@ -85,7 +85,8 @@ def recipe(
 
     def judge(model: _scenes.Taught) -> dict[str, float]:
         held = draw(_scenes.HELD_OUT, held_out)
-        return scores(model.model, held, read) | {"retrieval_of": held_out, "chance": 1 / held_out}
+        shares = _retrieval(model.model, held, read)
+        return shares | {"retrieval_of": held_out, "chance": 1 / held_out}
 
     return Recipe(
         _scenes.Taught(model, dim),

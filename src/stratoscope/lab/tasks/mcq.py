@@ -72,7 +72,7 @@ def task(
     if ordered and labels[:4] != list(LABELS[:4]):
         raise InputError(f"ordered: A, B, C and D are not all one token here; {labels[:4]} are.")
 
-    def asked(generator: random.Random, at: int) -> Pair:
+    def question_at(generator: random.Random, at: int) -> Pair:
         """A question whose right option stands at `at`."""
         question, (right, wrong) = generator.choice(list(QUESTIONS.items()))
         options = generator.sample(wrong.split(), 3)
@@ -91,11 +91,11 @@ def task(
 
     first = random.Random(f"shots {seed}")
     places = first.sample(range(4), 4)
-    solved = [questions(first, places[number % 4]) for number in range(shots)]
+    solved = [question_at(first, places[number % 4]) for number in range(shots)]
     before = "".join(f"{one.clean}{one.answer}\n\n" for one in solved)
 
     def draw(generator: random.Random) -> Pair:
-        clean, corrupt, answer, foil = questions(generator, generator.randrange(4))
+        clean, corrupt, answer, foil = question_at(generator, generator.randrange(4))
         return Pair(before + clean, before + corrupt, answer, foil)
 
     labelled = (
