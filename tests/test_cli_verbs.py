@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,55 @@ def test_score_beside_controls(folder: Path, tmp_path: Path) -> None:
     code, said = run(*command)
     assert code == 2
     assert "items.jsonl, row 1: an item has the choices ['w2']: at least two" in said
+
+
+@pytest.mark.parametrize("normalise", ["tokens", "blind"])
+@pytest.mark.parametrize("bar", ["choices", "without contexts"])
+def test_score_goes_on_after_ctrl_c(
+    bar: str, normalise: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"context": f"w{i} " * 999 + "w1", "choices": ["w3", "w4 w5"], "gold": i % 2}
+        for i in range(1, 7)
+    ]
+    (data := tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["score", data, "--model", folder, "--normalise", normalise, "--out"]
+    code, unbroken = run(*command, tmp_path / "unbroken.nc")
+    assert code == 0, unbroken
+    progressed: dict[str, list[int]] = {}
+
+    @contextmanager
+    def interrupted(name: str) -> Iterator[Any]:
+        def advance(done: int, total: int) -> None:
+            progressed.setdefault(name, []).append(done)
+            if name == bar:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    kept = tmp_path / ".scores.nc.scoring"
+    with monkeypatch.context() as patch:
+        patch.setattr("stratoscope.cli.score.progress_bar", interrupted)
+        code, said = run(*command, tmp_path / "scores.nc")
+    assert (code, said) == (130, "Interrupted")
+    assert kept.exists()
+    assert not (tmp_path / "scores.nc").exists()
+    code, said = run(*command, tmp_path / "scores.nc", "--limit", 5)
+    assert code == 2
+    assert f"{kept} does not hold the beginning of these scores" in said
+    at, stopped, bar = bar, progressed[bar], ""
+    progressed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("stratoscope.cli.score.progress_bar", interrupted)
+        code, said = run(*command, tmp_path / "scores.nc")
+    assert (code, said) == (0, unbroken.replace("unbroken.nc", "scores.nc"))
+    assert progressed[at][:1] == stopped
+    assert load(tmp_path / "scores.nc").identical(load(tmp_path / "unbroken.nc"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "items.jsonl",
+        "scores.nc",
+        "unbroken.nc",
+    ]
 
 
 def test_what_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -19,29 +19,41 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from stratoscope.benchmarks import likelihood
+from stratoscope.benchmarks import resume
 from stratoscope.benchmarks._item import Item, checked, right
+from stratoscope.benchmarks._shared import Progress, silent
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 
 
-def score(lm: LM | None, inputs: Any, *, normalise: str = "sum") -> xr.Dataset:
+def score(
+    lm: LM | None,
+    inputs: Any,
+    *,
+    normalise: str = "sum",
+    save: str | Path | None = None,
+    progress: Progress = silent,
+) -> xr.Dataset:
     """right (control, item) and its mean, accuracy (control). lm: None leaves blind out. normalise:
     of the blind score, as `benchmarks.likelihood` has it; its "blind" is "sum" here.
 
-    Raises InputError for what is no item.
+    save: the file that `benchmarks.resume.score` was given; the blind scores go on from the one
+    beside it. progress(done, all): their choices. Raises InputError for what is no item.
     """
     items = checked(inputs)
     right_by = {name: right(_scores(items, rule(items)), items) for name, rule in RULES.items()}
     if lm is not None:
         bare = [replace(item, context="") for item in items]
         how = "sum" if normalise == "blind" else normalise
-        right_by["blind"] = likelihood.score(lm, bare, normalise=how)["right"].to_numpy()
+        file = resume.blind(save)
+        scored = resume.score(lm, bare, save=file, normalise=how, progress=progress)
+        right_by["blind"] = scored["right"].to_numpy()
     table = np.stack(list(right_by.values()))
     return dataset(
         {

@@ -1,9 +1,10 @@
 """Answer the questions of a benchmark file, beside what needs no understanding.
 
 FILE holds JSON lines as ARC, HellaSwag or BLiMP have them, or rows of context, choices and gold.
+With --out, an interrupted scoring goes on where it stopped when the same command is given again.
 Example:
 
-stratoscope score questions.jsonl --model smollm2
+stratoscope score questions.jsonl --model smollm2 --out scores.nc
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also save every question's scores here (netCDF).",
+    help="Also save every question's scores here (netCDF); what is finished is kept beside it.",
 )
 def command(
     file: Path,
@@ -55,15 +56,17 @@ def command(
 ) -> None:
     use_free_cores()
     import stratoscope
-    from stratoscope.benchmarks import controls, formats, likelihood
+    from stratoscope.benchmarks import controls, formats, resume
 
     _files.refuse_no_folder(out)
+    save = None if out is None else out.with_name(f".{out.name}.scoring")
     items = formats.read(file, format=kind)[:limit]
     lm = stratoscope.load(model)
     with _files.changed(lm, edits):
-        with progress_bar("questions") as advance:
-            scored = likelihood.score(lm, items, normalise=normalise, progress=advance)
-        beside = controls.score(lm, items, normalise=normalise)
+        with progress_bar("choices") as advance:
+            scored = resume.score(lm, items, save=save, normalise=normalise, progress=advance)
+        with progress_bar("without contexts") as advance:
+            beside = controls.score(lm, items, save=save, normalise=normalise, progress=advance)
     right = scored["right"].to_numpy()
     groups = sorted({item.group for item in items})
     rows = [("model", _share(right))]
@@ -79,6 +82,8 @@ def command(
         from stratoscope import results
 
         results.save(scored, out)
+        for finished in filter(None, (save, resume.blind(save))):
+            finished.unlink(missing_ok=True)
         click.echo(f"Saved to {out}")
 
 
