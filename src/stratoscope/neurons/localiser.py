@@ -40,8 +40,8 @@ SITE = "layers.*.resid_post"
 
 
 def welch(
-    one: Float[Tensor, "example *unit"], two: Float[Tensor, "other *unit"]
-) -> Float[Tensor, "*unit"]:
+    one: Float[Tensor, "example ..."], two: Float[Tensor, "other ..."]
+) -> Float[Tensor, "..."]:
     """Welch's t of every unit; 0 where the two are the same constant, infinite where they are two.
 
     Raises InputError for fewer than two examples of either: they have no variance.
@@ -54,7 +54,7 @@ def welch(
     return torch.where(away == 0, 0.0, away / error)
 
 
-def top(score: Float[Tensor, "*unit"], share: float) -> Bool[Tensor, "*unit"]:
+def top(score: Float[Tensor, "..."], share: float) -> Bool[Tensor, "..."]:
     """The `share` of units with the largest score, at least one; of equal ones the earlier."""
     order = score.flatten().argsort(descending=True, stable=True)
     best = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
