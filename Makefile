@@ -1,6 +1,6 @@
 # make explain                        why does the model say " Mary"? writes out/report.html
 # make explain PROMPT='...' ANSWER=word FOIL=word MODEL=name-or-folder OUT=file.html
-# make new KEY=... [SPEC=file]        the files of a new paper, begun from the ledger and its specification
+# make new KEY=... [SPEC=file] [METHOD=ROOM.NAME]   the files of a new paper, begun from the ledger and its specification
 # make pages                          the generated pages of the papers, and the table in README
 # make setup | test | test-changed | test-all | check | clean   each verb prepares what it needs; Python 3.11+ is all that must be there
 
@@ -85,9 +85,9 @@ changes:
 	@tail -qn +1 $(filter-out changes/README.md,$(wildcard changes/*.md))
 
 pages: setup
-	$(BIN)/python -m stratoscope.results.axes
-	$(BIN)/python -m stratoscope.lab.page
-	$(BIN)/python -m stratoscope.claims.pages
+	@$(BIN)/python -W ignore::RuntimeWarning -m stratoscope.results.axes
+	@$(BIN)/python -m stratoscope.lab.page
+	@$(BIN)/python -m stratoscope.claims.pages
 
 families: setup
 	PYTHONPATH=tests $(BIN)/python -m support.families_table

@@ -26,6 +26,9 @@ FILES = {
     "tests/layers/test_lens.py": "from stratoscope.layers import lens\n",
     "tests/layers/test_other.py": "from stratoscope.layers import other\n",
     "tests/report/test_page.py": "def test():\n    from stratoscope.report import page\n",
+    "tests/claims/test_papers.py": "",
+    "tests/lab/test_tasks.py": "",
+    "tests/test_guide.py": "",
     "tests/test_arrows.py": "",
     CONTRACT: "from stratoscope import layers\n",
 }
@@ -58,6 +61,16 @@ METHODS = {"src/stratoscope/layers/lens.py", "src/stratoscope/layers/other.py"}
         ]),
         (["tests/support/tiny.py"], ["tests/engine/test_sweep.py", "tests/test_arrows.py"]),
         ([CONTRACT], ["tests/test_arrows.py", CONTRACT]),
+        (["src/stratoscope/papers/new_one.py"], [
+            "tests/claims/test_papers.py", "tests/test_arrows.py",
+        ]),
+        (["src/stratoscope/papers/verdicts/new-one.jsonl", "docs/papers/new-one.md"], [
+            "tests/claims/test_papers.py", "tests/test_arrows.py",
+        ]),
+        (["src/stratoscope/lab/tasks/new_one.py"], [
+            "tests/lab/test_tasks.py", "tests/test_arrows.py",
+        ]),
+        (["README.md"], ["tests/test_arrows.py", "tests/test_guide.py"]),
         (["tests/conftest.py"], ["tests"]),
         (["pyproject.toml", "src/stratoscope/engine/sweep.py"], ["-m", "", "tests"]),
     ],

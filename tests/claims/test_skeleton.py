@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stratoscope.claims import ledger, paper, skeleton
+from stratoscope.claims import ledger, paper, skeleton, specification
 from stratoscope.errors import ClaimError
 
 SPEC = """# Specifications
@@ -29,8 +29,11 @@ SPEC = """# Specifications
 ## B. Others
 
 ### anchored-bias (2024)
-- **Modules**: `neurons/letter_gap.py measure(lm, inputs)` and `editing/value_vector.py`.
-- **Small claim**: `expect: wrong <= 0.5 * before and accuracy >= guess + 0.05`.
+- **Modules**: `neurons/letter_gap.measure(lm, inputs)` and `editing/value_vector.py`.
+- **Identity claim**: the planted neuron: `expect: rank == 0 and fixed == 1`.
+- **Small claim `bias_goes`**: smollm2, its answers.
+  `expect: wrong <= 0.5 * before and accuracy >= guess + 0.05`;
+  `direction: wrong < before`.
 ---
 ### din
 - **In.** `recommend/din.py` build(config).
@@ -39,26 +42,26 @@ SPEC = """# Specifications
 
 
 def test_an_entry_under_either_heading() -> None:
-    assert skeleton.entry(SPEC, "metaformer").startswith("- M: y = x + Mix")
-    assert "raftmlp" not in skeleton.entry(SPEC, "metaformer")
-    assert skeleton.entry(SPEC, "raftmlp") == "- M: rafts."
-    assert "wrong <= 0.5" in skeleton.entry(SPEC, "anchored-bias")
-    assert "---" not in skeleton.entry(SPEC, "anchored-bias")
+    assert specification.entry(SPEC, "metaformer").startswith("- M: y = x + Mix")
+    assert "raftmlp" not in specification.entry(SPEC, "metaformer")
+    assert specification.entry(SPEC, "raftmlp") == "- M: rafts."
+    assert "wrong <= 0.5" in specification.entry(SPEC, "anchored-bias")
+    assert "---" not in specification.entry(SPEC, "anchored-bias")
     with pytest.raises(ClaimError, match="it has metaformer, raftmlp, anchored-bias, din"):
-        skeleton.entry(SPEC, "strip-mlp")
+        specification.entry(SPEC, "strip-mlp")
 
 
 @pytest.mark.parametrize(
     ("key", "expect"),
     [
         ("metaformer", "pooling >= attention - 0.02 and identity < 0.5"),
-        ("anchored-bias", "wrong <= 0.5 * before and accuracy >= guess + 0.05"),
+        ("anchored-bias", "rank == 0 and fixed == 1"),
         ("din", "din - pool >= 0.002 and low > 0"),
         ("raftmlp", ""),
     ],
 )
 def test_what_it_expects(key: str, expect: str) -> None:
-    assert skeleton.expected(skeleton.entry(SPEC, key)) == expect
+    assert specification.expected(specification.entry(SPEC, key)) == expect
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,38 @@ def test_the_files_pass_the_linter_and_fail_their_test(key: str, tmp_path: Path)
     assert f'EXAMPLE = {{"{plan.verb}": ' in text
     with pytest.raises(ClaimError, match="is there already: nothing was written"):
         skeleton.write(plan, tmp_path)
+
+
+def test_an_entry_is_dealt_out_to_the_files_it_is_about(tmp_path: Path) -> None:
+    """The mechanism to the method; the claims to the paper, an identity and a small one, each with
+    its expectation; a real model by its name, taken as an argument."""
+    made = skeleton.write(skeleton.plan("anchored-bias", SPEC), tmp_path)
+    method, _, file = ((tmp_path / path) for path in made[:3])
+    assert "**Modules**" in method.read_text()
+    assert "claim" not in method.read_text().partition('"""')[2].partition('"""')[0]
+    begun = paper.read(file)
+    known, *small = begun.claims
+    assert (known.tier, known.expect) == ("identity", "rank == 0 and fixed == 1")
+    assert [claim.subject for claim in small] == ["smollm2", "gemma3-270m"]
+    assert {claim.name for claim in small} == {"bias_goes"}
+    assert small[0].expect == "wrong <= 0.5 * before and accuracy >= guess + 0.05"
+    assert small[0].direction == "wrong < before"
+    [claim] = paper.read(_paper_of("din", tmp_path)).named(tier="small")
+    assert (claim.kind, claim.any_model) == ("miniature", False)
+
+
+def _paper_of(key: str, folder: Path) -> Path:
+    return folder / skeleton.write(skeleton.plan(key, SPEC), folder)[2]
+
+
+def test_what_is_left_to_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skeleton, "write", lambda plan: list(skeleton.files(plan)))
+    (tmp_path / "spec.md").write_text(SPEC)
+    run = CliRunner().invoke(skeleton.main, ["anchored-bias", "--spec", str(tmp_path / "spec.md")])
+    assert run.exit_code == 0, run.output
+    assert "names more, to be added by hand: editing.value_vector." in run.output
+    assert "pytest tests/neurons/test_letter_gap.py && make test-changed" in run.output
+    assert "claim anchored-bias --register" in run.output
 
 
 def test_a_mistake_is_one_sentence() -> None:

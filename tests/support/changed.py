@@ -7,8 +7,9 @@ Prints the arguments for pytest: of what has changed since this branch left BASE
 Imports are read from the text of the files (also those inside functions, and the addresses of
 methods in quotes, since those are reached through the catalogue), and followed upward: a test runs
 when anything that it imports, at any distance, has changed. A `conftest.py`, `pyproject.toml` or
-this file reaches everything; a new or changed method reaches the contract suite's cases of it;
-models/ and engine/ reach the nightly families too.
+this file reaches everything; a new or changed method reaches the contract suite's cases of it; a
+paper, a task or a data set reaches the test that lists its folder; models/ and engine/ reach the
+nightly families too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ DEEP = re.compile(r"^src/stratoscope/(models|engine)/")
 # they read the tree, not modules: a few seconds together
 GUARDS = ("tests/test_arrows.py", "tests/test_budgets.py", "tests/test_docs.py")
 CONTRACT = "tests/test_contract.py"
+# what is found by listing its folder, and imported by nobody: the tests that read it
+LISTED = {
+    r"src/stratoscope/papers/|docs/papers/": ("claims/test_papers", "claims/test_pages"),
+    r"src/stratoscope/lab/(\w+)/": (r"lab/test_\1",),
+    r"README|docs/guide/": ("test_guide",),
+}
 # the suites that run every method of the catalogue, and where they learn how
 ALL_METHODS = (CONTRACT, "tests/test_devices.py", "tests/test_half_precision.py")
 ALL_METHODS = (*ALL_METHODS, "tests/test_not_a_number.py")
@@ -92,8 +99,7 @@ def selected(changed: Iterable[str], files: dict[str, str], methods: set[str]) -
         return [*deep, "tests"]
     found = reached(changed, graph(files))
     found |= {path for path in GUARDS if path in tests and changed}
-    if any(path.startswith(("docs/", "README", "changes/")) for path in changed):
-        found |= {"tests/test_guide.py"} & set(tests)
+    found |= {path for path in tests for one in changed if path in _listing(one)}
     run = [path for path in tests if path in found]
     suites = [path for path in ALL_METHODS if path in tests]
     direct = {path for path in changed if path in suites or path.startswith("tests/support/")}
@@ -106,6 +112,16 @@ def selected(changed: Iterable[str], files: dict[str, str], methods: set[str]) -
         return [*deep, *sorted({*run, *suites})] if addresses else [*deep, *run]
     cases = [f"--method={address}" for address in sorted(addresses)]
     return [*deep, *sorted({*run, *(suites if addresses else [])}), *cases]
+
+
+def _listing(path: str) -> set[str]:
+    """The tests that find a path by listing its folder, or read it as text."""
+    return {
+        f"tests/{match.expand(test)}.py"
+        for pattern, names in LISTED.items()
+        if (match := re.match(pattern, path))
+        for test in names
+    }
 
 
 def _tested(path: str, methods: set[str]) -> str:

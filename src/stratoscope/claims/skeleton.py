@@ -1,23 +1,24 @@
 """A new paper's files, begun from its row of the ledger and its entry in a specification.
 
-    python -m stratoscope.claims.skeleton KEY [--spec FILE] [--method ROOM.NAME]       (make new
-    KEY)
+    make new KEY=... [SPEC=file] [METHOD=ROOM.NAME]
+    python -m stratoscope.claims.skeleton KEY [--spec FILE] [--method ROOM.NAME]
 
 Four files that pass the linter and fail their test until they are written: the method, its test,
-the paper, a line for the changelog. The verdicts and the page come with the first `stratoscope
-claim` and `make pages`. No file that exists is touched.
+the paper, a line for the changelog. What a specification says of the mechanism begins the method's
+docstring, what it says of claims the paper's, to be replaced by what was built. The registration,
+the verdicts and the page come later, by the commands that are printed. No file that exists is
+touched.
 """
 
 from __future__ import annotations
 
-import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from stratoscope.claims import expression, ledger
+from stratoscope.claims import ledger, specification
 from stratoscope.claims.ledger import Row
 from stratoscope.errors import ClaimError, StratoscopeError
 
@@ -35,17 +36,17 @@ VERBS = {
     "architectures": "build",
     "benchmarks": "items",
 }
-_ROOMS = (
-    "tokens|embeddings|neurons|features|heads|layers|circuits|editing|retrieval|vision"
-    "|architectures|training|benchmarks"
-)
-# of architectures/
-_SHELVES = "recommend|graphs|molecules|series|codecs|control|rows|bytes|generate|memory"
-_FILE = re.compile(rf"`((?:{_ROOMS}|{_SHELVES})(?:/\w+)*)/(\w+)\.py")
 _GIVEN = {
     "edit": "lm: LM, request: Any", "build": "config: Any", "items": "seed: int",
     "measure": "lm: LM, inputs: Any", "fit": "lm: LM, inputs: Any",
 }  # fmt: skip
+
+_NEXT = """
+Next: write them (docs/add-a-method.md), then
+  .venv/bin/python -m pytest {test} && make test-changed
+  make pages                                     the paper's page; commit all of it, then
+  .venv/bin/stratoscope claim {key} --register   what is expected; commit, then
+  .venv/bin/stratoscope claim {key}              measure"""
 
 _EXAMPLES = {
     "edit": '{"edit": {"request": []}}',
@@ -74,33 +75,11 @@ class Plan:
     def address(self) -> str:
         return f"{self.room.replace('/', '.')}.{self.name}"
 
-
-def entry(text: str, key: str) -> str:
-    """The entry of a paper in a specification, under `### key (...)` or `**key** (...)`.
-
-    Raises ClaimError, with the entries there are, when there is none.
-    """
-    headings = [*re.finditer(r"^(?:### ([\w-]+)\b.*|\*\*([\w-]+)\*\* \(.*)$", text, re.MULTILINE)]
-    ends = [*(match.start() for match in headings[1:]), len(text)]
-    for match, end in zip(headings, ends):
-        if key in (match[1], match[2]):
-            body = re.split(
-                r"^(?:---|#{1,3} )", text[match.end() : end], maxsplit=1, flags=re.MULTILINE
-            )[0]
-            return body.strip()
-    known = ", ".join(match[1] or match[2] for match in headings)
-    raise ClaimError(f"That specification has no entry {key!r}; it has {known or 'none at all'}.")
-
-
-def expected(text: str) -> str:
-    """The first expectation of an entry that can be judged, or ""."""
-    for expression_text in re.findall(r"`?expect`?:?\s*`?([^`]+?)(?:`|\.\s|\.$|;\s)", text):
-        try:
-            expression.names(expression_text)
-        except ClaimError:
-            continue
-        return " ".join(expression_text.split())
-    return ""
+    @property
+    def others(self) -> list[str]:
+        """Every method that the entry names, by its address."""
+        places = specification.places(self.entry)
+        return [f"{room.replace('/', '.')}.{name}" for room, name in places]
 
 
 def plan(key: str, spec: str = "", method: str = "") -> Plan:
@@ -108,12 +87,11 @@ def plan(key: str, spec: str = "", method: str = "") -> Plan:
     has no such key, or when neither the level nor the specification says where the method
     belongs."""
     row = ledger.row(key)
-    text = entry(spec, key) if spec else ""
+    text = specification.entry(spec, key) if spec else ""
     if method:
         room, _, name = method.replace(".", "/").rpartition("/")
-    elif match := _FILE.search(text):
-        shelf = match[1].partition("/")[0] in _SHELVES.split("|")
-        room, name = f"architectures/{match[1]}" if shelf else match[1], match[2]
+    elif named := specification.places(text):
+        room, name = named[0]
     else:
         room, name = ROOMS.get(row.level, ""), key.replace("-", "_")
     if not room or not name.isidentifier():
@@ -152,7 +130,7 @@ def _method(plan: Plan) -> str:
 
 Paper: {plan.row.key}
 
-{_wrapped(plan.entry or "The equation, with its axes named.", "    ")}
+{_wrapped(specification.of_method(plan.entry) or "The equation, with its axes named.", "    ")}
 
 Reads as: ... Does not show: ... Cost: ...
 """
@@ -187,7 +165,10 @@ def test_a_case_done_by_hand() -> None:
 
 
 def _paper(plan: Plan) -> str:
-    expect = expected(plan.entry) or "effect_low > random_bound"
+    said = _wrapped(specification.of_claims(plan.entry), "")
+    small = specification.small(plan.entry)
+    real = specification.on_a_real_model(f"{plan.row.needs} {small}")
+    typed = "from stratoscope.models import LM\n" if real else ""
     return f'''"""{plan.row.title}.
 
 AUTHORS, {plan.row.year}. arXiv:NUMBER.
@@ -196,26 +177,57 @@ Methods: {plan.address}
 Protocol: WHAT WOULD BE RUN ON THE PAPER'S OWN MODELS: WHICH, ON WHAT DATA, HOW MANY.
 What would change our mind: THE RESULT THAT WOULD MAKE US TAKE THE WORD BACK.
 What the authors may object: WHERE WE DIFFER FROM THEM, AND WHY IT MIGHT MATTER.
-"""
+{f"{chr(10)}{said}{chr(10)}" if said else ""}"""
 
 from __future__ import annotations
 
 from stratoscope.claims import Measured, claim
+{typed}
+
+{_identity(plan)}
+
+{_small(plan, small, real=real)}'''
 
 
-@claim(
+def _identity(plan: Plan) -> str:
+    known = specification.expected(specification.identity(plan.entry))
+    return f'''@claim(
+    says="WHAT MUST BE SO WHERE THE ANSWER IS KNOWN",
+    where="THE EQUATION, OR WHERE THE PAPER RELIES ON IT",
+    tier="identity",
+    subject="A PLANTED MODEL, OR RANDOM SAMPLES",
+    expect={_literal(known or "found < 0.000001 and wrong > 0.01")},
+    null={{"wrong": "THE WRONG VARIANT THAT MUST BE CAUGHT"}},
+)
+def what_is_known_is_found(seed: int) -> Measured:
+    """How it is measured, in less than three seconds."""
+    raise NotImplementedError("{plan.row.key} is not measured yet")
+'''
+
+
+def _small(plan: Plan, said: str, *, real: bool) -> str:
+    name = specification.name(said) or "name_of_the_claim"
+    expect = specification.expected(said) or "effect_low > random_bound"
+    direction = specification.expected(said, "direction") or "effect > random"
+    own = plan.row.needs.split(";")[0].split(",")[0].strip() or "a miniature"
+    if real:
+        subject, given = 'subjects=("smollm2", "gemma3-270m"),', "lm: LM, seed: int"
+    else:
+        subject, given = f'subject="{own}",\n    kind="miniature",', "seed: int"
+    return f'''@claim(
     says="WHAT THE AUTHORS SAY, ALONE",
     where="SECTION, TABLE, NUMBER",
     read="abstract",
     tier="small",
-    subject="{plan.row.needs.split(";")[0].split(",")[0].strip() or "a miniature"}",
-    kind="miniature",
+    {subject}
     n="40 INDEPENDENT UNITS",
+    valid="accuracy > 0.5",
     expect={_literal(expect)},
+    direction={_literal(direction)},
     null={{"random": "THE NULL THAT COULD REALLY WIN"}},
     thresholds="WHERE EACH NUMBER COMES FROM, AND THE SMALLEST EFFECT THAT WOULD MATTER",
 )
-def name_of_the_claim(seed: int) -> Measured:
+def {name}({given}) -> Measured:
     """How it is measured here."""
     raise NotImplementedError("{plan.row.key} is not measured yet")
 '''
@@ -255,11 +267,15 @@ def _wrapped(text: str, indent: str) -> str:
 )
 def main(key: str, spec: Path | None, method: str) -> None:
     try:
-        made = write(plan(key, spec.read_text(encoding="utf-8") if spec else "", method))
+        planned = plan(key, spec.read_text(encoding="utf-8") if spec else "", method)
+        made = write(planned)
     except StratoscopeError as error:
         raise click.ClickException(str(error)) from error
     for path in made:
         click.echo(path)
+    if others := [name for name in planned.others if name != planned.address]:
+        click.echo(f"The specification names more, to be added by hand: {', '.join(others)}.")
+    click.echo(_NEXT.format(test=made[1], key=key))
 
 
 if __name__ == "__main__":
