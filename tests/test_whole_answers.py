@@ -1,5 +1,9 @@
 """Every method that takes an answer scores whole ones with all their tokens, or says why it cannot
-and what can: none uses the first token in silence."""
+and what can: none uses the first token in silence.
+
+What else a call needs says `WHOLE_ANSWER` in the method's own test, a table of options; a method
+that asks about one token only has there, as `ONE_TOKEN`, a part of the reason that it gives.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +16,14 @@ import torch
 from stratoscope import catalogue
 from stratoscope.engine.metric import Whole
 from stratoscope.errors import InputError, SiteError
-from support import tiny
+from support import cases, tiny
 
 ROW, CORRUPT = [3, 14, 15, 92, 65], [3, 14, 77, 92, 80]
 WHOLE = {"answer": Whole((5, 60)), "foil": Whole((9,))}
-LINEAR = "adds up to logits, not to log probabilities"
-# what each method needs besides, and the reason where it asks about one token only ("": it scores
-# whole answers)
-METHODS: dict[str, tuple[dict[str, Any], str]] = {
-    "circuits.discover": ({"limit": 3, "keep": "top"}, ""),
-    "circuits.edge_attribution": ({}, ""),
-    "circuits.edge_attribution_ig": ({"steps": 1}, ""),
-    "circuits.faithfulness": ({"draws": 1}, ""),
-    "circuits.output_nodes": ({}, LINEAR),
-    "circuits.path_patching": ({"paths": [("embed", "logits")]}, ""),
-    "heads.activation_patching": ({}, ""),
-    "heads.answer_suppression": ({"layer": 1}, "one token's logit"),
-    "heads.argument_passing": ({}, ""),
-    "heads.channel_search": ({"search": 1}, "is the next token"),
-    "heads.roles": ({}, "one token's logit"),
-    "layers.activation_patching": ({}, ""),
-    "layers.back_patching": ({}, "the most likely next token"),
-    "layers.direct_logit_attribution": ({}, LINEAR),
-    "layers.logit_lens": ({}, "read as the next token"),
-    "neurons.contribution": ({}, LINEAR),
-    "tokens.corruption": ({}, "by its next token"),
-    "tokens.exchange": ({"draws": 5}, ""),
-    "tokens.gradient_times_input": ({}, ""),
-    "tokens.integrated_gradients": ({"steps": 9}, ""),
-    "tokens.next_token": ({}, ""),
-    "tokens.occlusion": ({}, ""),
-    "tokens.patchscope": ({"into": [3, 4, 5], "place": 1}, "asked for the next token"),
-    "tokens.shapley": ({"permutations": 2}, ""),
-    "tokens.simulatability": ({}, ""),
-    "tokens.verbalize": ({}, ""),
-}
 
 
-def measure(name: str) -> Any:
-    return catalogue.module(name).measure
+def measure(address: str) -> Any:
+    return catalogue.module(address).measure
 
 
 def taking_answers() -> list[str]:
@@ -58,31 +31,30 @@ def taking_answers() -> list[str]:
     return [name for name in measures if "answer" in inspect.signature(measure(name)).parameters]
 
 
-def test_the_table_is_whole() -> None:
-    assert sorted(METHODS) == sorted(taking_answers())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_whole_answer_is_scored_or_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", taking_answers())
+def test_a_whole_answer_is_scored_or_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratoscope.circuits.discover.SIZES", 2)
-    more, why = METHODS[name]
-    parameters = inspect.signature(measure(name)).parameters
+    more = cases.declared(address, "WHOLE_ANSWER", {})
+    why = cases.declared(address, "ONE_TOKEN", "")
+    parameters = inspect.signature(measure(address)).parameters
     asked = {key: value for key, value in WHOLE.items() if key in parameters}
     if "corrupt" in parameters:
         more = {"corrupt": [CORRUPT], **more}
     lm = tiny.lm("llama")
-    if name == "circuits.discover":  # its own would be integrated gradients, ten times as long
+    if address == "circuits.discover":  # its own would be integrated gradients, ten times as long
         strength = measure("circuits.edge_attribution")(lm, [ROW], **asked, corrupt=[CORRUPT])
         more = {**more, "attribution": strength}
     if why:
         with pytest.raises((InputError, SiteError), match=why) as refused:
-            measure(name)(lm, [ROW], **asked, **more)
+            measure(address)(lm, [ROW], **asked, **more)
         assert "layers and heads" in str(refused.value)  # what can be asked instead
         return
-    found = measure(name)(lm, [ROW], **asked, **more)
+    found = measure(address)(lm, [ROW], **asked, **more)
     assert "scored as wholes, of 2 and 1 tokens" in found.attrs["notes"]
     assert found["answer"].values.tolist() == ["560"]
-    first = measure(name)(lm, [ROW], **{key: word.words[0] for key, word in asked.items()}, **more)
+    first = measure(address)(
+        lm, [ROW], **{key: word.words[0] for key, word in asked.items()}, **more
+    )
     assert any(not first[key].equals(found[key]) for key in found.data_vars if key in first)
 
 

@@ -20,6 +20,7 @@ EXAMPLE = {
         "keep": "top",
     }
 }
+WHOLE_ANSWER = {"limit": 3, "keep": "top"}
 
 
 @pytest.mark.parametrize(

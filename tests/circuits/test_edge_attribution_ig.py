@@ -20,6 +20,7 @@ EXAMPLE = {
         "steps": 2,
     }
 }
+WHOLE_ANSWER = {"steps": 1}
 
 
 def test_integrated_gradients_stand_where_saturated_gradients_fall():

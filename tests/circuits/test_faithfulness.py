@@ -27,6 +27,7 @@ EXAMPLE = {
         "draws": 2,
     }
 }
+WHOLE_ANSWER = {"draws": 1}
 
 WITH_EDGES = [name for name in tiny.DECODERS if name != "bloom"]
 

@@ -26,6 +26,7 @@ EXAMPLE = {
         "draws": 2,
     }
 }
+ONE_TOKEN = "adds up to logits, not to log probabilities"
 
 WRITES = {
     "copy_head": "L1H3",

@@ -15,6 +15,7 @@ from support import circuits as subjects
 EXAMPLE = {
     "measure": lambda case: {"corrupt": case.corrupt, "answer": case.answer, "foil": case.foil}
 }
+WHOLE_ANSWER = {"paths": [("embed", "logits")]}
 
 # Of the difference between the two runs, which is about twice `Planted`'s; one for all models. By
 # its definition true edges are above 0.4, opposing ones below -0.125, and all others within 0.025.

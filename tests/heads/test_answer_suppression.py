@@ -13,6 +13,8 @@ from stratoscope.models import wrap
 from support.subjects import ROWS, close, lm_of, logits_with, parts, untouched
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer}}
+WHOLE_ANSWER = {"layer": 1}
+ONE_TOKEN = "one token's logit"
 
 
 def test_the_planted_opponent_is_found() -> None:

@@ -22,6 +22,8 @@ EXAMPLE = {
         "search": 1,
     }
 }
+WHOLE_ANSWER = {"search": 1}
+ONE_TOKEN = "is the next token"
 TEXTS = np.random.default_rng(4).integers(3, 96, size=(6, 7)).tolist()
 
 

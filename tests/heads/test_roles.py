@@ -19,6 +19,7 @@ from support import tiny
 from support.subjects import ROWS, THREE, close, entering, lm_of, padded, untouched
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+ONE_TOKEN = "one token's logit"
 
 LOOKS = ["previous_token", "duplicate_token", "induction"]
 FEW = {"repeats": 2, "length": 6}

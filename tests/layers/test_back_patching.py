@@ -14,6 +14,7 @@ from stratoscope.papers import back_patching as paper
 from support import tiny
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer}}
+ONE_TOKEN = "the most likely next token"
 
 ROW = [3, 14, 15, 92, 65, 35]
 

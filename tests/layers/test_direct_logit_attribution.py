@@ -19,6 +19,7 @@ from stratoscope.store.cache import cache_root
 from support import tiny
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+ONE_TOKEN = "adds up to logits, not to log probabilities"
 
 PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 

@@ -14,6 +14,7 @@ from stratoscope.models import wrap
 from support import tiny
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer}}
+ONE_TOKEN = "read as the next token"
 
 PROMPT, OTHER = [3, 14, 15, 92, 65, 35], [3, 14, 17, 92, 61, 35]
 

@@ -18,6 +18,7 @@ EXAMPLE = {
         "units": [(0, 3), (1, 7)], "answer": case.answer, "foil": case.foil, "draws": 4,
     }
 }  # fmt: skip
+WHOLE_ANSWER = {"units": [(0, 1)]}
 
 
 def test_the_planted_neurons_are_needed_and_no_others() -> None:

@@ -26,6 +26,7 @@ from support.subjects import (
 )
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+ONE_TOKEN = "adds up to logits, not to log probabilities"
 
 OPTIONS = {"answer": 5, "foil": 60}
 

@@ -163,6 +163,12 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
+def declared(address: str, name: str, default: Any) -> Any:
+    """What a method's own test says under a name, beside its EXAMPLE."""
+    path = own_test(address)
+    return getattr(_module(path), name, default) if path.is_file() else default
+
+
 def example(address: str, verb: str, case: Case | None) -> dict[str, Any]:
     """The arguments of one call. Fails where the method's own test gives no example."""
     path = own_test(address)

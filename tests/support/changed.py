@@ -36,7 +36,7 @@ LISTED = {
 }
 # the suites that run every method of the catalogue, and where they learn how
 ALL_METHODS = (CONTRACT, "tests/test_devices.py", "tests/test_half_precision.py")
-ALL_METHODS = (*ALL_METHODS, "tests/test_not_a_number.py")
+ALL_METHODS = (*ALL_METHODS, "tests/test_not_a_number.py", "tests/test_whole_answers.py")
 
 
 def module_of(path: str) -> str:

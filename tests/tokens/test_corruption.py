@@ -12,6 +12,7 @@ from stratoscope.tokens import corruption, next_token
 from support import tiny
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+ONE_TOKEN = "by its next token"
 
 
 @pytest.mark.parametrize("make", [planted.copy_head, planted.induction, planted.indirect_object])

@@ -15,6 +15,7 @@ from stratoscope.tokens import _kinds, exchange
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+WHOLE_ANSWER = {"draws": 5}
 
 WORDS = {"answer": 5, "foil": 60}
 NAMES = ("copy_head", "induction", "induction_gpt2", "fact_lookup", "fact_lookup_moved", "two_hop")

@@ -17,6 +17,7 @@ from support.slopes import ANSWER, FOIL, difference, embeddings, slope
 from support.subjects import ROWS, close, lm_of
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+WHOLE_ANSWER = {"steps": 9}
 
 # planted models where what the story tells happens at just these tokens, and to no other
 NAMES = ("copy_head", "induction", "induction_gpt2", "fact_lookup", "fact_lookup_moved", "two_hop")

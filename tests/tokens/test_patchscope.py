@@ -15,6 +15,8 @@ from support import tiny
 INTO = [11, 12, 13, 14, 15]
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "into": INTO, "place": 1}}
+WHOLE_ANSWER = {"into": [3, 4, 5], "place": 1}
+ONE_TOKEN = "asked for the next token"
 
 ROWS = [[3, 14, 15, 92, 65, 35], [38, 46, 26, 43]]
 

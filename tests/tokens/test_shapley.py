@@ -18,6 +18,7 @@ from stratoscope.tokens import _kinds, shapley
 from support.subjects import ROWS, close, lm_of, padded, untouched
 
 EXAMPLE = {"measure": lambda case: {"answer": case.answer, "foil": case.foil}}
+WHOLE_ANSWER = {"permutations": 2}
 
 ANSWER, FOIL = 5, 60
 WORDS = {"answer": ANSWER, "foil": FOIL}
