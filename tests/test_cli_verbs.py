@@ -95,7 +95,7 @@ def test_an_edit_is_kept_and_taken(folder: Path, tmp_path: Path) -> None:
         expected = next_token.measure(lm, ["w1 w2"])["probability"]
     np.testing.assert_array_equal(load(tmp_path / "in.nc")["probability"], expected)
     assert not np.array_equal(load(tmp_path / "plain.nc")["probability"], expected)
-    assert "edits nothing" in run("edit", "layers.logit_lens", *command[2:], "--out", kept)[1]
+    assert "does not edit" in run("edit", "layers.logit_lens", *command[2:], "--out", kept)[1]
 
 
 def test_build_proves_and_saves(tmp_path: Path) -> None:
@@ -190,10 +190,10 @@ def test_score_goes_on_after_ctrl_c(
 def test_what_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     absent = ["--model", tmp_path / "absent", "--data", tmp_path / "x.txt", "--out"]
     assert "cannot be read" in run("fit", "training.classify", *absent, tmp_path / "o")[1]
-    assert "fits nothing" in run("fit", "layers.logit_lens", *absent, tmp_path / "o")[1]
+    assert "does not fit" in run("fit", "layers.logit_lens", *absent, tmp_path / "o")[1]
     gone = run("fit", "training.classify", *absent, tmp_path / "no" / "o")[1]
     assert "does not exist. Create it" in gone
     (csv := tmp_path / "x.csv").write_text("a,b")
     wrong = ["--model", "m", "--data", csv, "--out", tmp_path / "o"]
     assert "give a .txt" in run("fit", "training.classify", *wrong)[1]
-    assert "builds nothing" in run("build", "layers.logit_lens", "--out", tmp_path / "o")[1]
+    assert "does not build" in run("build", "layers.logit_lens", "--out", tmp_path / "o")[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,9 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-"):
-            near = get_close_matches(args[0], names, 3)
-            hint = (
-                f"Did you mean {' or '.join(near)}?"
-                if near
-                else f"The commands are {', '.join(names)}."
-            )
+            from stratoscope.cli import _options
+
+            hint = _options.meant(args[0], names, f"The commands are {', '.join(names)}.")
             raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 

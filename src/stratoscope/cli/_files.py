@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+
 from stratoscope.errors import InputError, ResultError
 
 
@@ -41,6 +43,15 @@ def refuse_no_folder(path: Path | None) -> None:
         raise ResultError(
             f"The folder of {path} does not exist. Create it, or give another path to --out."
         )
+
+
+def save(result: Any, out: Path | None) -> None:
+    """Keep a result where it was asked for, and say so."""
+    if out is not None:
+        from stratoscope import results
+
+        results.save(result, out)
+        click.echo(f"Saved to {out}")
 
 
 @contextmanager

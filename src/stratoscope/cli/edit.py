@@ -14,16 +14,14 @@ from pathlib import Path
 
 import click
 
-from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
-from stratoscope.cli import _files
+from stratoscope.cli import _files, _options
 from stratoscope.cli.measure import read_settings
-from stratoscope.errors import MethodError
 
 
 @click.command(help=__doc__)
 @click.argument("method")
-@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@_options.model
 @click.option(
     "--request",
     "requests",
@@ -32,13 +30,7 @@ from stratoscope.errors import MethodError
     metavar="VALUE",
     help="What is to be changed, as JSON or text; repeat it for several texts.",
 )
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the method, as JSON or text.",
-)
+@_options.pairs()
 @click.option(
     "--out",
     required=True,
@@ -51,11 +43,8 @@ def command(
     use_free_cores()
     import stratoscope
 
-    entry = catalogue.find(method)
-    if "edit" not in entry.verbs:
-        raise MethodError(f"{method} edits nothing: it can only {' and '.join(entry.verbs)}.")
     _files.refuse_no_folder(out)
-    edit = catalogue.module(method).edit
+    edit = _options.function(method, "edit")
     settings = read_settings(method, edit, pairs)
     values = [_files.value(text) for text in requests]
     request = values if len(values) > 1 or isinstance(values[0], str) else values[0]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratoscope._threads import use_free_cores
-from stratoscope.cli import _files
+from stratoscope.cli import _files, _options
 from stratoscope.errors import InputError, ResultError
 
 if TYPE_CHECKING:
@@ -67,13 +67,7 @@ NAMES = {
     is_flag=True,
     help="Score --answer and --foil with all their tokens, not by their first ones.",
 )
-@click.option(
-    "--edit",
-    "edits",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Explain the model as this saved edit makes it (see `stratoscope edit`).",
-)
+@_options.edits("Explain")
 @click.option("--circuit", is_flag=True, help="Also find a circuit of edges; takes minutes.")
 @click.option(
     "--skip",

@@ -5,10 +5,9 @@ With MODEL_TYPE (the `model_type` of a config, such as qwen3_moe), only that one
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import click
 
+from stratoscope.cli import _options
 from stratoscope.errors import FamilyError
 
 
@@ -27,12 +26,8 @@ def command(model_type: str | None) -> None:
     if model_type is not None:
         named = [entry for entry in every if entry.type == model_type]
         if not named:
-            near = get_close_matches(model_type, [entry.type for entry in every], 3)
-            hint = (
-                f"Did you mean {' or '.join(near)}?"
-                if near
-                else "`stratoscope families` lists them."
-            )
+            known = [entry.type for entry in every]
+            hint = _options.meant(model_type, known, "`stratoscope families` lists them.")
             raise FamilyError(
                 f"{model_type!r} is not in the table, so it is probed and proved when wrapped. "
                 f"{hint}"

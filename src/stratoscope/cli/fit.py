@@ -15,16 +15,15 @@ from pathlib import Path
 
 import click
 
-from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
-from stratoscope.cli import _files
+from stratoscope.cli import _files, _options
 from stratoscope.cli.measure import read_settings
 from stratoscope.errors import InputError, MethodError
 
 
 @click.command(help=__doc__)
 @click.argument("method")
-@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@_options.model
 @click.option(
     "--data",
     required=True,
@@ -36,13 +35,7 @@ from stratoscope.errors import InputError, MethodError
     type=click.Path(dir_okay=False, path_type=Path),
     help="Rows of the same kind that are not trained on: their loss is kept beside the model.",
 )
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the method, as JSON or text.",
-)
+@_options.pairs()
 @click.option(
     "--out",
     required=True,
@@ -55,15 +48,11 @@ def command(
     use_free_cores()
     import stratoscope
 
-    entry = catalogue.find(method)
-    if "fit" not in entry.verbs:
-        raise MethodError(f"{method} fits nothing: it can only {' and '.join(entry.verbs)}.")
     _files.refuse_no_folder(out)
-    fit = catalogue.module(method).fit
+    fit = _options.function(method, "fit")
     options = inspect.signature(fit).parameters
     inputs = _files.rows(data)
-    given = tuple(pair.partition("=")[0] for pair in pairs)
-    if "labels" in options and "labels" not in given:
+    if "labels" in options and "labels" not in _options.split(pairs):
         wrong = [
             n for n, row in enumerate(inputs, 1) if not isinstance(row, dict) or "label" not in row
         ]

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import click
 
 from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
+from stratoscope.cli import _options
 from stratoscope.errors import InputError
 from stratoscope.store.cache import cache_root
 from stratoscope.store.named import NAMED
@@ -172,9 +172,8 @@ def _card(subject: Subject, seed: int) -> dict[str, Any]:
 def _find(name: str) -> Subject:
     subjects = {subject.name: subject for kind in KINDS for subject in _SUBJECTS[kind]()}
     if name not in subjects:
-        near = get_close_matches(name, subjects, 3)
-        hint = f"nearest: {', '.join(near)}" if near else "`stratoscope lab list` shows them"
-        raise InputError(f"There is no dataset, model or miniature {name!r}; {hint}.")
+        hint = _options.meant(name, subjects, "`stratoscope lab list` shows them.")
+        raise InputError(f"There is no dataset, model or miniature {name!r}. {hint}")
     return subjects[name]
 
 

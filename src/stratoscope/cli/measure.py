@@ -14,15 +14,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stratoscope import catalogue
 from stratoscope._threads import use_free_cores
-from stratoscope.cli import _files
+from stratoscope.cli import _files, _options
 from stratoscope.errors import InputError, MethodError
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(help=__doc__)
 @click.argument("method")
-@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@_options.model
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat for several.")
 @click.option(
     "--unit",
@@ -40,13 +38,7 @@ if TYPE_CHECKING:
     metavar="LAYER,NEURON",
     help="Instead of prompts, for methods on neurons.",
 )
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the method, as JSON or text.",
-)
+@_options.pairs()
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -57,13 +49,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="For sweeps: keep what is finished here; after an interruption, go on from there.",
 )
-@click.option(
-    "--edit",
-    "edits",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Measure the model as this saved edit makes it (see `stratoscope edit`).",
-)
+@_options.edits("Measure")
 def command(
     method: str,
     model: str,
@@ -78,14 +64,8 @@ def command(
     import stratoscope
 
     # All that can be refused is refused before the model, which is slow, is loaded.
-    entry = catalogue.find(method)
-    if "measure" not in entry.verbs:
-        raise MethodError(
-            f"{method} does not measure: it can only {' and '.join(entry.verbs)}. Use it from "
-            "Python."
-        )
     _files.refuse_no_folder(out)
-    measure = catalogue.module(method).measure
+    measure = _options.function(method, "measure")
     settings = read_settings(method, measure, pairs)
     options = inspect.signature(measure).parameters
     if save is not None:
@@ -103,11 +83,7 @@ def command(
         with _files.changed(lm, edits):
             result = measure(lm, inputs, **settings)
     show(result)
-    if out is not None:
-        from stratoscope import results
-
-        results.save(result, out)
-        click.echo(f"Saved to {out}")
+    _files.save(result, out)
 
 
 @contextmanager
@@ -143,16 +119,10 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
     options = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     valid = ", ".join(options) or "none"
     settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise MethodError(
-                f"--set takes KEY=VALUE, and got {pair!r}. Options of {method}: {valid}."
-            )
+    for key, text in _options.split(pairs, f" Options of {method}: {valid}.").items():
         if key not in options:
-            near = get_close_matches(key, options, 1)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise MethodError(f"{method} has no option {key!r}. {hint}Its options: {valid}.")
+            hint = f"{_options.meant(key, options, most=1)} Its options: {valid}.".lstrip()
+            raise MethodError(f"{method} has no option {key!r}. {hint}")
         settings[key] = read_value(
             key, text, inspect.formatannotation(options[key].annotation).strip("'")
         )
@@ -168,10 +138,7 @@ def read_settings(method: str, measure: Callable[..., Any], pairs: Sequence[str]
 def read_value(key: str, text: str, annotation: str) -> Any:
     """Read `text` as JSON, or else as itself; " 42" stays text for an option that takes no
     numbers."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
+    value = _files.value(text)
     kinds = set(re.findall(r"\w+", annotation)) - {"None"}
     if kinds and kinds <= {"int", "float", "bool"} and not isinstance(value, int | float | None):
         raise MethodError(f"Option {key} takes {annotation}, and got {text!r}.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stratoscope._threads import use_free_cores
-from stratoscope.cli import _files
+from stratoscope.cli import _files, _options
 from stratoscope.cli.measure import progress_bar
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command(help=__doc__)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--model", required=True, help="Hugging Face name, or folder or file of weights.")
+@_options.model
 @click.option("--format", "kind", help="Of the file: plain, arc, hellaswag, blimp [default: told].")
 @click.option(
     "--normalise",
@@ -33,13 +33,7 @@ if TYPE_CHECKING:
     help="A choice's score: sum, tokens, characters, or blind.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many questions, from the start.")
-@click.option(
-    "--edit",
-    "edits",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Score the model as this saved edit makes it.",
-)
+@_options.edits("Score")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -78,13 +72,10 @@ def command(
     width = max(len(name) for name, _ in rows)
     for name, words in rows:
         click.echo(f"{name:<{width}}  {words}")
-    if out is not None:
-        from stratoscope import results
-
-        results.save(scored, out)
+    _files.save(scored, out)
+    if save is not None:
         for finished in filter(None, (save, resume.blind(save))):
             finished.unlink(missing_ok=True)
-        click.echo(f"Saved to {out}")
 
 
 def _share(right: np.ndarray) -> str:

@@ -30,7 +30,7 @@ def batch(rows: Sequence[Any], tokenizer: Any, generator: torch.Generator) -> di
 
     rows: `(text or ids, class)`, or `{"text": ..., "label": ...}`; a class is a number from 0.
     """
-    pairs = [(row["text"], row["label"]) if isinstance(row, dict) else tuple(row) for row in rows]
+    pairs = [_pair(row) for row in rows]
     pad = getattr(tokenizer, "pad_token_id", 0) or 0
     read = make([text for text, _ in pairs], tokenizer, limit=None, pad=pad, image=None)
     ids, mask = read.text
@@ -73,7 +73,7 @@ def fit(
             "AutoModelForSequenceClassification, and wrap that."
         )
     for row in [*rows, *held_out]:
-        label = row["label"] if isinstance(row, dict) else row[1]
+        _, label = _pair(row)
         if not isinstance(label, int) or not 0 <= label < classes:
             raise InputError(f"a row's class is {label!r}; this model's are 0 to {classes - 1}.")
     return objective.fit(
@@ -88,3 +88,8 @@ def fit(
         checkpoints=checkpoints,
         held_out=list(held_out),
     )
+
+
+def _pair(row: Any) -> tuple[Any, Any]:
+    """Text or ids, and class."""
+    return (row["text"], row["label"]) if isinstance(row, dict) else tuple(row)

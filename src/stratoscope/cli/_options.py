@@ -1,0 +1,60 @@
+"""What several commands take alike: options, the verb of a method, and a hint at what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stratoscope import catalogue
+from stratoscope.errors import MethodError
+
+model = click.option(
+    "--model", required=True, help="Hugging Face name, or folder or file of weights."
+)
+
+
+def pairs(what: str = "An option of the method") -> Callable[..., Any]:
+    """--set KEY=VALUE, any number of them, as `pairs`."""
+    help_text = f"{what}, as JSON or text."
+    return click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help=help_text)
+
+
+def edits(verb: str) -> Callable[..., Any]:
+    """--edit FILE, any number of them, as `edits`. verb: what is done with the model, `Measure`."""
+    return click.option(
+        "--edit",
+        "edits",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help=f"{verb} the model as this saved edit makes it (see `stratoscope edit`).",
+    )
+
+
+def split(pairs: Iterable[str], hint: str = "") -> dict[str, str]:
+    """The texts of KEY=VALUE by their keys. Raises MethodError for a text without a sign."""
+    texts: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise MethodError(f"--set takes KEY=VALUE, and got {pair!r}.{hint}")
+        texts[key] = text
+    return texts
+
+
+def function(method: str, verb: str) -> Callable[..., Any]:
+    """The method's function of this name. Raises MethodError where there is no such method, and
+    where it has other verbs."""
+    entry = catalogue.find(method)
+    if verb not in entry.verbs:
+        raise MethodError(f"{method} does not {verb}: it can only {' and '.join(entry.verbs)}.")
+    return getattr(catalogue.module(method), verb)
+
+
+def meant(word: str, known: Iterable[str], otherwise: str = "", *, most: int = 3) -> str:
+    """A question with the known words that are near to this one; without any, `otherwise`."""
+    near = get_close_matches(word, list(known), most)
+    return f"Did you mean {' or '.join(near)}?" if near else otherwise
