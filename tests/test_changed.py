@@ -70,7 +70,8 @@ METHODS = {"src/stratoscope/layers/lens.py", "src/stratoscope/layers/other.py"}
         (["src/stratoscope/lab/tasks/new_one.py"], [
             "tests/lab/test_tasks.py", "tests/test_arrows.py",
         ]),
-        (["README.md"], ["tests/test_arrows.py", "tests/test_guide.py"]),
+        (["README.md"], ["tests/test_arrows.py"]),
+        (["docs/guide/hour.md"], ["tests/test_arrows.py", "tests/test_guide.py"]),
         (["tests/conftest.py"], ["tests"]),
         (["pyproject.toml", "src/stratoscope/engine/sweep.py"], ["-m", "", "tests"]),
     ],
@@ -92,6 +93,33 @@ def test_this_repository_is_read(tmp_path: Path) -> None:
     sweep = changed.reached(["src/stratoscope/engine/sweep.py"], imports)
     assert {"tests/heads/test_activation_patching.py", "tests/engine/test_sweep.py"} <= sweep
     assert "tests/results/test_store.py" not in sweep
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [({"main", "origin/main"}, "main"), ({"origin/main"}, "origin/main"), (set(), "")],
+)
+def test_a_clone_without_the_branch_asks_where_it_came_from(
+    there: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(_: str, name: str, head: str) -> list[str]:
+        if name not in there:
+            raise subprocess.CalledProcessError(128, ["git"])
+        return [name]
+
+    monkeypatch.setattr(changed, "_git", git)
+    assert changed.left("main") == expected
+
+
+def test_nothing_to_compare_with_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(changed, "left", lambda base: "")
+    changed.main()
+    assert capsys.readouterr() == (
+        "tests\n",
+        "There is no main here to compare with: all tests run.\n",
+    )
 
 
 def test_it_is_run_from_the_command_line() -> None:

@@ -32,7 +32,7 @@ CONTRACT = "tests/test_contract.py"
 LISTED = {
     r"src/stratoscope/papers/|docs/papers/": ("claims/test_papers", "claims/test_pages"),
     r"src/stratoscope/lab/(\w+)/": (r"lab/test_\1",),
-    r"README|docs/guide/": ("test_guide",),
+    r"docs/guide/": ("test_guide",),
 }
 # the suites that run every method of the catalogue, and where they learn how
 ALL_METHODS = (CONTRACT, "tests/test_devices.py", "tests/test_half_precision.py")
@@ -137,12 +137,23 @@ def _git(*arguments: str) -> list[str]:
     return run.stdout.splitlines()
 
 
+def left(base: str) -> str:
+    """The commit where this branch left `base`, or the base of the clone it came from; "" where
+    there is neither."""
+    for name in (base, f"origin/{base}"):
+        try:
+            return _git("merge-base", name, "HEAD")[0]
+        except subprocess.CalledProcessError:
+            continue
+    return ""
+
+
 def main(base: str = "main") -> None:
     from stratoscope import catalogue
 
-    try:
-        [start] = _git("merge-base", base, "HEAD")
-    except subprocess.CalledProcessError:  # a clone of one branch
+    start = left(base)
+    if not start:  # a clone of one branch
+        print(f"There is no {base} here to compare with: all tests run.", file=sys.stderr)  # noqa: T201
         print("tests")  # noqa: T201
         return
     changed = {*_git("diff", "--name-only", start), *_git("ls-files", "-o", "--exclude-standard")}
