@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.command(help=__doc__)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_options.model
-@click.option("--format", "kind", help="Of the file: plain, arc, hellaswag, blimp [default: told].")
+@click.option(
+    "--format",
+    "kind",
+    help="Of the file: plain, arc, hellaswag, blimp [default: seen from its rows].",
+)
 @click.option(
     "--normalise",
     default="sum",
