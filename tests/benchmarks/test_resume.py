@@ -1,5 +1,5 @@
-"""An interrupted scoring goes on where it stopped, and ends in the very numbers of an unbroken one
-and of `likelihood.score`."""
+"""An interrupted scoring goes on where it stopped, and ends in the very numbers of an unbroken
+one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import xarray as xr
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import stratoscope
-from stratoscope.benchmarks import Item, controls, likelihood, resume
+from stratoscope.benchmarks import Item, _resume, controls, likelihood
 from stratoscope.editing import clamp
 from stratoscope.engine import resume as files
 from stratoscope.errors import InputError, ResultError
@@ -91,25 +91,6 @@ def until(number: int, seen: list[int]) -> Any:
     return progress
 
 
-ALIKE = [(shared, how) for shared in (True, False) for how in likelihood.NORMALISE]
-ALIKE.remove((False, "blind"))  # the second half of likelihood's takes no settings
-
-
-@pytest.mark.parametrize(("shared", "normalise"), ALIKE)
-def test_it_is_likelihoods_score(shared: bool, normalise: str, tmp_path: Path) -> None:
-    lm, settings = subject(), {"shared_prefix": shared, "normalise": normalise}
-    for size in [4096] if normalise == "blind" else [4096, 12]:
-        expected = likelihood.score(lm, ITEMS, batch_tokens=size, **settings)
-        xr.testing.assert_identical(
-            resume.score(lm, ITEMS, batch_tokens=size, **settings), expected
-        )
-        file = tmp_path / f"{size}.part"
-        xr.testing.assert_identical(
-            resume.score(lm, ITEMS, batch_tokens=size, save=file, **settings), expected
-        )
-        assert file.exists()
-
-
 @pytest.mark.parametrize("normalise", ["sum", "blind"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_killed_anywhere_it_goes_on(shared: bool, normalise: str, tmp_path: Path) -> None:
@@ -117,7 +98,7 @@ def test_killed_anywhere_it_goes_on(shared: bool, normalise: str, tmp_path: Path
     settings = {"shared_prefix": shared, "normalise": normalise, **SMALL}
     first, second, unbroken_progress = subject(), subject(), []
     with counted() as unbroken:
-        expected = resume.score(
+        expected = likelihood.score(
             first, ITEMS, progress=lambda *done: unbroken_progress.append(done), **settings
         )
     total = CHOICES * (2 if normalise == "blind" else 1)
@@ -130,8 +111,12 @@ def test_killed_anywhere_it_goes_on(shared: bool, normalise: str, tmp_path: Path
         file, before, after = tmp_path / f"{number}.part", [], []
         with counted() as calls:
             with pytest.raises(KeyboardInterrupt):
-                resume.score(first, ITEMS, save=file, progress=until(number, before), **settings)
-            result = resume.score(second, ITEMS, save=file, progress=until(0, after), **settings)
+                likelihood.score(
+                    first, ITEMS, save=file, progress=until(number, before), **settings
+                )
+            result = likelihood.score(
+                second, ITEMS, save=file, progress=until(0, after), **settings
+            )
         xr.testing.assert_identical(result, expected)
         assert before == every[:number]
         assert after[0] == min(before[-1], CHOICES)  # the first file's, then the second's
@@ -146,24 +131,24 @@ def test_finished_passes_are_in_the_file_as_they_end(
 ) -> None:
     """Against a kill, which writes no more: here at once, and else once a second."""
     seconds = iter(range(0, 10_000, 2))
-    monkeypatch.setattr(resume.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(_resume.time, "monotonic", lambda: float(next(seconds)))
     lm, file, counts = subject(), tmp_path / "scores.part", []
 
     def progress(done: int, total: int) -> None:
         saved, _ = files.files.read(file, kind="sweep")
         counts.append((done, int((~saved["result"].isnan()).sum())))
 
-    resume.score(lm, ITEMS, save=file, progress=progress, **SMALL)
+    likelihood.score(lm, ITEMS, save=file, progress=progress, **SMALL)
     assert len(counts) > 4
     assert all(done == written for done, written in counts)
 
 
 def test_a_finished_file_is_read_and_nothing_run(tmp_path: Path) -> None:
     lm, file, options = subject(), tmp_path / "scores.part", {"shared_prefix": False, **SMALL}
-    first = resume.score(lm, ITEMS, save=file, normalise="blind", **options)
+    first = likelihood.score(lm, ITEMS, save=file, normalise="blind", **options)
     with counted() as calls:
-        again = resume.score(lm, ITEMS, save=file, normalise="blind", **options)
-        tokens = resume.score(lm, ITEMS, save=file, normalise="tokens", **options)
+        again = likelihood.score(lm, ITEMS, save=file, normalise="blind", **options)
+        tokens = likelihood.score(lm, ITEMS, save=file, normalise="tokens", **options)
     assert calls == [0]
     xr.testing.assert_identical(again, first)
     expected = likelihood.score(lm, ITEMS, normalise="tokens", **options)
@@ -172,7 +157,7 @@ def test_a_finished_file_is_read_and_nothing_run(tmp_path: Path) -> None:
 
 def test_the_control_takes_what_blind_has(tmp_path: Path) -> None:
     lm, file = subject(), tmp_path / "scores.part"
-    resume.score(lm, ITEMS, save=file, normalise="blind")
+    likelihood.score(lm, ITEMS, save=file, normalise="blind")
     seen: list[tuple[int, int]] = []
     beside = controls.score(
         lm, ITEMS, save=file, normalise="blind", progress=lambda *done: seen.append(done)
@@ -184,26 +169,28 @@ def test_the_control_takes_what_blind_has(tmp_path: Path) -> None:
 def test_a_file_of_another_question_is_refused(tmp_path: Path) -> None:
     lm, file = subject(), tmp_path / "scores.part"
     with suppress(KeyboardInterrupt):
-        resume.score(lm, ITEMS, save=file, progress=until(2, []), **SMALL)
+        likelihood.score(lm, ITEMS, save=file, progress=until(2, []), **SMALL)
     content = file.read_bytes()
     words = "does not hold the beginning of these scores.*delete it"
     with pytest.raises(ResultError, match=words):
-        resume.score(lm, ITEMS[1:], save=file, **SMALL)
+        likelihood.score(lm, ITEMS[1:], save=file, **SMALL)
     with pytest.raises(ResultError, match=words):
-        resume.score(lm, [replace(ITEMS[0], context="w1 w2 w4"), *ITEMS[1:]], save=file, **SMALL)
+        likelihood.score(
+            lm, [replace(ITEMS[0], context="w1 w2 w4"), *ITEMS[1:]], save=file, **SMALL
+        )
     with pytest.raises(ResultError, match=words):
-        resume.score(subject(1), ITEMS, save=file, **SMALL)
+        likelihood.score(subject(1), ITEMS, save=file, **SMALL)
     with pytest.raises(ResultError, match=words), clamp.edit(lm, [(1, 3)], value=5.0):
-        resume.score(lm, ITEMS, save=file, **SMALL)
+        likelihood.score(lm, ITEMS, save=file, **SMALL)
     with pytest.raises(ResultError, match=words):
-        resume.score(lm, ITEMS, save=file)  # other passes
+        likelihood.score(lm, ITEMS, save=file)  # other passes
     with pytest.raises(ResultError, match=words):
-        resume.score(lm, ITEMS, save=file, shared_prefix=False, **SMALL)
+        likelihood.score(lm, ITEMS, save=file, shared_prefix=False, **SMALL)
     assert file.read_bytes() == content
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ResultError, match="or something else"):
-        resume.score(lm, ITEMS, save=file, **SMALL)
+        likelihood.score(lm, ITEMS, save=file, **SMALL)
     with pytest.raises(ResultError, match="cannot be written"):
-        resume.score(lm, ITEMS, save=tmp_path / "absent" / "scores.part", **SMALL)
+        likelihood.score(lm, ITEMS, save=tmp_path / "absent" / "scores.part", **SMALL)
     with pytest.raises(InputError, match="choose one of sum"):
-        resume.score(lm, ITEMS, normalise="mean")
+        likelihood.score(lm, ITEMS, normalise="mean")

@@ -2,7 +2,7 @@
 
 items = benchmarks.formats.read("arc.jsonl")
 scores = benchmarks.likelihood.score(lm, items)          # logprob[item, choice], right[item]
-benchmarks.resume.score(lm, items, save="scores.part")   # the same; interrupted, it goes on
+benchmarks.likelihood.score(lm, items, save="scores.part")   # interrupted, the same call goes on
 benchmarks.controls.score(lm, items)["accuracy"]         # oracle, chance, position, blind ...
 """
 

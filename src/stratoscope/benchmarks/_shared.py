@@ -39,9 +39,7 @@ def silent(done: int, total: int) -> None:
     """A progress that nobody sees."""
 
 
-def whole(
-    lm: LM, groups: Sequence[Group], size: int, progress: Progress = silent
-) -> list[list[float]]:
+def whole(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
     """Every row run from its first token to its last: for models without such a cache."""
     rows = [choice for group in groups for choice in group]
     by_row: dict[int, float] = {}
@@ -52,14 +50,11 @@ def whole(
             [_scored(logits[n], ids[n], rows[i].start, len(ids[n])) for n, i in enumerate(part)]
         )
         by_row |= dict(zip(part, scores.tolist()))
-        progress(len(by_row), len(rows))
     numbers = iter(range(len(rows)))
     return [[by_row[next(numbers)] for _ in group] for group in groups]
 
 
-def shared(
-    lm: LM, groups: Sequence[Group], size: int, progress: Progress = silent
-) -> list[list[float]]:
+def shared(lm: LM, groups: Sequence[Group], size: int) -> list[list[float]]:
     """As `whole`, with what an item's rows share run once. size: tokens of one forward pass."""
     begin = [common(group) for group in groups]
     scores_of: list[list[float]] = [[] for _ in groups]
@@ -68,7 +63,6 @@ def shared(
         some = _one_pass(lm, [groups[i] for i in part], [begin[i] for i in part])
         for i, scores in zip(part, some):
             scores_of[i] = scores
-        progress(sum(map(bool, scores_of)), len(scores_of))
     return scores_of
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from stratoscope.benchmarks import resume
+from stratoscope.benchmarks import likelihood
 from stratoscope.benchmarks._item import Item, checked, right
 from stratoscope.benchmarks._shared import Progress, silent
 from stratoscope.models.lm import LM
@@ -43,7 +43,7 @@ def score(
     """right (control, item) and its mean, accuracy (control). lm: None leaves blind out. normalise:
     of the blind score, as `benchmarks.likelihood` has it; its "blind" is "sum" here.
 
-    save: the file that `benchmarks.resume.score` was given; the blind scores go on from the one
+    save: the file that `benchmarks.likelihood.score` was given; the blind scores go on from the one
     beside it. progress(done, all): their choices. Raises InputError for what is no item.
     """
     items = checked(inputs)
@@ -51,8 +51,8 @@ def score(
     if lm is not None:
         bare = [replace(item, context="") for item in items]
         how = "sum" if normalise == "blind" else normalise
-        file = resume.blind(save)
-        scored = resume.score(lm, bare, save=file, normalise=how, progress=progress)
+        file = likelihood.blind_file(save)
+        scored = likelihood.score(lm, bare, save=file, normalise=how, progress=progress)
         right_by["blind"] = scored["right"].to_numpy()
     table = np.stack(list(right_by.values()))
     return dataset(

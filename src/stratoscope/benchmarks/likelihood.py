@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 import xarray as xr
 
 from stratoscope.benchmarks._item import Item, checked, right
+from stratoscope.benchmarks._resume import logprobs
 from stratoscope.benchmarks._shared import Choice, Progress, cache_of, common, shared, silent, whole
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import longrope
@@ -44,32 +46,48 @@ def score(
     normalise: str = "sum",
     shared_prefix: bool = True,
     batch_tokens: int = 4096,
+    save: str | Path | None = None,
     progress: Progress = silent,
 ) -> xr.Dataset:
     """logprob, score (item, choice), NaN where an item has fewer choices; predicted, gold, right,
     margin (item).
 
-    inputs: items. progress(done, all) is called as they are done. right: 1, 0, or a share of a tie.
-    margin: the gold choice's score above the best other one's. The attribute `shared_prefix` says
-    whether contexts were run once: a model without such a cache, or where it gives other numbers on
-    the first items, is run on whole rows. Raises SiteError for a model that does not predict the
-    next token, InputError for what is no item and for text longer than the context.
+    inputs: items. right: 1, 0, or a share of a tie. margin: the gold choice's score above the best
+    other one's. The attribute `shared_prefix` says whether contexts were run once: a model without
+    such a cache, or where it gives other numbers on the first items, is run on whole rows. save: a
+    file that keeps what is finished, choices without contexts (normalise="blind") beside it in
+    `blind_file(save)`; the same call goes on from there. Ctrl-C and errors lose no finished pass, a
+    kill those of the last second. progress(done, all) counts choices, those of the files too.
+
+    Raises SiteError for a model that does not predict the next token, InputError for what is no
+    item and for text longer than the context, ResultError for a file of another question and one
+    that cannot be written.
     """
     items = checked(inputs)
     if not lm.family.towers[""].causal or not lm.layout.head:
         raise SiteError(f"{lm.family.name} does not predict the next token: it cannot score text.")
     if normalise not in NORMALISE:
         raise InputError(f"normalise={normalise!r}: choose one of {', '.join(NORMALISE)}.")
-    groups = [_choices(lm, item) for item in items]
+    groups, count = [_choices(lm, item) for item in items], sum(len(i.choices) for i in items)
     share = shared_prefix and _can_share(lm, groups)
-    logprob = _table((shared if share else whole)(lm, groups, batch_tokens, progress))
+    total = 2 * count if normalise == "blind" else count
+    logprob = _table(
+        logprobs(lm, groups, share, save, batch_tokens, lambda done: progress(done, total))
+    )
     scores = logprob
     if normalise == "tokens":
         scores = logprob / _table([[len(c.ids) - c.start for c in group] for group in groups])
     elif normalise == "characters":
         scores = logprob / _table([[len(choice) for choice in item.choices] for item in items])
     elif normalise == "blind":
-        without = score(lm, [replace(item, context="") for item in items])
+        without = score(
+            lm,
+            [replace(item, context="") for item in items],
+            shared_prefix=shared_prefix,
+            batch_tokens=batch_tokens,
+            save=blind_file(save),
+            progress=lambda done, _: progress(count + done, total),
+        )
         scores = logprob - without["logprob"].to_numpy()
     gold = np.array([item.gold for item in items])
     here = np.arange(len(items))
@@ -95,6 +113,11 @@ def score(
         },
         shared_prefix=str(share),
     )
+
+
+def blind_file(save: str | Path | None) -> Path | None:
+    """Where choices without their contexts stand, beside `save`."""
+    return None if save is None else Path(f"{save}-blind")
 
 
 def _choices(lm: LM, item: Item) -> list[Choice]:

@@ -54,7 +54,7 @@ def command(
 ) -> None:
     use_free_cores()
     import stratoscope
-    from stratoscope.benchmarks import controls, formats, resume
+    from stratoscope.benchmarks import controls, formats, likelihood
 
     _files.refuse_no_folder(out)
     save = None if out is None else out.with_name(f".{out.name}.scoring")
@@ -62,7 +62,7 @@ def command(
     lm = stratoscope.load(model)
     with _files.changed(lm, edits):
         with progress_bar("choices") as advance:
-            scored = resume.score(lm, items, save=save, normalise=normalise, progress=advance)
+            scored = likelihood.score(lm, items, save=save, normalise=normalise, progress=advance)
         with progress_bar("without contexts") as advance:
             beside = controls.score(lm, items, save=save, normalise=normalise, progress=advance)
     right = scored["right"].to_numpy()
@@ -78,7 +78,7 @@ def command(
         click.echo(f"{name:<{width}}  {words}")
     _files.save(scored, out)
     if save is not None:
-        for finished in filter(None, (save, resume.blind(save))):
+        for finished in filter(None, (save, likelihood.blind_file(save))):
             finished.unlink(missing_ok=True)
 
 
