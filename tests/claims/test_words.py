@@ -78,6 +78,8 @@ def cell(says: str, subject: str, word: str) -> words.Cell:
     ],
 )  # fmt: skip
 def test_the_rule(cells: list[words.Cell], expected: Words) -> None:
+    run = sum(word != words.NOT_RUN for _, word in cells)
+    expected = expected._replace(run=run, claims=len(cells))
     assert words.words(cells) == expected
     assert words.words(cells[::-1]) == expected
 
@@ -93,6 +95,13 @@ def test_one_word_to_count_papers_by() -> None:
         "miniatures: reproduced."
     )
     assert words.sentence(Words("", "", 0, 0)) == "Nothing was measured."
+
+
+@pytest.mark.parametrize(("run", "in_part"), [(0, False), (3, True), (14, False)])
+def test_a_paper_that_has_run_in_part_says_how_far(run: int, in_part: bool) -> None:
+    of = Words("built, not run", "", 0, 2, run, 14)
+    assert (f"{run} of 14 claims have run" in of.summary) == in_part
+    assert (f"So far {run} of 14 claims have run" in words.sentence(of)) == in_part
 
 
 def test_everyone_says_the_same_rule() -> None:

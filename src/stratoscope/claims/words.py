@@ -26,12 +26,14 @@ Cell = tuple[Claim, str]  # a claim on one subject, and its word
 class Words(NamedTuple):
     """real, mechanism: the word on real models and on miniatures, "" where the paper has none. held
     of tested: real models on which every statement is reproduced, of all but those on which none
-    could be tested."""
+    could be tested. run of claims: those with a verdict, each on each of its subjects."""
 
     real: str
     mechanism: str
     held: int
     tested: int
+    run: int = 0
+    claims: int = 0
 
     @property
     def status(self) -> str:
@@ -46,7 +48,13 @@ class Words(NamedTuple):
         models = f" ({self.held} of {self.tested} models)" if self.tested else ""
         parts = [f"{self.real}{models}"] if self.real else []
         parts += [f"mechanism: {self.mechanism}"] if self.mechanism else []
+        parts += [f"{self.run} of {self.claims} claims have run"] if self.in_part else []
         return "; ".join(parts)
+
+    @property
+    def in_part(self) -> bool:
+        """Whether some claims have run and others have not."""
+        return 0 < self.run < self.claims
 
 
 def words(cells: Iterable[Cell]) -> Words:
@@ -59,7 +67,8 @@ def words(cells: Iterable[Cell]) -> Words:
         models.setdefault(claim.subject, []).append(word)
     tested = [result for result in models.values() if {*result} != {NO_TEST}]
     held = sum({*result} == {REPRODUCED} for result in tested)
-    return Words(_over(real), mechanism, held, len(tested))
+    run = sum(word != NOT_RUN for _, word in small)
+    return Words(_over(real), mechanism, held, len(tested), run, len(small))
 
 
 def sentence(of: Words) -> str:
@@ -71,6 +80,8 @@ def sentence(of: Words) -> str:
         parts.append(f"On real models: {of.real}{models if of.tested else ''}.")
     if of.mechanism:
         parts.append(f"In miniatures: {of.mechanism}.")
+    if of.in_part:
+        parts.append(f"So far {of.run} of {of.claims} claims have run, each on each of its models.")
     return " ".join(parts) or "Nothing was measured."
 
 
