@@ -166,7 +166,8 @@ def test_what_is_committed_stays_small() -> None:
         for name in kept_for_good
         for number, line in enumerate((root / name).read_text("utf-8").splitlines(), 1)
     }
-    assert over(lines, 8_000) == []
+    # half of a verdict are the names and digests of the hundred modules that it reached
+    assert over(lines, 10_000) == []
     others = {n: size for n, size in sizes.items() if n not in pictures and n not in kept_for_good}
     assert over(others, 60_000) == []
     figures = [size for name, size in sizes.items() if name.startswith("docs/papers/figures/")]

@@ -16,14 +16,14 @@ from support.subjects import ROWS, lm_of, untouched
 
 
 def test_a_slow_attention_is_saved() -> None:
-    """The attention of one layer waits 30 ms: without it a text and a token are ready sooner by
-    that; the model beside itself is not."""
+    """The attention of one layer waits 0.1 s: without it a text and a token are ready sooner by
+    that, whatever else the machine does; the model beside itself is not."""
     lm = wrap(tiny.model("llama"))
     slow = lm.model.model.layers[1].self_attn
     plain = slow.forward
 
     def waiting(*args, **kwargs):
-        time.sleep(0.03)
+        time.sleep(0.1)
         return plain(*args, **kwargs)
 
     slow.forward = waiting
@@ -31,7 +31,7 @@ def test_a_slow_attention_is_saved() -> None:
     with untouched(lm):
         found = speed.compare(lm, ROWS, edit, tokens=2, repeats=2)
     saved = found.seconds.sel(run="plain") - found.seconds.sel(run="edited")
-    assert (saved > 0.025).all()
+    assert (saved > 0.05).all()
     assert (found.gain > 1.5).all()
     assert (abs(found.itself - 1) < 0.5).all()
     expected = found.seconds.sel(run="plain") / found.seconds.sel(run="edited")

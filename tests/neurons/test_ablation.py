@@ -11,11 +11,13 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.neurons import ablation
+from support import tiny
 from support.subjects import ROWS, THREE, close, lm_of, logits_with, padded, parts, untouched
 
 EXAMPLE = {
     "measure": lambda case: {
         "units": [(0, 3), (1, 7)], "answer": case.answer, "foil": case.foil, "draws": 4,
+        "value": 3.0,
     }
 }  # fmt: skip
 WHOLE_ANSWER = {"units": [(0, 1)]}
@@ -103,3 +105,11 @@ def test_refusals() -> None:
         ablation.measure(lm, ROWS, units=[(0, 1)], draws=0)
     with pytest.raises(SiteError):
         ablation.measure(lm, ROWS, units=[(9, 1)])
+
+
+def test_in_half_precision_a_note_says_what_is_rounding() -> None:
+    units = [(0, 3)]
+    exact = ablation.measure(wrap(tiny.model("llama")), ROWS, units=units)
+    coarse = ablation.measure(wrap(tiny.model("llama").bfloat16()), ROWS, units=units)
+    assert "rounding" not in exact.attrs["notes"]
+    assert "effects of that size are rounding" in coarse.attrs["notes"]

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from stratoscope.engine.intervene import replaced
 from stratoscope.engine.metric import Words, last_logits
+from stratoscope.engine.precision import spacing
 from stratoscope.engine.sequence import swept, target, unchanged
 from stratoscope.engine.sweep import Progress
 from stratoscope.errors import InputError
@@ -70,6 +72,7 @@ def measure(
     before = unchanged(lm, batch, wanted, logits).float().cpu()
     lost = before - swept(lm, batch, cells, wanted, progress=progress).float().cpu()
     effect, null = lost.T.split([len(chosen), draws], dim=1)
+    notes = [*wanted.notes, *_rounded(spacing(logits.abs().amax(dim=1), lm.model.dtype), null)]
     return dataset(
         {
             "effect": (("example", "unit"), effect),
@@ -87,8 +90,20 @@ def measure(
         | ({"example_text": batch.coords()["example_text"]} if batch.tokens else {})
         | wanted.coords,
         null_kind=NULL,
-        notes=" ".join(wanted.notes),
+        notes=" ".join(notes),
     )
+
+
+def _rounded(step: Tensor, null: Tensor) -> list[str]:
+    """A note where one step of rounding of a logit is as large as what random neurons do."""
+    most, largest = float(step.max()), float(null.abs().max())
+    if most < max(largest, 1e-5):  # in float32 it never is
+        return []
+    return [
+        f"One step of rounding of a logit is up to {most:.2g}, the largest effect of a random "
+        f"neuron {largest:.2g}: effects of that size are rounding. Measure them in float32 "
+        "(engine.precision.in_float32)."
+    ]
 
 
 def random_units(units: Sequence[Unit], neurons: int, draws: int, seed: int) -> list[Unit]:
