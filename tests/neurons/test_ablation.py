@@ -3,6 +3,8 @@ of plain hooks, whole answers included."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,6 @@ from stratoscope.errors import InputError, SiteError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.neurons import ablation
-from support import tiny
 from support.subjects import ROWS, THREE, close, lm_of, logits_with, padded, parts, untouched
 
 EXAMPLE = {
@@ -108,8 +109,16 @@ def test_refusals() -> None:
 
 
 def test_in_half_precision_a_note_says_what_is_rounding() -> None:
-    units = [(0, 3)]
-    exact = ablation.measure(wrap(tiny.model("llama")), ROWS, units=units)
-    coarse = ablation.measure(wrap(tiny.model("llama").bfloat16()), ROWS, units=units)
-    assert "rounding" not in exact.attrs["notes"]
-    assert "effects of that size are rounding" in coarse.attrs["notes"]
+    """Random neurons of a planted model do nothing, and a step of rounding is more than that."""
+    p = planted.fact_lookup()
+    exact, coarse = (
+        wrap(copy.deepcopy(p.model).to(t), p.tokenizer) for t in (torch.float32, torch.bfloat16)
+    )
+    notes = [
+        ablation.measure(lm, p.clean, units=sorted(p.neurons), answer=p.answer, foil=p.foil).attrs[
+            "notes"
+        ]
+        for lm in (exact, coarse)
+    ]
+    assert "rounding" not in notes[0]
+    assert "effects of that size are rounding" in notes[1]
