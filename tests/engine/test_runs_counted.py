@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
-from stratoscope.engine.intervene import replaced
+from stratoscope.engine.edit import Edit
+from stratoscope.engine.intervene import intervene, replaced, scaled
 from stratoscope.engine.sweep import sweep
 from stratoscope.engine.trace import capture
 from stratoscope.heads import activation_patching, answer_suppression
@@ -93,3 +96,53 @@ def test_a_sweep_runs_what_a_trace_lacks(monkeypatch: pytest.MonkeyPatch, what: 
     )
     assert runs["corrupt"] == (1 if what == "enough" else 2)
     assert torch.equal(found[0], sweep(lm, batch, cells, metric))
+
+
+@contextmanager
+def written_to(lm: LM) -> Iterator[None]:
+    weight = lm.model.model.layers[0].mlp.down_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(3.0)
+        yield
+        weight.copy_(before)
+
+
+@contextmanager
+def hooked(lm: LM) -> Iterator[None]:
+    handle = lm.model.model.layers[0].mlp.register_forward_hook(lambda m, args, out: 3.0 * out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+CHANGES = {
+    "intervention": lambda lm: intervene(lm, scaled("layers.0.mlp.out", 3.0)),
+    "edit of weights": lambda lm: Edit(
+        lm, (), {"model.layers.0.mlp.down_proj.weight": torch.ones(32, 48)}
+    ),
+    "weights written to": written_to,
+    "a user's hook": hooked,
+}
+
+
+@pytest.mark.parametrize("ran", ["before", "within"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_trace_of_another_model_spares_a_sweep_nothing(change: str, ran: str) -> None:
+    """What was seen without a change is no base within it, nor the other way round."""
+    lm = tiny.lm("llama")
+    batch, cells = lm.batch([CORRUPT]), [replaced("layers.1.mlp.out", torch.ones(32), positions=2)]
+    metric = lambda logits, example: logits[:, 5] - logits[:, 7]  # noqa: E731
+    look = lambda: capture(  # noqa: E731
+        lm, batch, "layers.*.resid_pre", "layers.1.mlp.out", "layers.2.resid_post"
+    )
+    seen = look() if ran == "before" else None
+    with CHANGES[change](lm):
+        changed = sweep(lm, batch, cells, metric)
+        if ran == "before":
+            assert torch.equal(sweep(lm, batch, cells, metric, seen=seen), changed)
+        seen = look()
+    plain = sweep(lm, batch, cells, metric)
+    assert torch.equal(sweep(lm, batch, cells, metric, seen=seen), plain)
+    assert not torch.allclose(plain, changed)

@@ -30,7 +30,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def sentences(n: int) -> list[str]:
     generator = random.Random(0)
-    draw = lambda: [*generator.sample(WORDS, 7), *generator.sample(sorted(stimuli.FUNCTION), 9)]  # noqa: E731
+    draw = lambda: [  # noqa: E731
+        *generator.sample(WORDS, 7),
+        *generator.sample(sorted(stimuli.FUNCTION), 9),
+    ]
     return [" ".join(generator.sample(draw(), 16)).capitalize() + "." for _ in range(n)]
 
 

@@ -62,7 +62,9 @@ def test_transitions_are_integrated_out() -> None:
         stay, leave = (
             sum(p == (prefix[-1], to) for p in pairs) for to in (prefix[-1], 1 - prefix[-1])
         )
-        weight = lambda p, more=0, s=stay, m=leave: p ** (s + a - 1 + more) * (1 - p) ** (m + a - 1)  # noqa: E731
+        weight = lambda p, more=0, s=stay, m=leave: (  # noqa: E731
+            p ** (s + a - 1 + more) * (1 - p) ** (m + a - 1)
+        )
         expected = quad(weight, 0, 1, args=(1,))[0] / quad(weight, 0, 1)[0]
         found = markov.bigrams(torch.tensor([prefix]), 2, a)[0, -1, prefix[-1]].item()
         assert found == pytest.approx(expected, abs=1e-4)

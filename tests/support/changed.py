@@ -153,7 +153,8 @@ def main(base: str = "main") -> None:
 
     start = left(base)
     if not start:  # a clone of one branch
-        print(f"There is no {base} here to compare with: all tests run.", file=sys.stderr)  # noqa: T201
+        text = f"There is no {base} here to compare with: all tests run."
+        print(text, file=sys.stderr)  # noqa: T201
         print("tests")  # noqa: T201
         return
     changed = {*_git("diff", "--name-only", start), *_git("ls-files", "-o", "--exclude-standard")}

@@ -41,8 +41,8 @@ MIXED = [*NAMES, "the", "of", "said", "went", "ate", "7", "8", "9", "كتاب", 
 
 
 def _exchanged(lm: object, prompt: str, **options: object) -> list[tuple[int, str, str]]:
-    found = corruption.measure(lm, prompt, answer="7", foil="8", **options)  # type: ignore[arg-type]
-    ids, clean = found["id"].values[0].tolist(), lm.batch(prompt).ids[0].tolist()  # type: ignore[attr-defined]
+    found = corruption.measure(lm, prompt, answer="7", foil="8", **options)
+    ids, clean = found["id"].values[0].tolist(), lm.batch(prompt).ids[0].tolist()
     return [(n, MIXED[a], MIXED[b]) for n, (a, b) in enumerate(zip(clean, ids)) if a != b]
 
 

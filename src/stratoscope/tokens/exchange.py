@@ -37,7 +37,9 @@ from stratoscope.results import dataset
 from stratoscope.tokens import _kinds
 
 
-def mean_lost(lost: Float[np.ndarray, "draw *rest"]) -> Float[np.ndarray, "bounds *rest"]:  # noqa: F821
+def mean_lost(
+    lost: Float[np.ndarray, "draw *rest"],  # noqa: F821
+) -> Float[np.ndarray, "bounds *rest"]:  # noqa: F821
     """Of each place: the mean over draws, and the low and high end of its 95 % t interval."""
     columns = lost.reshape(len(lost), -1).T
     return np.array([interval(c, method="t")[:3] for c in columns]).T.reshape(3, *lost.shape[1:])

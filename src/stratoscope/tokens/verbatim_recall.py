@@ -83,7 +83,9 @@ def measure(
         )
     opened, pause = (pieces(lm, text)[0] if text else [] for text in (opening, between))
     start = [*before(lm), *opened]
-    after = lambda old_texts: [[*start, *old, *pause, *text] for old, text in zip(old_texts, texts)]  # noqa: E731
+    after = lambda old_texts: [  # noqa: E731
+        [*start, *old, *pause, *text] for old, text in zip(old_texts, texts)
+    ]
     runs = {"surprisal": after(read), "first": [[*start, *text] for text in texts]}
     if null:
         runs["null"] = after([_noise(lm, len(row), seed) for row in read])

@@ -91,6 +91,8 @@ def bigrams(
 
 def _dirichlet(shape: tuple[int, ...], a: float, generator: torch.Generator) -> Tensor:
     """Gamma variates by their total (torch's own take no generator for a Dirichlet)."""
-    drawn = torch._standard_gamma(torch.full(shape, a, dtype=torch.float64), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+    drawn = torch._standard_gamma(  # pyright: ignore[reportPrivateImportUsage]
+        torch.full(shape, a, dtype=torch.float64), generator=generator
+    )
     drawn = drawn.clamp_min(1e-300)
     return (drawn / drawn.sum(dim=-1, keepdim=True)).float()
