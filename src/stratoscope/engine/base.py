@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache
 
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention
-from stratoscope.engine.select import position_index
 from stratoscope.engine.trace import Trace
 from stratoscope.models.attention import (
     looks_ahead,
@@ -53,19 +52,6 @@ PACKED_POINTS = frozenset(
 )
 
 
-@dataclass(frozen=True, eq=False)  # a job is itself: its changes hold tensors
-class Job:
-    """A cell on one example: it starts at `layer`, from position `first` on. packed=False: to be
-    run naively."""
-
-    cell: int
-    example: int
-    layer: int
-    first: int
-    changes: tuple[Intervention, ...]
-    packed: bool
-
-
 @dataclass
 class Base:
     """The base run: its metric, and for each layer what enters it, its keys and values, its mask
@@ -82,6 +68,8 @@ class Base:
     keys: list[Tensor] = field(default_factory=list)  # (example, kv_head, position, head_dim)
     vals: list[Tensor] = field(default_factory=list)
     masks: list[Tensor | None] = field(default_factory=list)
+    # what each layer's mask lets a real token see: "all", "causal" (itself and all before), or ""
+    order: list[str] = field(default_factory=list)
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     shareable: bool = True
     width: int = 0  # positions, padding included
@@ -90,13 +78,6 @@ class Base:
     reads: list[int] = field(default_factory=list)
     # changes made outside the sweep: part of every cell
     outer: list[Intervention] = field(default_factory=list)
-
-    def positions(self, change: Intervention, example: int) -> Tensor:
-        """The positions that a change names in one example (padding included when it names
-        none)."""
-        return position_index(
-            change.positions, Run(self.batch), len(self.batch), self.width, [example]
-        )[example]
 
 
 def read(lm: LM, resid: Tensor) -> Tensor:
@@ -222,12 +203,32 @@ def _note_attention(
 ):
     base.keys.append(k)
     base.vals.append(v)
+    same = bool(base.masks) and mask is base.masks[-1]  # most models make one for all layers
+    base.order.append(base.order[-1] if same else _order(mask, base.lengths))
     base.masks.append(mask)
-    base.causal = base.causal and not looks_ahead(mask)
+    base.causal = base.causal and (same or not looks_ahead(mask))
+    if len(base.keys) == len(base.calls) == base.depth:
+        raise StopForward  # nothing more is asked of this pass
     groups = q.shape[1] // k.shape[1]
     scores = masked(scores_of(q, repeat_heads(k, groups), scaling, cap), mask)
     pattern = softmax_visible(scores, None if sinks is None else sinks.reshape(1, -1, 1, 1))
     return (pattern @ repeat_heads(v, groups)).transpose(1, 2).contiguous()
+
+
+def _order(mask: Tensor | None, lengths: Sequence[int]) -> str:
+    """What a mask lets real tokens see; those after the last of an example ask nothing."""
+    if mask is None:
+        return "all"
+    if mask.shape[1] > 1 or mask.shape[-1] != mask.shape[-2]:
+        return ""
+    seen = mask[:, 0]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    places = torch.arange(mask.shape[-1], device=mask.device)
+    real = (places < torch.tensor(lengths, device=mask.device)[:, None])[:, :, None]
+    if bool((seen | ~real).all()):
+        return "all"
+    causal = places <= places[:, None]
+    return "causal" if bool(((seen == causal) | ~real).all()) else ""
 
 
 def _cangather(base: Base, layer: int) -> bool:

@@ -44,24 +44,51 @@ def intervene(lm: LM, *interventions: Intervention) -> Iterator[None]:
 def resolve(lm: LM, interventions: Sequence[Intervention]) -> list[Intervention]:
     """Each intervention once for every site its pattern names. Raises SiteError; InputError for a
     misplaced option."""
-    resolved = []
-    for change in interventions:
-        for site in lm.layout.resolve(change.site):
-            if site.point == "mlp.router":
-                raise SiteError(
-                    f"`{site}` can be read but not changed: Transformers chooses the experts "
-                    "beside these logits, so a "
-                    f"change of them would do nothing. Change `mlp.out`."
-                )
-            _refuse_unknown_units(lm, change, site)
-            narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
-            for option, words in narrowed.items():
-                if getattr(change, option) is not None and not set(words) & set(site.axes):
-                    raise InputError(
-                        f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
-                    )
-            resolved.append(replace(change, site=site))
-    return resolved
+    return resolve_cells(lm, [interventions])[0]
+
+
+def resolve_cells(
+    lm: LM, cells: Sequence[Intervention | Sequence[Intervention]]
+) -> list[list[Intervention]]:
+    """`resolve` for each cell of a sweep, which names the same sites many times."""
+    known: dict[Site, list[Site]] = {}
+    table: list[list[Intervention]] = []
+    for cell in cells:
+        resolved = []
+        for change in [cell] if isinstance(cell, Intervention) else cell:
+            if (sites := known.get(change.site)) is None:
+                sites = known[change.site] = _changeable(lm, change.site)
+            for site in sites:
+                _refuse_misplaced(lm, change, site)
+                resolved.append(change if site is change.site else replace(change, site=site))
+        table.append(resolved)
+    return table
+
+
+def _changeable(lm: LM, pattern: Site) -> list[Site]:
+    """The sites of a pattern, itself where it names just itself."""
+    sites = lm.layout.resolve(pattern)
+    for site in sites:
+        if site.point == "mlp.router":
+            raise SiteError(
+                f"`{site}` can be read but not changed: Transformers chooses the experts "
+                "beside these logits, so a "
+                f"change of them would do nothing. Change `mlp.out`."
+            )
+    return [pattern] if sites == [pattern] else sites
+
+
+def _refuse_misplaced(lm: LM, change: Intervention, site: Site) -> None:
+    if change.examples is not None and not all(example >= 0 for example in change.examples):
+        raise InputError(f"examples {list(change.examples)}: examples are numbered from 0.")
+    narrowed = {"positions": ("position", "query"), "keys": ("key",), "units": UNIT_AXES}
+    for option, words in narrowed.items():
+        if getattr(change, option) is not None and not set(words) & set(site.axes):
+            raise InputError(
+                f"`{option}` cannot narrow `{site}`, whose axes are {', '.join(site.axes)}."
+            )
+    if change.units is not None:
+        _refuse_unknown_units(lm, change, site)
 
 
 def _refuse_unknown_units(lm: LM, change: Intervention, site: Site) -> None:
@@ -70,8 +97,6 @@ def _refuse_unknown_units(lm: LM, change: Intervention, site: Site) -> None:
     word = next((axis for axis in site.axes if axis in sizes and axis != "head_dim"), None)
     if word and change.units is not None:
         units_at(change.units, sizes[word], word, site)
-    if change.examples is not None and not all(example >= 0 for example in change.examples):
-        raise InputError(f"examples {list(change.examples)}: examples are numbered from 0.")
 
 
 def replaced(site: str | Site, value: Tensor | float, **where: object) -> Intervention:

@@ -3,52 +3,68 @@ layers as one matrix.
 
 A row is one position of one cell on one example. Each layer is called once with all rows as (1,
 row, dim); its other arguments (rotary angles and the like) are those of the base run, gathered row
-by row. Attention keeps cells apart: a cell's queries see the base run's keys and values before its
-first changed position, and its own from there on. Of the last layer only the position is finished
-that the metric reads.
+by row. Attention keeps cells apart: every cell has the base run's keys and values with its own rows
+written over them, and one call serves all cells of a layer. Of the last layer only the position is
+finished that the metric reads.
+
+Rows are sorted by the layer at which their cell begins, so that those of the cells that have begun
+are always the first ones. All indices are made once for a wave: between the first layer and the
+last nothing is done cell by cell, and nothing waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from stratoscope.engine.base import Base, Job, gather, read
-from stratoscope.engine.intervention import ALIKE, OPERATIONS, Intervention
+from stratoscope.engine.base import Base, gather, read
+from stratoscope.engine.intervention import ALIKE, OPERATIONS
+from stratoscope.engine.jobs import Alike, Jobs, Written, written
 from stratoscope.engine.linear import FastLinear
 from stratoscope.models.attention import masked, scores_of, seam, softmax_visible
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
 
-Changes = dict[str, list[tuple[Job, Intervention]]]  # by point, the changes made in one layer
+_BEFORE_ATTENTION = ("attn.q", "attn.k", "attn.v")
 
 
 class Wave:
-    """Some packed jobs on their way through the layers.
+    """Some packed jobs on their way through the layers."""
 
-    Rows of a job are contiguous, from its first position to its end, and jobs of one example that
-    begin at the same position are neighbours: their attention is one call.
-    """
-
-    def __init__(self, lm: LM, base: Base, jobs: Sequence[Job]) -> None:
+    def __init__(self, lm: LM, base: Base, jobs: Jobs, kinds: Sequence[Alike]) -> None:
         self.lm, self.base, self.jobs = lm, base, jobs
-        self.lengths = base.lengths
-        self.start: dict[Job, int] = {}  # first row of each live job
+        device = base.residual[0].device
+        sizes = torch.tensor(base.lengths)[jobs.example] - jobs.first
+        start = sizes.cumsum(0) - sizes
+        job = torch.repeat_interleave(torch.arange(len(jobs)), sizes)
+        position = torch.arange(len(job)) - (start - jobs.first)[job]
+        self.low = int(jobs.first.min())  # no cell asks before this position
+        reads = torch.tensor(base.reads)[jobs.example]
+        # for each row, and for each job, where it is found
+        rows = torch.stack([job, position, jobs.example[job]])
+        self.job, self.position, self.example = rows.to(device)
+        each = torch.stack([start + reads - jobs.first, reads, jobs.example])
+        self.read_row, self.reads, self.job_example = each.to(device)
+        # how many jobs have begun, and how many rows they have, by layer
+        begun = [int(n) for n in (jobs.layer[:, None] <= torch.arange(base.depth)).sum(dim=0)]
+        ends = [0, *sizes.cumsum(0).tolist()]
+        self.begun, self.live = begun, [ends[n] for n in begun]
+        to_row = start - jobs.first
+        self.changes = [_Changes(w, to_row, device) for w in written(base, jobs, kinds)]
+        last = written(base, jobs, kinds, read_only=True)
+        self.last_changes = [_Changes(w, None, device) for w in last]
+        self.reads_all = bool((reads == base.width - 1).all())
+        self.masks: dict[tuple, Tensor] = {}
         # whether each job has come down to the row that is read, which alone ends the last layer
         self.read_only = False
-        self.heard: list[Tensor] | None = None  # the last layer's q, k and v of all rows
-        self.rows = base.residual[0].new_empty(0, lm.dims.dim)
-        self.example = self.position = torch.empty(0, dtype=torch.long, device=self.rows.device)
-        # example, first position, first row, how many jobs
-        self.groups: list[tuple[int, int, int, int]] = []
+        self.heard: tuple[Tensor, Tensor, Tensor] | None = None  # the last layer's q, k and v
 
     def run(self, metric: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """(job,) the metric of every job."""
@@ -57,140 +73,93 @@ class Wave:
             lm.layout.attention(Site("", n, "attn.q")): partial(self._attention, n)
             for n in range(depth)
         }
-        with lm.taps.only(), lm.taps.using(), seam(lm.model, {}, attentions):
-            for layer in range(min(job.layer for job in self.jobs), depth):
-                self._join([job for job in self.jobs if job.layer == layer])
-                changes = self._changes(layer)
-                self._change(self.rows, changes.pop("resid_pre", ()))
-                after = changes.pop("resid_post", ())
+        inside = {
+            Site("", layer, change.kind.point)
+            for change in self.changes
+            for layer in change.parts
+            if change.kind.point not in ("resid_pre", "resid_post")
+        }
+        edits = {site: [partial(self._edit, site)] for site in inside}
+        start = int(self.jobs.layer.min())
+        rows = self.base.residual[start].new_empty(0, lm.dims.dim)
+        with lm.taps.only(), lm.taps.using(edits=edits), seam(lm.model, {}, attentions):
+            for layer in range(start, depth):
+                rows = self._join(layer, rows)
+                self._change(layer, "resid_pre", rows)
                 if layer == depth - 1:
-                    self._come_down(layer, changes)
-                self.rows = self._layer(layer, changes)
-                self._change(self.rows, after)
-            at = torch.tensor([self.start[job] for job in self.jobs], device=self.rows.device)
-            examples = torch.tensor([job.example for job in self.jobs])
+                    rows = self._come_down(layer, rows)
+                rows = self._layer(layer, rows)
+                self._change(layer, "resid_post", rows)
             # logits are wide: never for all jobs at once
-            chunks = zip(at.split(256), examples.split(256))
-            with FastLinear():
+            with self._fast():
                 return torch.cat(
-                    [metric(read(lm, self.rows[rows]), example) for rows, example in chunks]
+                    [
+                        metric(read(lm, some), example)
+                        for some, example in zip(rows.split(256), self.jobs.example.split(256))
+                    ]
                 )
 
-    def _first(self, job: Job) -> int:
-        """The position of a job's first row."""
-        return self.base.reads[job.example] if self.read_only else job.first
+    def _join(self, layer: int, rows: Tensor) -> Tensor:
+        """Add the clean rows of jobs that begin at this layer."""
+        new = slice(len(rows), self.live[layer])
+        if new.start == new.stop:
+            return rows
+        clean = self.base.residual[layer][self.example[new], self.position[new]]
+        return torch.cat([rows, clean]) if len(rows) else clean
 
-    def _size(self, job: Job) -> int:
-        return self.lengths[job.example] - job.first
-
-    def _join(self, jobs: Sequence[Job]) -> None:
-        """Add the clean rows of jobs that begin at this layer, and put neighbours together."""
-        if not jobs:
-            return
-        residual, device = self.base.residual[jobs[0].layer], self.rows.device
-        parts, at = [self.rows], len(self.rows)
-        for job in jobs:
-            parts.append(residual[job.example, job.first : self.lengths[job.example]])
-            self.start[job] = at
-            at += self._size(job)
-        ordered = sorted(self.start, key=lambda job: (job.example, job.first))
-        old = torch.cat(
-            [torch.arange(self.start[job], self.start[job] + self._size(job)) for job in ordered]
-        )
-        self.rows = torch.cat(parts)[old.to(device)]
-        positions = [torch.arange(job.first, self.lengths[job.example]) for job in ordered]
-        self.position = torch.cat(positions).to(device)
-        self.example = torch.cat(
-            [torch.full_like(x, job.example) for x, job in zip(positions, ordered)]
-        ).to(device)
-        self.groups, at = [], 0
-        for (example, first), group in groupby(ordered, key=lambda job: (job.example, job.first)):
-            begin = at
-            for job in (members := list(group)):
-                self.start[job] = at
-                at += self._size(job)
-            self.groups.append((example, first, begin, len(members)))
-
-    def _layer(self, layer: int, changes: Changes) -> Tensor:
+    def _layer(self, layer: int, rows: Tensor) -> Tensor:
         """The rows through a Hugging Face layer, with changes inside it."""
-        edits = {
-            Site("", layer, point): [partial(self._edit, by_point)]
-            for point, by_point in changes.items()
-        }
-        args, kwargs = gather(self.base.calls[layer], self.base, layer, self.example, self.position)
-        with self.lm.taps.using(edits=edits) if edits else ExitStack(), FastLinear():
-            out = self.lm.layout.layers[""][layer](self.rows[None], *args, **kwargs)
+        at = self.job_example, self.reads
+        if not self.read_only:
+            live = slice(self.live[layer])
+            at = self.example[live], self.position[live]
+        args, kwargs = gather(self.base.calls[layer], self.base, layer, *at)
+        with self._fast():
+            out = self.lm.layout.layers[""][layer](rows[None], *args, **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
 
-    def _come_down(self, layer: int, changes: Changes) -> None:
+    def _come_down(self, layer: int, rows: Tensor) -> Tensor:
         """Go through the layer as far as its attention, for keys and values; then keep only the row
         that each job reads."""
-        before = {
-            point: changes.pop(point)
-            for point in ("attn.q", "attn.k", "attn.v")
-            if point in changes
-        }
-        self.heard = []
+        self.heard = None
         with suppress(StopForward):
-            self._layer(layer, before)
-        ordered = sorted(self.start, key=self.start.__getitem__)
-        own = [self.base.reads[job.example] - job.first for job in ordered]
-        staying = torch.tensor(
-            [self.start[job] + n for job, n in zip(ordered, own)], device=self.rows.device
-        )
-        self.rows, self.example, self.position = (
-            self.rows[staying],
-            self.example[staying],
-            self.position[staying],
-        )
-        self.start, self.read_only = {job: row for row, job in enumerate(ordered)}, True
+            self._layer(layer, rows)
+        self.read_only = True
+        return rows[self.read_row]
+
+    def _fast(self) -> AbstractContextManager[Any]:
+        """oneDNN, where it helps: a mode costs Python at every operation."""
+        wide = self.base.residual[0].device.type == "cpu" and self.lm.dims.dim >= 128
+        return FastLinear() if wide else nullcontext()
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def _edit(self, site: Site, x: Tensor, run: Run) -> Tensor:
+        if self.read_only and site.point in _BEFORE_ATTENTION:
+            return x  # what was heard is used
+        x = x.clone()
+        self._change(int(site.layer), site.point, x[0])
+        return x
+
+    def _change(self, layer: int, point: str, x: Tensor) -> None:
+        """Make the changes in place on x (row, ...), those of one site in their order."""
+        changes = self.last_changes if self.read_only else self.changes
+        here = [c for c in changes if c.kind.point == point and layer in c.parts]
+        for rank in sorted({rank for c in here for rank in c.parts[layer]}):
+            for change in here:
+                change.make(layer, rank, x)
+
+    # --- attention --------------------------------------------------------------------------------
 
     def _attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
         """What the seam calls: the first time in the last layer it only listens, the second time it
         uses what it heard."""
         if self.read_only and self.heard is not None:
             q, k, v = self.heard
-        elif self.heard is not None:
-            self.heard = [q, k, v]
+        elif layer == self.base.depth - 1:
+            self.heard = q, k, v
             raise StopForward
         return self._attend(layer, q, k, v, *how)
-
-    def _changes(self, layer: int) -> Changes:
-        by_point: Changes = {}
-        for job in self.start:
-            for change in job.changes:
-                if change.site.layer == layer:
-                    by_point.setdefault(change.site.point, []).append((job, change))
-        return by_point
-
-    def _edit(self, changes: Sequence[tuple[Job, Intervention]], x: Tensor, run: Run) -> Tensor:
-        x = x.clone()
-        self._change(x[0], changes)
-        return x
-
-    def _change(self, x: Tensor, changes: Sequence[tuple[Job, Intervention]]) -> None:
-        """Make the changes in place on x (row, ...)."""
-        count = len(self.base.batch)
-        for job, change in changes:
-            index = self.base.positions(change, job.example)
-            first = self._first(job)
-            end = first + 1 if self.read_only else self.lengths[job.example]
-            here = ((index >= first) & (index < end)).nonzero()[:, 0]
-            at = (self.start[job] + index[here] - first).to(x.device)
-            if change.units is not None:
-                units = torch.as_tensor(list(change.units)).to(x.device) % x.shape[1]
-                place: tuple[Tensor, ...] = (at[:, None], units[None])
-            else:
-                place = (at,)
-            chosen = x[place]
-            value = change.value
-            if change.operation in ALIKE:
-                examples = list(range(count)) if change.examples is None else list(change.examples)
-                shape = (len(examples), len(index), *chosen.shape[1:])
-                value = torch.broadcast_to(value, shape)[
-                    examples.index(job.example), here.to(value.device)
-                ]
-            x[place] = OPERATIONS[change.operation](chosen, value).to(x.dtype)
 
     def _attend(
         self,
@@ -204,56 +173,116 @@ class Wave:
         sinks: Tensor | None,
     ) -> Tensor:
         """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of
-        the one that each job reads.
+        the one that each job reads."""
+        jobs, live, width = self.begun[layer], slice(self.live[layer]), self.base.width
+        own = (self.job[live] * width + self.position[live],)
+        example = self.job_example[:jobs]
+        key, value = (
+            clean[layer]
+            .transpose(1, 2)
+            .index_select(0, example)
+            .flatten(0, 1)
+            .index_put_(own, x[0].transpose(0, 1))
+            .unflatten(0, (jobs, width))
+            .transpose(1, 2)
+            for clean, x in ((self.base.keys, k), (self.base.vals, v))
+        )
+        if self.read_only:
+            query = q[0][:, self.read_row].transpose(0, 1)[:, :, None]
+            asks = slice(None)
+        else:
+            places = width - self.low
+            asks = self.job[live] * places + self.position[live] - self.low
+            query = q.new_zeros(jobs * places, q.shape[1], q.shape[3])
+            query[asks] = q[0].transpose(0, 1)
+            query = query.unflatten(0, (jobs, places)).transpose(1, 2)
+        z = self._heads(layer, query, key, value, scaling, softcap, sinks)
+        return z.transpose(1, 2).flatten(0, 1)[asks][None]
 
-        Query heads that share a key/value head are laid one after another as more queries of that
-        head.
-        """
-        outputs = []
-        shared, mask = q.shape[1] // k.shape[1], self.base.masks[layer]
-        for example, first, begin, jobs in self.groups:
-            end = self.lengths[example]
-            rows = slice(begin, begin + jobs * (end - first))
-            key, value = (
-                torch.cat(
-                    [
-                        clean[layer][example, :, :first].expand(jobs, -1, -1, -1),
-                        _by_job(own, rows, jobs),
-                    ],
-                    dim=2,
-                )
-                for clean, own in ((self.base.keys, k), (self.base.vals, v))
+    def _heads(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """(job, head, query, head_dim), of all jobs in one call."""
+        shared, asked = query.shape[1] // key.shape[1], query.shape[2]
+        if softcap is None and sinks is None:
+            causal = self.base.order[layer] == "causal" and asked == key.shape[2]
+            hidden = None if causal else self._hidden(layer, query)
+            return scaled_dot_product_attention(
+                query, key, value, hidden, is_causal=causal, scale=scaling, enable_gqa=shared > 1
             )
-            own = self.base.reads[example] - first
-            asks = slice(own, own + 1) if self.read_only else slice(None)
-            query = _by_job(q, rows, jobs)[:, :, asks]
-            # job, kv_head, (shared, own), head_dim
-            query = query.unflatten(1, (-1, shared)).flatten(2, 3)
-            hidden = None
-            if mask is not None:
-                hidden = mask[example if mask.shape[0] > 1 else 0, 0, first:end, :end][asks].repeat(
-                    shared, 1
-                )
-            if softcap is None and sinks is None:
-                z = scaled_dot_product_attention(query, key, value, attn_mask=hidden, scale=scaling)
+        # query heads that share a key/value head are laid one after another as more queries of it
+        query = query.unflatten(1, (-1, shared)).flatten(2, 3)
+        hidden = self._hidden(layer, query)
+        hidden = None if hidden is None else hidden.repeat(1, 1, shared, 1)
+        if sinks is not None:
+            sinks = sinks.reshape(-1, shared, 1, 1).expand(-1, -1, asked, 1).flatten(1, 2)
+        scores = masked(scores_of(query, key, scaling, softcap), hidden)
+        return (softmax_visible(scores, sinks) @ value).unflatten(2, (shared, asked)).flatten(1, 2)
+
+    def _hidden(self, layer: int, query: Tensor) -> Tensor | None:
+        """(job or 1, 1, query, key) what is added to scores: -inf, or nearly, where a key is not
+        seen; None where all are. Made once for layers whose masks are one tensor."""
+        order, mask = self.base.order[layer], self.base.masks[layer]
+        if order == "all" or (self.read_only and order == "causal" and self.reads_all):
+            return None
+        name = (order or id(mask), self.read_only)
+        if name not in self.masks:
+            if order == "causal":
+                mask = query.new_full((self.base.width,) * 2, -torch.inf).triu(1)[None, None]
+            assert mask is not None
+            each = len(mask) > 1
+            if self.read_only:
+                example = self.job_example if each else torch.zeros_like(self.job_example)
+                self.masks[name] = mask[example, 0, self.reads][:, None, None]
             else:
-                sink = None
-                if sinks is not None:
-                    sink = (
-                        sinks.reshape(-1, shared, 1, 1)
-                        .expand(-1, -1, query.shape[2] // shared, 1)
-                        .flatten(1, 2)
-                    )
-                z = (
-                    softmax_visible(masked(scores_of(query, key, scaling, softcap), hidden), sink)
-                    @ value
-                )
-            # job, own, kv_head, shared, head_dim
-            z = z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)
-            outputs.append(z.reshape(-1, q.shape[1], v.shape[-1]))
-        return torch.cat(outputs)[None]
+                mask = mask[:, :, self.low :]
+                self.masks[name] = mask[self.job_example] if each else mask
+        mask = self.masks[name]
+        return mask[: len(query)] if len(mask) > 1 else mask
 
 
-def _by_job(x: Tensor, rows: slice, jobs: int) -> Tensor:
-    """(1, head, row, head_dim) -> the rows of one group as (job, head, own, head_dim)."""
-    return x[0, :, rows].unflatten(1, (jobs, -1)).transpose(0, 1)
+class _Changes:
+    """Changes of one kind in one wave, on the device: the rows they write and what they write."""
+
+    def __init__(self, found: Written, to_row: Tensor | None, device: torch.device) -> None:
+        """to_row: (job,) what makes a position of a job its row; None where each has one row."""
+        kind = self.kind = found.alike
+        row = found.job if to_row is None else found.position + to_row[found.job]
+        self.unit = None if kind.unit is None else kind.unit[found.change].to(device)
+        self.value, self.at = kind.values[0], torch.empty(0)
+        if kind.operation in ALIKE:
+            used, change = found.change.unique(return_inverse=True)
+            value = kind.value(used, device)
+            _, examples, places, *_ = value.shape
+            example = kind.row[found.example] if examples > 1 else 0
+            at = (change * examples + example) * places + (found.place if places > 1 else 0)
+            self.value = value.flatten(0, 2)
+            row, self.at = torch.stack([row, at]).to(device)
+        self.row = row.to(device)
+        # which of them belong to a layer and a rank
+        self.parts: dict[int, dict[int, slice]] = {}
+        end = 0
+        keys = torch.stack([found.layer, found.rank], dim=1).unique_consecutive(
+            return_counts=True, dim=0
+        )
+        for (layer, rank), count in zip(*(x.tolist() for x in keys)):
+            self.parts.setdefault(layer, {})[rank] = slice(end, end := end + count)
+
+    def make(self, layer: int, rank: int, x: Tensor) -> None:
+        """Make those of one layer and rank in place on x (row, ...)."""
+        if (part := self.parts[layer].get(rank)) is None:
+            return
+        row, value = self.row[part], self.value
+        if self.kind.operation in ALIKE:
+            value = value[self.at[part]]
+        place: tuple[Tensor, ...] = (row,)
+        if self.unit is not None:
+            place = row[:, None], self.unit[part] % x.shape[1]
+        x[place] = OPERATIONS[self.kind.operation](x[place], value).to(x.dtype)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine.gradients import gradients
-from stratoscope.engine.intervene import Intervention, resolve
+from stratoscope.engine.intervene import resolve_cells
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.sweep import Cell, Metric, Progress, sweep
 from stratoscope.errors import InputError
@@ -39,7 +39,7 @@ def estimate(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tens
     minus infinity, is no small step. Raises InputError for an estimate that is no number.
     """
     batch = lm.batch(inputs)
-    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    table = resolve_cells(lm, cells)
     sites = list({_felt(change.site): None for cell in table for change in cell})
     scores = [
         site

@@ -35,18 +35,19 @@ import torch
 from torch import Tensor
 
 from stratoscope.engine import outside
-from stratoscope.engine.base import Base, Job, answers, base_run, shareable
-from stratoscope.engine.intervene import Intervention, intervene, resolve
+from stratoscope.engine.base import Base, base_run, shareable
+from stratoscope.engine.intervene import Intervention, intervene, resolve_cells
+from stratoscope.engine.jobs import Alike, Jobs, planned
 from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.packed import Wave
 from stratoscope.engine.resume import fingerprint, read, write
-from stratoscope.engine.trace import Trace, capture
+from stratoscope.engine.tiled import beside, side_by_side, whole
+from stratoscope.engine.trace import Trace
 from stratoscope.errors import InputError
 from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
-from stratoscope.models.taps import Run
 
 # metric(logits (row, output), example (row,)) -> (row,). The logits are those of each row's last
 # real token, or what a classifier or reward model says of its prompt or picture (`lm.readout`). A
@@ -64,7 +65,7 @@ class Plan:
     cells: int
     skipped: int
     naive: int
-    waves: list[list[Job]]
+    waves: list[Jobs]
     rows_per_wave: int
     naive_rows: int
     packed_rows: int
@@ -102,65 +103,98 @@ def sweep(
     metric is not a number somewhere (and says where), ResultError when `save` holds another sweep.
     """
     batch = lm.batch(inputs)
-    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    table = resolve_cells(lm, cells)
     _refuse_too_large(lm, batch)
+    with lm.taps.using():  # once for all passes
+        return _sweep(lm, batch, table, metric, budget, save and Path(save), progress, seen)
+
+
+def _sweep(
+    lm: LM,
+    batch: Batch,
+    table: Sequence[Sequence[Intervention]],
+    metric: Metric,
+    budget: int | None,
+    save: Path | None,
+    progress: Progress | None,
+    seen: Trace | None,
+) -> Tensor:
     base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric, seen)
     finite.refuse({"the metric of the base run": base.metric})
-    plan, jobs = _plan(lm, base, table, budget)
+    todo = _planned(lm, base, table, budget)
     key = fingerprint(lm, base, table, metric) if save else ""
-    result = read(Path(save), key, (len(table), len(batch))) if save else None
+    result = read(save, key, (len(table), len(batch))) if save else None
     if result is None:
-        result = torch.full((len(table), len(batch)), torch.nan).to(base.metric)
-        changing = {(job.cell, job.example) for job in jobs}
-        for place in ((c, e) for c in range(len(table)) for e in range(len(batch))):
-            if place not in changing:
-                result[place] = base.metric[place[1]]
+        result = base.metric.expand(len(table), -1).clone()
+        for jobs in todo.waves:
+            result[jobs.cell, jobs.example] = torch.nan
+        result[todo.alone] = torch.nan
     with outside.unheard(lm):
-        for finished in _pieces(lm, base, table, plan, jobs, metric, result):
-            for number, example, value in finished:
-                result[number, example] = value
-                _refuse_nan(value, table[number], number, example)
+        for cell, example, values in _pieces(lm, base, table, todo, metric, result):
+            result[cell, example] = values
+            _refuse_nan(values, table, cell, example)
             if save:
-                write(Path(save), key, result)
+                write(save, key, result)
             if progress:
                 progress(int(result.isfinite().sum()), result.numel())
     return result
+
+
+@dataclass
+class _Todo:
+    """The work of a sweep: packed jobs wave by wave, and the cells that are run alone."""
+
+    waves: list[Jobs]
+    kinds: list[Alike]
+    alone: list[int]
+    rows: int
+    budget: int
 
 
 def _pieces(
     lm: LM,
     base: Base,
     table: Sequence[Sequence[Intervention]],
-    plan: Plan,
-    jobs: Sequence[Job],
+    todo: _Todo,
     metric: Metric,
     result: Tensor,
-) -> Iterator[list[tuple[int, int, Tensor]]]:
-    """What is not finished, piece by piece: waves of packed cells by layer, then naive cells.
-    (cell, example, metric)."""
-    for wave in plan.waves:
-        left = [job for job in wave if not result[job.cell, job.example].isfinite()]
-        if left:
-            values = Wave(lm, base, left).run(metric)
-            yield [(job.cell, job.example, value) for job, value in zip(left, values)]
-    for number in sorted({job.cell for job in jobs if not job.packed}):
-        if not result[number].isfinite().all():
-            yield [
-                (number, e, v)
-                for e, v in enumerate(_naive_cell(lm, base.batch, table[number], metric))
-            ]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What is not finished, piece by piece: waves of packed cells by layer, then the others, as
+    many side by side as fit. (cell, example, metric), one number each."""
+    for jobs in todo.waves:
+        jobs = jobs[~result[jobs.cell, jobs.example].isfinite().cpu()]
+        if len(jobs):
+            yield jobs.cell, jobs.example, Wave(lm, base, jobs, todo.kinds).run(metric)
+    unfinished = ~result.isfinite().all(dim=1).cpu()
+    alone = [cell for cell in todo.alone if unfinished[cell]]
+    many, examples = side_by_side(lm, base, todo.rows) if alone else 1, len(base.batch)
+    for begin in range(0, len(alone), many):
+        some = torch.tensor(alone[begin : begin + many])
+        values = beside(lm, base.batch, [table[cell] for cell in some.tolist()], metric)
+        yield (
+            some.repeat_interleave(examples),
+            torch.arange(examples).repeat(len(some)),
+            values.flatten(),
+        )
 
 
-def _refuse_nan(value: Tensor, cell: Sequence[Intervention], number: int, example: int) -> None:
-    if not value.isfinite():
-        which = " and ".join(
-            f"{c.operation} at {c.site} (positions {c.positions}, units {c.units})" for c in cell
-        )
-        raise InputError(
-            f"the metric is {float(value)} for cell {number}, example {example}: {which}. Look at "
-            "the value put there, or "
-            f"at a metric that divides by zero."
-        )
+def _refuse_nan(
+    values: Tensor, table: Sequence[Sequence[Intervention]], cells: Tensor, examples: Tensor
+) -> None:
+    wrong = ~values.isfinite()
+    if not bool(wrong.any()):
+        return
+    at = int(wrong.nonzero()[0, 0])
+    number, example = int(cells[at]), int(examples[at])
+    which = " and ".join(
+        f"{c.operation} at {c.site} (positions {c.positions}, units {c.units})"
+        for c in table[number]
+    )
+    raise InputError(
+        f"the metric is {float(values[at])} for cell {number}, example {example}: {which}. Look at "
+        "the value put there, or "
+        f"at a metric that divides by zero."
+    )
 
 
 def _refuse_too_large(lm: LM, batch: Batch) -> None:
@@ -182,127 +216,94 @@ def _refuse_too_large(lm: LM, batch: Batch) -> None:
 @torch.no_grad()
 def plan(lm: LM, inputs: Any, cells: Sequence[Cell], *, budget: int | None = None) -> Plan:
     """What `sweep` would do, without running the cells."""
-    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    table = resolve_cells(lm, cells)
     sites = {change.site for cell in table for change in cell}
     with outside.unheard(lm):
         base = base_run(lm, lm.batch(inputs), sites, lambda logits, example: logits[:, 0])
-        return _plan(lm, base, table, budget)[0]
+        todo = _planned(lm, base, table, budget)
+    lengths, depth = torch.tensor(base.lengths), lm.dims.layers
+    packed = sum(
+        int(((lengths[jobs.example] - jobs.first) * (depth - jobs.layer)).sum())
+        for jobs in todo.waves
+    )
+    each = depth * sum(base.lengths)
+    results, alone = len(table) * len(lengths), len(todo.alone)
+    return Plan(
+        cells=results,
+        skipped=results - sum(map(len, todo.waves)) - alone * len(lengths),
+        naive=alone * len(lengths),
+        waves=todo.waves,
+        rows_per_wave=todo.rows,
+        naive_rows=len(table) * each,
+        packed_rows=packed + alone * each,
+    )
 
 
 @torch.no_grad()
 def naive(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tensor:
     """The same numbers as `sweep`, by one whole forward pass for each cell: (cell, example)."""
     batch = lm.batch(inputs)
-    table = [resolve(lm, [cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    table = resolve_cells(lm, cells)
     return torch.stack([_naive_cell(lm, batch, cell, metric) for cell in table])
 
 
 def _naive_cell(lm: LM, batch: Batch, cell: Sequence[Intervention], metric: Metric) -> Tensor:
-    last = f"layers.{lm.dims.layers - 1}.resid_post"
-    examples = torch.arange(len(batch))
     with intervene(lm, *cell):
-        if lm.readout.kind != "vectors" and outside.reads_out_anew(lm):
-            return metric(outside.answers(lm, batch), examples)
-        final = capture(lm, batch, last)[last]
-    return metric(answers(lm, final, batch), examples)
+        return metric(whole(lm, batch), torch.arange(len(batch)))
 
 
-def _plan(
+def _planned(
     lm: LM, base: Base, table: Sequence[Sequence[Intervention]], budget: int | None
-) -> tuple[Plan, list[Job]]:
-    lengths = base.lengths
-    jobs: list[Job] = []
-    for number, cell in enumerate(table):
-        if (
-            base.shareable
-            and shareable(lm, cell)
-            and all(change.site in base.values for change in cell)
-        ):
-            # made once on the base values: refuses what does not fit, and shows which rows a
-            # replacement really changes
-            made = [
-                (change, change.apply(base.values[change.site], Run(base.batch))) for change in cell
-            ]
-            made_jobs = [_job(base, number, example, made) for example in range(len(lengths))]
-            jobs += [job for job in made_jobs if job is not None]
-        else:
-            jobs += [Job(number, example, 0, 0, (), False) for example in range(len(lengths))]
-    packed_jobs = sorted((j for j in jobs if j.packed), key=lambda j: (j.layer, j.first))
-    cap = _row_cap(lm, budget)
-    waves: list[list[Job]] = []
-    rows = cap
-    for job in packed_jobs:
-        size = lengths[job.example] - job.first
-        if rows + size > cap:
-            waves.append([])
-            rows = 0
-        waves[-1].append(job)
-        rows += size
-    depth = lm.dims.layers
-    live = sum((lengths[j.example] - j.first) * (depth - j.layer) for j in packed_jobs)
-    whole = len(table) * depth * sum(lengths)
-    slow = {j.cell for j in jobs if not j.packed}
-    results = len(table) * len(lengths)
-    skipped = results - len(packed_jobs) - len(slow) * len(lengths)
-    live += len(slow) * depth * sum(lengths)
-    return Plan(results, skipped, len(slow) * len(lengths), waves, cap, whole, live), jobs
-
-
-def _job(
-    base: Base, cell: int, example: int, made: Sequence[tuple[Intervention, Tensor]]
-) -> Job | None:
-    """One cell on one example, begun at the first layer and position it really changes; None when
-    it changes nothing.
-
-    A replacement equal to the base value starts nothing, but is kept once something before it has
-    changed.
-    """
-    length = base.lengths[example]
-    first, start = length, base.depth
-    here = [pair for pair in made if _concerns(pair[0], example)]
-    for change, after in here:
-        index = base.positions(change, example)
-        rows = index[index < length].unique()
-        if change.operation == "replace":
-            differs = (base.values[change.site] != after)[example][rows]
-            rows = rows[differs.flatten(1).any(dim=1).cpu()]
-        if len(rows):
-            first, start = min(first, int(rows[0])), min(start, int(change.site.layer))
-    if start == base.depth:
-        return None
-    own = [change for change, _ in here if int(change.site.layer) >= start]
-    outer = [
-        change for change in base.outer if _concerns(change, example) and _follows(change, start)
+) -> _Todo:
+    packed = [
+        number
+        for number, cell in enumerate(table)
+        if base.shareable
+        and shareable(lm, cell)
+        and all(change.site in base.values for change in cell)
     ]
-    return Job(cell, example, start, first if base.causal else 0, (*outer, *own), True)
+    alone = sorted(set(range(len(table))) - set(packed))
+    free = available(lm.model.device) // 4 if budget is None else budget
+    rows = _row_cap(lm, free)
+    jobs, kinds = planned(base, table, packed)
+    return _Todo(_waves(lm, base, jobs, rows, free), kinds, alone, rows, free)
 
 
-def _follows(outer: Intervention, start: int) -> bool:
-    """Whether an outer change must be made again on rows that start from what enters layer `start`
-    in the base run."""
-    layer = int(outer.site.layer)
-    return layer > start or (layer == start and outer.site.point != "resid_pre")
+def _waves(lm: LM, base: Base, jobs: Jobs, rows: int, budget: int) -> list[Jobs]:
+    """The jobs in their order, cut where the next one would not fit."""
+    if not len(jobs):
+        return []
+    size = torch.tensor(base.lengths)[jobs.example] - jobs.first
+    own = size * _bytes_of_row(lm) + base.width * _bytes_of_place(lm)
+    cost = torch.maximum(size / rows, own / budget).double().cumsum(0)
+    waves, begin = [], 0
+    while begin < len(jobs):
+        full = (cost[begin - 1] if begin else 0) + 1 + 1e-9
+        end = max(begin + 1, int(torch.searchsorted(cost, full, right=True)))
+        waves.append(jobs[slice(begin, end)])
+        begin = end
+    return waves
 
 
-def _concerns(change: Intervention, example: int) -> bool:
-    """Whether a change acts on this example in a single forward pass, which is step 0."""
-    return (change.examples is None or example in change.examples) and (
-        change.steps is None or 0 in change.steps
-    )
+def _bytes_of_row(lm: LM) -> int:
+    """What one row takes inside a layer."""
+    dims = lm.dims
+    widths = 6 * dims.dim + 4 * max(dims.neurons, dims.dim) + 3 * dims.heads * dims.head_dim
+    return max(2, lm.model.dtype.itemsize) * widths
 
 
-def _row_cap(lm: LM, budget: int | None) -> int:
+def _bytes_of_place(lm: LM) -> int:
+    """What one position of a job takes in attention, live or not: keys, values, queries, z."""
+    dims = lm.dims
+    widths = 2 * (dims.kv_heads + dims.heads) * dims.head_dim
+    return max(2, lm.model.dtype.itemsize) * widths
+
+
+def _row_cap(lm: LM, budget: int) -> int:
     """Rows in flight: what the budget holds, and no more than keeps a layer's matrices in cache
     (measured: bench)."""
-    dims = lm.dims
-    budget = available(lm.model.device) // 4 if budget is None else budget
-    bytes_per_row = 4 * (
-        6 * dims.dim + 4 * max(dims.neurons, dims.dim) + 3 * dims.heads * dims.head_dim
-    )
-    on_cpu = lm.model.device.type == "cpu"
-    most = 4096 if on_cpu else 65536
-    if budget < bytes_per_row:
-        raise InputError(
-            f"budget {budget} bytes holds no row: one row takes about {bytes_per_row} bytes."
-        )
-    return max(1, min(most, budget // bytes_per_row))
+    on_cpu, each = lm.model.device.type == "cpu", _bytes_of_row(lm)
+    most = max(4096, 4096 * 512 // max(lm.dims.dim, 1)) if on_cpu else 65536
+    if budget < each:
+        raise InputError(f"budget {budget} bytes holds no row: one row takes about {each} bytes.")
+    return max(1, min(most, budget // each))
