@@ -6,8 +6,8 @@ what `packed` needs of every layer: its keys and values, its mask, the arguments
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from stratoscope.engine.trace import Trace
 from stratoscope.models.attention import (
     looks_ahead,
     masked,
+    overheard,
     repeat_heads,
     scores_of,
     seam,
@@ -127,16 +128,17 @@ def base_run(
     outer_reads = any(heard for _, heard in lm.taps.listening)
     if not (anew or outer_reads):
         reads[last].append(_stop)
+    base.lengths = [] if batch.mask is None else batch.lengths.tolist()
     if seen is not None and not anew and not outer_reads and seen.holds(batch, reads):
         base.values, whole = {site: seen[site] for site in reads}, None
     else:
-        with lm.taps.using(reads=reads):
+        with lm.taps.using(reads=reads), _overhearing(lm, base, entries):
             whole = outside.answers(lm, batch) if anew else lm(batch)
     base.answers = whole if anew else answers(lm, base.values[last], batch)
     base.metric = metric(base.answers, torch.arange(len(batch)))
     base.residual = [base.values[entry] for entry in entries]
     base.width = base.residual[0].shape[1]
-    base.lengths = [base.width] * len(batch) if batch.mask is None else batch.lengths.tolist()
+    base.lengths = base.lengths or [base.width] * len(batch)
     outer, single = outside.changes(lm), lm.readout.single
     base.reads = lm.readout.positions(batch).tolist() if single else []
     base.shareable = (
@@ -151,21 +153,41 @@ def base_run(
     return base
 
 
+@contextmanager
+def _overhearing(lm: LM, base: Base, entries: Sequence[Site]) -> Iterator[None]:
+    """Note the layers' arguments, keys, values and masks as the base run passes."""
+    attentions = [lm.layout.attention(entry) for entry in entries] if lm.layout.packable else []
+    notes = dict.fromkeys(attentions, partial(_note_attention, base))
+    with overheard(lm.model, notes), _calls_noted(lm, base):
+        yield
+
+
+@contextmanager
+def _calls_noted(lm: LM, base: Base) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in lm.layout.layers[""]:
+            hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
+
+
 def _note_layers(lm: LM, base: Base, entries: Sequence[Site]) -> None:
-    """A second pass, for keys, values and the layers' arguments.
+    """A pass of its own through the seam, where the base run could not be overheard.
 
     The values above come from the model's own kernel, as the user's captures do: only then is a
     replacement that changes nothing equal bit for bit.
     """
-    with outside.unheard(lm), lm.taps.using(), ExitStack() as stack:
-        for layer in lm.layout.layers[""]:
-            hook = layer.register_forward_pre_hook(partial(_note_call, base), with_kwargs=True)
-            stack.callback(hook.remove)
+    if not base.keys:
+        base.calls.clear()
         attentions = [lm.layout.attention(entry) for entry in entries]
-        stack.enter_context(
-            seam(lm.model, {}, dict.fromkeys(attentions, partial(_note_attention, base)))
-        )
-        lm(base.batch)
+        notes = dict.fromkeys(attentions, partial(_attend_noting, base))
+        with (
+            outside.unheard(lm),
+            lm.taps.using(),
+            _calls_noted(lm, base),
+            seam(lm.model, {}, notes),
+        ):
+            lm(base.batch)
     # not so where a layer's attention is left out
     once = len(base.calls) == len(base.keys) == base.depth
     base.shareable = once and all(_cangather(base, layer) for layer in range(base.depth))
@@ -192,6 +214,22 @@ def beside_the_stream(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[
 
 
 def _note_attention(
+    base: Base, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool | None
+) -> None:
+    """causal: whether later keys are hidden though there is no mask; None where nobody says."""
+    base.keys.append(k)
+    base.vals.append(v)
+    same = bool(base.masks) and mask is base.masks[-1]  # most models make one for all layers
+    if mask is None:
+        base.order.append("causal" if causal else "all")
+    else:
+        base.order.append(base.order[-1] if same else _order(mask, base.lengths))
+    base.masks.append(mask)
+    ahead = causal is False if mask is None else not same and looks_ahead(mask)
+    base.causal = base.causal and not ahead
+
+
+def _attend_noting(
     base: Base,
     q: Tensor,
     k: Tensor,
@@ -200,13 +238,8 @@ def _note_attention(
     scaling: float,
     cap: float | None,
     sinks: Tensor | None,
-):
-    base.keys.append(k)
-    base.vals.append(v)
-    same = bool(base.masks) and mask is base.masks[-1]  # most models make one for all layers
-    base.order.append(base.order[-1] if same else _order(mask, base.lengths))
-    base.masks.append(mask)
-    base.causal = base.causal and (same or not looks_ahead(mask))
+) -> Tensor:
+    _note_attention(base, k, v, mask, None)
     if len(base.keys) == len(base.calls) == base.depth:
         raise StopForward  # nothing more is asked of this pass
     groups = q.shape[1] // k.shape[1]
@@ -215,16 +248,15 @@ def _note_attention(
     return (pattern @ repeat_heads(v, groups)).transpose(1, 2).contiguous()
 
 
-def _order(mask: Tensor | None, lengths: Sequence[int]) -> str:
+def _order(mask: Tensor, lengths: Sequence[int]) -> str:
     """What a mask lets real tokens see; those after the last of an example ask nothing."""
-    if mask is None:
-        return "all"
     if mask.shape[1] > 1 or mask.shape[-1] != mask.shape[-2]:
         return ""
     seen = mask[:, 0]
     seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
     places = torch.arange(mask.shape[-1], device=mask.device)
-    real = (places < torch.tensor(lengths, device=mask.device)[:, None])[:, :, None]
+    ends = torch.tensor(lengths or [len(places)], device=mask.device)
+    real = (places < ends[:, None])[:, :, None]
     if bool((seen | ~real).all()):
         return "all"
     causal = places <= places[:, None]
@@ -247,19 +279,36 @@ def _cangather(base: Base, layer: int) -> bool:
     return True
 
 
-def gather(x: Any, base: Base, layer: int, example: Tensor, position: Tensor) -> Any:
-    """A layer argument of the base run, for rows at (example, position). Raises ValueError for an
-    unknown shape."""
+def gather(
+    x: Any,
+    base: Base,
+    layer: int,
+    example: Tensor,
+    position: Tensor,
+    live: int | None = None,
+    known: dict[int, Tensor] | None = None,
+) -> Any:
+    """A layer argument of the base run, for rows at (example, position), or the first `live` of
+    them. known: what was gathered for all rows before. Raises ValueError for an unknown shape."""
+    given = base, layer, example, position, live, known
     if isinstance(x, dict):
-        return {name: gather(value, base, layer, example, position) for name, value in x.items()}
+        return {name: gather(value, *given) for name, value in x.items()}
     if isinstance(x, (tuple, list)):
-        return type(x)(gather(value, base, layer, example, position) for value in x)
+        return type(x)(gather(value, *given) for value in x)
     if not isinstance(x, Tensor):
         return x
-    mask, width = base.masks[layer], base.width
+    mask = base.masks[layer]
     if mask is not None and x.shape == mask.shape and x.data_ptr() == mask.data_ptr():
         return None  # attention of packed rows masks by itself
-    rows = (1, len(base.batch))
+    rows = None if known is None else known.get(id(x))  # layers are often given the same tensors
+    rows = _rows(x, base, example, position) if rows is None else rows
+    if known is not None:
+        known[id(x)] = rows
+    return rows if live is None else rows.narrow(-2 if x.ndim >= 3 else -1, 0, live)
+
+
+def _rows(x: Tensor, base: Base, example: Tensor, position: Tensor) -> Tensor:
+    width, rows = base.width, (1, len(base.batch))
     # rotary cos and sin: (..., example, position, dim)
     if x.ndim >= 3 and x.shape[-2] == width and x.shape[-3] in rows:
         return x[

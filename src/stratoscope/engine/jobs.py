@@ -137,7 +137,6 @@ def written(
             yield Written(alike, *(part[order] for part in parts))
 
 
-
 def _who(alike: Alike, jobs: Jobs, cells: Tensor) -> tuple[Tensor, Tensor]:
     """The jobs that a kind's changes are part of, and which change it is of each."""
     if int(alike.cell[0]) == _OUTER:  # part of all jobs that begin before it
@@ -238,7 +237,7 @@ def _try(base: Base, change: Intervention) -> None:
 
 
 def _with_axes(value: Tensor, ndim: int) -> Tensor:
-    return value.reshape((1,) * (ndim - value.ndim) + value.shape)
+    return value if value.ndim == ndim else value.reshape((1,) * (ndim - value.ndim) + value.shape)
 
 
 def _positions(base: Base, changes: Sequence[Intervention], concerned: Tensor) -> Tensor:
@@ -282,9 +281,8 @@ def _moved(base: Base, alike: Alike) -> Tensor:
     stack = torch.stack([base.values[Site("", n, alike.point)] for n in layers.tolist()])
     layer, at = layer.to(stack.device), alike.position.clamp(0, base.width - 1)
     each = at.shape[1] * at.shape[2] * stack[0, 0, 0].numel()
-    differs = []
-    for some in torch.arange(len(layer)).split(max(1, _AT_ONCE // each)):
-        differs.append(_differs(stack, layer, at, alike, some))
+    some = torch.arange(len(layer)).split(max(1, _AT_ONCE // each))
+    differs = [_differs(stack, layer, at, alike, which) for which in some]
     return moved & torch.cat(differs).cpu()
 
 
@@ -301,4 +299,3 @@ def _differs(stack: Tensor, layer: Tensor, at: Tensor, alike: Alike, some: Tenso
     if value.shape[1] > 1:
         value = value[:, alike.row.to(device)]
     return (x != value).flatten(3).any(dim=3)
-

@@ -27,7 +27,7 @@ from stratoscope.engine.base import Base, gather, read
 from stratoscope.engine.intervention import ALIKE, OPERATIONS
 from stratoscope.engine.jobs import Alike, Jobs, Written, written
 from stratoscope.engine.linear import FastLinear
-from stratoscope.models.attention import masked, scores_of, seam, softmax_visible
+from stratoscope.models.attention import masked, repeat_heads, scores_of, seam, softmax_visible
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import Run, StopForward
@@ -62,6 +62,9 @@ class Wave:
         self.last_changes = [_Changes(w, None, device) for w in last]
         self.reads_all = bool((reads == base.width - 1).all())
         self.masks: dict[tuple, Tensor] = {}
+        self.beside: dict[int, Tensor] = {}  # what layers are called with beside the stream
+        # oneDNN, where it helps: a mode costs Python at every operation
+        self.fast = device.type == "cpu" and lm.dims.dim >= 128
         # whether each job has come down to the row that is read, which alone ends the last layer
         self.read_only = False
         self.heard: tuple[Tensor, Tensor, Tensor] | None = None  # the last layer's q, k and v
@@ -109,11 +112,11 @@ class Wave:
 
     def _layer(self, layer: int, rows: Tensor) -> Tensor:
         """The rows through a Hugging Face layer, with changes inside it."""
-        at = self.job_example, self.reads
-        if not self.read_only:
-            live = slice(self.live[layer])
-            at = self.example[live], self.position[live]
-        args, kwargs = gather(self.base.calls[layer], self.base, layer, *at)
+        call = self.base.calls[layer], self.base, layer
+        if self.read_only:
+            args, kwargs = gather(*call, self.job_example, self.reads)
+        else:
+            args, kwargs = gather(*call, self.example, self.position, self.live[layer], self.beside)
         with self._fast():
             out = self.lm.layout.layers[""][layer](rows[None], *args, **kwargs)
         return (out[0] if isinstance(out, tuple) else out)[0]
@@ -128,9 +131,7 @@ class Wave:
         return rows[self.read_row]
 
     def _fast(self) -> AbstractContextManager[Any]:
-        """oneDNN, where it helps: a mode costs Python at every operation."""
-        wide = self.base.residual[0].device.type == "cpu" and self.lm.dims.dim >= 128
-        return FastLinear() if wide else nullcontext()
+        return FastLinear() if self.fast else nullcontext()
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -214,8 +215,11 @@ class Wave:
         if softcap is None and sinks is None:
             causal = self.base.order[layer] == "causal" and asked == key.shape[2]
             hidden = None if causal else self._hidden(layer, query)
+            if hidden is not None and query.is_cuda:  # no fused kernel there repeats heads itself
+                key, value = repeat_heads(key, shared), repeat_heads(value, shared)
+            grouped = query.shape[1] > key.shape[1]
             return scaled_dot_product_attention(
-                query, key, value, hidden, is_causal=causal, scale=scaling, enable_gqa=shared > 1
+                query, key, value, hidden, is_causal=causal, scale=scaling, enable_gqa=grouped
             )
         # query heads that share a key/value head are laid one after another as more queries of it
         query = query.unflatten(1, (-1, shared)).flatten(2, 3)
@@ -237,6 +241,8 @@ class Wave:
             if order == "causal":
                 mask = query.new_full((self.base.width,) * 2, -torch.inf).triu(1)[None, None]
             assert mask is not None
+            if mask.dtype == torch.bool:
+                mask = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
             each = len(mask) > 1
             if self.read_only:
                 example = self.job_example if each else torch.zeros_like(self.job_example)

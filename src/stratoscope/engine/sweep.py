@@ -27,6 +27,7 @@ layer, a hook), all cells run naively. An outer `trace` sees the base run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from stratoscope.engine.packed import Wave
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.tiled import beside, side_by_side, whole
 from stratoscope.engine.trace import Trace
-from stratoscope.errors import InputError
+from stratoscope.errors import InputError, MemoryRefusal
 from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -164,7 +165,7 @@ def _pieces(
     for jobs in todo.waves:
         jobs = jobs[~result[jobs.cell, jobs.example].isfinite().cpu()]
         if len(jobs):
-            yield jobs.cell, jobs.example, Wave(lm, base, jobs, todo.kinds).run(metric)
+            yield jobs.cell, jobs.example, _run(lm, base, jobs, todo.kinds, metric)
     unfinished = ~result.isfinite().all(dim=1).cpu()
     alone = [cell for cell in todo.alone if unfinished[cell]]
     many, examples = side_by_side(lm, base, todo.rows) if alone else 1, len(base.batch)
@@ -176,6 +177,22 @@ def _pieces(
             torch.arange(examples).repeat(len(some)),
             values.flatten(),
         )
+
+
+def _run(lm: LM, base: Base, jobs: Jobs, kinds: Sequence[Alike], metric: Metric) -> Tensor:
+    """(job,) A wave, or its two halves where the device has no room for it. Raises MemoryRefusal
+    where these have none either."""
+    with suppress(torch.OutOfMemoryError):
+        return Wave(lm, base, jobs, kinds).run(metric)
+    half = max(1, len(jobs) // 2)
+    try:
+        halves = [jobs[slice(half)], jobs[slice(half, len(jobs))]]
+        return torch.cat([Wave(lm, base, some, kinds).run(metric) for some in halves if len(some)])
+    except torch.OutOfMemoryError as error:
+        raise MemoryRefusal(
+            f"{half} cells at once do not fit into the device's memory: give a smaller `budget` "
+            "(bytes that rows in flight may take), or sweep fewer or shorter prompts at once."
+        ) from error
 
 
 def _refuse_nan(

@@ -26,17 +26,27 @@ from stratoscope.models.weights import row_independent
 
 def side_by_side(lm: LM, base: Base, rows: int) -> int:
     """How many cells one pass takes, of at most `rows` rows: one where an outer change, a user's
-    hook or a quantised layer sees more than its own row, and where inputs are not only tokens."""
-    batch = base.batch
+    hook or a quantised layer may see more than its own example, or what belongs to an example is
+    not known."""
     alone = (
         any(edits or reads for edits, reads in lm.taps.listening)
-        or outside.foreign_hooks(lm.model)
-        or batch.ids is None
-        or batch.source is not None
-        or bool(batch.extra)
+        or any(outside.foreign_hooks(lm.model))
+        or not _by_example(base.batch)
         or not row_independent(lm.model)
     )
     return 1 if alone else max(1, rows // max(1, sum(base.lengths)))
+
+
+def _by_example(batch: Batch) -> bool:
+    """Whether every input lies along its first axis example by example."""
+    known = all(name in _BY_EXAMPLE and len(x) % len(batch) == 0 for name, x in batch.extra.items())
+    return known and (batch.source is None or _by_example(batch.source))
+
+
+_BY_EXAMPLE = frozenset(
+    {"token_type_ids", "mm_token_type_ids", "inputs_embeds", "pixel_values", "image_grid_thw"}
+    | {"pixel_attention_mask", "image_sizes", "input_features", "input_values"}
+)
 
 
 def beside(
@@ -49,7 +59,8 @@ def beside(
     examples = torch.arange(len(batch)).repeat(len(cells))
     edits: dict[Site, list[Callable[[Tensor, Run], Tensor]]] = {}
     for site in {change.site: None for cell in cells for change in cell}:
-        edits[site] = [partial(_change, batch, [[c for c in cell if c.site == site] for cell in cells])]
+        here = [[change for change in cell if change.site == site] for cell in cells]
+        edits[site] = [partial(_change, batch, here)]
     with lm.taps.using(edits=edits):
         said = whole(lm, tiled(batch, len(cells)) if len(cells) > 1 else batch)
     return metric(said, examples).unflatten(0, (len(cells), -1))
@@ -64,27 +75,23 @@ def whole(lm: LM, batch: Batch) -> Tensor:
 
 
 def tiled(batch: Batch, times: int) -> Batch:
-    """A batch of tokens, several times one after another."""
-    assert batch.ids is not None
-    again = lambda x: None if x is None else x.repeat(times, 1)  # noqa: E731
+    """A batch, several times one after another."""
+    again = lambda x: None if x is None else torch.cat([x] * times)  # noqa: E731
     return replace(
         batch,
         ids=again(batch.ids),
         mask=again(batch.mask),
         image=again(batch.image),
+        extra={name: torch.cat([x] * times) for name, x in batch.extra.items()},
         tokens=batch.tokens * times,
+        source=None if batch.source is None else tiled(batch.source, times),
     )
 
 
-def _change(
-    batch: Batch, changes: Sequence[Sequence[Intervention]], x: Tensor, run: Run
-) -> Tensor:
+def _change(batch: Batch, changes: Sequence[Sequence[Intervention]], x: Tensor, run: Run) -> Tensor:
     """Each cell's changes made on its own rows, as if they were the whole batch."""
-    rows = x.chunk(len(changes))
-    own = Run(batch)
-    done = []
-    for part, some in zip(rows, changes):
+    own, parts = Run(batch), list(x.chunk(len(changes)))
+    for number, some in enumerate(changes):
         for change in some:
-            part = change.apply(part, own)
-        done.append(part)
-    return torch.cat(done)
+            parts[number] = change.apply(parts[number], own)
+    return torch.cat(parts)

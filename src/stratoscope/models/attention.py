@@ -9,7 +9,7 @@ bit-identical to before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stratoscope.errors import FamilyError
 
 NAME = "stratoscope"
+_SDPA = "sdpa"
 # fire(name, value) -> value, for the attention module that is running: q, k, v, scores or pattern
 Fire = Callable[[str, Tensor], Tensor]
 # attend(q, k, v, mask, scaling, softcap, sinks) -> z (example, position, head, head_dim), when
@@ -130,6 +131,48 @@ def _attend(
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
+
+
+@contextmanager
+def overheard(
+    model: nn.Module, listeners: Mapping[nn.Module, Callable[..., None]]
+) -> Iterator[bool]:
+    """Tell what each attention is given while the user's own kernel computes it: listener(k, v,
+    mask, causal), where without a mask `causal` says whether later keys are hidden.
+
+    False, and nothing is told, where the kernel is another than torch's SDPA or a seam is open.
+    """
+    kernels = {config._attn_implementation_internal for config in configs_of(model)}
+    if kernels != {_SDPA} or any(isinstance(kernel, _Kernel) for kernel in kernels):
+        yield False
+        return
+    kernel, local = ALL_ATTENTION_FUNCTIONS[_SDPA], ALL_ATTENTION_FUNCTIONS._local_mapping
+
+    def listen(
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *rest: Any,
+        **how: Any,
+    ) -> Any:
+        if (tell := listeners.get(module)) is not None:
+            causal = how.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            bias = how.get("position_bias")
+            tell(k, v, mask if bias is None else bias, bool(causal) or q.shape[2] == 1)
+        return kernel(module, q, k, v, mask, *rest, **how)
+
+    before = local.get(_SDPA)
+    local[_SDPA] = listen
+    try:
+        yield True
+    finally:
+        if before is None:
+            del local[_SDPA]
+        else:
+            local[_SDPA] = before
 
 
 def configs_of(model: nn.Module) -> list[Any]:

@@ -41,12 +41,13 @@ class Scaled(nn.Module):
 def is_plain(module: nn.Module) -> bool:
     """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no
     more."""
+    if type(module).forward not in _PLAIN:
+        return False
     weight: Any = getattr(module, "weight", None)
     # accelerate's only moves tensors
     own = "forward" in vars(module) and not hasattr(module, "_hf_hook")
     return (
-        type(module).forward in _PLAIN
-        and not own
+        not own
         and type(weight) in (Tensor, nn.Parameter)
         and weight.ndim == 2
         and weight.is_floating_point()
