@@ -22,8 +22,10 @@ and the others go on; --seconds ends the script in time.
 
 from __future__ import annotations
 
+import cProfile
 import gc
 import json
+import pstats
 import statistics
 import time
 import traceback
@@ -34,7 +36,6 @@ from typing import Any
 import click
 import torch
 from overhead import WORDS, Work, build, llama
-from torch import Tensor
 
 from stratoscope.circuits import edge_attribution_ig
 from stratoscope.engine.memory import available
@@ -139,7 +140,9 @@ def name_of(row: tuple[str, str, int | str, float]) -> str:
     return f"{size} {dtype} {what}" + (f" {shared:.0%} shared" if shared else "")
 
 
-def sweep_row(lm: LM, row: tuple[str, str, int, float], clock: Clock, tiny: bool) -> dict[str, Any]:
+def sweep_row(
+    lm: LM, row: tuple[str, str, int, float], clock: Clock, tiny: bool, profiled: bool
+) -> dict[str, Any]:
     """One row of the table, with its bars: name -> whether it is met."""
     size, dtype, tokens, shared = row
     work = build(lm, "resid", [min(tokens, 8 + tokens // 16) if tiny else tokens], shared)
@@ -194,7 +197,16 @@ def sweep_row(lm: LM, row: tuple[str, str, int, float], clock: Clock, tiny: bool
         bars["peak within budget"] = all(
             use["peak"] - found["own"] <= use["budget"] for use in found["memory"]
         )
+    if profiled:
+        profile(work.planner)
     return found | {"bars": bars}
+
+
+def profile(run: Callable[[], Any]) -> None:
+    """Where Python spends its time, the dozen functions that take most of their own."""
+    watch = cProfile.Profile()
+    watch.runcall(run)
+    pstats.Stats(watch).sort_stats("tottime").print_stats(12)
 
 
 def memory(work: Work, clock: Clock, quick: bool) -> dict[str, Any]:
@@ -212,31 +224,25 @@ def memory(work: Work, clock: Clock, quick: bool) -> dict[str, Any]:
 
 def heads_row(lm: LM, clock: Clock, tokens: int) -> dict[str, Any]:
     """`heads.activation_patching` of one pair of prompts, null and bound included."""
-    work, clean = pair_of(lm, tokens)
-    run = lambda: activation_patching.measure(  # noqa: E731
-        lm, clean, corrupt=work.ids, answer=WORDS[0], foil=WORDS[1]
-    )
-    seconds, result = clock.median(run, 3)
-    cells = 2 * result.effect[0].size
+    prompts = pair_of(lm, tokens)
+    seconds, result = clock.median(lambda: activation_patching.measure(lm, **prompts), 3)
     bars = {f"heads.activation_patching <= {HEADS:.0f} s": seconds <= HEADS}
+    cells = 2 * result.effect[0].size + activation_patching.EXACTLY
     return {"cells": cells, "planner": seconds, "bars": bars if clock.cuda else {}}
 
 
 def edges_row(lm: LM, clock: Clock, tokens: int) -> dict[str, Any]:
     """`circuits.edge_attribution_ig` of one pair of prompts, ten steps."""
-    work, clean = pair_of(lm, tokens)
-    run = lambda: edge_attribution_ig.measure(  # noqa: E731
-        lm, clean, corrupt=work.ids, answer=WORDS[0], foil=WORDS[1]
-    )
-    seconds, result = clock.median(run, 2)
+    prompts = pair_of(lm, tokens)
+    seconds, result = clock.median(lambda: edge_attribution_ig.measure(lm, **prompts), 2)
     return {"cells": result.effect[0].size, "planner": seconds, "bars": {}}
 
 
-def pair_of(lm: LM, tokens: int) -> tuple[Work, Tensor]:
-    """A corrupt prompt as `build` makes it, and a clean one."""
+def pair_of(lm: LM, tokens: int) -> dict[str, Any]:
+    """Two random prompts, as methods take them."""
     generator = torch.Generator().manual_seed(2)
-    clean = torch.randint(5, lm.dims.vocab, (1, tokens), generator=generator)
-    return build(lm, "resid", [tokens], 0.9), clean
+    clean, corrupt = torch.randint(5, lm.dims.vocab, (2, 1, tokens), generator=generator).tolist()
+    return {"inputs": clean, "corrupt": corrupt, "answer": WORDS[0], "foil": WORDS[1]}
 
 
 HEADER = (
@@ -267,9 +273,9 @@ def told(name: str, found: dict[str, Any]) -> str:
     return line
 
 
-def run_row(lm: LM, row: Any, clock: Clock, tiny: bool) -> dict[str, Any]:
+def run_row(lm: LM, row: Any, clock: Clock, tiny: bool, profiled: bool) -> dict[str, Any]:
     what = {"heads": heads_row, "edges": edges_row}.get(row[2])
-    return what(lm, clock, 8 if tiny else 18) if what else sweep_row(lm, row, clock, tiny)
+    return what(lm, clock, 8 if tiny else 18) if what else sweep_row(lm, row, clock, tiny, profiled)
 
 
 @click.command()
@@ -277,9 +283,12 @@ def run_row(lm: LM, row: Any, clock: Clock, tiny: bool) -> dict[str, Any]:
 @click.option("--device", default="cuda")
 @click.option("--tiny", is_flag=True, help="Small models, to try the script.")
 @click.option("--seconds", default=340.0, help="After this long no further row begins.")
+@click.option("--profile", "profiled", is_flag=True, help="And a profile of the planner's Python.")
 @click.option("--json", "out", default=None, help="Where the numbers go, after every row.")
 @torch.no_grad()
-def main(rows: str, device: str, tiny: bool, seconds: float, out: str | None) -> None:
+def main(
+    rows: str, device: str, tiny: bool, seconds: float, profiled: bool, out: str | None
+) -> None:
     begin, clock = time.perf_counter(), Clock(device)
     card = torch.cuda.get_device_name() if clock.cuda else "CPU"
     click.echo(f"{card}, torch {torch.__version__}{', tiny models' if tiny else ''}\n{HEADER}")
@@ -300,7 +309,7 @@ def main(rows: str, device: str, tiny: bool, seconds: float, out: str | None) ->
                 lm = llama(device, DTYPES[row[1]], **(TINY if tiny else SIZES[row[0]]))
                 held = row[:2]
             assert lm is not None
-            table[name] = run_row(lm, row, clock, tiny)
+            table[name] = run_row(lm, row, clock, tiny, profiled)
             click.echo(told(name, table[name]))
         except Exception as error:  # the others are still worth their time
             table[name] = {"error": f"{type(error).__name__}: {error}"}

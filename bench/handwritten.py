@@ -158,8 +158,8 @@ def dense_sweep(
     """
     draw, layer, place = cells.T
     examples, per_head = len(ids), source.ndim == 6
-    base = _Base(model, ids, lengths)
-    result = base.difference(base.ends, words).expand(len(cells), examples).clone()
+    base = _Base(model, ids, lengths, torch.tensor(words, device=ids.device))
+    result = base.difference(base.ends).expand(len(cells), examples).clone()
     first = torch.zeros_like(place) if per_head else place
     cell, example = (first[:, None] < lengths).nonzero(as_tuple=True)
     order = layer[cell].argsort(stable=True)
@@ -168,7 +168,7 @@ def dense_sweep(
         jobs = torch.stack([draw[cells_here], layer[cells_here], on, place[cells_here]])
         put = _heads_put if per_head else _residuals_put
         ends = put(base, source, jobs, first[cells_here])
-        result[cells_here, on] = base.difference(ends, words)
+        result[cells_here, on] = base.difference(ends)
     return result
 
 
@@ -176,8 +176,8 @@ class _Base:
     """The unchanged run: what enters each layer (row, dim), keys and values (example, position,
     head, head_dim) of each, and the last row of each example."""
 
-    def __init__(self, model: Any, ids: Tensor, lengths: Tensor) -> None:
-        self.model, self.lengths, self.shape = model, lengths, ids.shape
+    def __init__(self, model: Any, ids: Tensor, lengths: Tensor, words: Tensor) -> None:
+        self.model, self.lengths, self.shape, self.words = model, lengths, ids.shape, words
         self.reads = lengths - 1
         x = model.model.embed_tokens(ids)
         everywhere = torch.arange(ids.shape[1], device=ids.device)
@@ -207,9 +207,10 @@ class _Base:
         x = x + layer.self_attn.o_proj(z.flatten(1))
         return x + layer.mlp(layer.post_attention_layernorm(x))
 
-    def difference(self, ends: Tensor, words: tuple[int, int]) -> Tensor:
+    def difference(self, ends: Tensor) -> Tensor:
         parts = self.model.model.norm(ends).split(256)  # logits are wide
-        chosen = torch.cat([self.model.lm_head(part)[:, list(words)] for part in parts]).float()
+        chosen = [self.model.lm_head(part).index_select(1, self.words) for part in parts]
+        chosen = torch.cat(chosen).float()
         return chosen[:, 0] - chosen[:, 1]
 
 
@@ -246,15 +247,14 @@ class _Rows:
         self.seen = None if same else (keys <= self.reads[:, None])[:, None, None]
         self.first_layer = int(layer[0])
 
-    def join(self, number: int, x: Tensor | None) -> Tensor:
-        """Clean rows of the jobs that begin at a layer."""
-        begin = 0 if x is None else len(x)
-        new = slice(begin, self.live[number])
-        if x is not None and new.start == new.stop:
+    def join(self, number: int, x: Tensor) -> Tensor:
+        """The rows, and clean ones of the jobs that begin at a layer."""
+        new = slice(len(x), self.live[number])
+        if new.start == new.stop:
             return x
         clean = self.base.entries[number].unflatten(0, self.base.shape)
         clean = clean[self.example[new], self.position[new]]
-        return clean if x is None else torch.cat([x, clean])
+        return torch.cat([x, clean])
 
     def attend(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """z of all live rows (row, head, head_dim); of those that are read in the last layer."""
@@ -288,7 +288,7 @@ def _residuals_put(base: _Base, source: Tensor, jobs: Tensor, first: Tensor) -> 
     """(job, dim) the last rows after a residual was put at one position each."""
     rows = _Rows(base, jobs, first, source.device)
     put = source[tuple(jobs.to(source.device))].to(base.ends.dtype)
-    x, joined = None, 0
+    x, joined = base.ends[:0], 0
     for number in range(rows.first_layer, len(base.entries)):
         x = rows.join(number, x)
         new = slice(joined, joined := rows.begun[number])
@@ -315,7 +315,7 @@ def _heads_put(base: _Base, source: Tensor, jobs: Tensor, first: Tensor) -> Tens
             new = slice(ends[number], ends[number + 1])
             z[every[new], of_row[new]] = put[new]
 
-    x = None
+    x = base.ends[:0]
     for number in range(rows.first_layer, len(base.entries)):
         x = rows.through(number, rows.join(number, x), change)
     return x

@@ -161,14 +161,14 @@ def batched_loop(
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(ids.device)
     result = torch.full((len(cells), examples), torch.nan, device=ids.device)
     for some in torch.arange(len(cell)).split(group):
-        of, on = cell[some], example[some].to(ids.device)
-        with _hooked(model, source, cells[of], on):
+        on = example[some].to(ids.device)
+        with _hooked(model, source, cells[cell[some]], on):
             out = model.model(
                 ids[on], attention_mask=mask[on] if padded else None, use_cache=False
             ).last_hidden_state
             last = out[torch.arange(len(on), device=ids.device), lengths.to(ids.device)[on] - 1]
             logits = model.lm_head(last).float()
-        result[of, on] = logits[:, words[0]] - logits[:, words[1]]
+        result[cell[some], example[some]] = logits[:, words[0]] - logits[:, words[1]]
     if bool(result.isnan().any()):  # a patch at padding
         out = model.model(ids, attention_mask=mask if padded else None).last_hidden_state
         last = out[torch.arange(examples), lengths.to(ids.device) - 1]
