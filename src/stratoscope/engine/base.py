@@ -190,7 +190,8 @@ def _note_layers(lm: LM, base: Base, entries: Sequence[Site]) -> None:
             lm(base.batch)
     # not so where a layer's attention is left out
     once = len(base.calls) == len(base.keys) == base.depth
-    base.shareable = once and all(_cangather(base, layer) for layer in range(base.depth))
+    known: dict[int, Tensor] = {}
+    base.shareable = once and all(_cangather(base, layer, known) for layer in range(base.depth))
 
 
 def _keep(base: Base, site: Site, x: Tensor, run: Run) -> None:
@@ -263,7 +264,7 @@ def _order(mask: Tensor, lengths: Sequence[int]) -> str:
     return "causal" if bool(((seen == causal) | ~real).all()) else ""
 
 
-def _cangather(base: Base, layer: int) -> bool:
+def _cangather(base: Base, layer: int, known: dict[int, Tensor]) -> bool:
     """Whether every tensor the layer is called with is one of those `gather` knows how to give to
     single rows, and its attention has one mask for all heads (BEiT adds a bias of relative
     positions to each head's)."""
@@ -273,7 +274,7 @@ def _cangather(base: Base, layer: int) -> bool:
     zero = torch.zeros(1, dtype=torch.long)
     args, kwargs = base.calls[layer]
     try:
-        gather((args, kwargs), base, layer, zero, zero)
+        gather((args, kwargs), base, layer, zero, zero, known=known)
     except ValueError:
         return False
     return True

@@ -50,6 +50,9 @@ class Wave:
         # for each row, and for each job, where it is found
         rows = torch.stack([job, position, jobs.example[job]])
         self.job, self.position, self.example = rows.to(device)
+        # where a row stands among the keys of all jobs, and among the queries
+        self.own = self.job * base.width + self.position
+        self.asks = self.job * (base.width - self.low) + self.position - self.low
         each = torch.stack([start + reads - jobs.first, reads, jobs.example])
         self.read_row, self.reads, self.job_example = each.to(device)
         # how many jobs have begun, and how many rows they have, by layer
@@ -176,13 +179,13 @@ class Wave:
         """Attention of packed rows. q (1, head, row, head_dim) -> (1, row, head, head_dim), or of
         the one that each job reads."""
         jobs, live, width = self.begun[layer], slice(self.live[layer]), self.base.width
-        own = (self.job[live] * width + self.position[live],)
+        own = (self.own[live],)
         example = self.job_example[:jobs]
         key, value = (
             clean[layer]
             .transpose(1, 2)
-            .index_select(0, example)
-            .flatten(0, 1)
+            .flatten(1)[example]
+            .reshape(jobs * width, x.shape[1], x.shape[3])
             .index_put_(own, x[0].transpose(0, 1))
             .unflatten(0, (jobs, width))
             .transpose(1, 2)
@@ -193,7 +196,7 @@ class Wave:
             asks = slice(None)
         else:
             places = width - self.low
-            asks = self.job[live] * places + self.position[live] - self.low
+            asks = self.asks[live]
             query = q.new_zeros(jobs * places, q.shape[1], q.shape[3])
             query[asks] = q[0].transpose(0, 1)
             query = query.unflatten(0, (jobs, places)).transpose(1, 2)
@@ -215,7 +218,8 @@ class Wave:
         if softcap is None and sinks is None:
             causal = self.base.order[layer] == "causal" and asked == key.shape[2]
             hidden = None if causal else self._hidden(layer, query)
-            if hidden is not None and query.is_cuda:  # no fused kernel there repeats heads itself
+            if query.is_cuda and (hidden is not None or query.dtype == torch.float32):
+                # no fused kernel there repeats heads by itself
                 key, value = repeat_heads(key, shared), repeat_heads(value, shared)
             grouped = query.shape[1] > key.shape[1]
             return scaled_dot_product_attention(

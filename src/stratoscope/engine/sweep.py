@@ -168,10 +168,10 @@ def _pieces(
             yield jobs.cell, jobs.example, _run(lm, base, jobs, todo.kinds, metric)
     unfinished = ~result.isfinite().all(dim=1).cpu()
     alone = [cell for cell in todo.alone if unfinished[cell]]
-    many, examples = side_by_side(lm, base, todo.rows) if alone else 1, len(base.batch)
-    for begin in range(0, len(alone), many):
-        some = torch.tensor(alone[begin : begin + many])
-        values = beside(lm, base.batch, [table[cell] for cell in some.tolist()], metric)
+    examples = len(base.batch)
+    for numbers in side_by_side(lm, base, table, alone, todo.rows):
+        some = torch.tensor(numbers)
+        values = beside(lm, base.batch, [table[cell] for cell in numbers], metric)
         yield (
             some.repeat_interleave(examples),
             torch.arange(examples).repeat(len(some)),
@@ -216,18 +216,10 @@ def _refuse_nan(
 
 def _refuse_too_large(lm: LM, batch: Batch) -> None:
     """The base run keeps what enters every layer, and every layer's keys and values."""
-    sites = [
-        Site("", layer, p)
-        for layer in range(lm.dims.layers)
-        for p in ("resid_pre", "attn.k", "attn.v")
-    ]
+    each = predicted(lm, [Site("", 0, p) for p in ("resid_pre", "attn.k", "attn.v")], batch)
     advice = "sweep fewer or shorter prompts at once (the example and position axes)"
-    refuse_above(
-        predicted(lm, sites, batch),
-        available(lm.model.device),
-        "the base run of this sweep",
-        advice,
-    )
+    free = available(lm.model.device)
+    refuse_above(lm.dims.layers * each, free, "the base run of this sweep", advice)
 
 
 @torch.no_grad()

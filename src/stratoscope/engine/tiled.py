@@ -6,7 +6,7 @@ of the batch alone, to rounding; where that is not certain, cells run one by one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,17 +24,27 @@ from stratoscope.models.taps import Run
 from stratoscope.models.weights import row_independent
 
 
-def side_by_side(lm: LM, base: Base, rows: int) -> int:
-    """How many cells one pass takes, of at most `rows` rows: one where an outer change, a user's
-    hook or a quantised layer may see more than its own example, or what belongs to an example is
-    not known."""
-    alone = (
+def side_by_side(
+    lm: LM, base: Base, table: Sequence[Sequence[Intervention]], cells: Sequence[int], rows: int
+) -> Iterator[list[int]]:
+    """The cells in groups that one pass takes, of at most `rows` rows.
+
+    A cell is alone where an outer change, a user's hook or a quantised layer may see more than its
+    own example, where what belongs to an example is not known, or where it changes a tower that
+    lays all pictures in one row.
+    """
+    alone = bool(cells) and (
         any(edits or reads for edits, reads in lm.taps.listening)
         or any(outside.foreign_hooks(lm.model))
         or not _by_example(base.batch)
         or not row_independent(lm.model)
     )
-    return 1 if alone else max(1, rows // max(1, sum(base.lengths)))
+    many = 1 if alone else max(1, rows // max(1, sum(base.lengths)))
+    text = [n for n in cells if not any(c.site.tower or c.site.source for c in table[n])]
+    text = [n for n in text if all(c.site.point != "projector" for c in table[n])]
+    for begin in range(0, len(text), many):
+        yield text[begin : begin + many]
+    yield from ([number] for number in cells if number not in set(text))
 
 
 def _by_example(batch: Batch) -> bool:

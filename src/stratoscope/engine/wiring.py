@@ -127,15 +127,21 @@ class Wiring:
     def coords(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Coordinates of an `edge` axis: sender, receiver, and their layers (embed -1, logits the
         number of layers)."""
-        senders = [" + ".join(self.senders[s] for s in path[0]) for path in paths]
-        receivers = [" + ".join(self.receivers[r] for r in path[1]) for path in paths]
+        senders, receivers = self._named(paths, 0), self._named(paths, 1)
         return {
             "edge": [f"{sender} -> {receiver}" for sender, receiver in zip(senders, receivers)],
             "sender": (("edge",), senders),
             "receiver": (("edge",), receivers),
             "sender_layer": (("edge",), [(min(path[0]) - 1) // (self.heads + 1) for path in paths]),
-            "receiver_layer": (("edge",), [self.place(max(path[1]))[0] for path in paths]),
+            "receiver_layer": (("edge",), [max(path[1]) // (3 * self.heads + 1) for path in paths]),
         }
+
+    def _named(self, paths: Sequence[Path], end: int) -> list[str]:
+        names = (self.senders, self.receivers)[end]  # a property that spells them: asked for once
+        return [
+            names[path[end][0]] if len(path[end]) == 1 else " + ".join(names[n] for n in path[end])
+            for path in paths
+        ]
 
 
 def _number(name: str, numbers: dict[str, int], what: str) -> int:

@@ -31,12 +31,15 @@ from stratoscope.models.sites import Site
 def checks(lm: LM, inputs: object) -> list[Check]:
     """Run every invariant that applies, in every layer of every tower that the inputs reach.
 
-    tolerance: 1e-4 in fp32, 3e-2 in half precision, of the largest value and of the norm.
+    tolerance: 1e-4 in fp32, 3e-2 in half precision, of the largest value and of the norm. Above 12
+    layers that of half precision grows with the root of the depth, as rounding does: between two
+    kernels, the logits of a Llama of 32 layers were seen 3.3e-2 apart.
     """
     _ = lm.readout  # looked for now: it says whether there is a site `logits`
     batch = lm.batch(inputs)
     seen = _capture(lm, batch)
-    tolerance = 3e-2 if lm.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    half = lm.model.dtype in (torch.float16, torch.bfloat16)
+    tolerance = 3e-2 * max(1.0, lm.dims.layers / 12) ** 0.5 if half else 1e-4
     facts_found = [fact("the site is reached", s, False, tolerance) for s in _unreached(lm, seen)]
     changed, facts = rewriting.rewritten(lm, batch, seen, tolerance)
     for name, site, got, expected in (*_pairs(lm, batch, seen), *changed):

@@ -152,13 +152,16 @@ def row_independent(model: nn.Module) -> bool:
     activation scale for a whole tensor): there, packing rows of several inputs into one matrix is
     not exact. One layer of each kind is tried, beside a row a hundred times as large.
     """
-    kinds = {
-        type(module): (module, sizes[1])
-        for module in model.modules()
-        if not is_plain(module)
-        and (sizes := shape(module))
-        and not hasattr(module, "num_embeddings")
-    }
+    kinds: dict[type, tuple[nn.Module, int]] = {}
+    shapeless: set[type] = set()
+    for module in model.modules():
+        kind = type(module)
+        if kind in shapeless or is_plain(module):
+            continue
+        if (sizes := shape(module)) is None or hasattr(module, "num_embeddings"):
+            shapeless.add(kind)
+        else:
+            kinds[kind] = module, sizes[1]
     return all(_rows_alone(module, width) for module, width in kinds.values())
 
 
