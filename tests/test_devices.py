@@ -1,8 +1,9 @@
-"""Every method gives on an accelerator what it gives on the CPU, and mixes no devices on the way:
-on a pretended one."""
+"""Every method gives on an accelerator what it gives on the CPU, mixes no devices on the way, and
+does not make the host wait for each cell: on a pretended one."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -30,6 +31,28 @@ def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str) -> 
     with pretend.device(lm.model):
         there = cases.measure(address, Case(name, lm))
     assert differences(here, there) == []
+
+
+@cache
+def waited(address: str, size: str) -> Counter[str]:
+    """How often each line makes the host wait, in the measure of a small or a large case."""
+    name = cases.runs_on(address) or "llama"
+    case = Case(name, subject(name)) if size == "small" else on_device.larger(name)
+    with pretend.device(case.lm.model), pretend.waits() as counts:
+        cases.measure(address, case)
+    return counts
+
+
+@pytest.mark.parametrize("address", MEASURES)
+def test_a_measure_of_more_cells_waits_for_the_device_no_oftener(address: str) -> None:
+    """Half as many positions more, and twice as many heads: a wait for each would be counted."""
+    cases.supported(address, "measure", cases.runs_on(address) or "llama")
+    small, large = waited(address, "small"), waited(address, "large")
+    more = {line: n - small[line] for line, n in large.items() if n > small[line]}
+    # once for each kind of change: a number of places, a set of examples
+    kinds = {line: n for line, n in more.items() if line.startswith("engine/jobs.py") and n < 8}
+    assert more == kinds
+    assert sum(small.values()) > 0  # results are on the host in the end
 
 
 @pytest.mark.parametrize("method", CIRCUITS)
@@ -88,8 +111,13 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses() -> None:
         lambda: here[x > 0],
         lambda: here.index_put((torch.tensor([0, 1]),), x[:2]),
         lambda: torch.randn(3, device=x.device, generator=torch.Generator()),
+        lambda: torch.bernoulli(x / 2, generator=torch.Generator()),
+        lambda: here * x[0],  # a scalar of the device with a vector of the CPU
+        lambda: torch.stack([x[0], torch.tensor(1.0)]),
+        lambda: x.index_select(0, torch.tensor(1)),
+        lambda: x.long() @ x.long(),
     ):
-        with pretend.device(), pytest.raises(RuntimeError, match=r"device|indices"):
+        with pretend.device(), pytest.raises(RuntimeError, match=r"device|indices|cuda"):
             mixed()
     with pytest.raises(TypeError, match="numpy"):
         x.numpy()
@@ -108,3 +136,17 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses() -> None:
         assert {
             t.device.type for t in (x.cpu(), x.to("cpu"), here, torch.arange(3), x.to(here))
         } == {"cpu"}
+
+
+def test_waits_are_counted_where_stratoscope_waits() -> None:
+    from stratoscope.models import finite
+
+    x = pretend.there(torch.ones(3))
+    with pretend.device(), pretend.waits() as counts:
+        x.tolist()  # a test's own
+        torch.nn.functional.softmax(x, dim=0).sum().item()
+        assert counts == {}
+        for _ in range(2):
+            finite.refuse({"a value": x})
+    assert sorted(counts.values()) == [2]
+    assert next(iter(counts)).startswith("models/finite.py:")

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
+import transformers as hf
 import xarray as xr
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from stratoscope.engine.sweep import naive, sweep
 from stratoscope.engine.trace import trace
 from stratoscope.lab import planted
 from stratoscope.models import LM, wrap
-from support import cases
+from support import cases, tiny
 from support.cases import Case
 from support.circuits import CLEAN, CORRUPT
 
@@ -82,6 +84,24 @@ class Work:
 def moved(lm: LM, device: str | torch.device = "cpu") -> LM:
     """The same model once more, on a device; the first stays where it is."""
     return wrap(deepcopy(lm.model).to(device), lm.tokenizer)
+
+
+class Longer(Case):
+    """The prompts of a case, half as long again."""
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        return [[*row, *row[-(len(row) // 2 + 1) :]] for row in super().rows]
+
+
+@cache
+def larger(name: str) -> Case:
+    """More positions and, of a Llama, twice as many heads on as many layers: more cells."""
+    if name != "llama":
+        return Longer(name, moved(cases.subject(name)))
+    config = hf.LlamaConfig(**tiny.GROUPED | {"num_attention_heads": 8, "num_key_value_heads": 4})
+    torch.manual_seed(0)
+    return Longer(name, wrap(hf.LlamaForCausalLM(config).eval()))
 
 
 def circuit(lm: LM, method: str) -> xr.Dataset:

@@ -2,12 +2,17 @@
 meet tensors which are not.
 
 It fails where a GPU would: when tensors of two devices meet in one operation, when numpy is asked
-for a tensor that is not on the CPU, when a CPU generator draws on the device. What a GPU allows is
-allowed: scalars, and CPU indices, copies.
+for a tensor that is not on the CPU, when a CPU generator draws on the device, when integers are
+multiplied as matrices. What a GPU allows is allowed: scalars of the CPU, CPU indices, copies.
+
+`waits` counts what else is dear on a GPU: how often each line of stratoscope makes the host wait
+for a value of the device.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +39,29 @@ INDEXED = {
     Tensor.index_put_,
 }
 READ = {Tensor.numpy, Tensor.__array__}
+# a scalar of the CPU is as bad here as a vector
+STRICT = {
+    torch.stack,
+    torch.cat,
+    torch.index_select,
+    Tensor.index_select,
+    torch.searchsorted,
+    torch.nn.functional.embedding,
+}
+PRODUCTS = {
+    getattr(home, name)
+    for home in (torch, Tensor)
+    for name in ("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm", "baddbmm")
+} | {torch.einsum, torch.tensordot, torch.nn.functional.linear}
+PRODUCTS |= {Tensor.__matmul__, Tensor.__rmatmul__}
+ABSENT = {torch.histogram, Tensor.histogram, torch.histogramdd}  # on a GPU
+# the host waits until the device has come to the value
+WAITED = {
+    getattr(Tensor, name)
+    for name in ("item", "tolist", "cpu", "nonzero", "equal", "allclose", "masked_select", "unique")
+} | {getattr(torch, name) for name in ("nonzero", "equal", "allclose", "masked_select", "unique")}
+WAITED |= {getattr(Tensor, f"__{name}__") for name in ("bool", "float", "int", "index", "contains")}
+HOMES = ("/torch/", "/transformers/", "/src/stratoscope/", "/tests/")
 
 
 class OnDevice(Tensor):
@@ -63,6 +91,8 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return (
             nn.Parameter(data, args[0].requires_grad) if isinstance(args[0], nn.Parameter) else data
         )
+    if _counting and _waits(func, args, kwargs):
+        _note_line()
     with torch._C.DisableTorchFunctionSubclass():
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return DEVICE
@@ -75,6 +105,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if func in MOVES or func in FACTORIES | NEW:
             return moved(func, args, kwargs, asked)
         refuse_mixed(func, args, kwargs, tensors)
+        refuse_absent(func, kwargs, tensors)
         found = func(*args, **kwargs)
         if isinstance(found, torch.Size):  # a tree would come back as a plain tuple
             return found
@@ -117,8 +148,9 @@ def moved(func: Any, args: tuple, kwargs: dict[str, Any], asked: Any) -> Any:
 
 
 def refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
-    kinds = {isinstance(t, OnDevice) for t in tensors if t.ndim}
-    if len(kinds) < 2:
+    far = [t for t in tensors if isinstance(t, OnDevice)]
+    near = [t for t in tensors if not isinstance(t, OnDevice) and (t.ndim or func in STRICT)]
+    if not far or not near:
         return
     name = getattr(func, "__name__", str(func))
     if func in INDEXED:
@@ -138,6 +170,59 @@ def refuse_mixed(func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[T
     raise RuntimeError(
         f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu"
     )
+
+
+def refuse_absent(func: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+    """What no GPU can do, or does only with a generator of its own."""
+    name = getattr(func, "__name__", str(func))
+    if func in ABSENT:
+        raise RuntimeError(f"{name} is not implemented for cuda")
+    if func in PRODUCTS and not any(t.is_floating_point() or t.is_complex() for t in tensors):
+        raise RuntimeError(f"{name} is not implemented on cuda for {tensors[0].dtype}")
+    if kwargs.get("generator") is not None:
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+
+
+_counting: list[Counter[str]] = []
+
+
+@contextmanager
+def waits() -> Iterator[Counter[str]]:
+    """How often each line of stratoscope's own makes the host wait for the device: the lines whose
+    call it was, not what torch and transformers do on their own account."""
+    _counting.append(Counter())
+    try:
+        yield _counting[-1]
+    finally:
+        _counting.pop()
+
+
+def _waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    if not isinstance(args[0] if args else None, OnDevice):
+        return False
+    if func is Tensor.to:
+        places = [
+            x for x in (*args[1:], *kwargs.values()) if isinstance(x, (Tensor, str, torch.device))
+        ]
+        near = [
+            not isinstance(x, OnDevice) if isinstance(x, Tensor) else torch.device(x).type == "cpu"
+            for x in places
+        ]
+        return any(near)
+    if func in INDEXED:
+        return any(isinstance(t, OnDevice) and t.dtype == torch.bool for t in tree_leaves(args[1]))
+    return func in WAITED
+
+
+def _note_line() -> None:
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and (home := next((h for h in HOMES if h in name), None)):
+            if home == "/src/stratoscope/":
+                _counting[-1][f"{name.rpartition(home)[2]}:{frame.f_lineno}"] += 1
+            return
+        frame = frame.f_back
 
 
 class _Factories(TorchFunctionMode):

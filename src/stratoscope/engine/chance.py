@@ -151,7 +151,7 @@ def _slopes(
     else:
         rows, example, metric = batch, list(range(len(batch))), target.difference
     width = base.shape[2]
-    lengths = [width] * len(batch) if batch.mask is None else batch.lengths.tolist()
+    lengths = [width] * len(batch) if batch.mask is None else batch.host_lengths.tolist()
     alone = rows.ids is not None and not rows.extra
     alone = alone and not any(outside.sites(lm)) and not any(foreign_hooks(lm.model))
     slopes = torch.zeros_like(base, dtype=torch.float32)

@@ -96,7 +96,7 @@ def position_index(
             f"positions are named for {len(known)} prompts, and the model runs {rows} rows: whose "
             "they are is unknown."
         )
-    lengths = torch.full((rows,), width) if known is None else known.cpu()
+    lengths = torch.full((rows,), width) if known is None else known
     resolved = torch.where(index < 0, index + lengths[:, None], index)
     wrong = (resolved < 0) | (resolved >= lengths[:, None])
     if among is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ class Batch:
         if self.mask is None:
             raise InputError("these inputs hold no tokens (images only): this needs a prompt.")
         return self.mask.sum(dim=1)
+
+    @cached_property
+    def host_lengths(self) -> Tensor:
+        """`lengths` on the host: read off the device once, for whoever counts positions there."""
+        return self.lengths.cpu()
 
     @property
     def padded(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,9 +30,10 @@ class Padding:
     mask: Tensor
     unknown: str = ""
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
-        return self.mask.sum(dim=1)
+        """On the host."""
+        return self.mask.sum(dim=1).cpu()
 
     @property
     def start(self) -> Tensor:
@@ -42,7 +44,7 @@ class Padding:
         numbered."""
         last = self.mask.shape[1] - self.mask.flip(1).long().argmax(dim=1)
         hole = not self.unknown and bool(
-            (self.mask.any(dim=1) & (last - self.start != self.lengths)).any()
+            (self.mask.any(dim=1) & (last - self.start != self.mask.sum(dim=1))).any()
         )
         if self.unknown or hole:
             reason = self.unknown or "an attention_mask that hides tokens between others"
@@ -73,13 +75,11 @@ class Run:
 
     @property
     def lengths(self) -> Tensor | None:
-        """(row,) real tokens of each row's prompt; None where nobody knows."""
+        """(row,) real tokens of each row's prompt, on the host; None where nobody knows."""
         if self.batch is not None:
-            return (
-                None
-                if self.batch.mask is None
-                else self.batch.lengths.repeat_interleave(self.copies)
-            )
+            if self.batch.mask is None:
+                return None
+            return self.batch.host_lengths.repeat_interleave(self.copies)
         return None if self.padding is None else self.padding.lengths
 
     @property
