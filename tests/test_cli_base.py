@@ -81,7 +81,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (room / f"{name}.py").write_text(text)
     monkeypatch.setattr(catalogue, "ROOT", room.parent)
     monkeypatch.setattr(stratoscope, "__path__", [*stratoscope.__path__, str(room.parent)])
-    monkeypatch.setitem(stratoscope.__dict__, "load", lambda name: f"loaded {name}")
+    monkeypatch.setitem(stratoscope.__dict__, "load", lambda name, device: f"loaded {name}")
     monkeypatch.chdir(tmp_path)
     yield
     for name in [name for name in sys.modules if name.startswith("stratoscope.planted_room")]:
@@ -187,7 +187,7 @@ def test_measure_refuses_in_one_paragraph(arguments: list[str], message: str) ->
 def test_measure_refuses_before_it_loads(
     method: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_load(name: str) -> None:
+    def no_load(name: str, device: str) -> None:
         raise AssertionError("loaded")
 
     monkeypatch.setitem(stratoscope.__dict__, "load", no_load)

@@ -73,6 +73,9 @@ def test_it_finds_the_planted_neuron_and_head(
     [(layer, head)] = subject.heads
     [(at, neuron)] = subject.neurons
     assert f"caused by       L{layer}H{head} +" in found.output
+    ran_on = "float32 on cpu, attention kernel sdpa"  # --device auto, without a GPU
+    assert ran_on in " ".join(found.output.split())
+    assert f"tokens of prompt; {ran_on}" in page
     # a moved fact is written by the head, not directly
     assert f"Neuron {neuron} of layer {at}" not in page or at == 1
     assert f"L{layer}H{head}" in page

@@ -50,6 +50,24 @@ def run(*words: Any) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
+def test_every_verb_takes_the_device_that_is_named(folder: Path, tmp_path: Path) -> None:
+    """One that is not there is refused by each, before the model is read."""
+    (texts := tmp_path / "texts.txt").write_text("w1 w2\n")
+    (questions := tmp_path / "items.jsonl").write_text(
+        json.dumps({"context": "w1", "choices": ["w2", "w3"], "gold": 0}) + "\n"
+    )
+    out = ("--out", tmp_path / "kept")
+    for verb in (
+        ("measure", "tokens.next_token", "--prompt", "w1"),
+        ("explain", "w1 w2"),
+        ("score", questions),
+        ("fit", "training.language_model", "--data", texts, *out),
+        ("edit", "editing.clamp", "--request", "[[0,1]]", *out),
+    ):
+        code, said = run(*verb, "--model", folder, "--device", "gpu")
+        assert (code, "device 'gpu': this machine has cpu" in said) == (2, True), (verb[0], said)
+
+
 def test_fit_trains_a_model(folder: Path, tmp_path: Path) -> None:
     (data := tmp_path / "texts.txt").write_text("w1 w2 w3\n\nw1 w2 w4 w5\nw6 w7\n")
     command = ["fit", "training.language_model", "--model", folder, "--data", data]

@@ -15,7 +15,7 @@ from stratoscope.engine.sweep import naive, sweep
 from stratoscope.errors import FamilyError, LoadError
 from stratoscope.models import trials, wrap
 from stratoscope.models.prove import checks
-from stratoscope.models.ready import refuse_not_finite
+from stratoscope.models.ready import chosen_device, refuse_not_finite
 from stratoscope.models.specimen import specimens
 from support import tiny
 
@@ -221,6 +221,17 @@ def test_large_weights_in_half_precision_are_numbers() -> None:
 def test_a_device_that_is_not_there(device: Any) -> None:
     with pytest.raises(LoadError, match=r"this machine has cpu"):
         stratoscope.load("smollm2", device=device)
+
+
+def test_auto_is_the_gpu_where_there_is_one_and_else_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    built("llama").save_pretrained(tmp_path)
+    assert stratoscope.load(tmp_path, tokenizer=False, device="auto").model.device.type == "cpu"
+    assert chosen_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen_device("auto") == torch.device("cuda")
+    assert chosen_device("cpu") == torch.device("cpu")  # what is named is taken
 
 
 def test_auto_is_the_dtype_of_the_file(tmp_path: Any) -> None:

@@ -16,6 +16,13 @@ model = click.option(
     "--model", required=True, help="Hugging Face name, or folder or file of weights."
 )
 
+device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, mps; auto: a CUDA GPU where there is one, else the CPU.",
+)
+
 
 def pairs(what: str = "An option of the method") -> Callable[..., Any]:
     """--set KEY=VALUE, any number of them, as `pairs`."""

@@ -22,6 +22,7 @@ from stratoscope.cli.measure import read_settings
 @click.command(help=__doc__)
 @click.argument("method")
 @_options.model
+@_options.device
 @click.option(
     "--request",
     "requests",
@@ -38,7 +39,12 @@ from stratoscope.cli.measure import read_settings
     help="The file of the edit (safetensors).",
 )
 def command(
-    method: str, model: str, requests: tuple[str, ...], pairs: tuple[str, ...], out: Path
+    method: str,
+    model: str,
+    device: str,
+    requests: tuple[str, ...],
+    pairs: tuple[str, ...],
+    out: Path,
 ) -> None:
     use_free_cores()
     import stratoscope
@@ -48,7 +54,7 @@ def command(
     settings = read_settings(method, edit, pairs)
     values = [_files.value(text) for text in requests]
     request = values if len(values) > 1 or isinstance(values[0], str) else values[0]
-    made = edit(stratoscope.load(model), request, **settings)
+    made = edit(stratoscope.load(model, device=device), request, **settings)
     made.save(out)
     click.echo(
         f"Saved to {out}: {len(made.interventions)} interventions, {len(made.deltas)} changed "

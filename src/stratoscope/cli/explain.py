@@ -61,7 +61,7 @@ NAMES = {
     help="A name, a Hugging Face id or a local folder.",
 )
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+@_options.device
 @click.option(
     "--whole",
     is_flag=True,
@@ -230,6 +230,8 @@ def _summary(explanation: Explanation) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from stratoscope.report import words
+
     console = Console()
     console.print()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -245,9 +247,10 @@ def _summary(explanation: Explanation) -> None:
         console.print(_plain(f"Note: {note}"), style="yellow")
     for name, why in explanation.missing.items():
         console.print(_plain(f"Without {NAMES.get(name, name)}: {why}"), style="yellow")
+    ran_on = words.ran_on(explanation.provenance)
     console.print(
         f"{explanation.provenance['seconds']:.0f} s, "
-        f"{explanation.provenance['peak_memory_mb']:.0f} MB",
+        f"{explanation.provenance['peak_memory_mb']:.0f} MB; {ran_on}",
         style="dim",
     )
 

@@ -24,6 +24,7 @@ from stratoscope.errors import InputError, MethodError
 @click.command(help=__doc__)
 @click.argument("method")
 @_options.model
+@_options.device
 @click.option(
     "--data",
     required=True,
@@ -43,7 +44,13 @@ from stratoscope.errors import InputError, MethodError
     help="The folder of the result.",
 )
 def command(
-    method: str, model: str, data: Path, held_out: Path | None, pairs: tuple[str, ...], out: Path
+    method: str,
+    model: str,
+    device: str,
+    data: Path,
+    held_out: Path | None,
+    pairs: tuple[str, ...],
+    out: Path,
 ) -> None:
     use_free_cores()
     import stratoscope
@@ -70,7 +77,7 @@ def command(
         settings["held_out"] = _files.rows(held_out)
     if "folder" in options:
         settings["folder"] = out
-    result = fit(stratoscope.load(model), inputs, **settings)
+    result = fit(stratoscope.load(model, device=device), inputs, **settings)
     if not isinstance(result, Path):
         result.save(out)
     click.echo(f"Saved to {out}")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.command(help=__doc__)
 @click.argument("method")
 @_options.model
+@_options.device
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; repeat for several.")
 @click.option(
     "--unit",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 def command(
     method: str,
     model: str,
+    device: str,
     prompts: tuple[str, ...],
     units: tuple[str, ...],
     pairs: tuple[str, ...],
@@ -79,7 +81,7 @@ def command(
     with progress_bar(method) as advance:
         if "progress" in options:
             settings.setdefault("progress", advance)
-        lm = stratoscope.load(model)
+        lm = stratoscope.load(model, device=device)
         with _files.changed(lm, edits):
             result = measure(lm, inputs, **settings)
     show(result)

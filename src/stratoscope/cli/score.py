@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.command(help=__doc__)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_options.model
+@_options.device
 @click.option(
     "--format",
     "kind",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 def command(
     file: Path,
     model: str,
+    device: str,
     kind: str | None,
     normalise: str,
     limit: int | None,
@@ -59,7 +61,7 @@ def command(
     _files.refuse_no_folder(out)
     save = None if out is None else out.with_name(f".{out.name}.scoring")
     items = formats.read(file, format=kind)[:limit]
-    lm = stratoscope.load(model)
+    lm = stratoscope.load(model, device=device)
     with _files.changed(lm, edits):
         with progress_bar("choices") as advance:
             scored = likelihood.score(lm, items, save=save, normalise=normalise, progress=advance)

@@ -18,7 +18,7 @@ from stratoscope.models.lm import LM
 from stratoscope.models.probe import probe
 from stratoscope.models.prove import prove
 from stratoscope.models.provenance import Revision
-from stratoscope.models.ready import ready, refuse_no_device
+from stratoscope.models.ready import chosen_device, ready
 from stratoscope.models.specimen import specimens
 from stratoscope.models.taps import refuse_compiled
 from stratoscope.store import hub, pretrained
@@ -107,9 +107,11 @@ def load(
     """Load a model: a name of ours ("smollm2", "minilm"), a Hugging Face id, or a local folder.
 
     dtype: "float32", "bfloat16", "float16", or "auto" for that of the file. device: as torch names
-    it. tokenizer=False allows a folder without one (then pass token ids). family: a table of your
-    own, as for `wrap`. Raises LoadError, saying what to do, when the model or its tokenizer cannot
-    be had; FamilyError when it can not be trusted.
+    it, or "auto": the GPU where there is one, else the CPU. By default it is the CPU, where tensors
+    that you make yourself are; the command line takes "auto". tokenizer=False allows a folder
+    without one (then pass token ids). family: a table of your own, as for `wrap`. Raises LoadError,
+    saying what to do, when the model or its tokenizer cannot be had; FamilyError when it can not be
+    trusted.
     """
     import transformers
 
@@ -117,7 +119,7 @@ def load(
         raise LoadError(
             f"dtype {dtype!r}: choose float32, bfloat16, float16, or auto for that of the file."
         )
-    refuse_no_device(device)
+    there = chosen_device(device)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     place = pretrained.resolve(str(name))
     options = {"trust_remote_code": trust_remote_code}
@@ -136,7 +138,7 @@ def load(
             "Transformers can read. Add "
             f"them, or load with tokenizer=False and pass token ids."
         )
-    lm = wrap(model.to(device).eval(), reader, processor=processor, name=str(name), family=family)
+    lm = wrap(model.to(there).eval(), reader, processor=processor, name=str(name), family=family)
     lm.revision = Revision(
         lm.model, pretrained.recorded_hash(place) or getattr(config, "_commit_hash", None)
     )

@@ -82,10 +82,22 @@ def refuse_not_finite(model: nn.Module) -> None:
             )
 
 
+def chosen_device(device: str | torch.device) -> torch.device:
+    """The device that is meant; "auto" is the first CUDA GPU where there is one, else the CPU.
+
+    Apple's mps is taken by name alone: it has no float64, in which several measures count. Raises
+    LoadError, as `refuse_no_device`.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refuse_no_device(device)
+    return torch.device(device)
+
+
 def refuse_no_device(device: str | torch.device) -> None:
     """Raise LoadError for a device that torch does not know, or that this machine does not have."""
     have = ["cpu", *(n for n in ("cuda", "mps", "xpu") if getattr(torch, n).is_available())]
-    problem = f"device {str(device)!r}: this machine has {', '.join(have)}"
+    problem = f"device {str(device)!r}: this machine has {', '.join(have)} (or say auto)"
     try:
         kind = torch.device(device)
     except (RuntimeError, TypeError):

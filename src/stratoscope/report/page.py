@@ -19,7 +19,7 @@ from typing import Any
 
 from stratoscope import catalogue
 from stratoscope.claims import ledger
-from stratoscope.report import paper, sheet
+from stratoscope.report import paper, sheet, words
 from stratoscope.report.explanation import RESULTS, Explanation
 from stratoscope.report.section import missing, spaced
 from stratoscope.report.sections import SECTIONS, section_of
@@ -42,6 +42,7 @@ def render(explanation: Explanation) -> str:
         else [missing(explanation, "circuits.discover")],
         papers=_papers(explanation),
         facts=_facts(explanation.provenance),
+        ran_on=words.ran_on(explanation.provenance),
     )
 
 

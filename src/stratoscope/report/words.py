@@ -36,6 +36,15 @@ def quoted(token: str) -> str:
     return f"“{shorten(visible(token), 40)}”"
 
 
+def ran_on(provenance: Mapping[str, Any]) -> str:
+    """In which precision, where and by which attention kernel it was computed; "" where nobody
+    wrote that down."""
+    if not provenance.get("device"):
+        return ""
+    kernel = f", attention kernel {provenance['kernel']}" if provenance.get("kernel") else ""
+    return f"{provenance.get('dtype', 'numbers')} on {provenance['device']}{kernel}"
+
+
 def head_name(place: Mapping[str, Any]) -> str:
     return f"L{place['layer']}H{place['head']}"
 
