@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stratoscope.models import weights
+
 DEVICE = torch.device("cuda:0")
 _LIKE = ("zeros", "ones", "full", "empty", "rand", "randn")
 _MADE = (*_LIKE, "arange", "eye", "tensor", "as_tensor", "linspace", "randint", "randperm")
@@ -260,6 +262,7 @@ def device(*models: nn.Module) -> Iterator[None]:
         return shared[id(x)]
 
     free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *_: (2**34, 2**34)
+    tensors, weights._TENSORS = weights._TENSORS, (*weights._TENSORS, OnDevice)
     try:
         for module, parameters, buffers in before:
             module._parameters.update({k: move(v) for k, v in parameters.items()})
@@ -267,7 +270,7 @@ def device(*models: nn.Module) -> Iterator[None]:
         with _Factories():
             yield
     finally:
-        torch.cuda.mem_get_info = free
+        torch.cuda.mem_get_info, weights._TENSORS = free, tensors
         for module, parameters, buffers in before:
             module._parameters.update(parameters)
             module._buffers.update(buffers)

@@ -38,6 +38,10 @@ class Scaled(nn.Module):
         return scaled if self.added is None else scaled + self.added
 
 
+# what holds its numbers as they are: other tensor types are quantised
+_TENSORS: tuple[type, ...] = (Tensor, nn.Parameter)
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether the module holds its matrix as a floating-point parameter and multiplies by that, no
     more."""
@@ -46,12 +50,7 @@ def is_plain(module: nn.Module) -> bool:
     weight: Any = getattr(module, "weight", None)
     # accelerate's only moves tensors
     own = "forward" in vars(module) and not hasattr(module, "_hf_hook")
-    return (
-        not own
-        and type(weight) in (Tensor, nn.Parameter)
-        and weight.ndim == 2
-        and weight.is_floating_point()
-    )
+    return not own and type(weight) in _TENSORS and weight.ndim == 2 and weight.is_floating_point()
 
 
 def shape(module: nn.Module) -> tuple[int, int] | None:
@@ -126,10 +125,7 @@ def quantised(model: nn.Module) -> bool:
     kernels that may differ with the number of rows."""
     odd = (m for m in model.modules() if not is_plain(m) and shape(m))
     plain = (
-        any(
-            type(p) is nn.Parameter and p.is_floating_point() and p.ndim == 2
-            for p in m.parameters()
-        )
+        any(type(p) in _TENSORS and p.is_floating_point() and p.ndim == 2 for p in m.parameters())
         for m in odd
     )
     return not all(plain)
