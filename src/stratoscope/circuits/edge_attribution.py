@@ -33,6 +33,7 @@ from stratoscope.engine.gradients import frozen, gradients
 from stratoscope.engine.intervene import scaled
 from stratoscope.engine.metric import Words
 from stratoscope.engine.pair import Pair, pair
+from stratoscope.engine.tiled import tiled
 from stratoscope.engine.wiring import SIDES, wiring
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -49,7 +50,7 @@ def slopes(
 
     One forward and one backward pass of the model give the gradients at every head's z, every MLP's
     output and the last stream; from there each layer alone carries them back to its receivers.
-    start: what enters layer 0 instead, (1, position, dim).
+    start: what enters layer 0 instead, (point, position, dim); of several points, the sum.
     """
     layers, lm = one.layers, one.layers.lm
     wires = wiring(lm)
@@ -60,38 +61,39 @@ def slopes(
     # a site read as a view (z by heads) is not what the model goes on with unless someone edits it:
     # hence times one
     on = [scaled(f"layers.*.{point}", 1.0) for point in ("attn.z", "mlp.out")]
-    _, values, grads = gradients(lm, one.batch, sites, one.metric, start=start, interventions=on)
+    batch = one.batch if start is None else tiled(one.batch, len(start))
+    _, values, grads = gradients(lm, batch, sites, one.metric, start=start, interventions=on)
     parts = []
     with frozen(lm), torch.enable_grad(), layers:
         for layer in range(wires.layers):
             pre, mid = (values[Site("", layer, point)] for point in ("resid_pre", read))
             parts.append(into_heads(layers, layer, pre, grads[Site("", layer, "attn.z")]))
             mid = mid.clone().requires_grad_(True)
-            parts += torch.autograd.grad(
-                layers.mlp(layer, mid), mid, grads[Site("", layer, "mlp.out")]
-            )
-    into = torch.cat([*parts, grads[last]]).flatten(1).to(deltas)
-    return torch.einsum("ksx,rx->krs", deltas.flatten(2), into) * wires.mask.to(into)
+            written = layers.mlp(layer, mid)
+            [slope] = torch.autograd.grad(written, mid, grads[Site("", layer, "mlp.out")])
+            parts.append(slope[:, None])
+    into = torch.cat([*parts, grads[last][:, None]], dim=1).flatten(2).to(deltas)
+    return torch.einsum("ksx,rx->krs", deltas.flatten(2), into.sum(dim=0)) * wires.mask.to(into)
 
 
 def into_heads(
     layers: Layers,
     layer: int,
-    x: Float[Tensor, "one=1 position dim"],
-    dz: Float[Tensor, "one=1 position head head_dim"],
-) -> Float[Tensor, "input position dim"]:
+    x: Float[Tensor, "point position dim"],
+    dz: Float[Tensor, "point position head head_dim"],
+) -> Float[Tensor, "point input position dim"]:
     """The gradient at x through each head's q, k and v alone (3 * head + side), given the gradient
     at z."""
     count = dz.shape[2]
     # one copy of x for each input: one backward for all
-    copies = x.repeat(3 * count, 1, 1).requires_grad_(True)
+    copies = x.repeat_interleave(3 * count, dim=0).requires_grad_(True)
     heads = layers.attention(layer, copies)
-    qkv = [getattr(heads, side) for side in SIDES]
-    leaves = [y[:1].detach().requires_grad_(True) for y in qkv]
+    qkv = [getattr(heads, side).unflatten(0, (len(x), -1)) for side in SIDES]
+    leaves = [y[:, 0].detach().requires_grad_(True) for y in qkv]
     slope = torch.autograd.grad(heads.z(*leaves), leaves, dz.transpose(1, 2))
-    each = torch.arange(count)
-    picked = [y[3 * each + side, each] for side, y in enumerate(qkv)]
-    return torch.autograd.grad(picked, copies, [s[0] for s in slope])[0]
+    each = torch.arange(count, device=x.device)
+    picked = [y[:, 3 * each + side, each] for side, y in enumerate(qkv)]
+    return torch.autograd.grad(picked, copies, slope)[0].unflatten(0, (len(x), -1))
 
 
 def with_null(one: Ends, seed: int) -> Float[Tensor, "kind=2 sender position dim"]:

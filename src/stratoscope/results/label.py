@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from pandas.api.types import infer_dtype
 
 from stratoscope.errors import ResultError
 from stratoscope.results import axes
@@ -158,7 +159,7 @@ def _array(name: str, values: Any) -> np.ndarray:
         # Not numpy's fixed-width text: that drops trailing null characters, and byte-level tokens
         # have them.
         array = np.array(values, dtype=object)
-        if not all(isinstance(item, str) for item in array.flat):
+        if infer_dtype(array.ravel(), skipna=False) not in ("string", "empty"):
             raise ResultError(
                 f"{name!r} mixes text with something else. Give all strings, or all numbers."
             )
