@@ -130,8 +130,8 @@ def _likeliest(
     for seed in seeds:
         product = ((random_like(base, source, seed) - base).float() * slopes).sum(dim=-1)
         product = product.sum(dim=2) if product.ndim == 4 else product  # a head at all positions
-        products.append(product.abs().nan_to_num(torch.inf).cpu().transpose(0, 1))
-    order = torch.stack(products).masked_fill(~there[:, None], -1).transpose(0, 1).flatten(1)
+        products.append(product.abs().nan_to_num(torch.inf).transpose(0, 1))
+    order = torch.stack(products).cpu().masked_fill(~there[:, None], -1).transpose(0, 1).flatten(1)
     chosen = torch.zeros_like(order, dtype=torch.bool)
     chosen.scatter_(1, order.topk(min(exactly, order.shape[1]), dim=1).indices, True)
     return chosen.unflatten(1, (size[0], *size[2:])).transpose(0, 1) & there[:, None]
