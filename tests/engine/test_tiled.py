@@ -16,7 +16,6 @@ from stratoscope.errors import MemoryRefusal
 from stratoscope.models.lm import LM
 from support import tiny
 
-
 W = torch.linspace(-2, 2, 32)
 
 
