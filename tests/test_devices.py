@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 import torch
 
-from stratoscope.models import LM
-from support import cases, on_device, pretend
+from stratoscope.models import LM, wrap
+from support import cases, on_device, pretend, tiny
 from support.cases import Case
 from support.compare import differences
 from support.on_device import CHANGES, CIRCUITS, EDITS, MEASURES, PICTURES
@@ -31,6 +31,16 @@ def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str) -> 
     with pretend.device(lm.model):
         there = cases.measure(address, Case(name, lm))
     assert differences(here, there) == []
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "gpt2", "modernbert", "qwen2_5_vl"])
+def test_a_model_is_proved_on_the_device_that_it_is_on(name: str) -> None:
+    model = tiny.model(name)
+    with pretend.device(model):
+        there = on_device.outputs(wrap(model), name)
+    here = on_device.outputs(cases.subject(name), name)
+    assert all(x.device.type == "cuda" for x in there)
+    assert all(torch.allclose(x, pretend.plain(y), atol=1e-5) for x, y in zip(here, there))
 
 
 @cache

@@ -165,6 +165,12 @@ def everything(every: bool = False) -> Iterator[Work]:
     for kind in CHANGES:
         yield Work(f"sweep and naive, {kind}", "llama", lambda lm, k=kind: changed(lm, k))
     yield Work("report.explain", "planted", explained)
+    for name in tiny.CONFIGS:  # `moved` wraps it there, and so proves its family
+        yield Work("wrap and run", name, lambda lm, n=name: outputs(lm, n))
+
+
+def outputs(lm: LM, name: str) -> list[Tensor]:
+    return [next(x for x in lm(tiny.inputs(name)).values() if isinstance(x, Tensor))]
 
 
 def _subjects(address: str, every: bool) -> list[str]:

@@ -108,6 +108,8 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             return moved(func, args, kwargs, asked)
         refuse_mixed(func, args, kwargs, tensors)
         refuse_absent(func, kwargs, tensors)
+        if func is torch.histc:  # a GPU counts integers too: experts do
+            args = (args[0].float(), *args[1:])
         found = func(*args, **kwargs)
         if isinstance(found, torch.Size):  # a tree would come back as a plain tuple
             return found
