@@ -263,8 +263,11 @@ def device(*models: nn.Module) -> Iterator[None]:
             )
         return shared[id(x)]
 
-    free, torch.cuda.mem_get_info = torch.cuda.mem_get_info, lambda *_: (2**34, 2**34)
     tensors, weights._TENSORS = weights._TENSORS, (*weights._TENSORS, OnDevice)
+    asked = {"mem_get_info": (2**34, 2**34), "get_device_capability": (0, 0)}
+    before_it = {name: getattr(torch.cuda, name) for name in asked}
+    for name, answer in asked.items():
+        setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     try:
         for module, parameters, buffers in before:
             module._parameters.update({k: move(v) for k, v in parameters.items()})
@@ -272,7 +275,9 @@ def device(*models: nn.Module) -> Iterator[None]:
         with _Factories():
             yield
     finally:
-        torch.cuda.mem_get_info, weights._TENSORS = free, tensors
+        weights._TENSORS = tensors
+        for name, own in before_it.items():
+            setattr(torch.cuda, name, own)
         for module, parameters, buffers in before:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
