@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stratoscope.models.attention import looks_ahead
+from stratoscope.models.attention import looks_ahead, overheard
+from support import zoo
 
 LEAST = torch.finfo(torch.float32).min
 
@@ -18,3 +19,14 @@ def test_a_mask_that_shows_a_single_later_key_looks_ahead(distance: int, kind: t
     for seen, expected in ((shown, False), (ahead, True)):
         mask = seen if kind == torch.bool else torch.where(seen, 0.0, LEAST)
         assert looks_ahead(mask[None, None]) == expected
+
+
+def test_a_family_may_name_what_it_gives_its_attention() -> None:
+    """AFMoE calls its kernel with `attention_mask=`; the listener hears it and changes nothing."""
+    lm, heard = zoo.lm("afmoe"), []
+    modules = [layer.self_attn for layer in lm.layout.layers[""]]
+    plain = lm(zoo.prompts()).logits
+    with overheard(lm.model, {m: lambda *given: heard.append(given) for m in modules}) as opened:
+        assert opened
+        assert torch.equal(lm(zoo.prompts()).logits, plain)
+    assert len(heard) == len(modules)

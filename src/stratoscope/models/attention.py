@@ -153,7 +153,7 @@ def overheard(
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        mask: Tensor | None,
+        attention_mask: Tensor | None,  # some families name it
         *rest: Any,
         **how: Any,
     ) -> Any:
@@ -161,8 +161,8 @@ def overheard(
             causal = how.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
             bias = how.get("position_bias")
-            tell(k, v, mask if bias is None else bias, bool(causal) or q.shape[2] == 1)
-        return kernel(module, q, k, v, mask, *rest, **how)
+            tell(k, v, attention_mask if bias is None else bias, bool(causal) or q.shape[2] == 1)
+        return kernel(module, q, k, v, attention_mask, *rest, **how)
 
     before = local.get(_SDPA)
     local[_SDPA] = listen
