@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+import xarray as xr
 
 from stratoscope.models import LM, wrap
 from support import cases, on_device, pretend, tiny
@@ -24,13 +25,20 @@ def subject(name: str) -> LM:
     return on_device.moved(cases.subject(name))
 
 
+@cache
+def measured(address: str, size: str) -> tuple[xr.Dataset, Counter[str]]:
+    """What a measure gives there of a small or a large case, and how often each line of ours makes
+    the host wait for it."""
+    name = cases.runs_on(address) or "llama"
+    case = Case(name, subject(name)) if size == "small" else on_device.larger(name)
+    with pretend.device(case.lm.model), pretend.waits() as counts:
+        return cases.measure(address, case), counts
+
+
 @pytest.mark.parametrize("address", MEASURES)
 def test_a_measure_mixes_no_devices_and_gives_the_same_numbers(address: str) -> None:
-    name = cases.runs_on(address) or "llama"
-    here, lm = cases.supported(address, "measure", name), subject(name)
-    with pretend.device(lm.model):
-        there = cases.measure(address, Case(name, lm))
-    assert differences(here, there) == []
+    here = cases.supported(address, "measure", cases.runs_on(address) or "llama")
+    assert differences(here, measured(address, "small")[0]) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "gpt2", "modernbert", "qwen2_5_vl"])
@@ -43,21 +51,11 @@ def test_a_model_is_proved_on_the_device_that_it_is_on(name: str) -> None:
     assert all(torch.allclose(x, pretend.plain(y), atol=1e-5) for x, y in zip(here, there))
 
 
-@cache
-def waited(address: str, size: str) -> Counter[str]:
-    """How often each line makes the host wait, in the measure of a small or a large case."""
-    name = cases.runs_on(address) or "llama"
-    case = Case(name, subject(name)) if size == "small" else on_device.larger(name)
-    with pretend.device(case.lm.model), pretend.waits() as counts:
-        cases.measure(address, case)
-    return counts
-
-
 @pytest.mark.parametrize("address", MEASURES)
 def test_a_measure_of_more_cells_waits_for_the_device_no_oftener(address: str) -> None:
     """Half as many positions more, and twice as many heads: a wait for each would be counted."""
     cases.supported(address, "measure", cases.runs_on(address) or "llama")
-    small, large = waited(address, "small"), waited(address, "large")
+    small, large = (measured(address, size)[1] for size in ("small", "large"))
     more = {line: n - small[line] for line, n in large.items() if n > small[line]}
     # once for each kind of change: a number of places, a set of examples
     kinds = {line: n for line, n in more.items() if line.startswith("engine/jobs.py") and n < 8}
