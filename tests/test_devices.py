@@ -57,9 +57,7 @@ def test_a_measure_of_more_cells_waits_for_the_device_no_oftener(address: str) -
     cases.supported(address, "measure", cases.runs_on(address) or "llama")
     small, large = (measured(address, size)[1] for size in ("small", "large"))
     more = {line: n - small[line] for line, n in large.items() if n > small[line]}
-    # once for each kind of change: a number of places, a set of examples
-    kinds = {line: n for line, n in more.items() if line.startswith("engine/jobs.py") and n < 8}
-    assert more == kinds
+    assert not more
     assert sum(small.values()) > 0  # results are on the host in the end
 
 

@@ -98,8 +98,8 @@ def planned(
     examples, after = len(base.lengths), base.width
     first = torch.full((len(table), examples), after)
     start = torch.full((len(table), examples), base.depth)
-    for alike in kinds:
-        moved = _moved(base, alike)
+    for alike, differs in zip(kinds, _differing(base, kinds)):
+        moved = _real(base, alike) if differs is None else _real(base, alike) & differs
         cells = alike.cell[:, None].expand(-1, examples)
         begins = torch.where(moved, alike.position, after).amin(dim=2)
         layers = torch.where(moved.any(dim=2), alike.layer[:, None], base.depth)
@@ -270,20 +270,32 @@ def _units(base: Base, changes: Sequence[Intervention]) -> Tensor:
 # --- what a change changes ------------------------------------------------------------------------
 
 
-def _moved(base: Base, alike: Alike) -> Tensor:
-    """(change, example, place) whether a change may make a difference there: at real positions of
-    the examples it concerns, and not where it puts the very value that stands there."""
-    real = alike.position < torch.tensor(base.lengths)[:, None]
-    moved = real & alike.concerned[:, None]
-    if alike.operation != "replace":
-        return moved
+def _real(base: Base, alike: Alike) -> Tensor:
+    """(change, example, place) whether a real token stands there, of an example concerned."""
+    return (alike.position < torch.tensor(base.lengths)[:, None]) & alike.concerned[:, None]
+
+
+def _differing(base: Base, kinds: Sequence[Alike]) -> list[Tensor | None]:
+    """(change, example, place) of each kind, whether a replacement differs from the very value that
+    stands there; None of other operations. The device is waited for once."""
+    put = [alike for alike in kinds if alike.operation == "replace"]
+    if not put:
+        return [None] * len(kinds)
+    flat = torch.cat([_replaces(base, alike).flatten() for alike in put]).cpu()
+    parts = iter(flat.split([alike.position.numel() for alike in put]))
+    return [
+        next(parts).view(alike.position.shape) if alike.operation == "replace" else None
+        for alike in kinds
+    ]
+
+
+def _replaces(base: Base, alike: Alike) -> Tensor:
     layers, layer = alike.layer.unique(return_inverse=True)
     stack = torch.stack([base.values[Site("", n, alike.point)] for n in layers.tolist()])
     layer, at = layer.to(stack.device), alike.position.clamp(0, base.width - 1)
     each = at.shape[1] * at.shape[2] * stack[0, 0, 0].numel()
     some = torch.arange(len(layer)).split(max(1, _AT_ONCE // each))
-    differs = [_differs(stack, layer, at, alike, which) for which in some]
-    return moved & torch.cat(differs).cpu()
+    return torch.cat([_differs(stack, layer, at, alike, which) for which in some])
 
 
 def _differs(stack: Tensor, layer: Tensor, at: Tensor, alike: Alike, some: Tensor) -> Tensor:

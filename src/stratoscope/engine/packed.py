@@ -201,7 +201,7 @@ class Wave:
             query[asks] = q[0].transpose(0, 1)
             query = query.unflatten(0, (jobs, places)).transpose(1, 2)
         z = self._heads(layer, query, key, value, scaling, softcap, sinks)
-        return z.transpose(1, 2).flatten(0, 1)[asks][None]
+        return z.transpose(1, 2).flatten(0, 1)[asks][None].contiguous()
 
     def _heads(
         self,
