@@ -1,7 +1,8 @@
 """The base run of a sweep: what packed cells start from, and whether they can be packed at all.
 
-The base inputs run once for the metric and for the values at every changed site, and once more for
-what `packed` needs of every layer: its keys and values, its mask, the arguments it is called with.
+The base inputs run once: for the metric, for the values at every changed site, and for what
+`packed` needs of every layer, its keys and values, its mask, the arguments it is called with. Where
+the attention kernel is not torch's SDPA, keys and values are heard in a second pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from transformers.cache_utils import Cache
 
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention
-from stratoscope.engine.trace import Trace
 from stratoscope.models.attention import (
     looks_ahead,
     masked,
@@ -109,10 +109,9 @@ def base_run(
     batch: Batch,
     sites: set[Site],
     metric: Callable[[Tensor, Tensor], Tensor],
-    seen: Trace | None = None,
 ) -> Base:
     """Run the base inputs once, keeping what packed cells start from and the base value at every
-    changed site; not even once where `seen`, a trace of them, holds all that."""
+    changed site."""
     streams = {
         site
         for site in sites
@@ -128,12 +127,9 @@ def base_run(
     outer_reads = any(heard for _, heard in lm.taps.listening)
     if not (anew or outer_reads):
         reads[last].append(_stop)
-    base.lengths = [] if batch.mask is None else batch.lengths.tolist()
-    if seen is not None and not anew and not outer_reads and seen.holds(batch, reads):
-        base.values, whole = {site: seen[site] for site in reads}, None
-    else:
-        with lm.taps.using(reads=reads), _overhearing(lm, base, entries):
-            whole = outside.answers(lm, batch) if anew else lm(batch)
+    base.lengths = [] if batch.mask is None else batch.host_lengths.tolist()
+    with lm.taps.using(reads=reads), _overhearing(lm, base, entries):
+        whole = outside.answers(lm, batch) if anew else lm(batch)
     base.answers = whole if anew else answers(lm, base.values[last], batch)
     base.metric = metric(base.answers, torch.arange(len(batch)))
     base.residual = [base.values[entry] for entry in entries]

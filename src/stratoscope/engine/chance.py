@@ -88,15 +88,7 @@ def patched(
         for layer, place in chosen.any(dim=0).nonzero().tolist():
             concerned = chosen[:, layer, place].nonzero()[:, 0].tolist()
             cells.append(change(layer, place, vectors[layer], concerned))
-    effects = sequence.swept(
-        lm,
-        prompts.base,
-        cells,
-        prompts.target,
-        save=save,
-        progress=progress,
-        seen=prompts.base_seen,
-    )
+    effects = sequence.swept(lm, prompts.base, cells, prompts.target, save=save, progress=progress)
     effects = prompts.normalise(effects).T
     each = 2 * shape[0] * shape[1]
     effect, null = effects[:, :each].unflatten(1, (2, *shape)).unbind(1)

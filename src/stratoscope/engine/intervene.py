@@ -60,7 +60,7 @@ def resolve_cells(
                 sites = known[change.site] = _changeable(lm, change.site)
             for site in sites:
                 _refuse_misplaced(lm, change, site)
-                resolved.append(change if site is change.site else replace(change, site=site))
+                resolved.append(change if site == change.site else replace(change, site=site))
         table.append(resolved)
     return table
 

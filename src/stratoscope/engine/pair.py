@@ -14,7 +14,6 @@ from torch import Tensor
 from stratoscope.engine import sequence
 from stratoscope.engine.metric import Target, Words, logits_with, target
 from stratoscope.engine.precision import spacing
-from stratoscope.engine.trace import Trace
 from stratoscope.errors import InputError
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
@@ -27,8 +26,7 @@ class Pair:
 
     rounding: (example,) the distance between neighbouring numbers of the model's precision, where
     the answer's and the foil's logits lie. base_values, source_values: (layer, example, position,
-    ...), what stands at the pattern of sites that was asked for. base_seen: the base run's trace of
-    these sites and of all that a sweep starts from.
+    ...), what stands at the pattern of sites that was asked for.
     """
 
     clean: Batch
@@ -40,7 +38,6 @@ class Pair:
     rounding: Tensor
     base_values: Tensor | None = None
     source_values: Tensor | None = None
-    base_seen: Trace | None = None
 
     @property
     def base(self) -> Batch:
@@ -143,14 +140,8 @@ def pair(
                 f"{list(a)}, corrupt "
                 f"{list(b)}."
             )
-    base, patterns = first if direction == "noise" else second, [sites] if sites else []
-    entries = ["layers.*.resid_pre"] if sites else []  # a sweep starts from these
-    logits, seen = zip(
-        *(
-            logits_with(lm, side, *patterns, *(entries if side is base else []))
-            for side in (first, second)
-        )
-    )
+    patterns = [sites] if sites else []
+    logits, seen = zip(*(logits_with(lm, side, *patterns) for side in (first, second)))
     ends = [side.stack(sites) for side in seen] if sites else [None, None]
     ask = partial(target, single=single) if single else sequence.target
     if foil is None:
@@ -175,8 +166,8 @@ def pair(
     every = torch.arange(len(first))  # of whole texts, the first tokens: the sum is no better known
     chosen = [x.cpu()[every, ids].float() for x in logits for ids in (wanted.answer, wanted.foil)]
     rounding = spacing(torch.stack(chosen).abs().amax(dim=0), lm.model.dtype)
-    ends, seen = (x[::-1] if direction == "denoise" else x for x in (ends, seen))
-    return Pair(first, second, wanted, *differences, direction, rounding, *ends, seen[0])
+    ends = ends[::-1] if direction == "denoise" else ends
+    return Pair(first, second, wanted, *differences, direction, rounding, *ends)
 
 
 def random_like(

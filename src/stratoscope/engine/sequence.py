@@ -28,7 +28,7 @@ from stratoscope.engine.gradients import gradients
 from stratoscope.engine.intervene import Intervention, replaced
 from stratoscope.engine.metric import Target, Whole, Word, Words, last_logits, listed, tokens_of
 from stratoscope.engine.sweep import Cell, Progress, sweep
-from stratoscope.engine.trace import Trace, capture
+from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import source
 from stratoscope.models.batch import Batch
@@ -89,15 +89,14 @@ def swept(
     *,
     save: str | Path | None = None,
     progress: Progress | None = None,
-    seen: Trace | None = None,
 ) -> Float[Tensor, "cell example"]:
     """The difference under every cell, as `sweep` gives it: of one token, or of the whole texts.
 
     Positions are the prompt's, and so is -1; a cell that names none changes the whole prompt, and
-    nothing of the answer. seen: as `sweep` takes it. Raises what `sweep` raises.
+    nothing of the answer. Raises what `sweep` raises.
     """
     if not target.tokens:
-        return sweep(lm, batch, cells, target.difference, save=save, progress=progress, seen=seen)
+        return sweep(lm, batch, cells, target.difference, save=save, progress=progress)
     longer = continued(lm, batch, target)
     parts = [[cell] if isinstance(cell, Intervention) else cell for cell in cells]
     sites = dict.fromkeys(change.site for cell in parts for change in cell)

@@ -15,13 +15,13 @@ cell. Here
 
 The rows pass through the Hugging Face layers themselves; only attention, which must keep cells
 apart, is computed here, through the seam. Where one of these steps would not be exact (no seam,
-changed scores or patterns, an unknown argument) it is not taken: such cells run naively. `naive` is
-the reference that tests compare every cell with.
+changed scores or patterns, an unknown argument) it is not taken: such cells are whole runs, many
+side by side in one pass. `naive` is the reference that tests compare every cell with.
 
 Inside an outer change (`with intervene(...)`, `with edit:`, a forward hook of the user's) that
 change is part of the base run and of every cell: packed rows get the outer interventions before the
 cell's own, and where one of them cannot be made on rows (scores, patterns, what follows the last
-layer, a hook), all cells run naively. An outer `trace` sees the base run.
+layer, a hook), all cells are whole runs, one by one. An outer `trace` sees the base run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from stratoscope.engine.memory import available, predicted, refuse_above
 from stratoscope.engine.packed import Wave
 from stratoscope.engine.resume import fingerprint, read, write
 from stratoscope.engine.tiled import beside, side_by_side, whole
-from stratoscope.engine.trace import Trace
 from stratoscope.errors import InputError, MemoryRefusal
 from stratoscope.models import finite
 from stratoscope.models.batch import Batch
@@ -92,22 +91,20 @@ def sweep(
     budget: int | None = None,
     save: str | Path | None = None,
     progress: Progress | None = None,
-    seen: Trace | None = None,
 ) -> Tensor:
     """metric of every cell on every example: (cell, example).
 
     Each cell is applied alone to the base run on `inputs`. budget: bytes that rows in flight may
     take (default a quarter of what is free). save: a file that keeps what is finished; an
     interrupted sweep given the same file goes on from there. progress: called with (results done,
-    results in all). seen: a trace of the same Batch under the same changes; what it holds is not
-    run again. Raises MemoryRefusal when the base run would not fit, InputError when the
+    results in all). Raises MemoryRefusal when the base run would not fit, InputError when the
     metric is not a number somewhere (and says where), ResultError when `save` holds another sweep.
     """
     batch = lm.batch(inputs)
     table = resolve_cells(lm, cells)
     _refuse_too_large(lm, batch)
     with lm.taps.using():  # once for all passes
-        return _sweep(lm, batch, table, metric, budget, save and Path(save), progress, seen)
+        return _sweep(lm, batch, table, metric, budget, save and Path(save), progress)
 
 
 def _sweep(
@@ -118,9 +115,8 @@ def _sweep(
     budget: int | None,
     save: Path | None,
     progress: Progress | None,
-    seen: Trace | None,
 ) -> Tensor:
-    base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric, seen)
+    base = base_run(lm, batch, {change.site for cell in table for change in cell}, metric)
     finite.refuse({"the metric of the base run": base.metric})
     todo = _planned(lm, base, table, budget)
     key = fingerprint(lm, base, table, metric) if save else ""

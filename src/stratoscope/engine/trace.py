@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ from stratoscope.engine.select import (
 )
 from stratoscope.errors import InputError, SiteError
 from stratoscope.models import finite
-from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
-from stratoscope.models.provenance import foreign_hooks
 from stratoscope.models.run import Each, Run
 from stratoscope.models.sites import Site
 from stratoscope.models.taps import StopForward
@@ -47,8 +45,7 @@ class Trace:
     ) -> None:
         self.lm, self.sites, self.positions, self.grad, self.stop = lm, sites, positions, grad, stop
         self._steps: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        # the run, and what it was made under, as they were at step 0
-        self._first, self._under = Run(), _Under(())
+        self._first = Run()  # as it was at step 0
 
     def __getitem__(self, site: str | Site) -> Tensor:
         """The tensor at a site, with the site's axes (a single int position drops its axis). Raises
@@ -69,13 +66,6 @@ class Trace:
                 f" and without an edit that leaves its module out."
             )
         return self._steps[at]
-
-    def holds(self, batch: Batch, sites: Iterable[Site]) -> bool:
-        """Whether these sites were seen, whole, when this very batch ran, and only then, and the
-        model would give the same again."""
-        here = self._first.batch is batch and self.positions is None and not self.grad
-        whole = all(len(self._steps.get(site, ())) == 1 for site in sites)
-        return here and whole and self._under == _under(self.lm) and not self._under.hooks
 
     def release(self, site: Site) -> None:
         """Let go of a site's tensors, once they have been copied elsewhere."""
@@ -121,8 +111,6 @@ class Trace:
         if not any(self._steps.values()):
             self._refuse_too_large(run)
         if run.step == 0:
-            if not any(self._steps.values()):
-                self._under = _under(self.lm)
             self._first = replace(run)
         newest = isinstance(self.positions, int) and self.positions == -1
         # else the position came with the prompt
@@ -182,21 +170,6 @@ class Trace:
         refuse_above(
             needed, available(self.lm.model.device), f"capturing {len(self.sites)} sites", advice
         )
-
-
-class _Under(NamedTuple):
-    """What a run is made under: the edits that are at work, whether there are hooks of which
-    nobody knows what they do, and how often the weights have been written to."""
-
-    edits: tuple[Any, ...]
-    hooks: bool = False
-    written: int = 0
-
-
-def _under(lm: LM) -> _Under:
-    edits = (*(edits for edits, _ in lm.taps.listening if edits), *lm.taps.declared)
-    tensors = (*lm.model.parameters(), *lm.model.buffers())
-    return _Under(edits, any(foreign_hooks(lm.model)), sum(x._version for x in tensors))
 
 
 def _whole(x: Tensor, site: Site, axis: int, run: Run) -> Tensor:
