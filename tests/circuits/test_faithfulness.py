@@ -39,25 +39,27 @@ def test_every_edge_is_the_clean_run_none_the_corrupt_and_all_but_one_that_edge_
     wires = wiring(lm)
     [one] = next(edges.ends(lm, pair(lm, subjects.CLEAN[0], subjects.CORRUPT[0], 5, 9, "noise")))
 
-    def run(keep):
+    def run(circuits):
         with one.layers:
-            return lm.readout(
-                faithfulness.run_circuit(one.layers, one.base.writes[0], one.source.writes, keep)[
-                    -1:
-                ]
+            streams = faithfulness.run_circuits(
+                one.layers, one.base.writes[0], one.source.writes, torch.stack(circuits)
             )
+        return lm.readout(streams[:, -1:])[:, 0]
 
     clean, corrupt = (last_logits(lm, [rows[0]]) for rows in (subjects.CLEAN, subjects.CORRUPT))
-    assert float((run(wires.mask) - clean).abs().max()) < 1e-4
-    assert float((run(torch.zeros_like(wires.mask)) - corrupt).abs().max()) < 1e-4
+    paths = random.Random(name).sample(wires.edges, 24)
+    circuits = [wires.mask, torch.zeros_like(wires.mask)]
+    for (sender,), (receiver,) in paths:
+        circuits.append(wires.mask.clone())
+        circuits[-1][receiver, sender] = False
+    every, none, *without = run(circuits)  # together, and two of them alone
+    assert float((every - clean).abs().max()) < 1e-4
+    assert float((none - corrupt).abs().max()) < 1e-4
+    assert float((run(circuits[1:2]) - corrupt).abs().max()) < 1e-4
+    assert float((run(circuits[2:3]) - without[0]).abs().max()) < 1e-5
     assert float((clean - corrupt).abs().max()) > 1e-2
-    asked = random.Random(name).sample(wires.edges, 24)
-    for ((sender,), (receiver,)), expected in zip(
-        asked, edges.exact(one, one.delta, asked).tolist()
-    ):
-        keep = wires.mask.clone()
-        keep[receiver, sender] = False
-        assert float(one.metric(run(keep))) == pytest.approx(expected, abs=1e-4)
+    for logits, expected in zip(without, edges.exact(one, one.delta, paths).tolist()):
+        assert float(one.metric(logits[None])) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", subjects.NAMES)

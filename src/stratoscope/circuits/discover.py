@@ -23,7 +23,7 @@ others by `circuits.faithfulness`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -49,20 +49,25 @@ _CURVES = ("faithfulness", "completeness", "minimality")
 
 def judge(
     wires: Wiring,
-    circuit: Bool[Tensor, "receiver sender"],
+    circuits: Sequence[Bool[Tensor, "receiver sender"]],
     share: list[Shares],
     generator: torch.Generator,
-) -> Float[Tensor, "curve=3"]:
-    """Faithfulness, completeness and minimality of one circuit, means over examples."""
-    edges = circuit.nonzero()
-    probed = edges[torch.randperm(len(edges), generator=generator)[:PROBES]]
-    without = circuit.repeat(len(probed), 1, 1)
-    without[torch.arange(len(probed)), probed[:, 0], probed[:, 1]] = False
-    circuits = torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without])
-    scores = torch.stack([one(circuits) for one in share])  # example, circuit
-    return torch.stack(
-        [scores[:, 0].mean(), scores[:, 1].mean(), (scores[:, :1] - scores[:, 2:]).abs().mean()]
-    )
+) -> Float[Tensor, "circuit curve=3"]:
+    """Faithfulness, completeness and minimality of each circuit, means over examples; all circuits
+    are run together."""
+    groups = []
+    for circuit in circuits:
+        edges = circuit.nonzero()
+        probed = edges[torch.randperm(len(edges), generator=generator)[:PROBES]]
+        without = circuit.repeat(len(probed), 1, 1)
+        without[torch.arange(len(probed)), probed[:, 0], probed[:, 1]] = False
+        groups.append(torch.cat([torch.stack([circuit, wires.mask & ~circuit]), without]))
+    scores = torch.stack([one(torch.cat(groups)) for one in share])  # example, circuit
+    curves = []
+    for own in scores.split([len(group) for group in groups], dim=1):
+        minimal = (own[:, :1] - own[:, 2:]).abs().mean()
+        curves.append(torch.stack([own[:, 0].mean(), own[:, 1].mean(), minimal]))
+    return torch.stack(curves)
 
 
 def strengths(wires: Wiring, attribution: xr.Dataset) -> Float[Tensor, "receiver sender"]:
@@ -124,14 +129,8 @@ def measure(
     orders = [rules[keep](wires, strength) for strength in (effect.abs(), *noise)]
     sizes = np.unique(np.geomspace(1, len(wires.edges), SIZES).round().astype(int)).tolist()
     share = shares(lm, prompts, ablation)
-    curves = torch.stack(
-        [
-            torch.stack(
-                [judge(wires, first(wires, order, n), share, generator) for order in orders]
-            )
-            for n in sizes
-        ]
-    ).permute(2, 0, 1)  # curve, step, order
+    circuits = [first(wires, order, n) for n in sizes for order in orders]
+    curves = judge(wires, circuits, share, generator).T.unflatten(1, (len(sizes), len(orders)))
     if keep == "threshold":
         size = int((effect[wires.mask].abs() >= float(limit or 0.0)).sum())
     else:

@@ -45,45 +45,52 @@ from stratoscope.results import dataset
 
 NULL = "circuits of as many edges that grow backwards from the logits at random"
 Ablation = Literal["resample", "mean"]
+_NUMBERS = 2**26  # that the writes of circuits run together may take
 
 
 @torch.no_grad()
-def run_circuit(
+def run_circuits(
     layers: Layers,
     embed: Float[Tensor, "position dim"],
     other: Float[Tensor, "sender position dim"],
-    keep: Bool[Tensor, "receiver sender"],
-) -> Float[Tensor, "position dim"]:
-    """What the read-out reads when every edge outside `keep` carries `other`. embed: what "embed"
-    writes now."""
+    keep: Bool[Tensor, "circuit receiver sender"],
+) -> Float[Tensor, "circuit position dim"]:
+    """What the read-out reads when every edge outside `keep` carries `other`, of each circuit: all
+    of them go through each layer together. embed: what "embed" writes now."""
     lm = layers.lm
     wires = wiring(lm)
-    more = torch.zeros_like(other)  # what a sender writes in this run, less `other`
-    more[0] = embed - other[0]
+    # what a sender writes in each circuit's run, less `other`
+    more = torch.zeros_like(other)[None].repeat(len(keep), 1, 1, 1)
+    more[:, 0] = embed - other[0]
 
     def inputs(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The different inputs of some receivers, (variant, position, dim), and which is whose."""
-        kinds, which = torch.unique(rows[:, :count], dim=0, return_inverse=True)
-        added = kinds.to(other) @ more[:count].flatten(1)
-        return other[:count].sum(dim=0) + added.unflatten(1, other.shape[1:]), which
+        """The different inputs of some receivers of each circuit, (variant, position, dim), and
+        (circuit, receiver) which is whose."""
+        added, which, variants = [], [], 0
+        for own, written in zip(rows[:, :, :count], more):
+            kinds, index = torch.unique(own, dim=0, return_inverse=True)
+            added.append(kinds.to(other) @ written[:count].flatten(1))
+            which.append(index + variants)
+            variants += len(kinds)
+        sums = torch.cat(added).unflatten(1, other.shape[1:])
+        return other[:count].sum(dim=0) + sums, torch.stack(which)
 
     width = 3 * wires.heads + 1
     each = torch.arange(wires.heads)
     for layer in range(wires.layers):
         first = wires.head(layer)
         mlp = first + wires.heads
-        rows = keep[layer * width : (layer + 1) * width]
-        x, which = inputs(rows[:-1], first)
+        rows = keep[:, layer * width : (layer + 1) * width]
+        x, which = inputs(rows[:, :-1], first)
         heads = layers.attention(layer, x)
-        z = heads.z(
-            *(getattr(heads, side)[which[n::3], each][None] for n, side in enumerate(SIDES))
-        )
-        more[first:mlp] = (
-            head_writes(lm, layer, z[0].transpose(0, 1), layers.outer) - other[first:mlp]
-        )
-        x, _ = inputs(rows[-1:], first if wires.parallel else mlp)
-        more[mlp] = layers.mlp(layer, x)[0] - other[mlp]
-    return inputs(keep[-1:], len(other))[0][0].to(lm.model.dtype)
+        z = heads.z(*(getattr(heads, side)[which[:, n::3], each] for n, side in enumerate(SIDES)))
+        for number, own in enumerate(z.transpose(1, 2)):
+            written = head_writes(lm, layer, own, layers.outer)
+            more[number, first:mlp] = written - other[first:mlp]
+        x, which = inputs(rows[:, -1:], first if wires.parallel else mlp)
+        more[:, mlp] = layers.mlp(layer, x)[which[:, 0]] - other[mlp]
+    last, which = inputs(keep[:, -1:], len(other))
+    return last[which[:, 0]].to(lm.model.dtype)
 
 
 # shares(circuits) -> each circuit's share of the difference between every edge and none
@@ -117,11 +124,12 @@ def _share(rows: list[Ends], others: list[Tensor]) -> Shares:
     def differences(circuits: Tensor) -> Tensor:
         values = torch.zeros(len(circuits))
         for one, other in zip(rows, others):
+            parts = []
             with one.layers:
-                for n, keep in enumerate(circuits):
-                    stream = run_circuit(one.layers, one.base.writes[0], other, keep)
-                    logits = outside.read_out(lm, one.batch, stream[None], every=False)
-                    values[n] += float(one.metric(logits))
+                for some in circuits.split(max(1, _NUMBERS // other.numel())):
+                    streams = run_circuits(one.layers, one.base.writes[0], other, some)
+                    parts += [_difference(one, stream[None]) for stream in streams]
+            values += torch.cat(parts).cpu()
         return values
 
     none, whole = differences(torch.stack([torch.zeros_like(mask), mask])).tolist()
@@ -132,6 +140,10 @@ def _share(rows: list[Ends], others: list[Tensor]) -> Shares:
             f"faithful to. Change the corrupt prompts, or use ablation='resample'."
         )
     return lambda circuits: (differences(circuits) - none) / (whole - none)
+
+
+def _difference(one: Ends, stream: Float[Tensor, "one=1 position dim"]) -> Tensor:
+    return one.metric(outside.read_out(one.layers.lm, one.batch, stream, every=False)).float()
 
 
 def _mean(writes: list[Tensor]) -> Float[Tensor, "sender position dim"]:
