@@ -59,12 +59,13 @@ def estimate(lm: LM, inputs: Any, cells: Sequence[Cell], metric: Metric) -> Tens
             estimates[number] += (
                 ((after - before) * slopes[_felt(change.site)]).flatten(1).sum(dim=1)
             )
-        if not estimates[number].isfinite().all():
-            raise InputError(
-                f"the estimate is no number for cell {number}, "
-                f"{' and '.join(f'{c.operation} at {c.site}' for c in cell)}: "
-                f"look at the value put there, or at a metric that divides by zero."
-            )
+    wrong = (~estimates.isfinite().all(dim=1)).nonzero()[:, 0].tolist()  # the device waits once
+    if wrong:
+        raise InputError(
+            f"the estimate is no number for cell {wrong[0]}, "
+            f"{' and '.join(f'{c.operation} at {c.site}' for c in table[wrong[0]])}: "
+            f"look at the value put there, or at a metric that divides by zero."
+        )
     return estimates
 
 
