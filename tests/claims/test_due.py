@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,24 @@ def test_what_was_never_timed_waits_too_once_the_budget_is_used(folder: Path) ->
     clock = iter([0.0, 0.0, 60.0, 120.0])  # at the start, and before each piece
     became = [word for _, word in due.work(pieces, 100.0, lambda piece: 0, lambda: next(clock))]
     assert became == ["measured", "measured", "left"]
+
+
+def test_a_piece_runs_apart_and_its_status_comes_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A crash costs one piece, and no module that one loads is loaded here."""
+    [piece, *_] = due.due(atlas(folder), [0], stale=False)
+    monkeypatch.setattr(due, "_LIBRARIES", [])
+    words = ["claim", piece.entry.row.key, "--claim", piece.claim.name]
+    assert piece.arguments == [*words, "--subject", piece.claim.subject, "--seed", "0"]
+    before = set(sys.modules)
+    for arguments, status in ((["papers", "--help"], 0), (["claim", "nobody-wrote-this"], 2)):
+        monkeypatch.setattr(Due, "arguments", arguments)
+        assert due.apart(piece) == status
+    shown = capfd.readouterr()
+    assert "what became of each" in shown.out
+    assert "nobody-wrote-this" in shown.err
+    assert not {m for m in set(sys.modules) - before if m.startswith("stratoscope.cli.")}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 Nothing is remembered but the verdicts: what was measured is no longer due, so a run that was
 interrupted goes on where it stopped. Each claim runs in a process of its own, so that its verdict
-names the modules it loaded and no other claim's, and so that a crash costs one claim.
+names the modules it loaded and no other claim's, and so that a crash costs one claim. Where the
+system can fork, these processes begin with torch and transformers loaded: 1 s instead of 5 to 20.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from stratoscope.claims.claim import Claim
 from stratoscope.claims.ledger import Atlas, Entry
 from stratoscope.errors import ClaimError
 
+_LIBRARIES = ["torch", "transformers", "xarray", "scipy.stats"]
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -37,19 +40,30 @@ class Due:
         return f"{self.entry.row.key} {self.claim.name} on {self.claim.subject}, seed {self.seed}"
 
     @property
-    def command(self) -> list[str]:
+    def arguments(self) -> list[str]:
+        """What `stratoscope` is told on the command line."""
+        claim = ["claim", self.entry.row.key, "--claim", self.claim.name]
+        return [*claim, "--subject", self.claim.subject, "--seed", str(self.seed)]
+
+
+def apart(piece: Due) -> int:
+    """Measure in a process of its own; its exit status."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         start = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
-        return [
-            *start,
-            "claim",
-            self.entry.row.key,
-            "--claim",
-            self.claim.name,
-            "--subject",
-            self.claim.subject,
-            "--seed",
-            str(self.seed),
-        ]
+        return subprocess.run([*start, *piece.arguments], check=False).returncode
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_LIBRARIES)
+    process = context.Process(target=_claim, args=(piece.arguments,))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def _claim(arguments: list[str]) -> None:
+    from stratoscope.cli import main
+
+    sys.argv = ["stratoscope", *arguments]
+    main()
 
 
 def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] = ()) -> list[Due]:
@@ -72,9 +86,7 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
 def work(
     pieces: Sequence[Due],
     budget: float,
-    measure: Callable[[Due], int] = lambda piece: (
-        subprocess.run(piece.command, check=False).returncode
-    ),
+    measure: Callable[[Due], int] = apart,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Due, str]]:
     """Measure one after another, and say of each what became of it: "measured", "failed", or "left"
