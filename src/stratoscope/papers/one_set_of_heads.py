@@ -8,8 +8,8 @@ Methods: heads.roles, editing.drop_heads, heads.retrieval_score, tokens.verbatim
 Across: retrieval-heads, verbatim-memory, talking-heads, factual-recall-pipeline
 Protocol: the models of the four papers (Llama-2-7B-80K and its like, GPT-2, Pythia) on their own
     needles, lists and facts: induction heads from random words said twice, put to zero, beside 20
-    draws of as many heads of the same layers (of all, if few). `stratoscope claim
-    one-set-of-heads --model YOUR/MODEL` runs the small one.
+    draws of as many heads of the same layers. `stratoscope claim one-set-of-heads --model
+    YOUR/MODEL` runs the small one.
 What would change our mind: a model whose heads with an induction role of half or more can all be
     put to zero while needles are still found, or lists still repeated; or random heads of the same
     layers that cost as much; or capitals lost in the same share as lists.
@@ -26,7 +26,6 @@ talking-heads), on texts that no task is made of.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -106,9 +105,7 @@ def the_planted_head_is_found_and_missed(seed: int) -> Measured:
     valid="attends >= 0.5 and recall >= 0.5",
     expect="score_low >= 0.1 and score_low > random_bound",
     direction="score_low > random_bound",
-    null={
-        "random": "as many others of the same layers (of all, if few), 20 draws: their mean score"
-    },
+    null={"random": "as many other heads of the same layers, 20 draws: their mean score"},
     thresholds="0.1: the paper's line between retrieval heads and others; 0.5 of attention: that of"
     " talking-heads here; recall of 0.5: retrieval-heads'",
 )
@@ -131,9 +128,7 @@ def they_fetch_the_needle(lm: LM, seed: int) -> Measured:
     valid="attends >= 0.5 and recall >= 0.5",
     expect="score_low >= 0.1 and score_low > random_bound",
     direction="score_low > random_bound",
-    null={
-        "random": "as many others of the same layers (of all, if few), 20 draws: their mean score"
-    },
+    null={"random": "as many other heads of the same layers, 20 draws: their mean score"},
     thresholds="0.1: the paper's line between retrieval heads and others; 0.5 of attention: that of"
     " talking-heads here; recall of 0.5: retrieval-heads'",
 )
@@ -153,7 +148,7 @@ def they_fetch_what_is_asked_to_the_letter(lm: LM, seed: int) -> Measured:
     valid="attends >= 0.5 and whole >= 0.5",
     expect="kept_high <= 0.5 and without_high < random_floor and extra_low > 0",
     direction="without < random_floor and extra_low > 0",
-    null={"random": "as many others of the same layers (of all, if few), 20 draws: needles found"},
+    null={"random": "as many other heads of the same layers, 20 draws: needles found"},
     thresholds="half of what the model finds, and 0.5 that it must find: retrieval-heads'; 0.5 of "
     "attention: that of talking-heads here",
 )
@@ -181,7 +176,7 @@ def without_them_the_needle_is_lost(lm: LM, seed: int) -> Measured:
     valid="attends >= 0.5 and whole_low >= 0.6",
     expect="kept_high <= 0.5 and without_high < random_floor and extra_low > 0",
     direction="without < random_floor and extra_low > 0",
-    null={"random": "as many others of the same layers (of all, if few), 20 draws: recall"},
+    null={"random": "as many other heads of the same layers, 20 draws: recall"},
     thresholds="0.6: verbatim-memory's repeat surprisal of 0.4 or less; half: ours, as for needles;"
     " 0.5 of attention: that of talking-heads here",
 )
@@ -210,7 +205,7 @@ def without_them_a_list_is_new(lm: LM, seed: int) -> Measured:
     valid="attends >= 0.5 and whole >= 0.5",
     expect="kept_high <= 0.5 and without_high < random_floor and extra_low > 0",
     direction="without < random_floor and extra_low > 0",
-    null={"random": "as many others of the same layers (of all, if few), 20 draws: lists answered"},
+    null={"random": "as many other heads of the same layers, 20 draws: lists answered"},
     thresholds="half, and 0.5 that the model must answer: ours, as for needles; 0.5 of attention: "
     "that of talking-heads here",
 )
@@ -235,7 +230,7 @@ def without_them_nothing_is_left_over(lm: LM, seed: int) -> Measured:
     null={
         "lists_kept": "the share of lists kept without the same heads: that these do something "
         "can be seen there",
-        "random": "as many others of the same layers (of all, if few), 20 draws: capitals named",
+        "random": "as many other heads of the same layers, 20 draws: capitals named",
     },
     thresholds="0.8 and 0.3: retrieval-heads'; 0.5 of lists: ours; 0.5 of attention: that of "
     "talking-heads here",
@@ -314,12 +309,9 @@ class Chosen(NamedTuple):
     attends: float
 
     def drawn(self, lm: LM, seed: int) -> list[Edit]:
-        """As many others of the same layers put to zero, DRAWS times; of all layers where one has
-        too few others (14 heads, 9 of them induction heads, in Qwen's layer 16)."""
-        most = max(Counter(layer for layer, _ in self.heads).values())
-        same = most <= lm.dims.heads - most
+        """As many others of the same layers put to zero, DRAWS times."""
         return [
-            drop_heads.edit(lm, self.heads, null=DRAWS * seed + draw, same_layers=same)
+            drop_heads.edit(lm, self.heads, null=DRAWS * seed + draw, same_layers=True)
             for draw in range(DRAWS)
         ]
 
