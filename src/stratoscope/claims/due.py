@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from stratoscope.claims import code
 from stratoscope.claims.claim import Claim
 from stratoscope.claims.ledger import Atlas, Entry
 from stratoscope.errors import ClaimError
@@ -70,15 +69,15 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
     """Small claims without a verdict on one of the seeds and, if stale, those whose verdict is; the
     quickest first.
 
-    keys: only these papers. Claims that were never timed come last.
+    keys: only these papers. Claims that were never timed come last. Of a claim whose seeds are all
+    stale the first alone is due: if it gives the same numbers again, it confirms the others.
     """
     chosen = [atlas.find(key) for key in keys] or atlas.built()
     pieces = [
-        Due(entry, claim, seed, _seconds(entry, claim), why)
+        piece
         for entry in chosen
         for claim in entry.small
-        for seed in seeds
-        if (why := _why(entry, claim, seed, stale))
+        for piece in _of(entry, claim, seeds, stale)
     ]
     return sorted(pieces, key=lambda piece: (piece.seconds != piece.seconds, piece.seconds))
 
@@ -123,11 +122,19 @@ def read_budget(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _of(entry: Entry, claim: Claim, seeds: Sequence[int], stale: bool) -> list[Due]:
+    whys = {seed: why for seed in seeds if (why := _why(entry, claim, seed, stale))}
+    measured = {verdict.seed for verdict in entry.seeds(claim)}
+    if len(seeds) > 1 and set(seeds) <= measured and len(whys) == len(seeds):
+        whys = dict([next(iter(whys.items()))])
+    return [Due(entry, claim, seed, _seconds(entry, claim), why) for seed, why in whys.items()]
+
+
 def _why(entry: Entry, claim: Claim, seed: int, stale: bool) -> str:
     newest = next((v for v in entry.seeds(claim) if v.seed == seed), None)
     if newest is None:
         return "not run"
-    return "; ".join(code.changed(newest, entry.paper.path)) if stale and entry.paper else ""
+    return "; ".join(entry.why_stale(newest)) if stale else ""
 
 
 def _seconds(entry: Entry, claim: Claim) -> float:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from stratoscope.claims import code, verdicts
+from stratoscope.claims import code, confirmed, verdicts
 from stratoscope.claims import paper as papers
 from stratoscope.claims.claim import Claim
 from stratoscope.claims.paper import Paper
@@ -109,9 +109,25 @@ class Entry:
         reasons_of: dict[str, dict[str, None]] = {}
         for claim in self.small:
             for verdict in self.seeds(claim):
-                reasons = dict.fromkeys(code.changed(verdict, self.paper.path))
-                reasons_of.setdefault(claim.name, {}).update(reasons)
+                reasons_of.setdefault(claim.name, {}).update(dict.fromkeys(self.why_stale(verdict)))
         return {name: list(reasons) for name, reasons in reasons_of.items() if reasons}
+
+    def why_stale(self, verdict: Verdict) -> list[str]:
+        """Why a verdict is stale, in words; empty where it is not, or where another seed that was
+        measured again confirms it."""
+        if self.paper is None or not (reasons := code.changed(verdict, self.paper.path)):
+            return []
+        return [] if confirmed.by(verdict, self.verdicts, self.paper.path) else reasons
+
+    def confirmed(self) -> dict[str, list[int]]:
+        """By the claim's name, the seeds whose code has changed and which another seed, measured
+        again since, confirms."""
+        seeds_of: dict[str, set[int]] = {}
+        for claim in self.small if self.paper else ():
+            for verdict in self.seeds(claim):
+                if code.changed(verdict, self.paper.path) and not self.why_stale(verdict):
+                    seeds_of.setdefault(claim.name, set()).add(verdict.seed)
+        return {name: sorted(seeds) for name, seeds in seeds_of.items()}
 
     def superseded(self) -> list[tuple[Verdict, str]]:
         """Verdicts that do not count, oldest first, and why: they stay, the failed ones above

@@ -77,6 +77,13 @@ def _stale(entry: Entry, paper: Paper) -> Iterator[str]:
             "since. `stratoscope papers --stale` says what has, `stratoscope claim "
             f"{paper.key}` measures again."
         )
+    for name, seeds in entry.confirmed().items():
+        named = ", ".join(map(str, seeds))
+        yield ""
+        yield (
+            f"*Confirmed*: code that `{name}` ran on has changed since seeds {named} were run; "
+            "another seed, measured again, gave the same numbers."
+        )
 
 
 def _on_yours(paper: Paper) -> Iterator[str]:

@@ -15,6 +15,7 @@ stratoscope claim --all --stale --seeds 0-2 --budget 30m
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +105,16 @@ def _all(keys: list[str], seeds: str, stale: bool, budget: str, dry_run: bool) -
         for piece in pieces:
             click.echo(f"  {piece}: {piece.why}")
         return
-    for piece, word in due.work(pieces, seconds):
-        became[word] = became.get(word, 0) + 1
-        if word == "failed":
-            click.echo(f"  {piece} did not run to its end.", err=True)
+    end, tried = time.monotonic() + seconds, set()
+    while pieces and "left" not in became:
+        for piece, word in due.work(pieces, end - time.monotonic()):
+            tried.add(str(piece))
+            became[word] = became.get(word, 0) + 1
+            if word == "failed":
+                click.echo(f"  {piece} did not run to its end.", err=True)
+        # seeds that the first did not confirm are due now
+        later = due.due(ledger.atlas(), numbers, stale=stale, keys=keys)
+        pieces = [piece for piece in later if str(piece) not in tried]
     counts = ", ".join(f"{count} {word}" for word, count in became.items())
     click.echo(f"\n{counts or 'Nothing to do'}.")
 
