@@ -99,15 +99,27 @@ def test_the_matrix_shows_the_worst_word() -> None:
 
 def test_an_effect_is_a_share_of_the_papers_own() -> None:
     verdict = {"values": {"x": -0.5, "y": 3.0, "z": "nan"}, "interval": {"x": [-1.0, 0.5]}}
-    verdict |= {"seed": 2, "status": "direction only"}
-    claim = {"says": "s", "subject": "one", "verdicts": [verdict]}
+    second = {"values": {"x": -18.0, "z": "nan"}, "interval": {}, "seed": 3}
+    claim = {"says": "s", "subject": "one", "word": "direction only"}
+    claim |= {"verdicts": [verdict | {"seed": 2}, second]}
     claim |= {"found_there": {"x": -2.0, "y": 0.0, "z": 1.0, "w": 1.0}}
     paper = {"key": "k", "title": "t", "claims": [claim]}
     [effect] = whole.effects({"papers": [paper]})
-    assert (effect["share"], effect["ends"], effect["there"]) == (0.25, [-0.25, 0.5], -2.0)
+    first, far = effect["runs"]
+    assert effect["there"] == -2.0
+    assert (first["share"], first["ends"], first["seed"]) == (0.25, [-0.25, 0.5], 2)
+    assert (far["share"], far["ends"]) == (9.0, [])
     drawn = page._drawn(effect)
-    assert (drawn["x"], drawn["line"], drawn["beyond"]) == (30.0, [10.0, 40.0], False)
-    assert page._drawn(effect | {"share": 9.0})["x"] == 100.0
+    assert drawn["runs"][0] == {"x": 30.0, "line": [10.0, 40.0], "beyond": False}
+    assert drawn["runs"][1] == {"x": 100.0, "line": [], "beyond": True}
+    assert (drawn["seeds"], drawn["shares"]) == ("seeds 2, 3", "0.25, 9.00")
+
+
+def test_claims_between_models_have_a_column_of_their_own() -> None:
+    claim = {"tier": "small", "kind": "real", "word": "reproduced"}
+    paper = {"claims": [claim | {"subject": name} for name in ("a", "a, b", "b and more")]}
+    assert whole.subjects({"papers": [paper]}) == ["a", whole.TOGETHER]
+    assert whole.matrix(paper, ["a", whole.TOGETHER]) == ["reproduced", "reproduced"]
 
 
 def test_hostile_text_stays_text() -> None:

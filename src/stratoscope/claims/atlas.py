@@ -29,6 +29,7 @@ from stratoscope.errors import ClaimError
 
 SCHEMA = 1
 MINIATURES = "miniatures"  # the column of all of them in the matrix
+TOGETHER = "several together"  # and of claims about what lies between models
 
 
 def data(atlas: Atlas) -> dict[str, Any]:
@@ -58,46 +59,64 @@ def write(data: dict[str, Any], path: Path) -> Path:
 def matrix(paper: dict[str, Any], subjects: Sequence[str]) -> list[str]:
     """The word of a paper on each subject, the worst of its statements; "" where none is about it.
 
-    The column `MINIATURES` holds all that are no real models.
+    The column `MINIATURES` holds all that are no real models, `TOGETHER` what is measured between
+    several models.
     """
     by_column: dict[str, list[str]] = {}
     for claim in paper["claims"]:
         if claim["tier"] == "small":
-            column = MINIATURES if claim["kind"] == MINIATURE else claim["subject"]
-            by_column.setdefault(column, []).append(claim["word"])
+            by_column.setdefault(_column(claim), []).append(claim["word"])
     return [words.worst(by_column.get(subject, ())) for subject in subjects]
 
 
 def subjects(data: dict[str, Any]) -> list[str]:
-    """The columns of the matrix: real models, those of most papers first, then miniatures."""
+    """The columns of the matrix: real models, those of most papers first, then those measured
+    together, then miniatures."""
     claims = [c for p in data["papers"] for c in p["claims"] if c["tier"] == "small"]
-    real = Counter(c["subject"] for c in claims if c["kind"] != MINIATURE)
-    small = [MINIATURES] if any(c["kind"] == MINIATURE for c in claims) else []
-    return [name for name, _ in real.most_common()] + small
+    columns = Counter(_column(claim) for claim in claims)
+    last = [name for name in (TOGETHER, MINIATURES) if columns.pop(name, 0)]
+    return [name for name, _ in columns.most_common()] + last
+
+
+def _column(claim: dict[str, Any]) -> str:
+    if claim["kind"] == MINIATURE:
+        return MINIATURES
+    return TOGETHER if " " in claim["subject"] else claim["subject"]
 
 
 def effects(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was measured beside the paper's own number, wherever there are both: one a verdict.
+    """What was measured beside the paper's own number, wherever there are both: one a number of a
+    claim, with a run for each seed.
 
     share: measured / the paper's, with the ends of its interval; numbers whose own value is 0 have
     no share and are left out.
     """
     for paper in data["papers"]:
         for claim in paper["claims"]:
-            for verdict in claim["verdicts"]:
-                for name, there in claim["found_there"].items():
-                    value = verdict["values"].get(name, "")
-                    if isinstance(value, str) or not there:
-                        continue
-                    low, high = verdict["interval"].get(name, ("", ""))
-                    ends = [] if isinstance(low, str) or isinstance(high, str) else [low, high]
-                    about = {"key": paper["key"], "title": paper["title"], "says": claim["says"]}
-                    about |= {"subject": claim["subject"], "seed": verdict["seed"]}
-                    about |= {"name": name.replace("_", " "), "word": verdict["status"]}
-                    shares = sorted(end / there for end in ends)
-                    yield about | {
-                        "value": value, "there": there, "share": value / there, "ends": shares,
-                    }  # fmt: skip
+            for name, there in claim["found_there"].items():
+                runs = [_run(verdict, name, there) for verdict in claim["verdicts"] if there]
+                runs = [run for run in runs if run is not None]
+                if runs:
+                    yield {
+                        "key": paper["key"],
+                        "title": paper["title"],
+                        "says": claim["says"],
+                        "subject": claim["subject"],
+                        "name": name.replace("_", " "),
+                        "word": claim["word"],
+                        "there": there,
+                        "runs": runs,
+                    }
+
+
+def _run(verdict: dict[str, Any], name: str, there: float) -> dict[str, Any] | None:
+    value = verdict["values"].get(name, "")
+    if isinstance(value, str):
+        return None
+    low, high = verdict["interval"].get(name, ("", ""))
+    ends = [] if isinstance(low, str) or isinstance(high, str) else [low, high]
+    shares = sorted(end / there for end in ends)
+    return {"seed": verdict["seed"], "value": value, "share": value / there, "ends": shares}
 
 
 def _paper(entry: Entry) -> dict[str, Any]:

@@ -74,13 +74,23 @@ def searched(paper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drawn(effect: dict[str, Any]) -> dict[str, Any]:
-    """Where the dot and the interval stand, in hundredths of the axis."""
+    """Where the dots and intervals of its seeds stand, in hundredths of the axis."""
     at = lambda share: 100 * (min(max(share, LOW), HIGH) - LOW) / (HIGH - LOW)  # noqa: E731
+    runs = [
+        {
+            "x": at(run["share"]),
+            "line": [at(end) for end in run["ends"]],
+            "beyond": not LOW <= run["share"] <= HIGH,
+        }
+        for run in effect["runs"]
+    ]
+    here = ", ".join(dict.fromkeys(short(run["value"]) for run in effect["runs"]))
+    seeds = ", ".join(str(run["seed"]) for run in effect["runs"])
     return effect | {
-        "x": at(effect["share"]),
-        "line": [at(end) for end in effect["ends"]],
-        "beyond": not LOW <= effect["share"] <= HIGH,
-        "told": f"{short(effect['value'])} here, {short(effect['there'])} in the paper",
+        "runs": runs,
+        "seeds": f"{'seeds' if len(runs) > 1 else 'seed'} {seeds}",
+        "told": f"{here} here, {short(effect['there'])} in the paper",
+        "shares": ", ".join(f"{run['share']:.2f}" for run in effect["runs"]),
     }
 
 
