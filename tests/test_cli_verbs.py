@@ -18,9 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import stratoscope
 from stratoscope import cli
 from stratoscope.editing import clamp
+from stratoscope.features import splice
 from stratoscope.layers import concept_depth
 from stratoscope.results import load
 from stratoscope.tokens import next_token
+from support.dictionaries import drawn
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,27 @@ def test_fit_saves_probes(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(value, found.tensors[name])
     data.write_text('{"text": "w1"}\n')
     assert "row 1: layers.concept_depth needs a label" in run(*command, "--out", tmp_path / "x")[1]
+
+
+def test_a_splice_is_made_of_a_folder_kept_and_taken(folder: Path, tmp_path: Path) -> None:
+    made = drawn(16, "layers.0.mlp.out")
+    made.save(tmp_path / "dictionary")
+    kept, model = tmp_path / "splice.safetensors", ("--model", folder)
+    command = ["edit", "features.splice", *model, "--request", tmp_path / "dictionary"]
+    code, said = run(*command, "--set", 'set={"3": 9.0}', "--set", "off=[5]", "--out", kept)
+    assert (code, "3=9" in said) == (0, True), said
+    measured = ["measure", "tokens.next_token", *model, "--prompt", "w1 w2"]
+    assert run(*measured, "--edit", kept, "--out", tmp_path / "in.nc")[0] == 0
+    lm = stratoscope.load(folder)
+    with splice.edit(lm, made, off=[5], set={3: 9.0}):
+        inside = next_token.measure(lm, "w1 w2")
+    assert np.array_equal(load(tmp_path / "in.nc").logit_difference, inside.logit_difference)
+    assert not np.array_equal(
+        next_token.measure(lm, "w1 w2").logit_difference, inside.logit_difference
+    )
+    whole = ["measure", "features.fidelity", *model, "--prompt", "w1 w2 w3"]
+    code, said = run(*whole, "--set", f"dictionary={tmp_path / 'dictionary'}")
+    assert (code, "recovered_mean" in said) == (0, True), said
 
 
 def test_an_edit_is_kept_and_taken(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from stratoscope.errors import InputError, ResultError
+from stratoscope.errors import InputError, LoadError, ResultError
 
 
 def rows(path: Path) -> list[Any]:
@@ -59,12 +59,21 @@ def changed(lm: Any, edits: tuple[Path, ...]) -> Iterator[None]:
     """Inside, the saved edits are at work, in the order in which they were given."""
     from contextlib import ExitStack
 
-    from stratoscope.engine.edit import Edit
-
     with ExitStack() as opened:
         for path in edits:
-            opened.enter_context(Edit.load(lm, path))
+            opened.enter_context(_edit(lm, path))
         yield
+
+
+def _edit(lm: Any, path: Path) -> Any:
+    """A saved edit; a splice runs dictionaries, so its file is one of its own."""
+    from stratoscope import catalogue
+    from stratoscope.engine.edit import Edit
+
+    try:
+        return catalogue.module("features.splice").Splice.load(lm, path)
+    except LoadError:
+        return Edit.load(lm, path)  # which says what is wrong with it
 
 
 def _json(path: Path, number: int, line: str) -> Any:

@@ -1,7 +1,7 @@
 """Fidelity: how much of what stands at a site a sparse dictionary says, and what the model loses by
 what it does not.
 
-Paper: transcoders
+Paper: textbook (Bricken et al., "Towards monosemanticity", 2023)
 
     l0        = mean over tokens of the number of features that are not 0
     fvu       = sum |y - dictionary(x)|^2 / sum |y - m|^2            m = mean of y over `reference`
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,17 +53,22 @@ def recovered(loss: float, spliced: float, ablated: float) -> float:
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, dictionary: Dictionary, reference: Any = None) -> xr.Dataset:
+def measure(
+    lm: LM, inputs: Any, *, dictionary: Dictionary | str | Path, reference: Any = None
+) -> xr.Dataset:
     """l0, fvu and the four losses of every text (example), `firing` of each feature, and over all
     texts `dead` (share of features that never fire), `increase` (nats a token), `recovered_zero`
     and `recovered_mean`.
 
-    inputs: texts of two tokens or more. reference: texts for the mean m, default the inputs. Raises
-    InputError for a dictionary of another width than the model has at its site, or a text of one
-    token; SiteError for a model that does not predict the next token.
+    inputs: texts of two tokens or more. dictionary: one, or a folder of one. reference: texts for
+    the mean m, default the inputs. Raises InputError for a dictionary of another width than the
+    model has at its site, or a text of one token; SiteError for a model that does not predict the
+    next token.
     """
     _refuse(lm)
-    batch, one = lm.batch(inputs), dictionary.to(lm.model.device)
+    batch = lm.batch(inputs)
+    given = dictionary if isinstance(dictionary, Dictionary) else Dictionary.load(dictionary)
+    one = given.to(lm.model.device)
     sites = one.sites(lm)
     if int(batch.lengths.min()) < 2:
         raise InputError("a text of one token predicts nothing: give texts of two tokens or more.")

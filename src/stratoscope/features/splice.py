@@ -1,6 +1,6 @@
 """Splice: let the model run on through a sparse dictionary, with some of its features changed.
 
-Paper: transcoders
+Paper: textbook (Marks et al., "Sparse feature circuits", 2024, for the error that stays)
 
     keep:   y' = y + decode(z') - decode(z)         z = encode(x), z' = z with features changed
     drop:   y' = decode(z')
@@ -35,8 +35,8 @@ from stratoscope.store import tensors as files
 
 Error = Literal["keep", "drop"]
 Request = Dictionary | str | Path | Sequence[Dictionary | str | Path]
-# a feature of the one dictionary there is, or (dictionary, feature)
-Feature = int | Sequence[int]
+# a feature of the one dictionary there is, or (dictionary, feature); JSON's keys are "3", "0,3"
+Feature = int | str | Sequence[int]
 
 
 class Splice(Edit):
@@ -153,8 +153,9 @@ def spliced(dictionary: Dictionary, held: Mapping[int, float], error: Error) -> 
 
 
 def _feature(feature: Any, dictionaries: Sequence[Dictionary]) -> tuple[int, int]:
-    pair = [0, feature] if isinstance(feature, int) else list(feature)
-    several = isinstance(feature, int) and len(dictionaries) > 1
+    given = feature.split(",") if isinstance(feature, str) else feature
+    pair = [int(one) for one in (given if isinstance(given, Sequence) else [given])]
+    pair, several = [0, *pair][-2:], len(pair) == 1 and len(dictionaries) > 1
     if several or len(pair) != 2 or not 0 <= pair[0] < len(dictionaries):
         raise InputError(
             f"feature {feature!r}: there are {len(dictionaries)} dictionaries, so give "
