@@ -275,7 +275,8 @@ def test_the_planted_head_is_first_and_the_name_is_where_its_vector_looks() -> N
 
 def test_a_folder_serves_as_its_fit(tmp_path: Path) -> None:
     lm = wrap(tiny.model("llama"))
-    fitted = feature_vectors.fit(lm, [PROMPT], observable=ASKED, path=(("head", 1, 0),))
+    path = (("head", *np.array([1, 0])),)  # as an index of a result gives them
+    fitted = feature_vectors.fit(lm, [PROMPT], observable=ASKED, path=path)
     fitted.save(tmp_path / "fit")
     one, two = (
         feature_vectors.measure(lm, [PROMPT], vectors=given)

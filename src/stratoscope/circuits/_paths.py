@@ -34,17 +34,24 @@ def wires(lm: LM) -> Wiring:
     return found
 
 
+def steps(path: Sequence[Step]) -> list[list[Any]]:
+    """The parts of a path with plain numbers. Raises InputError for what is no part."""
+    read = [list(step) for step in path]
+    for step in read:
+        if [*map(str, step[:1]), len(step)] not in (["head", 3], ["mlp", 2]):
+            raise InputError(
+                f"{step!r} in the path: write ('head', layer, head) or ('mlp', layer)."
+            )
+    return [[kind, *map(int, numbers)] for kind, *numbers in read]
+
+
 def heard(wires: Wiring, path: Sequence[Step]) -> int:
     """How many layers have heads that the end of the path hears. Raises InputError for no path."""
     heads = mlps = wires.layers
     for step in path:
-        kind, *numbers = step
-        if (kind, len(numbers)) not in (("head", 2), ("mlp", 1)):
-            raise InputError(
-                f"{step!r} in the path: write ('head', layer, head) or ('mlp', layer)."
-            )
-        layer, limit = int(numbers[0]), heads if kind == "head" else mlps
-        if not 0 <= layer < limit or not all(0 <= int(h) < wires.heads for h in numbers[1:]):
+        kind, layer, *numbers = step
+        limit = heads if kind == "head" else mlps
+        if not 0 <= layer < limit or not all(0 <= head < wires.heads for head in numbers):
             raise InputError(
                 f"{step!r} is not heard by what the path names before it, or does not exist: here "
                 f"layers run from 0 to {limit - 1}, heads to {wires.heads - 1}, and a path is told "

@@ -113,21 +113,22 @@ def fit(
     numbers = {_paths.output(lm, name): float(value) for name, value in observable.items()}
     if not any(numbers.values()):
         raise InputError("the observable is zero: give at least one output a number, {' she': 1}.")
-    heads = sum(step[0] == "head" for step in path)
-    _paths.heard(wires, path)  # refuses what is no path
+    steps = _paths.steps(path)
+    heads = sum(step[0] == "head" for step in steps)
+    _paths.heard(wires, steps)  # refuses what is no path
     if at is not None and len(at) != heads:
         raise InputError(
             f"at= has {len(at)} positions for {heads} heads in the path: one for each."
         )
     unembed = lm.weight("logits").detach()
     row = torch.stack([value * unembed[n].double() for n, value in numbers.items()]).sum(dim=0)
-    found = [_back(lm, batch.example(e), row, path, at) for e in range(len(batch))]
+    found = [_back(lm, batch.example(e), row, steps, at) for e in range(len(batch))]
     each, cosine, positions = zip(*found)
     return Vectors(
         each=torch.stack(each).float(),
         norm_cosine=torch.stack(cosine).float(),
         observable={word(lm, number): value for number, value in numbers.items()},
-        path=[list(step) for step in path],
+        path=steps,
         positions=positions,
         settings={"at": at, "prompts": len(batch)},
         seed=None,
