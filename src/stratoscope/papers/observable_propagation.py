@@ -65,7 +65,7 @@ class Prompts(NamedTuple):
 @claim(
     says="A head's feature vector is its values and its output matrix carried back, and what all "
     "paths bring adds up to the observable where the model is linear",
-    where="section 3.1 and 3.2 (linear model); the authors' code (get_attn_normal)",
+    where="the authors' code (get_attn_normal, coupling_coeff)",
     tier="identity",
     subject="a random llama of two layers without norms and MLPs, and a planted copying head",
     expect="gap <= 0.00001 and planted_rank == 0 and wrong > 0.001",
