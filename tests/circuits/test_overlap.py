@@ -38,7 +38,9 @@ def test_the_strongest_by_size_and_what_two_tables_share() -> None:
     assert overlap.shared(one, other, 2) == 0.5
     assert overlap.shared(one, one, 2) == overlap.shared(one, other, 6) == 1
     change = np.stack([one, 3 * one])
-    close(overlap.importance(change, np.array([1.0, 3.0])), one, 1e-12)
+    task = overlap.Carried(change, np.array([1.0, 3.0]))
+    close(task.importance(), one, 1e-12)
+    close(task.importance([1, 1]), one, 1e-12)
 
 
 def test_chance_is_hypergeometric() -> None:
@@ -108,16 +110,18 @@ def test_planted_heads_and_what_feeds_them_are_the_strongest() -> None:
         [v.foil for v in some],
         "noise",
     )
-    gap = (both.corrupt_difference - both.clean_difference).numpy()
     for into, best in (("logits", (2, 3)), ("L2H3.q", (1, 0)), (["L1H0.v"], (0, 2))):
-        found = overlap.importance(overlap.changes(lm, both, into=into).numpy(), gap)
+        task = overlap.carried(lm, both, into=into)
+        found = task.importance()
         assert overlap.strongest(found, 1) == [best]
         assert found[best] > 0.9
         found[best] = 0
         assert np.abs(found).max() < 0.05
-    assert overlap.changes(lm, both, into="L2H3.q")[:, 2:].abs().max() == 0  # no path leads back
-    back = pair(lm, some[0].clean, some[0].corrupt, some[0].answer, some[0].foil)
-    assert float(overlap.changes(lm, back)[0, 2, 3]) == pytest.approx(-float(gap[0]), rel=0.05)
+        if into != "logits":
+            assert np.abs(task.change[:, best[0] + 1 :]).max() == 0  # no path leads back
+    back = overlap.carried(lm, pair(lm, *some[0]))
+    assert back.importance()[2, 3] == pytest.approx(1, abs=0.05)
+    assert back.gap[0] == -task.gap[0]
 
 
 def test_a_path_is_path_patchings_and_an_interval_needs_forty_prompts() -> None:
@@ -131,9 +135,8 @@ def test_a_path_is_path_patchings_and_an_interval_needs_forty_prompts() -> None:
     assert 0 <= float(found.overlap_low) <= float(found.overlap) <= float(found.overlap_high) <= 1
     assert found.null_overlap.shape == (1000,)
     single = path_patching.measure(lm, clean[:1], paths=[("L1H2", "logits")], **_first(asked))
-    changed = overlap.changes(lm, pair(lm, clean[:1], corrupt[:1], 5, 9, "noise"))
-    gap = (single.corrupt_difference - single.clean_difference).item()
-    assert single.effect.item() == pytest.approx(float(changed[0, 1, 2]) / gap, rel=1e-4)
+    task = overlap.carried(lm, pair(lm, clean[:1], corrupt[:1], 5, 9, "noise"))
+    assert single.effect.item() == pytest.approx(task.importance()[1, 2], rel=1e-4)
     asked = {"corrupt": corrupt[:2], "answer": 5, "foil": 9}
     same = {"other": clean[:2], "other_corrupt": corrupt[:2], "other_answer": 5, "other_foil": 9}
     assert float(overlap.measure(lm, clean[:2], **asked, **same, k=4).overlap) == 1

@@ -23,13 +23,12 @@ Cost: a few passes of each prompt, and a read-out for each of its heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from torch import Tensor
 
 from stratoscope.engine.edges import ends, exact
 from stratoscope.engine.metric import Words
@@ -47,12 +46,16 @@ DRAWS = 1000
 NULL = "as many heads drawn for each task, from all heads alike"
 
 
-def importance(
-    change: Float[np.ndarray, "example layer head"], gap: Float[np.ndarray, " example"]
-) -> Float[np.ndarray, "layer head"]:
-    """The share of the difference between the prompts that each head's path carries, of all
-    examples together."""
-    return change.sum(axis=0) / gap.sum()
+class Carried(NamedTuple):
+    """What the logit difference of each pair of prompts changes by along each head's path,
+    (example, layer, head), and by when the whole prompt is changed, (example,)."""
+
+    change: Float[np.ndarray, "example layer head"]
+    gap: Float[np.ndarray, " example"]
+
+    def importance(self, examples: Any = slice(None)) -> Float[np.ndarray, "layer head"]:
+        """The share of the gap that each head's path carries, of these examples together."""
+        return self.change[examples].sum(axis=0) / self.gap[examples].sum()
 
 
 def strongest(score: Float[np.ndarray, "layer head"], k: int) -> list[Head]:
@@ -68,21 +71,31 @@ def shared(
     return len({*strongest(one, k)} & {*strongest(other, k)}) / k
 
 
+def between(one: Carried, other: Carried, k: int, *, seed: int = 0) -> resample.Interval:
+    """The overlap of two tasks, and its interval over the prompts of both, drawn again; NaN for
+    fewer than 40 of either."""
+
+    def again(some: np.ndarray, others: np.ndarray) -> float:
+        return shared(one.importance(some), other.importance(others), k)
+
+    return resample.percentile(again, *(range(len(task.gap)) for task in (one, other)), seed=seed)
+
+
 def chance(heads: int, k: int, *, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, " draw"]:
     """The share that two random sets of k of these heads have in common, drawn many times."""
     return np.random.default_rng(seed).hypergeometric(k, heads - k, k, size=draws) / k
 
 
 @torch.no_grad()
-def changes(
+def carried(
     lm: LM,
     prompts: Pair,
     *,
     into: Names = "logits",
     advanced: Callable[[int], None] | None = None,
-) -> Float[Tensor, "example layer head"]:
-    """What the logit difference of each pair changes by when one head's path alone, to the logits
-    or to other receivers, carries the value of the source run. 0 where there is no path.
+) -> Carried:
+    """What each head's path to the logits, or to other receivers, carries alone: there it has the
+    value of the source run. 0 where there is no path.
 
     prompts: as `engine.pair.pair` makes them; with direction "noise" the base run is the clean one.
     into: receivers by name, "L9H3.q", changed together. advanced: told how many paths were just
@@ -94,13 +107,15 @@ def changes(
     [(senders, receivers)] = wires.paths([(names, into)])
     nothing = (), receivers  # no sender changes: the base run, among the same passes
     ways = [*(((sender,), receivers) for sender in senders), nothing]
-    after = [
+    each = [
         torch.stack([exact(one, one.delta, ways, advanced=advanced) for one in rows]).sum(dim=0)
         for rows in ends(lm, prompts)
     ]
-    differences = torch.stack(after).float().cpu()
-    moved = differences[:, :-1] - differences[:, -1:]
-    return moved.unflatten(1, (wires.layers, wires.heads))
+    differences = torch.stack(each).double().cpu().numpy()
+    change = differences[:, :-1] - differences[:, -1:]
+    gap = (prompts.corrupt_difference - prompts.clean_difference).double().numpy()
+    noise = prompts.direction == "noise"
+    return Carried(change.reshape(-1, wires.layers, wires.heads), gap if noise else -gap)
 
 
 def measure(
@@ -145,19 +160,12 @@ def measure(
         if progress:
             progress(done, total)
 
-    moved = [
-        changes(lm, prompts, into=into, advanced=advanced).double().numpy() for prompts in both
-    ]
-    gaps = [(p.corrupt_difference - p.clean_difference).double().numpy() for p in both]
-    found = [importance(change, gap) for change, gap in zip(moved, gaps)]
+    tasks = [carried(lm, prompts, into=into, advanced=advanced) for prompts in both]
+    found = [task.importance() for task in tasks]
     chosen = np.zeros((2, *found[0].shape), dtype=bool)
-    for task, score in enumerate(found):
-        chosen[task, *np.transpose(strongest(score, k))] = True
-
-    def again(*some: np.ndarray) -> float:
-        return shared(*(importance(x[i], gap[i]) for x, gap, i in zip(moved, gaps, some)), k)
-
-    spread = resample.percentile(again, *(range(len(gap)) for gap in gaps), seed=seed)
+    for number, score in enumerate(found):
+        chosen[number, *np.transpose(strongest(score, k))] = True
+    spread = between(*tasks, k, seed=seed)
     return dataset(
         {
             "importance": (("task", "layer", "head"), found),
