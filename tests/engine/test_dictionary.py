@@ -18,7 +18,7 @@ from stratoscope.errors import InputError, LoadError, SiteError
 from support import tiny
 from support.dictionaries import drawn
 
-DIM, FEATURES, OUT, K = 6, 10, 4, 3
+DIM, FEATURES, OUT, K = 6, 10, 4, 8  # of 10 features 8 are seldom all above 0
 NAMES = [n for n in KINDS if n not in ("topk_transcoder", "topk_skip_transcoder")]
 NAMES = [n for n in NAMES if not n.startswith("gated_")]  # SAELens has none of these
 X = np.random.default_rng(7).normal(size=(2, 5, DIM)).astype(np.float32) + 0.3

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stratoscope._lazy import lazy
 
-AXES = {"feature": "an entry of a sparse dictionary"}
+AXES = {"feature": "an entry of a sparse dictionary, or a unit or direction asked in its place"}
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy(__name__, __path__)

@@ -20,7 +20,6 @@ Cost: four runs of every text, one of the reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,18 +31,16 @@ from torch import Tensor
 
 from stratoscope.engine import outside
 from stratoscope.engine.dictionary import Dictionary, flat
-from stratoscope.engine.harvest import begins
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.features._between import Change, between
+from stratoscope.features._texts import counted, parts
 from stratoscope.maths.loss import next_token_loss
 from stratoscope.models import finite, source
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
 from stratoscope.results import dataset
-
-_AT_ONCE = 1024  # tokens that run at the same time, with their logits
 
 
 def recovered(loss: float, spliced: float, ablated: float) -> float:
@@ -76,7 +73,7 @@ def measure(
         _moments(lm, lm.batch(inputs if reference is None else reference), sites[1])
     )  # fmt: skip
     mean = total / count
-    said = [_said(lm, part, one, sites, mean) for part in _parts(lm, batch)]
+    said = [_said(lm, part, one, sites, mean) for part in parts(lm, batch)]
     l0, missed, spread = (torch.cat([each[i] for each in said]) for i in range(3))
     fires, tokens = sum(each[3] for each in said), sum(each[4] for each in said)
     arms: dict[str, Change | None] = {
@@ -127,34 +124,13 @@ def _refuse(lm: LM) -> None:
     lm.layout.resolve("logits")
 
 
-def _parts(lm: LM, batch: Batch) -> Iterator[Batch]:
-    """Some examples at a time; those with pictures one by one."""
-    ids, mask = batch.text
-    if batch.extra:
-        yield from (batch.example(number) for number in range(len(batch)))
-        return
-    size = max(1, _AT_ONCE // ids.shape[1])
-    for begin in range(0, len(batch), size):
-        some = slice(begin, begin + size)
-        yield lm.batch([row[real].tolist() for row, real in zip(ids[some], mask[some])])
-
-
-def _counted(lm: LM, batch: Batch) -> Tensor:
-    """(example, position): the real tokens but BOS."""
-    ids, mask = batch.text
-    counted = mask.clone()
-    if first := begins(lm):
-        counted[:, 0] &= ids[:, 0] != first[0]
-    return counted
-
-
 def _moments(lm: LM, batch: Batch, site: Site) -> tuple[Float[Tensor, " dim"], Tensor]:
     """The sum of what stands at a site over counted tokens, and their number."""
     totals, counts = [], []
-    for part in _parts(lm, batch):
-        counted = _counted(lm, part)
-        totals.append(flat(capture(lm, part, site)[site])[counted].double().sum(dim=0))
-        counts.append(counted.sum())
+    for part in parts(lm, batch):
+        real = counted(lm, part)
+        totals.append(flat(capture(lm, part, site)[site])[real].double().sum(dim=0))
+        counts.append(real.sum())
     return torch.stack(totals).sum(dim=0), torch.stack(counts).sum()
 
 
@@ -163,13 +139,13 @@ def _said(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of each example l0, what is missed and what there is about the mean; of all together how
     often each feature fires, and the tokens."""
-    seen, counted = capture(lm, batch, *sites), _counted(lm, batch)
+    seen, real = capture(lm, batch, *sites), counted(lm, batch)
     x, y = (flat(seen[site]) for site in sites)
     features = dictionary.encode(x)
-    active = (features != 0) & counted[..., None]
+    active = (features != 0) & real[..., None]
     away = (y - dictionary.decode(features, x).to(y.dtype)).double(), y.double() - mean
-    missed, spread = (d.square().sum(dim=-1).masked_fill(~counted, 0.0).sum(dim=1) for d in away)
-    tokens = counted.sum(dim=1)
+    missed, spread = (d.square().sum(dim=-1).masked_fill(~real, 0.0).sum(dim=1) for d in away)
+    tokens = real.sum(dim=1)
     l0 = active.sum(dim=-1).sum(dim=1) / tokens
     return l0, missed, spread, active.sum(dim=(0, 1)), tokens.sum()
 
@@ -179,11 +155,11 @@ def _loss(
 ) -> Float[Tensor, " example"]:
     """Nats a token of each text, with the change at every token but BOS."""
     found = []
-    for part in _parts(lm, batch):
+    for part in parts(lm, batch):
         ids, mask = part.text
-        counted = _counted(lm, part)[..., None]
+        real = counted(lm, part)[..., None]
 
-        def instead(x: Tensor, y: Tensor, here: Tensor = counted) -> Tensor:
+        def instead(x: Tensor, y: Tensor, here: Tensor = real) -> Tensor:
             return y if change is None else torch.where(here, change(x, y).to(y.dtype), y)
 
         with nullcontext() if change is None else between(lm, *sites, instead):

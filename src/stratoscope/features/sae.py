@@ -1,0 +1,93 @@
+"""Sparse autoencoder: a few features out of many that say what stands at a site.
+
+Paper: textbook (Bricken et al., "Towards monosemanticity", 2023; topk: Gao et al., "Scaling and
+evaluating sparse autoencoders", 2024; batchtopk: Bussmann et al., 2024)
+
+    z = act((x - b_dec) W_enc + b_enc)        x^ = z W_dec + b_dec
+    loss = |x - x^|^2 + sparsity * sum z (relu), or with `sparsity` features a token (topk)
+
+Vectors are harvested (real tokens without BOS, in an order drawn by the seed) and then learnt from
+in several passes; the model runs once, and only up to the site.
+
+Reads as: a list of directions that each speak seldom, as `features.fidelity` on other texts says
+how faithfully. Does not show that they are the model's own: on random vectors such features are
+found too, and another seed finds others; a planted model is where that can be told.
+Cost: one run of the texts up to the site; 6 x dim x width products a vector and pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stratoscope.engine.dictionary import Dictionary, Kind, width_at
+from stratoscope.engine.harvest import harvest
+from stratoscope.engine.sparse import learn
+from stratoscope.errors import ResultError
+from stratoscope.models.lm import LM
+
+
+def fit(
+    lm: LM,
+    inputs: Any,
+    *,
+    site: str,
+    width: int | None = None,
+    sparsity: int | float | None = None,
+    kind: Kind = "topk",
+    tokens: int = 200_000,
+    steps: int | None = None,
+    batch_size: int = 2048,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Dictionary:
+    """A dictionary of what stands at a site; `save` writes a folder that SAELens reads.
+
+    inputs: texts, in all `tokens` tokens or more. width: features, default 4 for each number of a
+    token. sparsity: of relu what a feature's value costs (default 1), of topk and batchtopk how
+    many features speak at a token (default 32). steps: of batch_size vectors, default three passes.
+    folder: where it is kept; a fit that was killed is gone on with by the same call. Raises
+    InputError for fewer tokens than asked or settings that cannot be, SiteError for a site that the
+    model lacks or that is no vector at a token, ResultError for a folder with another fit,
+    MemoryRefusal where the vectors would not fit.
+    """
+    at = lm.layout.resolve_one(site)
+    features = 4 * width_at(lm, at) if width is None else width
+    count = max(1, 3 * tokens // batch_size) if steps is None else steps
+    settings = {
+        "site": str(at), "width": features, "sparsity": sparsity, "kind": kind, "tokens": tokens,
+        "steps": count, "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    about = {"fit": "features.sae", "settings": settings, "weights": lm.provenance["weights"]}
+    about |= {"model_name": lm.provenance["model"]}
+    place = None if folder is None else Path(folder)
+    if place is not None and (done := _done(place, about)) is not None:
+        return done
+    work = None if place is None else place / ".making"
+    kept = harvest(
+        lm, inputs, [str(at)], tokens=tokens, context=min(64, lm.context or 64), seed=seed,
+        folder=None if work is None else work / "harvest",
+    )  # fmt: skip
+    made = learn(
+        kept[str(at)].to(lm.model.device),
+        width=features, kind=kind, sparsity=sparsity, steps=count, batch_size=batch_size, seed=seed,
+        folder=None if work is None else work / "training", site_in=str(at), about=about,
+    ).to("cpu")  # fmt: skip
+    if place is not None and work is not None:
+        made.save(place)
+        shutil.rmtree(work)
+    return made
+
+
+def _done(place: Path, about: dict[str, Any]) -> Dictionary | None:
+    """The very fit, where it is there already."""
+    if not (place / "cfg.json").is_file():
+        return None
+    there = Dictionary.load(place)
+    if {key: there.about.get(key) for key in about} != about:
+        raise ResultError(
+            f"{place} holds another dictionary (other settings, model or weights): give another "
+            "folder, or delete this one."
+        )
+    return there
