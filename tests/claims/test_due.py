@@ -16,6 +16,7 @@ from stratoscope.claims import due, ledger, verdicts
 from stratoscope.claims.due import Due
 from stratoscope.claims.paper import read
 from stratoscope.claims.run import run
+from stratoscope.cli import _apart
 from stratoscope.errors import ClaimError
 
 
@@ -94,13 +95,12 @@ def test_a_piece_runs_apart_and_its_status_comes_back(
 ) -> None:
     """A crash costs one piece, and no module that one loads is loaded here."""
     [piece, *_] = due.due(atlas(folder), [0], stale=False)
-    monkeypatch.setattr(due, "_LIBRARIES", [])
     words = ["claim", piece.entry.row.key, "--claim", piece.claim.name]
     assert piece.arguments == [*words, "--subject", piece.claim.subject, "--seed", "0"]
+    monkeypatch.setattr(_apart, "_LIBRARIES", [])
     before = set(sys.modules)
-    for arguments, status in ((["papers", "--help"], 0), (["claim", "nobody-wrote-this"], 2)):
-        monkeypatch.setattr(Due, "arguments", arguments)
-        assert due.apart(piece) == status
+    assert _apart.run(["papers", "--help"]) == 0
+    assert _apart.run(["claim", "nobody-wrote-this"]) == 2
     shown = capfd.readouterr()
     assert "what became of each" in shown.out
     assert "nobody-wrote-this" in shown.err

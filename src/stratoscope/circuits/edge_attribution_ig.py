@@ -46,6 +46,9 @@ def averaged_slopes(one: Ends, deltas: Tensor, steps: int) -> Tensor:
     copies = 3 * lm.dims.heads * way.numel()  # of each point, one for each side of each head
     changed = any(edits for edits, _ in lm.taps.listening)
     many = 1 if changed else max(1, _NUMBERS // copies)
+    parts = [edge_attribution.slopes(one, deltas, start=some) for some in points.split(many)]
+    return torch.stack(parts).sum(dim=0) / steps
+    many = 1 if changed else max(1, _NUMBERS // copies)
     return (
         sum(edge_attribution.slopes(one, deltas, start=some) for some in points.split(many)) / steps
     )

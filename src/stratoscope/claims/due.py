@@ -2,16 +2,12 @@
 
 Nothing is remembered but the verdicts: what was measured is no longer due, so a run that was
 interrupted goes on where it stopped. Each claim runs in a process of its own, so that its verdict
-names the modules it loaded and no other claim's, and so that a crash costs one claim. Where the
-system can fork, these processes begin with torch and transformers loaded: 1 s instead of 5 to 20.
+names the modules it loaded and no other claim's, and so that a crash costs one claim.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +16,6 @@ from stratoscope.claims.claim import Claim
 from stratoscope.claims.ledger import Atlas, Entry
 from stratoscope.errors import ClaimError
 
-_LIBRARIES = ["torch", "transformers", "xarray", "scipy.stats"]
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -45,26 +40,6 @@ class Due:
         return [*claim, "--subject", self.claim.subject, "--seed", str(self.seed)]
 
 
-def apart(piece: Due) -> int:
-    """Measure in a process of its own; its exit status."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        start = [sys.executable, "-c", "from stratoscope.cli import main; main()"]
-        return subprocess.run([*start, *piece.arguments], check=False).returncode
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LIBRARIES)
-    process = context.Process(target=_claim, args=(piece.arguments,))
-    process.start()
-    process.join()
-    return process.exitcode or 0
-
-
-def _claim(arguments: list[str]) -> None:
-    from stratoscope.cli import main
-
-    sys.argv = ["stratoscope", *arguments]
-    main()
-
-
 def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] = ()) -> list[Due]:
     """Small claims without a verdict on one of the seeds and, if stale, those whose verdict is; the
     quickest first.
@@ -85,14 +60,14 @@ def due(atlas: Atlas, seeds: Sequence[int], *, stale: bool, keys: Sequence[str] 
 def work(
     pieces: Sequence[Due],
     budget: float,
-    measure: Callable[[Due], int] = apart,
+    measure: Callable[[Due], int],
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Due, str]]:
     """Measure one after another, and say of each what became of it: "measured", "failed", or "left"
     for another time.
 
-    budget: seconds. A claim that is known to take longer than what is left is left out; one that
-    runs is never stopped.
+    budget: seconds. measure(piece): its exit status. A claim that is known to take longer than what
+    is left is left out; one that runs is never stopped.
     """
     end = clock() + budget
     for piece in pieces:

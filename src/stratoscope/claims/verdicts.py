@@ -106,6 +106,7 @@ def to_line(verdict: Verdict) -> str:
         key: [_out(low), _out(high)] for key, (low, high) in verdict.interval.items()
     }
     data |= {name: {k: [_out(x) for x in row] for k, row in data[name].items()} for name in _ROWS}
+    data["units"] = {name: [*map(_briefly, row)] for name, row in data["units"].items()}
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
@@ -156,6 +157,13 @@ def add(file: Path, line: bytes) -> None:
 def _last_byte(handle: int, size: int) -> bytes:
     os.lseek(handle, size - 1, os.SEEK_SET)
     return os.read(handle, 1)
+
+
+def _briefly(number: float | str) -> float | str:
+    """A unit's number, of which no word is judged: six digits are enough to draw and to compare."""
+    if isinstance(number, str):
+        return number
+    return int(number) if number == int(number) else float(f"{number:.6g}")
 
 
 def _out(value: Any) -> float | str:

@@ -93,7 +93,9 @@ def command(key: str | None, everything: bool, **options: Any) -> None:
 
 def _all(keys: list[str], seeds: str, stale: bool, budget: str, dry_run: bool) -> None:
     from stratoscope.claims import due, ledger
+    from stratoscope.cli import _apart
 
+    measure = lambda piece: _apart.run(piece.arguments)  # noqa: E731
     numbers, seconds = due.read_seeds(seeds), due.read_budget(budget)
     pieces = due.due(ledger.atlas(), numbers, stale=stale, keys=keys)
     known = sum(piece.seconds for piece in pieces if piece.seconds == piece.seconds)
@@ -107,7 +109,7 @@ def _all(keys: list[str], seeds: str, stale: bool, budget: str, dry_run: bool) -
         return
     end, tried = time.monotonic() + seconds, set()
     while pieces and "left" not in became:
-        for piece, word in due.work(pieces, end - time.monotonic()):
+        for piece, word in due.work(pieces, end - time.monotonic(), measure):
             tried.add(str(piece))
             became[word] = became.get(word, 0) + 1
             if word == "failed":
