@@ -159,7 +159,7 @@ def _last_byte(handle: int, size: int) -> bytes:
     return os.read(handle, 1)
 
 
-def _briefly(number: float | str) -> float | str:
+def _briefly(number: float | str) -> float | int | str:
     """A unit's number, of which no word is judged: six digits are enough to draw and to compare."""
     if isinstance(number, str):
         return number
