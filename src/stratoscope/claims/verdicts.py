@@ -107,7 +107,7 @@ def to_line(verdict: Verdict) -> str:
     }
     data |= {name: {k: [_out(x) for x in row] for k, row in data[name].items()} for name in _ROWS}
     data["units"] = {name: [*map(_briefly, row)] for name, row in data["units"].items()}
-    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def from_line(line: str) -> Verdict:
