@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from stratoscope.engine import train
+from stratoscope.engine import checkpoint, train
 from stratoscope.errors import InputError, ResultError
 
 
@@ -277,3 +277,13 @@ def test_no_other_loop_takes_steps() -> None:
     steps = ("optimizer.step(", "optimiser.step(", "adam.step(", "adamw.step(", "sgd.step(")
     found = {p.name for p in source.rglob("*.py") if any(s in p.read_text().lower() for s in steps)}
     assert found == {"train.py"}
+
+
+def test_moments_lie_in_memory_as_their_parameter_does() -> None:
+    """A transposed parameter went on with other numbers: fused AdamW mixed the two layouts."""
+    parameter = torch.empty(3, 5).T
+    moment = torch.arange(15.0).reshape(5, 3)
+    laid = checkpoint._laid_out(moment, parameter)
+    assert torch.equal(laid, moment)
+    assert laid.stride() == parameter.stride() != moment.stride()
+    assert checkpoint._laid_out(torch.tensor(7.0), parameter) == 7

@@ -28,7 +28,8 @@ def by(verdict: Verdict, others: Iterable[Verdict], path: Path) -> Verdict | Non
     again = (
         now
         for before in here
-        if before.code == verdict.code and before.seed != verdict.seed
+        if (before.code, before.versions) == (verdict.code, verdict.versions)
+        and before.seed != verdict.seed
         for now in here
         if now.seed == before.seed and now.code != before.code and same(before, now)
     )

@@ -59,17 +59,25 @@ def read(
         with torch.no_grad():
             for name, value in _own(model).items():
                 value.copy_(saved[name])
-        numbers = {name: number for number, (name, _) in enumerate(_named(model, optimiser))}
+        own = dict(_named(model, optimiser))
+        numbers = {name: number for number, name in enumerate(own)}
         moments: dict[int, dict[str, Tensor]] = {}  # a parameter without a gradient so far has none
         for words in (words for words in saved if words.startswith("moment ")):
             _, what, name = words.split(" ")
-            moments.setdefault(numbers[name], {})[what] = saved[words]
+            moments.setdefault(numbers[name], {})[what] = _laid_out(saved[words], own[name])
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": moments, "param_groups": groups})
         story = Story(**about["story"])
         story.resumed += 1
         return story
     return None
+
+
+def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A moment as its parameter lies in memory: fused steps take both element by element."""
+    if moment.shape != parameter.shape:
+        return moment  # the number of steps
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _refuse_another(

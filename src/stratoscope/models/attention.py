@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ _listeners: dict[nn.Module, list[Fire]] = {}  # outermost first
 _replacements: dict[nn.Module, list[Callable[..., Tensor]]] = {}  # the last one counts
 # configs by id, and the kernel outside, once for each open seam
 _switched: dict[int, tuple[Any, list[Any]]] = {}
+_overheard: dict[nn.Module, list[Callable[..., None]]] = {}
+_beneath: list[Any] = []  # the kernel under `_listen`, and what the table itself held
+_LOCK = Lock()
 # arguments of other attention functions that change the result and that `attend` does not compute
 _UNHANDLED = ("cache",)
 
@@ -143,36 +147,47 @@ def overheard(
     False, and nothing is told, where the kernel is another than torch's SDPA or a seam is open.
     """
     kernels = {config._attn_implementation_internal for config in configs_of(model)}
-    if kernels != {_SDPA} or any(isinstance(kernel, _Kernel) for kernel in kernels):
+    if (
+        not listeners
+        or kernels != {_SDPA}
+        or any(isinstance(kernel, _Kernel) for kernel in kernels)
+    ):
         yield False
         return
-    kernel, local = ALL_ATTENTION_FUNCTIONS[_SDPA], ALL_ATTENTION_FUNCTIONS._local_mapping
-
-    def listen(
-        module: nn.Module,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attention_mask: Tensor | None,  # some families name it
-        *rest: Any,
-        **how: Any,
-    ) -> Any:
-        if (tell := listeners.get(module)) is not None:
-            causal = how.get("is_causal")
-            causal = getattr(module, "is_causal", True) if causal is None else causal
-            bias = how.get("position_bias")
-            tell(k, v, attention_mask if bias is None else bias, bool(causal) or q.shape[2] == 1)
-        return kernel(module, q, k, v, attention_mask, *rest, **how)
-
-    before = local.get(_SDPA)
-    local[_SDPA] = listen
+    local = ALL_ATTENTION_FUNCTIONS._local_mapping
+    with _LOCK:  # models of other threads may be overheard meanwhile, and end in any order
+        if not _overheard:
+            _beneath[:] = [ALL_ATTENTION_FUNCTIONS[_SDPA], local.get(_SDPA)]
+            local[_SDPA] = _listen
+        for module, tell in listeners.items():
+            _overheard.setdefault(module, []).append(tell)
     try:
         yield True
     finally:
-        if before is None:
-            del local[_SDPA]
-        else:
-            local[_SDPA] = before
+        with _LOCK:
+            for module, tell in listeners.items():
+                _take_away(_overheard, module, tell)
+            if not _overheard:
+                local.pop(_SDPA, None)
+                if _beneath[1] is not None:
+                    local[_SDPA] = _beneath[1]
+
+
+def _listen(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None,  # some families name it
+    *rest: Any,
+    **how: Any,
+) -> Any:
+    for tell in _overheard.get(module, ()):
+        causal = how.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        bias = how.get("position_bias")
+        tell(k, v, attention_mask if bias is None else bias, bool(causal) or q.shape[2] == 1)
+    return _beneath[0](module, q, k, v, attention_mask, *rest, **how)
 
 
 def configs_of(model: nn.Module) -> list[Any]:
