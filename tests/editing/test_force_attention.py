@@ -78,7 +78,8 @@ def test_equals_plain_hook(name: str) -> None:
         else:
             module = lm.model.model.layers[0].self_attn.v_proj
             start = head // (lm.dims.heads // kv)
-        hook = module.register_forward_hook(lambda _, args, x: out.append(x[0].clone()))  # noqa: B023
+        keep = lambda _, args, x, out=out: out.append(x[0].clone())  # noqa: E731
+        hook = module.register_forward_hook(keep)
         with torch.no_grad():
             lm.model(torch.tensor([row]))
         hook.remove()
