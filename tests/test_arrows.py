@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "_lazy": set(),
     "_threads": set(),
+    "__main__": {"cli"},
     "": set(),  # stratoscope/__init__.py
     "catalogue": {"errors"},
     "maths": {"errors"},

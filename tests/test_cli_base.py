@@ -274,3 +274,12 @@ def test_inputs_are_prompts_or_units() -> None:
             read_inputs(prompts, units)
     with pytest.raises(InputError, match="LAYER,NEURON"):
         read_inputs([], ["29-573"])
+
+
+def test_the_package_runs_as_the_command() -> None:
+    """Where the command is not on the path, and with the same exit status."""
+    run = lambda *words: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", "stratoscope", *words], capture_output=True, text=True, cwd="/"
+    )
+    assert "see, measure and change" in run("--help").stdout.lower()
+    assert run("claim", "no-such-paper").returncode == 2

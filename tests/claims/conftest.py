@@ -23,6 +23,7 @@ More words, of any kind.
 from __future__ import annotations
 
 from stratoscope.claims import Measured, claim
+from stratoscope.errors import InputError
 from stratoscope.results import label
 
 
@@ -41,7 +42,9 @@ from stratoscope.results import label
 )
 def attention_goes_first(seed: int) -> Measured:
     """Numbers made up for the test;
-    seed 7 fails, seed 8 stops half-way, seed 9 is interrupted."""
+    seed 6 is refused, seed 7 fails, seed 8 stops half-way, seed 9 is interrupted."""
+    if seed == 6:
+        raise InputError("5 heads are left\\nin layer 16 to draw 9 from.")
     if seed == 8:
         raise RuntimeError("half-way")
     if seed == 9:
@@ -69,6 +72,8 @@ def attention_goes_first(seed: int) -> Measured:
 )
 def nothing_costs_nothing(seed: int) -> Measured:
     """A closed form."""
+    if seed == 6:
+        raise InputError("nothing to drop")
     return Measured(values={"cost": 0.0}, null={"everything": 1.0}, n=1)
 '''
 LENS = '''"""Another paper, with a claim that no one has run.

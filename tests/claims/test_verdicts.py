@@ -17,7 +17,7 @@ import xarray as xr
 from stratoscope.claims import Verdict, figure, verdicts
 from stratoscope.claims.paper import read
 from stratoscope.claims.run import run
-from stratoscope.errors import ClaimError
+from stratoscope.errors import ClaimError, InputError
 
 
 @pytest.fixture
@@ -48,6 +48,31 @@ def test_a_verdict_comes_back(tmp_path: Path, verdict: Verdict) -> None:
     assert repr(second) == repr(odd)  # NaN is not equal to itself
     assert (first.seed, first.tier, first.n, first.status) == (3, "small", 40, "reproduced")
     assert set(first.versions) == {"stratoscope", "torch", "transformers"}
+
+
+def test_what_refuses_its_material_was_no_test(folder: Path, tmp_path: Path) -> None:
+    """A reason instead of numbers: kept, read again and shown. Only identity claims stop at it."""
+    paper = read(folder / "llm_drop.py")
+    small, identity = (paper.named(n)[0] for n in ("attention_goes_first", "nothing_costs_nothing"))
+    verdict = run(paper, small, seed=6)
+    assert (verdict.status, verdict.n, dict(verdict.numbers)) == ("no test", 0, {})
+    assert verdict.why == ("it could not be measured: 5 heads are left in layer 16 to draw 9 from.")
+    verdicts.append(verdict, [tmp_path])
+    assert verdicts.read([tmp_path]) == ([verdict], [])
+    with pytest.raises(RuntimeError, match="half-way"):
+        run(paper, small, seed=8)
+    with pytest.raises(InputError, match="nothing to drop"):
+        run(paper, identity, seed=6)
+
+
+@pytest.mark.parametrize("word", ["reproduced", "direction only", "not reproduced"])
+def test_without_numbers_no_other_word_is_believed(folder: Path, tmp_path: Path, word: str) -> None:
+    paper = read(folder / "llm_drop.py")
+    refused = run(paper, paper.named("attention_goes_first")[0], seed=6)
+    verdicts.append(dataclasses.replace(refused, status=word), [tmp_path])
+    read_again, [problem] = verdicts.read([tmp_path])
+    assert read_again == []
+    assert f"it says '{word}' of attention_goes_first, and its numbers give 'no test'" in problem
 
 
 def test_two_papers_touch_two_files(tmp_path: Path, verdict: Verdict) -> None:

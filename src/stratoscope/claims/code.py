@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from stratoscope.claims.verdict import Verdict
 
 # rooms that show, list or judge: what they do changes no number that is measured
-_SHOW = ("cli", "claims", "report", "plots", "papers", "catalogue", "errors", "_lazy", "_threads")
+_SHOW = ("cli", "claims", "report", "plots", "papers", "catalogue", "errors")
+_SHOW += ("_lazy", "_threads", "__main__")
 _LIBRARIES = ("torch", "transformers")
 CLAIM = "claim"  # the name under which the claim's own digest is kept
 

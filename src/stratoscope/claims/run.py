@@ -20,8 +20,8 @@ from stratoscope.claims import code, figure, register
 from stratoscope.claims.claim import Claim
 from stratoscope.claims.measured import Measured
 from stratoscope.claims.paper import Paper
-from stratoscope.claims.verdict import Verdict, judge
-from stratoscope.errors import ClaimError
+from stratoscope.claims.verdict import Judgement, Verdict, judge, refused
+from stratoscope.errors import ClaimError, InputError
 
 if TYPE_CHECKING:
     from stratoscope.models import LM
@@ -30,8 +30,11 @@ PACKAGES = ("stratoscope", "torch", "transformers")
 
 
 def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verdict:
-    """Measure one claim of `paper` and judge it; nothing is written. Whatever the measurement
-    raises goes through.
+    """Measure one claim of `paper` and judge it; nothing is written.
+
+    A small claim whose measure refuses this model or its material (InputError: too few heads are
+    left to draw a null from, a probe reads below chance) is `no test`, for the reason it gives.
+    Whatever else the measurement raises goes through.
 
     lm: the model of a claim on any model; loaded by the claim's subject if it is not given. Raises
     ClaimError when the file runs differently than it reads, or gives something else than a
@@ -46,8 +49,12 @@ def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verd
         )
     given = ((lm or _loaded(claim.subject)), seed) if claim.any_model else (seed,)
     began = time.perf_counter()
-    measured = function(*given)
-    seconds = time.perf_counter() - began
+    try:
+        measured = function(*given)
+    except InputError as refusal:
+        if claim.tier == "identity":
+            raise
+        return _verdict(paper, claim, seed, began, refused(str(refusal)))
     if not isinstance(measured, Measured):
         raise ClaimError(
             f"Claim {claim.name} of {paper.key} gave {type(measured).__name__}; it must give "
@@ -59,6 +66,24 @@ def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verd
             f"{sorted(measured.null)}: {stray} is only in one of them."
         )
     judged = judge(claim, measured.numbers, int(measured.n), claim.least)
+    return _verdict(paper, claim, seed, began, judged, measured)
+
+
+def _verdict(
+    paper: Paper,
+    claim: Claim,
+    seed: int,
+    began: float,
+    judged: Judgement,
+    measured: Measured | None = None,
+) -> Verdict:
+    """What was found, with all that it was measured with; without numbers where the measure was
+    refused. began: by `time.perf_counter`."""
+    numbers: dict[str, Any] = {"values": {}, "null": {}, "interval": {}, "n": 0}
+    if measured is not None:
+        numbers = {name: getattr(measured, name) for name in (*numbers, "draws", "units", "note")}
+        drawn = measured.figure
+        numbers["figure"] = None if drawn is None else figure.encode(drawn)
     return Verdict(
         key=paper.key,
         claim=claim.name,
@@ -73,22 +98,15 @@ def run(paper: Paper, claim: Claim, seed: int = 0, lm: LM | None = None) -> Verd
         valid=claim.valid,
         we_expect=claim.we_expect,
         wanted=claim.n,
-        values=measured.values,
-        null=measured.null,
-        interval=measured.interval,
-        draws=measured.draws,
-        units=measured.units,
-        n=int(measured.n),
         seed=seed,
-        seconds=round(seconds, 3),
+        seconds=round(time.perf_counter() - began, 3),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions={name: version(name) for name in PACKAGES},
-        figure=None if measured.figure is None else figure.encode(measured.figure),
-        note=measured.note,
         code={**code.loaded(), code.CLAIM: code.of_claim(paper.path, claim.name)},
         commit=code.commit(),
         machine=code.machine(),
         registered=register.beforehand(paper, claim, seed),
+        **numbers,
     )
 
 

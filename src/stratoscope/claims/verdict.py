@@ -106,11 +106,18 @@ def judge(claim: Claim | Verdict, numbers: Mapping[str, float], n: int, least: i
     return Judgement(FAILED, "", added)
 
 
+def refused(reason: str) -> Judgement:
+    """The word of a claim whose measure refused the model or its material, with the reason."""
+    return Judgement(NO_TEST, f"it could not be measured: {' '.join(reason.split())}")
+
+
 def rejudged(verdict: Verdict) -> Judgement:
     """The word that a verdict's own numbers give, by its own comparisons; the word as it stands for
-    those of the old form."""
+    those of the old form. Without numbers it is `no test`."""
     if verdict.form == 1:
         return Judgement(verdict.status)
+    if not verdict.n:
+        return Judgement(NO_TEST, verdict.why)
     least = int(verdict.wanted.partition(" ")[0].replace(",", "") or 1)
     return judge(verdict, verdict.numbers, verdict.n, least)
 
