@@ -4,9 +4,11 @@ reason."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from stratoscope import catalogue
 from stratoscope.claims import Verdict, code, ledger, pages, verdicts
@@ -151,4 +153,6 @@ def test_a_broken_method_makes_its_pages_stale(
 
 def test_commit_and_machine_are_kept(verdict: Verdict) -> None:
     assert "Python 3" in verdict.machine
+    assert torch.backends.cpu.get_cpu_capability() in verdict.machine
+    assert re.search(r"\b\d+ threads?\b", verdict.machine)
     assert verdict.commit == ""  # the made-up package is no checkout

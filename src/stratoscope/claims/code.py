@@ -113,8 +113,24 @@ def commit(root: Path | None = None) -> str:
 
 
 def machine() -> str:
-    """Kind of processor, system and Python: what timings and last digits may depend on."""
-    return f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
+    """Processor, its vector instructions, torch's threads, system and Python: what seconds and last
+    digits depend on; and with the last digits, whatever a training made of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    parts = [_processor(), torch.backends.cpu.get_cpu_capability()]
+    parts += [f"{threads} thread{'s' if threads > 1 else ''}"]
+    return ", ".join([*parts, platform.system(), f"Python {platform.python_version()}"])
+
+
+def _processor() -> str:
+    """`AMD EPYC x86_64`; its family alone where the system does not name it."""
+    try:
+        listed = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        listed = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", listed, re.M)
+    return f"{name[1].strip()} {platform.machine()}" if name else platform.machine()
 
 
 def _shows(name: str) -> bool:
