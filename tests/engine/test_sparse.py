@@ -13,22 +13,26 @@ from torch import Tensor
 
 from stratoscope.engine import sparse, train
 from stratoscope.engine.dictionary import Dictionary
-from stratoscope.engine.sparse import Learner, learn
+from stratoscope.engine.learner import Learner
+from stratoscope.engine.sparse import learn
 from stratoscope.errors import InputError
 
 DIM, TRUE = 16, 24
-ASKED = {"relu": 0.5, "topk": 3, "batchtopk": 3}
+ASKED = {"relu": 0.5, "topk": 3, "batchtopk": 3, "jumprelu": 0.2, "gated": 2.0}
 
 
-def planted(seed: int = 11, n: int = 4000) -> tuple[Tensor, Tensor]:
+def speaking(n: int = 4000, seed: int = 12) -> Tensor:
+    """Of 24 directions how much there is of each in n vectors: none of nine in ten."""
+    rng = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, TRUE, generator=rng) < 0.1) * (1 + torch.rand(n, TRUE, generator=rng))
+
+
+def planted(n: int = 4000) -> tuple[Tensor, Tensor]:
     """Vectors that are sums of few of 24 directions in 16 dimensions, about one constant, and the
     directions."""
-    rng = torch.Generator().manual_seed(seed)
-    rows = torch.randn(TRUE, DIM, generator=rng)
+    rows = torch.randn(TRUE, DIM, generator=torch.Generator().manual_seed(11))
     rows = rows / rows.norm(dim=1, keepdim=True)
-    speaks = torch.rand(n, TRUE, generator=rng) < 0.1
-    size = 1 + torch.rand(n, TRUE, generator=rng)
-    return 5 * ((speaks * size) @ rows + 0.3), rows
+    return 5 * (speaking(n) @ rows + 0.3), rows
 
 
 def found(made: Dictionary, rows: Tensor) -> float:
@@ -44,7 +48,7 @@ def made(x: Tensor, kind: Any, steps: int = 600, **more: Any) -> Dictionary:
     return learn(x, kind=kind, steps=steps, site_in="layers.0.mlp.out", **given)
 
 
-@pytest.mark.parametrize("kind", ["relu", "topk", "batchtopk"])
+@pytest.mark.parametrize("kind", ["relu", "topk", "batchtopk", "jumprelu", "gated"])
 def test_planted_directions_are_found(kind: Any) -> None:
     x, rows = planted()
     trained, untrained = made(x, kind), made(x, kind, steps=1, rate=1e-9)
@@ -59,40 +63,43 @@ def test_planted_directions_are_found(kind: Any) -> None:
     assert torch.allclose(trained.W_dec.norm(dim=1), torch.ones(32), atol=1e-5)
 
 
-def test_the_loss_is_the_formula() -> None:
-    """Of topk and relu, on vectors with norms of sqrt(dim), no feature silent."""
-    x, _ = planted(n=64)
-    torch.manual_seed(0)
-    for kind in ("relu", "topk"):
-        learner = Learner(x, 32, kind, 2.0)
-        pre = (x - x.mean(dim=0)) @ learner.W_enc
-        z = pre.relu()
-        if kind == "topk":
-            z = z * (pre >= pre.topk(2, dim=1).values[:, 1:])
-        missed = x - z @ learner.W_dec - x.mean(dim=0)
-        expected = missed.square().sum(1).mean() * (1 + 1 / 32)
-        expected = expected + (0.5 * 2.0 * z.sum(1).mean() if kind == "relu" else 0)
-        assert torch.allclose(learner(x, 0.5), expected, rtol=1e-5)
+def test_a_gate_without_its_own_loss_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is only paid for then, and shuts."""
+    x, _ = planted()
+    whole = made(x, "gated")
+    monkeypatch.setattr(Learner, "auxiliary", lambda self, pre, wanted, weight: pre.sum() * 0)
+    broken = made(x, "gated")
+    other = planted(n=6000)[0][4000:]
+    spread = (other - x.mean(dim=0)).square().sum()
+    missed = [float((one(other) - other).square().sum() / spread) for one in (whole, broken)]
+    assert missed[0] < 0.1
+    assert missed[1] > 0.5
 
 
-def test_a_silent_feature_learns_from_what_is_missed() -> None:
-    x, _ = planted(n=64)
-    learner = Learner(x, 32, "topk", 2.0)
-    with torch.no_grad():
-        learner.b_enc[5] = -3.0
-    learner.silent.fill_(0.0)
-    learner.silent[5] = sparse.SILENT
-    learner(x, 1.0).backward()
-    awake = learner.W_dec.grad[5].clone()
-    learner.zero_grad()
-    learner.silent[5] = 0.0
-    learner(x, 1.0).backward()
-    with torch.no_grad():
-        pre = (x - learner.b_dec) @ learner.W_enc + learner.b_enc
-        spoke = bool((learner._chosen(pre.relu())[:, 5] > 0).any())
-    assert spoke or (float(awake.norm()) > 0 and float(learner.W_dec.grad[5].norm()) == 0)
-    along = (learner.W_dec.grad * learner.W_dec.detach()).sum(dim=1)
-    assert float(along.abs().max()) < 1e-4
+def test_a_jump_that_costs_nothing_stays_low() -> None:
+    """Without its price a threshold has no reason to rise."""
+    x, _ = planted()
+    dear, cheap = made(x, "jumprelu"), made(x, "jumprelu", sparsity=1e-6)
+    assert float(dear.threshold.mean()) > 4 * float(cheap.threshold.mean())
+
+
+@pytest.mark.parametrize("kind", ["topk", "gated"])
+def test_a_transcoder_finds_what_is_written(kind: Any) -> None:
+    """Few of 24 directions are read, and each writes one of its own, in another space."""
+    x, _ = planted()
+    rng = torch.Generator().manual_seed(3)
+    written = torch.randn(TRUE, 20, generator=rng)
+    written = written / written.norm(dim=1, keepdim=True)
+    y = 5 * (speaking(4000) @ written + 0.3)
+    sites = {"site_in": "layers.0.mlp.act", "site_out": "layers.0.mlp.out"}
+    more = {"kind": kind, "width": 32, "sparsity": ASKED[kind], "batch_size": 256, "rate": 1e-2}
+    one, untrained = (learn(x, y, steps=steps, **more, **sites) for steps in (600, 1))
+    assert found(one, written) > 0.9
+    assert found(untrained, written) < 0.75
+    missed = (one(x) - y).square().sum() / (y - y.mean(dim=0)).square().sum()
+    assert float(missed) < 0.25
+    assert torch.allclose(one.W_dec.norm(dim=1), torch.ones(32), atol=1e-5)
+    assert (one.site_in, one.site_out) == ("layers.0.mlp.act", "layers.0.mlp.out")
 
 
 def test_killed_and_gone_on_with_is_the_unbroken_one(
@@ -123,7 +130,9 @@ def test_killed_and_gone_on_with_is_the_unbroken_one(
 def test_what_cannot_be_learnt_is_refused() -> None:
     x, _ = planted(n=300)
     for more, said in (
-        ({"kind": "gated"}, "'gated' is not trained here"),
+        ({"kind": "softplus"}, "'softplus': a dictionary is one of relu"),
+        ({"y": x[:9]}, "300 vectors to read and 9 to write"),
+        ({"kind": "gated", "sparsity": -1}, "sparsity above 0"),
         ({"kind": "topk", "sparsity": 33}, "no more features than there are"),
         ({"kind": "relu", "sparsity": 0}, "sparsity above 0"),
         ({"kind": "topk", "batch_size": 301}, "a batch of 301"),
@@ -131,4 +140,4 @@ def test_what_cannot_be_learnt_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=said):
             learn(x, **{"width": 32, "steps": 8, "batch_size": 64, "sparsity": 3.0,
-                        "site_in": "layers.0.mlp.out", **more})  # fmt: skip
+                        "kind": "topk", "site_in": "layers.0.mlp.out", **more})  # fmt: skip
