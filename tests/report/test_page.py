@@ -165,7 +165,8 @@ def test_nothing_in_the_page_can_ask_the_network(whole):
 def test_plotly_is_in_the_page_once_and_the_page_is_light(whole):
     html = page.render(whole[0])
     assert html.count("Copyright 2012") == 1
-    assert len(html.encode()) < 6e6
+    assert html.count('id="plotly"') == 1
+    assert len(html.encode()) < 2.5e6
 
 
 def hostile(make):
@@ -234,6 +235,10 @@ def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
     # every figure was drawn, under the content security policy
     assert done.stdout.count('class="main-svg"') >= 18
+    # words in cells are black or white by the colour under them, never plotly's grey on green
+    inks = re.findall(r'class="heatmap-label"><text[^>]*fill: (rgb\([^)]*\))', done.stdout)
+    assert len(inks) > 50
+    assert set(inks) <= {"rgb(0, 0, 0)", "rgb(255, 255, 255)"}
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
 

@@ -1,5 +1,19 @@
 // Draws every figure of the page, and redraws them in the other theme: a theme is one plotly template, nothing more.
-(() => {
+(async () => {
+  // plotly.js lies in the page packed, at a third of its size.
+  const unpack = async (base64) => {
+    const packed = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  };
+  const ready = "DecompressionStream" in window;
+  document.getElementById("old").hidden = ready;
+  if (ready) {
+    const library = document.createElement("script");
+    library.textContent = await unpack(document.getElementById("plotly").textContent);
+    document.head.append(library);
+    library.remove();
+  }
+
   const root = document.documentElement;
   const themes = JSON.parse(document.getElementById("themes").textContent);
   const template = () => themes[root.dataset.theme];
@@ -18,6 +32,25 @@
       [0.5 + at, colorscale.diverging[3][1]], [1, high[1]],
     ];
   };
+  // Words in cells are black or white, whichever is read better on the colour of their cell (4.5 to 1 at least).
+  const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const bright = (rgb) => {
+    const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const legible = (plot) => {
+    const [{ zmin, zmax, colorscale }] = plot.data;
+    const { diverging, sequential } = template().layout.colorscale;
+    const scale = colorscale ?? (zmin < 0 ? diverging : sequential);
+    for (const label of plot.querySelectorAll(".heatmap-label")) {
+      const at = Math.min(Math.max((label.__data__.z - zmin) / (zmax - zmin), 0), 1);
+      const next = Math.max(scale.findIndex(([place]) => place >= at), 1);
+      const [[from, before], [to, after]] = [scale[next - 1], scale[next]];
+      const part = (at - from) / (to - from || 1);
+      const here = channels(before).map((c, i) => c + part * (channels(after)[i] - c));
+      label.querySelector("text").style.fill = bright(here) > 0.179 ? "#000" : "#fff";
+    }
+  };
   const touch = matchMedia("(pointer: coarse)").matches; // there a drag must scroll the page, not zoom the figure
   const config = {
     responsive: true,
@@ -26,14 +59,25 @@
     modeBarButtons: [["toImage", "resetScale2d"]],
   };
 
-  const plots = [...document.querySelectorAll(".plot")];
+  const plots = ready ? [...document.querySelectorAll(".plot")] : [];
   for (const plot of plots) {
     const figure = JSON.parse(plot.closest("figure").querySelector("script").textContent);
     for (const trace of figure.data)
       if (trace.meta?.rows) trace.hovertext = trace.meta.rows.map((row) => trace.meta.columns.map((c) => `${row} · ${c}`));
     figure.data.forEach(quiet);
     Object.assign(figure.layout, { template: template(), dragmode: touch ? false : "zoom" });
+    // A wide lens is shown from its last token: its layers stand at that side too.
+    const scroll = plot.parentElement;
+    if (scroll.matches(".from-end") && scroll.scrollWidth > scroll.clientWidth) {
+      const { l, r } = figure.layout.margin;
+      Object.assign(figure.layout.margin, { l: r, r: l });
+      figure.layout.yaxis.side = "right";
+    }
     Plotly.newPlot(plot, figure.data, figure.layout, config);
+    if (figure.data[0]?.texttemplate && figure.data[0].type === "heatmap") {
+      legible(plot);
+      plot.on("plotly_afterplot", () => legible(plot));
+    }
   }
 
   // Where the logit lens is wider than the page, its last token is the one to see first.

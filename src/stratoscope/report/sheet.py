@@ -2,17 +2,19 @@
 not there.
 
 A page needs no network: its content security policy forbids every request, and plotly.js is in it
-once where the template asks for it. Text is escaped by jinja's autoescape, and the JSON of figures
-by writing `<` as `\\u003c`.
+once, packed, where the template asks for it. Text is escaped by jinja's autoescape, and the JSON of
+figures by writing `<` as `\\u003c`.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +85,12 @@ def render(template: str, **what: Any) -> str:
     )
 
 
+@cache
 def _plotly() -> str:
-    """plotly.js, 4.8 MB of it."""
-    from markupsafe import Markup
+    """plotly.js, gzipped in base64: 1.9 MB instead of 4.8, the same bytes each time."""
     from plotly.offline import get_plotlyjs
 
-    return Markup(get_plotlyjs())
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 def image(svg: str) -> str:
