@@ -238,6 +238,10 @@ def test_a_browser_draws_the_figures_and_runs_no_injected_script(make, tmp_path)
     # words in cells are black or white by the colour under them, never plotly's grey on green
     inks = re.findall(r'class="heatmap-label"><text[^>]*fill: (rgb\([^)]*\))', done.stdout)
     assert len(inks) > 50
+    # a head that a sentence names is the way to its row
+    ways = set(re.findall(r'<a href="#(L\d+H\d+)">\1</a>', done.stdout))
+    assert ways
+    assert all(f'id="{name}"' in done.stdout for name in ways)
     assert set(inks) <= {"rgb(0, 0, 0)", "rgb(255, 255, 255)"}
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []

@@ -80,6 +80,26 @@
     }
   }
 
+  // A head that has a row in the table is a way there, from every sentence and picture that names it.
+  const rows = new Map([...document.querySelectorAll("#heads tbody th")].map((th) => [th.firstChild.textContent.trim(), th]));
+  for (const [name, th] of rows) th.id = name;
+  for (const sentence of document.querySelectorAll(".finding")) {
+    const texts = document.createTreeWalker(sentence, NodeFilter.SHOW_TEXT);
+    for (const text of Array.from({ length: 99 }, () => texts.nextNode()).filter(Boolean)) {
+      const parts = text.data.split(/(L\d+H\d+)/).map((part) => {
+        const link = rows.has(part) && sentence.closest("section").id !== "heads" && document.createElement("a");
+        return link ? Object.assign(link, { href: `#${part}`, textContent: part }) : part;
+      });
+      text.replaceWith(...parts);
+    }
+  }
+  for (const plot of plots.filter((plot) => !plot.closest("#heads")))
+    plot.on?.("plotly_click", ({ points: [{ data, pointNumber: at }] }) => {
+      const words = data.meta?.rows ? `${data.meta.rows[at[0]]} ${data.meta.columns[at[1]]}` : data.hovertext?.[at] ?? "";
+      const [, layer, head] = words.match(/L(\d+)H(\d+)|^layer (\d+) head (\d+)$/)?.filter((x) => x !== undefined) ?? [];
+      if (rows.has(`L${layer}H${head}`)) location.hash = `L${layer}H${head}`;
+    });
+
   // Where the logit lens is wider than the page, its last token is the one to see first.
   for (const wide of document.querySelectorAll(".from-end")) wide.scrollLeft = wide.scrollWidth;
 
