@@ -3,13 +3,15 @@ off."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from stratoscope.editing import clamp
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.report import page
-from stratoscope.report.explain import SHAPLEY_TOKENS, STEPS, explain
+from stratoscope.report.explain import SHAPLEY_TOKENS, STEPS, _undecided, explain
 from stratoscope.tokens import next_token
 
 
@@ -47,3 +49,28 @@ def test_a_neuron_switched_off_is_a_clamp_at_zero() -> None:
     assert float(off["difference_after"][0]) < whole - 9
     assert off["null_change"].shape == (20,)
     assert abs(off["null_change"]).max() < 0.5
+
+
+@pytest.mark.parametrize("words", [2, 40, 49_152])
+def test_a_model_without_preference_gets_no_confident_story(words: int) -> None:
+    """Of two classes nothing can be told; of many tokens a flat guess is told from a choice."""
+    top = min(words, 10)
+    flat = np.full(top, 1 / words)
+    chosen = np.full(top, 0.1 / words)
+    chosen[0] = 0.4
+    assert bool(_undecided(flat, words)) == (words > 2)
+    assert not _undecided(chosen, words)
+
+
+def test_an_untrained_model_says_so_and_a_trained_one_does_not() -> None:
+    p = planted.fact_lookup()
+    torch.manual_seed(0)
+    untrained = type(p.model)(p.model.config)
+    hardly = [
+        any(
+            "hardly prefers one token" in note
+            for note in explain(lm, p.clean, skip=STEPS[1:]).notes
+        )
+        for lm in (wrap(untrained, p.tokenizer), wrap(p.model, p.tokenizer))
+    ]
+    assert hardly == [True, False]

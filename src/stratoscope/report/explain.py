@@ -19,12 +19,14 @@ import numpy as np
 
 from stratoscope import catalogue
 from stratoscope.errors import InputError, StratoscopeError
+from stratoscope.plots.text import percent
 from stratoscope.report.explanation import Explanation
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
 
 TOP_NEURONS, RANDOM_NEURONS = 10, 20
+LITTLE = 0.01  # of all probability: less than any trained model gives to its ten likeliest tokens
 SHAPLEY_TOKENS = 20  # of a longer prompt these passes would be most of the report's time
 STEPS = (
     "tokens.next_token",
@@ -256,7 +258,8 @@ def _explanation(
         for k, v in steps.results.items()
         if k not in ("tokens.next_token", "tokens.corruption")
     }
-    notes = [rival_note, _disagreement(shown.get("layers.direct_logit_attribution"))]
+    notes = [_undecided(first["probability"].values[0], steps.lm.readout.size)]
+    notes += [rival_note, _disagreement(shown.get("layers.direct_logit_attribution"))]
     # of pairs that run the other way, and of rounding that is as large as an effect
     patched = (
         shown[name]
@@ -306,6 +309,19 @@ def _clamp(steps: Steps, batch: Any, words: dict[str, Any], units: list[Any], se
             difference_after=before - effect,
             null_change=-ablation["null"],
         )
+
+
+def _undecided(likeliest: np.ndarray, words: int) -> str:
+    """A note when the model hardly prefers one word to another: an untrained one, or one that was
+    loaded wrongly. likeliest: the probabilities of the likeliest of that many words."""
+    share, count = float(likeliest.sum()), len(likeliest)
+    if share >= max(LITTLE, 1.5 * count / words if 2 * count < words else 0.0):
+        return ""
+    return (
+        f"The model hardly prefers one token to another: the {count} likeliest of {words:,} hold "
+        f"{percent(share)} together. An untrained model is like this, or one whose weights were "
+        "not all loaded. What follows says why one of many is just ahead, and that may be noise."
+    )
 
 
 def _disagreement(direct: Any) -> str:
