@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,21 @@ def test_readme_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code[0], "README.md", "exec"), {})
     without = float(capsys.readouterr().out)
     assert 0 < without < 6.1  # the best head is not the whole of it, and its loss costs something
+
+
+def test_licence_version_and_title_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = dict(
+        line.split(": ", 1)
+        for line in (ROOT / "CITATION.cff").read_text().splitlines()
+        if ": " in line and not line.startswith(" ")
+    )
+    assert project["license"] == cited["license"] == "Apache-2.0"
+    assert (project["version"], project["authors"]) == (
+        cited["version"],
+        [{"name": "The stratoscope authors"}],
+    )
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "Version 2.0, January 2004" in licence
+    assert {*project["license-files"]} <= {path.name for path in ROOT.iterdir()}
