@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,14 @@ def changed(lm: Any, edits: tuple[Path, ...]) -> Iterator[None]:
 
 
 def _edit(lm: Any, path: Path) -> Any:
-    """A saved edit; a splice runs dictionaries, so its file is one of its own."""
+    """A saved edit; one that runs dictionaries or steers has a file of its own kind."""
     from stratoscope import catalogue
     from stratoscope.engine.edit import Edit
 
-    try:
-        return catalogue.module("features.splice").Splice.load(lm, path)
-    except LoadError:
-        return Edit.load(lm, path)  # which says what is wrong with it
+    for method, name in (("features.splice", "Splice"), ("editing.steer", "Steer")):
+        with suppress(LoadError):
+            return getattr(catalogue.module(method), name).load(lm, path)
+    return Edit.load(lm, path)  # which says what is wrong with it
 
 
 def _json(path: Path, number: int, line: str) -> Any:
