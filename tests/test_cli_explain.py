@@ -309,6 +309,30 @@ def test_a_step_that_is_not_there_cannot_be_skipped(
     )
 
 
+def test_a_fast_report_and_one_of_a_single_step(
+    subject: planted.Planted, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    fast = run(subject.clean, "--fast", "--model", folder, "--out", out)
+    assert fast.exit_code == 0, fast.output
+    assert "1/10 loading the model" in fast.stderr
+    assert "Left out as you asked: tokens.shapley" in " ".join(fast.output.split())
+    assert "Without" not in fast.output
+    assert "Attention heads, layer by head" in out.read_text()
+    one = run(subject.clean, "--only", "layers.logit_lens", "--model", folder, "--out", out)
+    assert "2/3 what it predicts" in one.stderr
+    assert "3/3 the prediction through the layers" in one.stderr
+    page = out.read_text()
+    assert "Logit lens: the top token after each layer" in page
+    assert "Attention heads, layer by head" not in page
+    patched = run(
+        subject.clean, "--only", "heads.activation_patching", "--model", folder, "--out", out
+    )
+    assert "Without" not in patched.output
+    assert "Effect of the head outputs" in out.read_text()
+    refusal(run(subject.clean, "--only", "lens", "--model", folder, "--out", out), "no such step")
+
+
 def test_whole_answers_are_scored_whole_and_who_cannot_says_why(
     subject: planted.Planted, folder: Path, tmp_path: Path
 ) -> None:

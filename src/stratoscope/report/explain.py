@@ -223,7 +223,8 @@ def _rest(
 
 def _in_words(steps: Steps, batch: Any, words: dict[str, Any]) -> None:
     """The paragraph, by occlusion, and a second opinion where there is one."""
-    if (saliency := steps.results.get("tokens.occlusion")) is None:
+    saliency = steps.results.get("tokens.occlusion")
+    if saliency is None and "tokens.verbalize" not in steps.skip:
         steps.missing["tokens.verbalize"] = "it needs tokens.occlusion."
         return
     second = steps.results.get(catalogue.module("tokens.verbalize").SECOND)
