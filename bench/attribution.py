@@ -40,7 +40,9 @@ import stratoscope
 from stratoscope.maths.resample import Interval, interval
 from stratoscope.models import LM
 from stratoscope.tokens import (
+    attention_rollout,
     exchange,
+    gradient_attention,
     gradient_times_input,
     integrated_gradients,
     occlusion,
@@ -94,6 +96,7 @@ PROMPTS = {
 DECIDING = ("shapley kind, half 1", "shapley kind, half 2", "exchange, half 1", "occlusion mean")
 IG, EG = "integrated gradients mean", "expected gradients kind"
 IG_PAD = "integrated gradients pad"
+ATTENTION = ("gradient-weighted attention", "attention rollout")
 REST = ("gradient times input", "exchange, half 2", "shapley mean", "shapley pad", "occlusion pad")
 SMOLLM, GEMMA, QWEN = FAMILIES
 STAGES = (
@@ -109,6 +112,7 @@ STAGES = (
     (DECIDING, FAMILIES, 32),
     (("shapley kind, more 1", IG, EG, *REST), FAMILIES, 32),
     ((IG_PAD,), FAMILIES, 32),
+    (ATTENTION, FAMILIES, 32),
 )
 Method = Callable[..., xr.Dataset]
 
@@ -141,6 +145,9 @@ def methods(lm: LM) -> dict[str, Method]:
         "expected gradients kind": of(
             integrated_gradients, baseline="kind", draws=4, steps=9, seed=30, tolerance=0.02
         ),
+        "gradient-weighted attention": of(gradient_attention),
+        # knows no answer
+        "attention rollout": lambda prompt, **words: attention_rollout.measure(lm, prompt),
     }
 
 
@@ -152,8 +159,8 @@ def measured(lm: LM, prompt: str, method: Method) -> dict[str, object]:
     seconds = round(time.process_time() - began, 3)
     ids = lm.batch(prompt).ids[0].tolist()
     line: dict[str, object] = {
-        "answer": str(found.answer.values[0]),
-        "foil": str(found.foil.values[0]),
+        "answer": str(found.answer.values[0]) if "answer" in found.coords else PROMPTS[prompt][0],
+        "foil": str(found.foil.values[0]) if "foil" in found.coords else PROMPTS[prompt][1],
         "tokens": found.text.values[0].tolist(),
         "ids": ids,
         "special": [i in lm.tokenizer.all_special_ids for i in ids],
@@ -249,6 +256,8 @@ NAMES = {
     "integrated gradients pad": "integrated gradients from a neutral token, up to 33 points",
     "converged": "... of those from the mean embedding, where the sum is met within a tenth",
     "gradient times input": "gradient x input",
+    "gradient-weighted attention": "gradient-weighted attention",
+    "attention rollout": "attention rollout (which knows no answer)",
     "random": "null: a random ranking",
     "later position": "null: later tokens first",
     "token id": "null: rare tokens (of high id) first",
