@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import stratoscope
 from stratoscope import cli
 from stratoscope.editing import clamp
-from stratoscope.features import splice
+from stratoscope.engine.dictionary import Dictionary
+from stratoscope.features import fidelity, splice, transcoder
 from stratoscope.layers import concept_depth
 from stratoscope.results import load
 from stratoscope.tokens import next_token
@@ -99,6 +100,31 @@ def test_fit_saves_probes(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(value, found.tensors[name])
     data.write_text('{"text": "w1"}\n')
     assert "row 1: layers.concept_depth needs a label" in run(*command, "--out", tmp_path / "x")[1]
+
+
+def test_a_dictionary_is_fitted_and_judged_by_what_it_has_not_seen(
+    folder: Path, tmp_path: Path
+) -> None:
+    lines = [" ".join(f"w{1 + (7 * n + k) % 29}" for k in range(9)) for n in range(40)]
+    (texts := tmp_path / "texts.txt").write_text("\n".join(lines))
+    command = ["fit", "features.transcoder", "--model", folder, "--texts", texts, "--layer", 1]
+    settings = {"width": 12, "sparsity": 3, "steps": 4, "batch_size": 50}
+    more = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    code, said = run(*command, "--tokens", 300, *more, "--out", tmp_path / "made")
+    assert (code, "On 16 held-out tokens: 2.9 features a token" in said) == (0, True), said
+    lm = stratoscope.load(folder)
+    kept = [line for number, line in enumerate(lines) if number not in (19, 39)]
+    expected = transcoder.fit(lm, kept, layer=1, tokens=300, **settings)
+    made = Dictionary.load(tmp_path / "made")
+    assert torch.equal(made.W_dec, expected.W_dec)
+    judged = fidelity.measure(lm, [lines[19], lines[39]], dictionary=made)
+    assert f"{float(judged.increase):+.3f} nats" in said
+    assert f"{float(judged.recovered_mean):.3f} against the mean" in said
+    (held := tmp_path / "held.txt").write_text(lines[0])
+    code, said = run(*command, "--tokens", 330, *more, "--held-out", held, "--out", tmp_path / "b")
+    assert (code, "On 8 held-out tokens" in said) == (0, True), said
+    wrong = ["fit", "features.sae", *command[2:], "--set", "site=layers.1.mlp.out"]
+    assert "features.sae has no option 'layer'" in run(*wrong, "--out", tmp_path / "c")[1]
 
 
 def test_a_splice_is_made_of_a_folder_kept_and_taken(folder: Path, tmp_path: Path) -> None:

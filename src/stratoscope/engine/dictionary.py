@@ -34,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stratoscope.engine import saelens
+from stratoscope.engine.places import MLPInput, Place, place
 from stratoscope.errors import InputError, LoadError, SiteError
 from stratoscope.models.lm import LM
 from stratoscope.models.sites import Site
@@ -231,15 +232,16 @@ class Dictionary:
             raise LoadError(f"{folder} does not say which site it is of: give `site_in=`.")
         return cls(**made)
 
-    def sites(self, lm: LM) -> tuple[Site, Site]:
-        """The sites that are read and written, on this model.
+    def sites(self, lm: LM) -> tuple[Place, Site]:
+        """The place that is read and the site that is written, on this model.
 
-        Raises SiteError for a site that it lacks, or that is no vector at a token; InputError, with
-        both numbers, where a token has another width there.
+        Raises SiteError for a site that it lacks, or that is no vector at a token, and for an
+        MLP's input (`engine.places`) as what is written; InputError, with both numbers, where a
+        token has another width there.
         """
-        found = []
+        found: list[Any] = []
         for site, width in ((self.site_in, len(self.W_enc)), (self.site_out, self.W_dec.shape[1])):
-            at = lm.layout.resolve_one(site)
+            at = place(lm, site) if not found else lm.layout.resolve_one(site)
             there = width_at(lm, at)
             if there != width:
                 raise InputError(
@@ -269,9 +271,11 @@ class Dictionary:
         return (x - mean) / (deviation + 1e-5), deviation, mean
 
 
-def width_at(lm: LM, site: Site) -> int:
+def width_at(lm: LM, site: Place) -> int:
     """How many numbers a token has at a site, its heads side by side. Raises SiteError for a site
     whose values belong to no one token."""
+    if isinstance(site, MLPInput):
+        return lm.layout.sizes(site.pre)["dim"]
     if site.axes[:2] != ("example", "position"):
         raise SiteError(
             f"`{site}` has the axes {', '.join(site.axes)}: a dictionary is of a site with one "

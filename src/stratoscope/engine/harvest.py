@@ -25,16 +25,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stratoscope.engine.dictionary import flat, width_at
+from stratoscope.engine.dictionary import width_at
 from stratoscope.engine.memory import available, refuse_above
 from stratoscope.engine.pieces import before
+from stratoscope.engine.places import Place, places, seen
 from stratoscope.engine.progress import Progress, shown
-from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, MemoryRefusal, ResultError
 from stratoscope.models import source
 from stratoscope.models.inputs import rows_of
 from stratoscope.models.lm import LM
-from stratoscope.models.sites import Site
 from stratoscope.store import tensors as files
 
 ROWS = 16  # windows that run at the same time
@@ -103,7 +102,7 @@ def harvest(
     a folder with another harvest.
     """
     source.refuse(lm, "windows of one text are run here")
-    at = lm.layout.resolve(list(sites))
+    at = places(lm, sites)
     widths = {site: width_at(lm, site) for site in at}
     bos = begins(lm)
     windows = _windows(lm, texts, bos, tokens, context, seed)
@@ -173,10 +172,10 @@ def _windows(
 
 @torch.no_grad()
 def _run(
-    lm: LM, rows: list[list[int]], sites: list[Site], bos: list[int], first: int
+    lm: LM, rows: list[list[int]], sites: list[Place], bos: list[int], first: int
 ) -> dict[str, Tensor]:
     """One forward pass: the vectors of all real tokens but BOS, row after row."""
-    seen = capture(lm, [[*bos, *row] for row in rows], *sites)
+    found = seen(lm, [[*bos, *row] for row in rows], *sites)
     lengths = torch.tensor([len(row) for row in rows])
     position = torch.arange(int(lengths.max()))
     real = position < lengths[:, None]
@@ -185,7 +184,7 @@ def _run(
         "window": torch.arange(first, first + len(rows)).repeat_interleave(lengths),
         "position": position.expand(len(rows), -1)[real],
     }
-    values = {str(site): flat(seen[site])[:, len(bos) :].cpu()[real] for site in sites}
+    values = {str(site): found[site][:, len(bos) :].cpu()[real] for site in sites}
     return values | columns
 
 
@@ -205,7 +204,7 @@ def _refuse_too_large(total: int, folder: Path | None) -> None:
         )
 
 
-def _fingerprint(lm: LM, sites: list[Site], windows: list[list[int]]) -> str:
+def _fingerprint(lm: LM, sites: list[Place], windows: list[list[int]]) -> str:
     """Of the weights, whatever changes them now, the sites and every window."""
     about = lm.provenance
     told = [about["weights"], about["dtype"], about.get("changes"), [*map(str, sites)], windows]

@@ -82,7 +82,8 @@ class Learner(nn.Module):
     ) -> Tensor:
         """The mean loss of some vectors. warm: the share of the sparsity that is asked already."""
         wanted, weight = (x, None) if y is None else (y, y.shape[1] ** 0.5 / _norm(y))
-        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        # b_dec is taken away behind W_enc: its gradient is then a product with one row, not all
+        pre = torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
         z, price = self._features(pre)
         bias = self.b_dec if y is None else self.b_dec_out
         missed = wanted - z @ self.W_dec - bias
@@ -111,7 +112,13 @@ class Learner(nn.Module):
         made["b_dec"] = values["b_dec"] / scale
         made |= {name: values[name] for name in ("W_enc", "W_dec", "r_mag") if name in values}
         if scale_out is not None:
-            made["W_enc"] *= scale / out
+            # folded into the encoder, as the folder has no place for a transcoder's b_dec
+            away = values["b_dec"] @ values["W_enc"] / out
+            made["b_enc"] = made["b_enc"] - away
+            if "b_mag" in made:
+                made["b_mag"] = made["b_mag"] - away * values["r_mag"].exp()
+            made["W_enc"] = values["W_enc"] * (scale / out)
+            made["b_dec"] = torch.zeros_like(values["b_dec"])
         if self.kind == "batchtopk":
             made["threshold"] = self.threshold / out
         if self.kind == "jumprelu":
@@ -135,13 +142,15 @@ class Learner(nn.Module):
         if self.kind == "relu":
             return active, active
         if self.kind == "topk":
-            most = active.topk(int(self.sparsity), dim=-1)
+            most = active.topk(int(self.sparsity), dim=-1, sorted=False)
             return torch.zeros_like(active).scatter(-1, most.indices, most.values), None
-        most = active.flatten().topk(int(self.sparsity * len(active)))
+        most = active.flatten().topk(int(self.sparsity * len(active)), sorted=False)
         empty = torch.zeros_like(active).flatten()
         return empty.scatter(0, most.indices, most.values).view_as(active), None
 
     def _silent(self, pre: Tensor, missed: Tensor, weight: Tensor | None) -> Tensor:
+        if not bool((self.silent >= SILENT).any()):  # the trainer waits for each step's loss anyway
+            return _mean(missed, weight) / 32
         asleep = pre.masked_fill(self.silent < SILENT, -torch.inf)
         most = asleep.topk(min(missed.shape[1] // 2 + 1, pre.shape[1]), dim=-1)
         more = torch.zeros_like(pre).scatter(-1, most.indices, most.values.relu()) @ self.W_dec

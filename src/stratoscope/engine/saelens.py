@@ -11,6 +11,7 @@ which by default centres what is written to the residual stream; Hugging Face's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,7 +143,10 @@ def folder(made: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def hook_name(site: str) -> str:
-    """A site as TransformerLens calls it; as it is called here where it has no name there."""
+    """A site as TransformerLens calls it; as it is called here where it has no name there. What an
+    MLP reads has a name with SAELens and circuit-tracer."""
+    if read := re.fullmatch(r"layers\.(\d+)\.mlp\.in", site):
+        return f"blocks.{read[1]}.mlp.hook_in"
     try:
         at = parse(site)
     except SiteError:  # a name of TransformerLens that is none here, as it was read
@@ -250,6 +254,8 @@ def _sites(about: dict[str, Any], transcoder: bool) -> dict[str, str]:
 
 
 def _site(hook: str | None) -> str:
+    if read := re.fullmatch(r"blocks\.(\d+)\.mlp\.hook_in", hook or ""):
+        return f"layers.{read[1]}.mlp.in"
     try:
         return str(parse(hook or ""))
     except SiteError:

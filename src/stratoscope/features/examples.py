@@ -27,13 +27,12 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stratoscope.engine.dictionary import Dictionary, flat, width_at
-from stratoscope.engine.trace import capture
+from stratoscope.engine.dictionary import Dictionary, width_at
+from stratoscope.engine.places import Place, place, seen
 from stratoscope.errors import InputError
 from stratoscope.features._texts import counted, parts
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
-from stratoscope.models.sites import Site
 from stratoscope.results import dataset
 
 
@@ -84,7 +83,7 @@ def measure(
     sums = torch.zeros(3, len(numbers), dtype=torch.double, device=device)
     for part in parts(lm, batch):
         real = counted(lm, part)
-        here = values(flat(capture(lm, part, at)[at])[real]).float()
+        here = values(seen(lm, part, at)[at][real]).float()
         held = largest(here, real.nonzero() + torch.tensor([first, 0], device=device), held, top)
         sums += torch.stack([torch.ones_like(here), here > 0, here]).double().sum(dim=1)
         first += len(part)
@@ -114,7 +113,7 @@ def measure(
 
 def _asked(
     lm: LM, dictionary: Any, site: str | None, units: Sequence[int] | None, direction: Any
-) -> tuple[Site, Callable[[Tensor], Tensor], list[int]]:
+) -> tuple[Place, Callable[[Tensor], Tensor], list[int]]:
     """Where to read, what to make of it, and the number of each feature."""
     if (dictionary is None) == (site is None):
         raise InputError("give a dictionary, or a site whose units or `direction` are asked.")
@@ -126,7 +125,7 @@ def _asked(
         made = made.to(device)
         at, size, read = made.sites(lm)[0], made.features, made.encode
     else:
-        at = lm.layout.resolve_one(site)
+        at = place(lm, site)
         size, read = width_at(lm, at), lambda x: x
     if direction is not None:
         lines = torch.atleast_2d(torch.as_tensor(direction)).to(device).float()

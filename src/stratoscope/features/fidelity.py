@@ -31,6 +31,7 @@ from torch import Tensor
 
 from stratoscope.engine import outside
 from stratoscope.engine.dictionary import Dictionary, flat
+from stratoscope.engine.places import Place, seen
 from stratoscope.engine.trace import capture
 from stratoscope.errors import InputError, SiteError
 from stratoscope.features._between import Change, between
@@ -135,12 +136,12 @@ def _moments(lm: LM, batch: Batch, site: Site) -> tuple[Float[Tensor, " dim"], T
 
 
 def _said(
-    lm: LM, batch: Batch, dictionary: Dictionary, sites: tuple[Site, Site], mean: Tensor
+    lm: LM, batch: Batch, dictionary: Dictionary, sites: tuple[Place, Site], mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of each example l0, what is missed and what there is about the mean; of all together how
     often each feature fires, and the tokens."""
-    seen, real = capture(lm, batch, *sites), counted(lm, batch)
-    x, y = (flat(seen[site]) for site in sites)
+    found, real = seen(lm, batch, *sites), counted(lm, batch)
+    x, y = (found[site] for site in sites)
     features = dictionary.encode(x)
     active = (features != 0) & real[..., None]
     away = (y - dictionary.decode(features, x).to(y.dtype)).double(), y.double() - mean
@@ -151,7 +152,7 @@ def _said(
 
 
 def _loss(
-    lm: LM, batch: Batch, sites: tuple[Site, Site], change: Change | None
+    lm: LM, batch: Batch, sites: tuple[Place, Site], change: Change | None
 ) -> Float[Tensor, " example"]:
     """Nats a token of each text, with the change at every token but BOS."""
     found = []

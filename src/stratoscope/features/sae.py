@@ -21,14 +21,12 @@ Cost: one run of the texts up to the site; 6 x dim x width products a vector and
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from stratoscope.engine.dictionary import Dictionary, Kind, width_at
-from stratoscope.engine.harvest import harvest
-from stratoscope.engine.sparse import learn
-from stratoscope.errors import ResultError
+from stratoscope.engine.places import place
+from stratoscope.features._fitting import fitted
 from stratoscope.models.lm import LM
 
 
@@ -57,42 +55,10 @@ def fit(
     model lacks or that is no vector at a token, ResultError for a folder with another fit,
     MemoryRefusal where the vectors would not fit.
     """
-    at = lm.layout.resolve_one(site)
-    features = 4 * width_at(lm, at) if width is None else width
-    count = max(1, 3 * tokens // batch_size) if steps is None else steps
-    settings = {
-        "site": str(at), "width": features, "sparsity": sparsity, "kind": kind, "tokens": tokens,
-        "steps": count, "batch_size": batch_size, "seed": seed,
-    }  # fmt: skip
-    about = {"fit": "features.sae", "settings": settings, "weights": lm.provenance["weights"]}
-    about |= {"model_name": lm.provenance["model"]}
-    place = None if folder is None else Path(folder)
-    if place is not None and (done := _done(place, about)) is not None:
-        return done
-    work = None if place is None else place / ".making"
-    kept = harvest(
-        lm, inputs, [str(at)], tokens=tokens, context=min(64, lm.context or 64), seed=seed,
-        folder=None if work is None else work / "harvest",
+    at = place(lm, site)
+    return fitted(
+        lm, inputs, method="features.sae", read=at,
+        width=4 * width_at(lm, at) if width is None else width,
+        sparsity=sparsity, kind=kind, tokens=tokens, steps=steps, batch_size=batch_size, seed=seed,
+        folder=folder,
     )  # fmt: skip
-    made = learn(
-        kept[str(at)].to(lm.model.device),
-        width=features, kind=kind, sparsity=sparsity, steps=count, batch_size=batch_size, seed=seed,
-        folder=None if work is None else work / "training", site_in=str(at), about=about,
-    ).to("cpu")  # fmt: skip
-    if place is not None and work is not None:
-        made.save(place)
-        shutil.rmtree(work)
-    return made
-
-
-def _done(place: Path, about: dict[str, Any]) -> Dictionary | None:
-    """The very fit, where it is there already."""
-    if not (place / "cfg.json").is_file():
-        return None
-    there = Dictionary.load(place)
-    if {key: there.about.get(key) for key in about} != about:
-        raise ResultError(
-            f"{place} holds another dictionary (other settings, model or weights): give another "
-            "folder, or delete this one."
-        )
-    return there
