@@ -318,7 +318,12 @@ def test_a_fast_report_and_one_of_a_single_step(
     assert "1/10 loading the model" in fast.stderr
     assert "Left out as you asked: tokens.shapley" in " ".join(fast.output.split())
     assert "Without" not in fast.output
-    assert "Attention heads, layer by head" in out.read_text()
+    page = out.read_text()
+    assert "Attention heads, layer by head" in page
+    assert '<section id="patching">' not in page
+    assert '<a href="#patching">' not in page
+    assert "Not measured in this run: which heads carry the answer causally" in page
+    assert "difference when off" not in page
     one = run(subject.clean, "--only", "layers.logit_lens", "--model", folder, "--out", out)
     assert "2/3 what it predicts" in one.stderr
     assert "3/3 the prediction through the layers" in one.stderr

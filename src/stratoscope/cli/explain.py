@@ -41,7 +41,6 @@ NEEDS = {  # what --only brings with a step
     "neurons.vocabulary": "neurons.contribution",
     "clamp": "neurons.contribution",
 }
-OWN_CHOICE = "left out (--skip)."
 _BETWEEN = 10.0  # seconds between two drawings of an unfinished page
 NAMES = {
     "load": "loading the model",
@@ -279,6 +278,7 @@ def _summary(explanation: Explanation) -> None:
     from rich.table import Table
 
     from stratoscope.report import words
+    from stratoscope.report.explanation import LEFT_OUT
 
     console = Console()
     console.print()
@@ -293,7 +293,7 @@ def _summary(explanation: Explanation) -> None:
         console.print(_plain(str(verbal["text"].values)))
     for note in explanation.notes:
         console.print(_plain(f"Note: {note}"), style="yellow")
-    chosen = [name for name, why in explanation.missing.items() if why == OWN_CHOICE]
+    chosen = [name for name, why in explanation.missing.items() if why == LEFT_OUT]
     for name, why in explanation.missing.items():
         if name not in chosen:
             console.print(_plain(f"Without {NAMES.get(name, name)}: {why}"), style="yellow")

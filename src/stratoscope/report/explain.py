@@ -20,7 +20,7 @@ import numpy as np
 from stratoscope import catalogue
 from stratoscope.errors import InputError, StratoscopeError
 from stratoscope.plots.text import percent
-from stratoscope.report.explanation import Explanation
+from stratoscope.report.explanation import LEFT_OUT, Explanation
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
@@ -65,7 +65,7 @@ class Steps:
         """Call ROOM.METHOD's measure; keep and return its result, or None where it refuses or is
         skipped."""
         if name in self.skip:
-            self.missing[name] = "left out (--skip)."
+            self.missing[name] = LEFT_OUT
             return None
         with self.step(name):
             self.results[name] = catalogue.module(name).measure(self.lm, *inputs, **settings)
@@ -295,7 +295,7 @@ def _clamp(steps: Steps, batch: Any, words: dict[str, Any], units: list[Any], se
     """The effect of switching each of these neurons off, and of random ones of the same layers as
     the null."""
     if "clamp" in steps.skip:
-        steps.missing["clamp"] = "left out (--skip)."
+        steps.missing["clamp"] = LEFT_OUT
         return
     how = {"draws": RANDOM_NEURONS, "seed": seed, "progress": steps.progress("clamp"), **words}
     with steps.step("clamp"):

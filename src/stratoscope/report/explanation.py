@@ -28,6 +28,8 @@ RESULTS = {
     "circuits.discover": "a circuit of edges between components, which --circuit adds",
 }
 
+LEFT_OUT = "left out (--skip)."  # why a result is not there that nobody asked for
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:

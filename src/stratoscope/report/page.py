@@ -20,7 +20,7 @@ from typing import Any
 from stratoscope import catalogue
 from stratoscope.claims import ledger
 from stratoscope.report import paper, sheet, words
-from stratoscope.report.explanation import RESULTS, Explanation
+from stratoscope.report.explanation import LEFT_OUT, RESULTS, Explanation
 from stratoscope.report.section import missing, spaced
 from stratoscope.report.sections import SECTIONS, section_of
 
@@ -37,9 +37,12 @@ def render(explanation: Explanation) -> str:
         sections={
             name: section_of(explanation, name) for name in SECTIONS if _shown(explanation, name)
         },
-        left_out=[]
-        if _shown(explanation, "circuit")
-        else [missing(explanation, "circuits.discover")],
+        left_out=[
+            missing(explanation, key)
+            for name, (keys, _) in SECTIONS.items()
+            if not _shown(explanation, name)
+            for key in keys
+        ],
         papers=_papers(explanation),
         facts=_facts(explanation.provenance),
         ran_on=words.ran_on(explanation.provenance),
@@ -55,8 +58,12 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
 
 
 def _shown(e: Explanation, section: str) -> bool:
-    """A circuit is found only on demand: without one its section would be empty."""
-    return section != "circuit" or "circuits.discover" in {*e.results, *e.missing}
+    """Nothing stands where nothing was asked for: a circuit, which is found on demand, and what
+    was left out."""
+    keys = SECTIONS[section][0]
+    if section in ("prediction", "circuit"):
+        return section == "prediction" or "circuits.discover" in {*e.results, *e.missing}
+    return not all(e.missing.get(key) == LEFT_OUT for key in keys)
 
 
 @cache

@@ -138,6 +138,7 @@ def neurons(e: Explanation) -> Section:
     section.more = {
         "rows": rows,
         "limit": max((w for w in written if np.isfinite(w)), default=0.0) or 1.0,
+        "off": clamp is not None,
     }
     if measured is not None and rows:
         best = max(
