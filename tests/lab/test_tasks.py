@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from stratoscope.errors import InputError
 from stratoscope.lab import planted, tasks
-from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq, needle, two_hops
+from stratoscope.lab.tasks import Task, capitals, laundry_list, mcq, needle, sums, two_hops
 from stratoscope.lab.tasks._task import Pair, fitted, made, next_token
 from stratoscope.models import wrap
 
@@ -243,6 +243,40 @@ def test_needles_are_different_and_asked_for_in_other_words(
     assert late.index("lives in") > 300
 
 
+def rule_sums(prompt: str) -> str:
+    *shown, asked = prompt.split("\n")
+    assert len(shown) == 4
+    for line in shown:
+        a, b, c = (int(n) for n in line.replace("=", "+").split("+"))
+        assert a + b == c
+        assert c != sum(int(n) for n in asked.rstrip("=").split("+"))
+    return str(sum(int(n) for n in asked.rstrip("=").split("+")))
+
+
+@pytest.mark.usefixtures("without_type_checks")  # another operation is given
+@pytest.mark.parametrize("words", [False, True])
+def test_differences_in_digits_and_in_words(
+    words: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    made = sums.task(tokenizer, 40, 1, operation="-", shots=3, words=words, half=1)
+    numbers = {name: n for n, name in enumerate(sums.NUMBERS)}
+    halves = [{*sums.problems("-", half)} for half in (0, 1)]
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == {*sums.problems("-")}
+    for prompt, answer in (*zip(made.clean, made.answers), *zip(made.corrupt, made.foils)):
+        rows = []
+        for line in [*prompt.split("\n")[:-1], f"{prompt.split(chr(10))[-1]}{answer}"]:
+            parts = line.split()[::2] if words else line.replace("=", "-").split("-")
+            rows.append([numbers[part] if words else int(part) for part in parts])
+        assert len(rows) == 4
+        assert all(a - b == c for a, b, c in rows)
+        assert all((a, b) in halves[0] and c != rows[-1][2] for a, b, c in rows[:-1])
+        assert tuple(rows[-1][:2]) in halves[1]
+    for wrong in ({"operation": "*"}, {"half": 2}):
+        with pytest.raises(InputError, match=r"'\+' or '-'"):
+            sums.task(tokenizer, 4, **wrong)
+
+
 def rule_pronoun(prompt: str) -> str:
     return " she" if any(name in prompt.split() for name in tasks.pronoun.SHE) else " he"
 
@@ -320,6 +354,7 @@ REFUSED = {
     "mcq": "labels: 0 of 26",
     "needle": "animals: 0 of 20",
     "pronoun": "women's names: 0 of",
+    "sums": "no prompt pair fits this tokenizer. .*some words are unknown",
     "two_hops": "two-hop questions: 0 of",
 }
 

@@ -167,7 +167,7 @@ def refuse(lm: LM) -> None:
     tower = lm.family.towers[""]
     if not tower.causal or not lm.family.reads_text or not lm.layout.head:
         raise SiteError(
-            f"{lm.family.name} does not predict the next token: there is no distribution of it to "
-            "come close to."
+            f"{lm.family.name} does not predict the next token: there is nothing to train it "
+            "towards."
         )
     source.refuse(lm, "a text alone has no next token here")
