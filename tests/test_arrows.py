@@ -29,7 +29,7 @@ ALLOWED = {
     "claims": SHOW - {"report"} | {"maths", "models"},
     "report": SHOW | {"claims"},
 }
-ONLY_AS_TYPES = {"": {"models"}, "plots": {"models"}, "report": {"models"}}
+ONLY_AS_TYPES = {"": {"models", "engine", "report"}, "plots": {"models"}, "report": {"models"}}
 # these see everything; cli and workbench reach methods through the catalogue
 TOP = {"cli", "papers", "workbench"}
 

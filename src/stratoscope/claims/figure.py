@@ -1,12 +1,12 @@
 """A claim's small figure: a labelled array, as JSON in the verdict, and what kind of picture its
 shape asks for.
 
-| axes of the array                                   | drawn as                          |
-|-----------------------------------------------------|-----------------------------------| | one,
-words                                          | bars                              | | one, numbers
-| a line                            | | two, of which one is short (up to six)              | lines
-or bars, one colour a series | | two, both long; three or more                       | shaded cells,
-a row a series      |
+| axes of the array                         | drawn as                            |
+|-------------------------------------------|-------------------------------------|
+| one, words                                | bars                                |
+| one, numbers                              | a line                              |
+| two, of which one is short (up to six)    | lines or bars, one colour a series  |
+| two, both long; three or more             | shaded cells, a row a series        |
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ def drawing(array: xr.DataArray) -> Drawing:
         else tuple(names[along] if words or kind != "bars" else counted),
         series=series,
     )
+
+
+def named(array: xr.DataArray) -> bool:
+    """Whether the places of an array's only axis have names, and no order of their own."""
+    return _words(array, str(array.dims[0]))
 
 
 def _along(array: xr.DataArray) -> Any:

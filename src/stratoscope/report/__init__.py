@@ -1,1 +1,10 @@
 """One self-contained HTML file per run: `explain` computes, `page` draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stratoscope._lazy import lazy
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, __path__)
