@@ -70,7 +70,10 @@ def test_readme_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     code = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(code) == 1
     exec(compile(code[0], "README.md", "exec"), {})
-    without = float(capsys.readouterr().out)
+    shown, without = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "heads.activation_patching: effect" in shown
+    assert "The largest by chance" in shown
+    without = float(without)
     assert 0 < without < 6.1  # the best head is not the whole of it, and its loss costs something
 
 

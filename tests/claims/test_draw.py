@@ -192,3 +192,14 @@ def test_a_line_breaks_where_there_is_no_number() -> None:
     assert re.sub(r"[\d. -]", "", track) == "MLML"
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", track)]
     assert (heights[0] - heights[2]) / (heights[0] - heights[1]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_cells_below_zero_are_told_from_those_above_in_a_terminal() -> None:
+    values = np.linspace(-1, 2, 70).reshape(7, 10)
+    drawing = figure.drawing(xr.DataArray(values, dims=("layer", "head")))
+    assert drawing.kind == "cells"
+    lines = str(draw.terminal(drawing)).splitlines()
+    assert "=" in lines[1] + lines[2]
+    assert "█" not in lines[1]
+    assert "█" in lines[-3] + lines[-4]
+    assert lines[-1].strip() == "0 is blank, −2 is #, 2 is █"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLOURS = (theme.AGAINST, theme.TOWARDS, *theme.SERIES[:2], "#5b3f1a", "#55bfd0")
 GREYS = (theme.NEUTRAL, "#bfc4cc")
-_EIGHTHS, _SHADES = " ▁▂▃▄▅▆▇█", " ░▒▓█"
+_EIGHTHS, _SHADES, _BELOW = " ▁▂▃▄▅▆▇█", " ░▒▓█", " -=≡#"  # _BELOW: as _SHADES, below zero
 _LEFT = " ▏▎▍▌▋▊▉█"
 
 
@@ -128,20 +128,31 @@ def _text_columns(drawing: Drawing, width: int, colour: Sequence[str]) -> list[t
 
 def _text_cells(drawing: Drawing, width: int, _: Sequence[str]) -> list[tuple[str, str]]:
     low, high = drawing.range
+    signed = low < 0 < high
+    foot, span = (0.0, max(-low, high)) if signed else (low, (high - low) or 1.0)
     label = max(map(len, drawing.series))
     shown, wide = _fit(len(drawing.places), width - label - 6 - len(drawing.axis))
     out = []
     for series, values in drawing.series.items():
-        shares = [(values[i] - low) / ((high - low) or 1.0) for i in shown]
-        cells = "".join(
-            (_SHADES[min(int(s * 5), 4)] if math.isfinite(s) else "·") * wide for s in shares
-        )
+        cells = "".join(_cell((values[i] - foot) / span) * wide for i in shown)
         out.append((f"  {series:<{label}}  {cells}", ""))
     out.append(
         (f"  {'':<{label}}  {_ruler([drawing.places[i] for i in shown], wide, drawing.axis)}", "")
     )
-    out.append((f"  {'':<{label}}  from {short(low)} (blank) to {short(high)} (█)", "dim"))
+    ends = (
+        f"0 is blank, {short(-span)} is #, {short(span)} is █"
+        if signed
+        else f"from {short(low)} (blank) to {short(high)} (█)"
+    )
+    out.append((f"  {'':<{label}}  {ends}", "dim"))
     return out
+
+
+def _cell(share: float) -> str:
+    """The shade of a share, from -1 to 1."""
+    if not math.isfinite(share):
+        return "·"
+    return (_BELOW if share < 0 else _SHADES)[min(int(abs(share) * 5), 4)]
 
 
 def _fit(n: int, room: int) -> tuple[list[int], int]:
