@@ -253,7 +253,6 @@ def rule_sums(prompt: str) -> str:
     return str(sum(int(n) for n in asked.rstrip("=").split("+")))
 
 
-@pytest.mark.usefixtures("without_type_checks")  # another operation is given
 @pytest.mark.parametrize("words", [False, True])
 def test_differences_in_digits_and_in_words(
     words: bool, tokenizer: PreTrainedTokenizerBase

@@ -47,8 +47,8 @@ def parts(lm: LM, only: Sequence[Part]) -> dict[str, Tensor]:
     parameter's name. Raises InputError for what is no head or MLP of this model."""
     heads, mlps = _read(lm, only)
     found: dict[str, Tensor] = {}
-    names = {id(value): name for name, value in lm.model.named_parameters()}
-    every = matrices(lm)
+    own = dict(lm.model.named_parameters())
+    names = {id(value): name for name, value in own.items()}
 
     def add(parameter: nn.Parameter, here: Tensor) -> None:
         name = names[id(parameter)]
@@ -57,8 +57,7 @@ def parts(lm: LM, only: Sequence[Part]) -> dict[str, Tensor]:
     for layer in sorted({layer for layer, _ in heads}):
         for parameter, here in _heads(lm, layer, [h for at, h in heads if at == layer]):
             add(parameter, here)
-    own = dict(lm.model.named_parameters())
-    for name, one in every.items():
+    for name, one in matrices(lm).items():
         if one.component == MLP and one.layer in mlps:
             beside = own.get(f"{name.removesuffix('weight')}bias")
             for parameter in (one.weight, *([] if beside is None else [beside])):
@@ -213,9 +212,10 @@ def _named(lm: LM, only: Sequence[Part] | None, moving: Mapping[str, Tensor] | N
         }
         - {*heads}
     )
-    shared = ", ".join(f"L{layer}H{head}" for layer, head in beside)
     what = ", ".join(p if isinstance(p, str) else "L{}H{}".format(*p) for p in only)
     count = sum(int(here.sum()) for here in moving.values())
     return f"{count:,} weights of {what} trained" + (
-        f" (keys and values are those of {shared} too)" if shared else ""
+        f" (keys and values are those of {', '.join(f'L{a}H{b}' for a, b in beside)} too)"
+        if beside
+        else ""
     )

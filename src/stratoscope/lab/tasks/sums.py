@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,10 +11,9 @@ from stratoscope.lab.tasks._task import Pair, Task, fitted
 
 NUMBERS = "zero one two three four five six seven eight nine".split()
 Problem = tuple[int, int]
-Operation = Literal["+", "-"]
 
 
-def problems(operation: Operation = "+", half: int | None = None) -> list[Problem]:
+def problems(operation: str = "+", half: int | None = None) -> list[Problem]:
     """The operands whose result is one to nine, all of them or, for half 0 or 1, every second of a
     shuffle. Raises InputError for another operation or half."""
     if operation not in ("+", "-") or half not in (None, 0, 1):
@@ -27,7 +25,7 @@ def problems(operation: Operation = "+", half: int | None = None) -> list[Proble
     return every if half is None else every[half::2]
 
 
-def result(operation: Operation, a: int, b: int) -> int:
+def result(operation: str, a: int, b: int) -> int:
     return a + b if operation == "+" else a - b
 
 
@@ -36,7 +34,7 @@ def task(
     n: int,
     seed: int = 0,
     *,
-    operation: Operation = "+",
+    operation: str = "+",
     shots: int = 4,
     words: bool = False,
     half: int | None = None,
@@ -69,7 +67,7 @@ def written(number: int, words: bool) -> str:
     return f" {NUMBERS[number]}" if words else str(number)
 
 
-def line(operation: Operation, a: int, b: int, words: bool, *, solved: bool = False) -> str:
+def line(operation: str, a: int, b: int, words: bool, *, solved: bool = False) -> str:
     """One problem, up to its result; solved: with it."""
     if words:
         name = {"+": "plus", "-": "minus"}[operation]
