@@ -3,6 +3,7 @@ room."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,20 @@ def test_measure_shows_and_saves(tmp_path: Path) -> None:
     saved = load(tmp_path / "words.nc")
     assert saved.values.tolist() == [6.0, 2.0]
     assert saved.attrs["settings"] == '{"answer": " 42", "ranks": [1, 2]}'
+
+
+def test_measure_draws_and_saves_in_the_format_of_the_ending(tmp_path: Path) -> None:
+    asked = ("--set", "scale=2", "--set", "ranks=[1, 2]")
+    drawn = measure(*asked, "--out", "words.csv").output
+    assert "█" in drawn[: drawn.index("array([6., 2.])")]
+    lines = (tmp_path / "words.csv").read_text().splitlines()
+    assert [float(line.split(",")[-1]) for line in lines[1:]] == [6.0, 2.0]
+    measure(*asked, "--out", "words.json")
+    data = json.loads((tmp_path / "words.json").read_text())
+    assert data["data"] == [6.0, 2.0]
+    for ending in ("svg", "html"):
+        measure(*asked, "--out", f"words.{ending}")
+        assert "svg" in (tmp_path / f"words.{ending}").read_text()
 
 
 @pytest.mark.parametrize(

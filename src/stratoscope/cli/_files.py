@@ -4,6 +4,7 @@ result."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,12 +47,45 @@ def refuse_no_folder(path: Path | None) -> None:
 
 
 def save(result: Any, out: Path | None) -> None:
-    """Keep a result where it was asked for, and say so."""
-    if out is not None:
-        from stratoscope import results
+    """Keep a result where it was asked for, and say so: .csv a table, .json, .svg and .html a
+    picture, anything else netCDF."""
+    if out is None:
+        return
+    from stratoscope import results
+    from stratoscope.report import sheet, show
 
+    if out.suffix in (".svg", ".html"):
+        show.show(result).save(out)
+    elif out.suffix == ".csv":
+        sheet.write(_table(result).to_csv(index=False), out)
+    elif out.suffix == ".json":
+        sheet.write(json.dumps(_numbers(result.to_dict()), ensure_ascii=False), out)
+    else:
         results.save(result, out)
-        click.echo(f"Saved to {out}")
+    click.echo(f"Saved to {out}")
+
+
+def _table(result: Any) -> Any:
+    """A row for each place, a column for each axis and number."""
+    import xarray as xr
+
+    named = (
+        result.to_dataset(name=result.name or "value")
+        if isinstance(result, xr.DataArray)
+        else result
+    )
+    return named.to_dataframe().reset_index()
+
+
+def _numbers(data: Any) -> Any:
+    """The same as strict JSON has it: no NaN, and text for what is none of its kinds."""
+    if isinstance(data, dict):
+        return {str(name): _numbers(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_numbers(value) for value in data]
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    return data if data is None or isinstance(data, (bool, int, str)) else str(data)
 
 
 @contextmanager

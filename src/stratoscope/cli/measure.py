@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also save the result here (netCDF).",
+    help="Also save the result here: .nc (netCDF), .csv, .json, or a picture, .svg or .html.",
 )
 @click.option(
     "--save",
@@ -150,9 +150,15 @@ def read_value(key: str, text: str, annotation: str) -> Any:
 
 
 def show(result: xr.DataArray | xr.Dataset) -> None:
-    """Print the result: its numbers as xarray shows them, then where they come from."""
+    """Print the result: a picture where there is one, its numbers as xarray shows them, then where
+    they come from."""
     import xarray as xr
 
+    from stratoscope.errors import ResultError
+    from stratoscope.report.show import show as picture
+
+    with suppress(ResultError):  # words alone have none
+        click.echo(repr(picture(result)))
     with xr.set_options(display_width=80, display_expand_attrs=False, display_max_rows=20):
         click.echo(str(result))
     provenance = json.loads(result.attrs.get("provenance", "{}"))
