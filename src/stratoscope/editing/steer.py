@@ -146,7 +146,12 @@ def fit(
             f"the two sides are the same at `{alike[0]}`: read other tokens with positions=, or "
             "give texts that differ before the tokens that are read."
         )
-    settings = {"site": site, "how": how, "positions": positions}
+    settings = {
+        "model_type": lm.model.config.model_type,
+        "site": site,
+        "how": how,
+        "positions": positions,
+    }
     settings |= {"answer": answer, "foil": foil, "pairs": len(sides[0])}
     return Steering(
         vectors=vectors, states=states, settings=settings, seed=None, provenance=lm.provenance
