@@ -199,7 +199,8 @@ def run(qwen: str | None) -> None:
                     question = {key: line.pop(key) for key in QUESTION}
                     new = [] if (family, prompt) in asked else [{"prompt": prompt} | question]
                     asked.add((family, prompt))
-                    with (FOUND / f"{family}.jsonl").open("a", encoding="utf-8") as out:
+                    file = f"{family}.patterns.jsonl" if name in ATTENTION else f"{family}.jsonl"
+                    with (FOUND / file).open("a", encoding="utf-8") as out:
                         for one in (*new, {"prompt": number(prompt), "method": name} | line):
                             out.write(
                                 json.dumps(one, ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -209,12 +210,15 @@ def run(qwen: str | None) -> None:
 
 def lines() -> Iterator[dict[str, Any]]:
     """What was measured, each line with its family and its prompt's question."""
-    for file in sorted(FOUND.glob("*.jsonl"), key=lambda path: FAMILIES.index(path.stem)):
+    for family in FAMILIES:
         questions: dict[str, dict[str, Any]] = {}
-        for line in map(json.loads, file.read_text("utf-8").splitlines()):
+        # the first file has the questions; a second one, so that both stay short
+        files = [FOUND / f"{family}.jsonl", FOUND / f"{family}.patterns.jsonl"]
+        texts = [file.read_text("utf-8") for file in files if file.is_file()]
+        for line in map(json.loads, "".join(texts).splitlines()):
             if "method" in line:
                 question = questions[line["prompt"]]
-                yield {"family": file.stem} | line | question
+                yield {"family": family} | line | question
             else:
                 questions[number(line["prompt"])] = line
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from stratoscope.errors import InputError, SiteError
 from stratoscope.features._erasure import Eraser, Erasure, Tokens, probe, vectors
 from stratoscope.features._texts import parts
+from stratoscope.models import finite
 from stratoscope.models.batch import Batch
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
@@ -152,9 +153,10 @@ def _said(lm: LM, batch: Batch, one: Eraser | None) -> list[Float[Tensor, "token
     said: list[Tensor] = []
     with nullcontext() if one is None else Erasure(lm, [one]):
         for part in parts(lm, batch):
-            logits = lm(part)["logits"].float().log_softmax(dim=-1)
-            said += [row[real].cpu() for row, real in zip(logits, part.text[1])]
-    return said
+            real = part.text[1]
+            said += [row[own] for row, own in zip(lm(part)["logits"].float(), real)]
+    finite.refuse({"the model's logits": torch.cat(said)})
+    return [row.log_softmax(dim=-1).cpu() for row in said]
 
 
 def _divergence(plain: list[Tensor], changed: list[Tensor]) -> Float[Tensor, " text"]:
