@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "markov": {"states": 2, "length": 5, "concentration": 0.7},
     "recall": {"keys": 3, "values": 2, "pairs": 2, "queries": 2},
     "copying": {"symbols": 3, "length": 2},
+    "features": {"kinds": ("xor", "linear"), "noise": 0},
 }
 USUAL: dict[str, Callable[..., Stream]] = {
     name: getattr(synthetic, name).stream for name in synthetic.names()
@@ -121,7 +122,7 @@ def test_chance_is_what_a_constant_answer_gets(name: str) -> None:
     share = torch.bincount(answers).float() / len(answers)
     assert share.max().item() == pytest.approx(stream.chance, abs=0.02)
     _, accuracy = stream.floor(stream.batch(0, 64))
-    assert accuracy > 2 * stream.chance
+    assert accuracy > min(2 * stream.chance, 0.99)  # of two answers chance is a half
 
 
 @pytest.mark.parametrize("name", synthetic.names())

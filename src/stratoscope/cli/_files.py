@@ -100,11 +100,12 @@ def changed(lm: Any, edits: tuple[Path, ...]) -> Iterator[None]:
 
 
 def _edit(lm: Any, path: Path) -> Any:
-    """A saved edit; one that runs dictionaries or steers has a file of its own kind."""
+    """A saved edit; one that runs dictionaries, steers or retrieves has a file of its own."""
     from stratoscope import catalogue
     from stratoscope.engine.edit import Edit
 
-    for method, name in (("features.splice", "Splice"), ("editing.steer", "Steer")):
+    kinds = {"features.splice": "Splice", "editing.steer": "Steer"}
+    for method, name in (kinds | {"tokens.kv_retrieval": "Retrieval"}).items():
         with suppress(LoadError):
             return getattr(catalogue.module(method), name).load(lm, path)
     return Edit.load(lm, path)  # which says what is wrong with it
