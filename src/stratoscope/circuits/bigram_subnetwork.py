@@ -37,7 +37,8 @@ from torch import Tensor
 
 from stratoscope.circuits._bigrams import Bigrams as Bigrams
 from stratoscope.circuits._bigrams import count as count
-from stratoscope.circuits._bigrams import counted, rows_of
+from stratoscope.circuits._bigrams import counted as counted
+from stratoscope.circuits._bigrams import rows_of
 from stratoscope.engine.mask_search import refuse, train_mask
 from stratoscope.engine.masks import (
     COMPONENTS,
