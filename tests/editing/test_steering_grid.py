@@ -30,6 +30,8 @@ EXAMPLE = {
         "draws": 1,
     }
 }
+WHOLE_ANSWER = {"vectors": {"layers.1.resid_post": torch.ones(32)}, "strengths": [1.0]}
+ONE_TOKEN = "a grid asks one next token"
 DOSES = [-2.0, 0.5, 1.0]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from stratoscope.engine import outside
 from stratoscope.engine.intervene import Intervention, intervene
 from stratoscope.errors import InputError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 
 
@@ -36,12 +37,17 @@ def measured(
         return outside.own_logits(lm, batch).float().log_softmax(dim=-1)
 
     before, found = run(), []
+    finite.refuse({"of the texts, the model's logits": before}, mask)
+    share = before.exp()
     for cell in (one for row in cells for one in row):
         with intervene(lm, cell):
             after = run()
-        away = (before.exp() * (before - after)).sum(dim=-1) * mask
+        # a token that can never come is no difference
+        away = torch.where(share > 0, share * (before - after), 0.0).sum(dim=-1) * mask
         found.append(torch.stack([loss(after).exp(), away.sum(dim=1) / mask.sum(dim=1)]))
     both = torch.stack(found).unflatten(0, (len(cells), -1)).cpu()
+    for row, of_layer in zip(cells, both):
+        finite.refuse({f"perplexity or KL (strength, which, text) at {row[0].site}": of_layer})
     axes = ("layer", "strength", "text")
     return {
         "perplexity": (axes, both[:, :, 0]),
