@@ -170,7 +170,7 @@ def _heads(lm: LM, layer: int, heads: Sequence[int]) -> list[tuple[nn.Parameter,
     finally:
         for p, flag in zip(inside, flags):
             p.requires_grad_(flag)
-    projection = lm.layout.writers(writes)[0]
+    projection: Any = lm.layout.writers(writes)[0]
     weight = matrix(projection)
     taken = torch.zeros_like(weight, dtype=torch.bool).unflatten(1, (lm.dims.heads, -1))
     taken[:, list(heads)] = True

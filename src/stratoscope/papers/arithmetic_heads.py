@@ -237,7 +237,7 @@ def _decayed(lm: LM, text: str, inside: dict[str, torch.Tensor]) -> float:
     ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
     lm.model(input_ids=ids, labels=ids).loss.backward()
     for name, here in inside.items():
-        own[name].grad *= here
+        own[name].grad = torch.where(here, own[name].grad, 0)
     optimiser.step()
     moves = {name: (own[name].detach() - value).abs() for name, value in before.items()}
     far = [float(moves[name][~here].max()) for name, here in inside.items() if not here.all()]

@@ -24,7 +24,8 @@ both ends kept, matrices compared by shuffles within each.
 The miniature is at 2.00 bits a byte and the table at 2.31, so much of it *is* a bigram model: what
 holds here need not hold of a model that knows more.
 
-No pilot has set a number: the sparsities, and what stands in the comparisons, are the
+A pilot on another miniature (tiny-gpt-small, seed 5, one sparsity, 36 CPU seconds) said only that
+400 steps decide a mask (338 taken). The sparsities, and what stands in the comparisons, are the
 specification's and the ledger's. Who else would pass: which matrices are taken (`random`, as many
 in each), the largest weights (`magnitude`), and any mask, where the whole model predicts bigrams.
 """
