@@ -4,7 +4,7 @@ Activation.
 Wang, Fan, Wang, Chen and Chen, 2024. arXiv:2410.18311.
 Claim: the few neurons that a prompt uses most can be fixed once it is read, and the model goes on
     with these alone at little cost and much faster.
-Methods: editing.core_neurons, editing.speed
+Methods: editing.core_neurons
 Protocol: OPT-6.7B to 30B and Llama 2 and 3; token_share 0.2, 40 % of neurons (theirs differ from
     task to task), layers 6 on; accuracy on question answering, translation and summaries; tokens a
     second against the plain model, DejaVu and PowerInfer.
