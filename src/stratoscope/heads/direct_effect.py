@@ -34,6 +34,7 @@ from stratoscope.engine.sent import head_writes, random_directions
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import wiring
 from stratoscope.errors import InputError
+from stratoscope.maths.norm import freeze
 from stratoscope.models.lm import LM
 from stratoscope.models.weights import bias, matrix
 from stratoscope.results import dataset
@@ -52,6 +53,7 @@ def strongest(
     return [f"L{a}H{b}" for a, b in heads[:count]] + [f"L{layer} mlp" for layer in layers[:mlps]]
 
 
+@torch.no_grad()
 def logit_of(
     lm: LM, x: Float[Tensor, "*rows example dim"], answer: Tensor
 ) -> Float[Tensor, "*rows example"]:
@@ -59,12 +61,13 @@ def logit_of(
     readout = lm.readout
     if len(readout.modules) != 1:
         index = answer.expand(x.shape[:-1])[..., None]
-        return readout(x).gather(-1, index)[..., 0]
+        return readout(x.to(lm.model.dtype)).gather(-1, index)[..., 0].float()
     # one matrix: the rows of the answers are enough
     [head] = readout.modules
-    normed = x if readout.norm is None else readout.norm.forward(x)
-    said, added = (normed * matrix(head)[answer]).sum(dim=-1), bias(head)
-    said = said if added is None else said + added[answer]
+    norm = freeze(readout.norm, x)  # in float32, also of a model in half precision
+    normed = norm.linear(x) + norm.bias
+    said, added = (normed * matrix(head)[answer].float()).sum(dim=-1), bias(head)
+    said = said if added is None else said + added[answer].float()
     cap = readout.softcap
     return said if cap is None else torch.tanh(said / cap) * cap
 
