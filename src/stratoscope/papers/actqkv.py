@@ -213,4 +213,4 @@ def _padded(rows: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
 
 def _figure(parts: list[xr.Dataset]) -> xr.DataArray:
     """Recall by layer, of each probe."""
-    return sum(part.recall.mean("example") for part in parts) / len(parts)
+    return xr.concat([part.recall.mean("example") for part in parts], "part").mean("part")
