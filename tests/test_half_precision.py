@@ -54,9 +54,10 @@ NOT_SMOOTH = (
     "residual_error",
     "completeness_error",
     "firing",
+    "counts",  # of the largest, which rounding can exchange
     "answer_rank",
 )
-RANKS_ONLY = {"tokens.patchscope"}  # words, and the rank of one among all
+RANKS_ONLY = {"tokens.patchscope", "editing.core_neurons"}  # words, and the rank of one among all
 
 
 @cache

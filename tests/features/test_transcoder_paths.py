@@ -34,6 +34,8 @@ def _asked(case: Case) -> dict[str, Any]:
 
 
 EXAMPLE = {"measure": _asked}
+ONE_TOKEN = "it takes one token's logit apart"
+WHOLE_ANSWER = {"dictionaries": []}
 NUMBER = 7
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from stratoscope.engine.backwards import to_heads
 from stratoscope.engine.dictionary import Dictionary
-from stratoscope.engine.metric import tokens_of
+from stratoscope.engine.metric import Words, target
 from stratoscope.engine.places import MLPInput, place, seen
 from stratoscope.engine.trace import capture
 from stratoscope.engine.wiring import wiring
@@ -63,8 +63,8 @@ def measure(
     *,
     dictionaries: Given,
     feature: Sequence[int] | None = None,
-    answer: str | int | None = None,
-    foil: str | int | None = None,
+    answer: Words = None,
+    foil: Words = None,
     at: int = -1,
     via: Sequence[Sequence[int]] = (),
 ) -> xr.Dataset:
@@ -83,15 +83,21 @@ def measure(
     wires, batch = wiring(lm), lm.batch(inputs)
     if lm.layout.gated:
         raise SiteError(f"what heads of {lm.family.name} give is gated, so not linear in values.")
+    wanted = None
+    if feature is None:
+        if answer is None or foil is None:
+            raise InputError("give feature=(layer, number), or an answer and a foil.")
+        wanted = target(lm, batch, answer, foil, single="it takes one token's logit apart")
     held = _by_layer(lm, dictionaries)
     layer = None if feature is None else _asked(held, feature)
     most = max(one.features for one in held.values())
     found = []
     for n, length in enumerate(batch.lengths.tolist()):
         one = batch.example(n)
-        if feature is None or layer is None:
-            reader = of_answer(lm, one, _row(lm, answer, foil))
-        elif -length <= at < length:
+        if wanted is not None:
+            unembed = lm.weight("logits").detach().double()
+            reader = of_answer(lm, one, unembed[wanted.answer[n]] - unembed[wanted.foil[n]])
+        elif feature is not None and layer is not None and -length <= at < length:
             number, position = int(feature[1]), at % length
             reader = of_feature(lm, one, held[layer], number, position, wires.parallel)
         else:
@@ -117,7 +123,8 @@ def measure(
         method="features.transcoder_paths",
         provenance=lm.provenance,
         settings={"feature": feature, "answer": answer, "foil": foil, "at": at, "via": via},
-        coords=batch.coords(),
+        coords=batch.coords() | ({} if wanted is None else wanted.coords),
+        notes="" if wanted is None else " ".join(wanted.notes),
     )
 
 
@@ -193,15 +200,3 @@ def _asked(held: dict[int, Dictionary], feature: Sequence[int]) -> int:
         there = ", ".join(f"layer {n} with {one.features} features" for n, one in held.items())
         raise InputError(f"feature={feature!r}: give (layer, number) of one of {there}.")
     return layer
-
-
-def _row(lm: LM, answer: str | int | None, foil: str | int | None) -> Tensor:
-    ids = [
-        [one] if isinstance(one, int) else tokens_of(lm, one, "the answer or foil")
-        for one in (answer, foil)
-        if one is not None
-    ]
-    if len(ids) != 2 or any(len(one) != 1 for one in ids):
-        raise InputError("give feature=(layer, number), or an answer and a foil of a token each.")
-    unembed = lm.weight("logits").detach().double()
-    return unembed[ids[0][0]] - unembed[ids[1][0]]

@@ -86,6 +86,7 @@ def measure(
     if not chosen or not all(0 <= depth <= lm.dims.layers for depth in chosen):
         raise InputError(f"depths={depths}: choose among 0 to {lm.dims.layers}, at least one.")
     ids, place = _asked(lm, into)
+    capture(lm, batch, "logits", positions=-1)  # what writes must be numbers as well
     read = states(lm, batch, words, pool)
     generator = torch.Generator().manual_seed(seed)
     said: dict[str, list[list[str]]] = {"text": [], "null_random_text": [], "null_other_text": []}

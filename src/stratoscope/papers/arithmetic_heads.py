@@ -88,7 +88,7 @@ def the_planted_writer(seed: int) -> Measured:
             "untouched": max(rest),
             "moved": float(torch.stack(own).min()),
         },
-        null={"decayed": _decayed(lm, texts[0], inside)},
+        null={"decayed": _decayed(lm, inside)},
         n=len(some),
     )
 
@@ -228,21 +228,10 @@ def _by_hand(lm: LM, clean: str, corrupt: str, answer: str, at: Head) -> float:
     return (end - start) / abs(start)
 
 
-def _decayed(lm: LM, text: str, inside: dict[str, torch.Tensor]) -> float:
-    """What entries outside move by in one step of AdamW with its weight decay, their gradients
-    set to 0; the weights are put back."""
+def _decayed(lm: LM, inside: dict[str, torch.Tensor]) -> float:
+    """What entries outside would move by in AdamW's first step (rate 1e-3, decay 0.01) with their
+    gradients set to 0: its decay is of the weight and asks for no gradient."""
     own = dict(lm.model.named_parameters())
-    before = {name: own[name].detach().clone() for name in inside}
-    optimiser = torch.optim.AdamW([own[name] for name in inside], lr=1e-3)
-    ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
-    lm.model(input_ids=ids, labels=ids).loss.backward()
-    for name, here in inside.items():
-        own[name].grad = torch.where(here, own[name].grad, 0)
-    optimiser.step()
-    moves = {name: (own[name].detach() - value).abs() for name, value in before.items()}
+    moves = {name: 1e-3 * 0.01 * own[name].detach().abs() for name in inside}
     far = [float(moves[name][~here].max()) for name, here in inside.items() if not here.all()]
-    lm.model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, value in before.items():
-            own[name].copy_(value)
     return max(far)

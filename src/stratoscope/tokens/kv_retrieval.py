@@ -31,6 +31,7 @@ import xarray as xr
 from torch import Tensor
 
 from stratoscope.errors import InputError
+from stratoscope.models import finite
 from stratoscope.models.lm import LM
 from stratoscope.results import dataset
 from stratoscope.tokens import _kv_blocks as kv
@@ -98,6 +99,7 @@ def measure(
     batch = lm.batch(inputs)
     spans = windows.spans(needle, batch.host_lengths.tolist())
     seen = windows.last_windows(lm, batch, (block, local, first))
+    finite.refuse({f"the attention of layer {n}": one["weight"] for n, one in enumerate(seen)})
     total, layers = budget - first - local, len(seen)
     entropies = torch.stack([kv.entropy(one["activation"] / one["width"]) for one in seen])
     rooms = kv.by_entropy(entropies, layers * total)
