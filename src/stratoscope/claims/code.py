@@ -53,7 +53,12 @@ def of_module(name: str) -> str:
 def of_claim(path: Path, name: str) -> str:
     """The digest of one claim of a paper file, with all that the file defines beside the other
     claims."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _of_claim(path.read_text(encoding="utf-8"), name)
+
+
+@cache
+def _of_claim(text: str, name: str) -> str:
+    tree = ast.parse(text)
     others = [node for node in tree.body if _is_claim(node) and getattr(node, "name", "") != name]
     tree.body = [node for node in tree.body if node not in others]
     for node in tree.body:
