@@ -46,7 +46,10 @@ def test_a_planted_head_at_its_mean_says_nothing_of_its_prompt() -> None:
     prompts = [v.clean for v in some]
     asked = target(lm, prompts, [v.answer for v in some], [v.foil for v in some])
     others = [v.clean for v in p.variants(40, seed=3)]
-    right = lambda: float((asked.difference(last_logits(lm, prompts)) > 1).double().mean())  # noqa: E731
+
+    def right() -> float:
+        return float((asked.difference(last_logits(lm, prompts)) > 1).double().mean())
+
     assert right() == 1
     [(layer, head)] = p.heads
     with mean_heads.edit(lm, [(layer, head)], prompts=others, last=1):

@@ -90,7 +90,10 @@ def found_first(p: planted.Planted, measure: Any, n: int = 24) -> float:
 def test_the_word_that_planted_heads_move_comes_first(p: planted.Planted) -> None:
     """The easiest case: one head is sharp, all others are faint noise."""
     assert found_first(p, lambda lm, v: attention_rollout.measure(lm, v.clean)) > 0.9
-    graded = lambda lm, v: gradient_attention.measure(lm, v.clean, answer=v.answer, foil=v.foil)  # noqa: E731
+
+    def graded(lm, v):
+        return gradient_attention.measure(lm, v.clean, answer=v.answer, foil=v.foil)
+
     assert found_first(p, graded) > 0.9
 
 

@@ -147,7 +147,10 @@ def test_alike_keys_score_alike_and_blocks_are_read_whole() -> None:
         close(score[:3], score[:1].expand(3), 1e-5)
         assert score[3] == -torch.inf
     score = torch.tensor([[0.0, 2.0, 1.0, -torch.inf]])
-    read = lambda room: kv.read(score, held, torch.tensor([room]))[0].nonzero()[:, 0].tolist()  # noqa: E731
+
+    def read(room: int) -> list[int]:
+        return kv.read(score, held, torch.tensor([room]))[0].nonzero()[:, 0].tolist()
+
     assert read(4) == [5, 6, 7]
     assert read(5) == [5, 6, 7, 8, 9]
     assert read(8) == [2, 3, 4, 5, 6, 7, 8, 9]

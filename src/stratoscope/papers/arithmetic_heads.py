@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from stratoscope.editing import drop_heads, mean_heads, tune_parts
 from stratoscope.engine.metric import last_logits
 from stratoscope.engine.sent import head_writes
 from stratoscope.engine.trace import capture
+from stratoscope.engine.train import Recipe, train
 from stratoscope.heads import direct_effect
 from stratoscope.lab import planted
 from stratoscope.lab.tasks import Task, sums
@@ -88,7 +90,7 @@ def the_planted_writer(seed: int) -> Measured:
             "untouched": max(rest),
             "moved": float(torch.stack(own).min()),
         },
-        null={"decayed": _decayed(lm, inside)},
+        null={"decayed": _decayed(lm, texts[0], inside)},
         n=len(some),
     )
 
@@ -228,10 +230,17 @@ def _by_hand(lm: LM, clean: str, corrupt: str, answer: str, at: Head) -> float:
     return (end - start) / abs(start)
 
 
-def _decayed(lm: LM, inside: dict[str, torch.Tensor]) -> float:
-    """What entries outside would move by in AdamW's first step (rate 1e-3, decay 0.01) with their
-    gradients set to 0: its decay is of the weight and asks for no gradient."""
-    own = dict(lm.model.named_parameters())
-    moves = {name: 1e-3 * 0.01 * own[name].detach().abs() for name in inside}
+def _decayed(lm: LM, text: str, inside: dict[str, torch.Tensor]) -> float:
+    """What entries outside move by in one step of AdamW with its weight decay, their gradients set
+    to 0; of a copy."""
+    model, before = deepcopy(lm.model), dict(lm.model.named_parameters())
+    own = dict(model.named_parameters())
+    for name, here in inside.items():
+        own[name].requires_grad_(True).register_hook(lambda slope, here=here: slope * here)
+    ids = lm.tokenizer(text, return_tensors="pt")["input_ids"].to(lm.model.device)
+    loss = lambda net, step, generator: net(input_ids=ids, labels=ids).loss  # noqa: E731
+    kept = {"warmup": 1, "decay": 0.01, "select": inside.__contains__, "training": False}
+    train(Recipe(model, loss, None, None, 1, 1e-3, **kept), None, seed=0)
+    moves = {name: (own[name].detach() - before[name].detach()).abs() for name in inside}
     far = [float(moves[name][~here].max()) for name, here in inside.items() if not here.all()]
     return max(far)
