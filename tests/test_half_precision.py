@@ -54,10 +54,9 @@ NOT_SMOOTH = (
     "residual_error",
     "completeness_error",
     "firing",
-    "counts",  # of the largest, which rounding can exchange
     "answer_rank",
 )
-RANKS_ONLY = {"tokens.patchscope", "editing.core_neurons"}  # words, and the rank of one among all
+RANKS_ONLY = {"tokens.patchscope"}  # words, and the rank of one among all
 
 
 @cache
@@ -99,6 +98,10 @@ def test_a_measure_in_half_precision_is_the_one_in_float32_but_for_rounding(addr
         one, two = values.values.astype(float), found[key].values.astype(float)
         assert (np.isfinite(one) == np.isfinite(two)).all(), key
         here = np.isfinite(one)
+        if key == "counts":  # of the largest: rounding exchanges a few of them, whole
+            assert (one != two).mean() <= LIMIT[dtype], key
+            compared += 1
+            continue
         size = np.linalg.norm(one[here])
         size = max(size, 1.0) if address in CIRCUITS else size  # shares of 1
         assert np.linalg.norm(one[here] - two[here]) <= LIMIT[dtype] * size + 1e-6, key
