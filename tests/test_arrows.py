@@ -198,5 +198,6 @@ def test_one_place_writes_tensors() -> None:
         for path in SOURCE.rglob("*.py")
         if any(word in path.read_text("utf-8") for word in words)
     }
-    # lm-eval reads its steering file as a pickle, and nothing else
-    assert found == {"store/tensors.py", "editing/control_vectors.py"}
+    # lm-eval reads its steering file, and tuned-lens its lenses, as a pickle, and nothing else
+    pickles = {"editing/control_vectors.py", "layers/_tuned.py"}
+    assert found == {"store/tensors.py"} | pickles
