@@ -45,8 +45,8 @@ _BETWEEN = 10.0  # seconds between two drawings of an unfinished page
 NAMES = {
     "load": "loading the model",
     "tokens.next_token": "what it predicts",
-    "tokens.corruption": "a corrupt prompt, and the foil that goes with it",
     "layers.logit_lens": "the prediction through the layers",
+    "tokens.corruption": "a corrupt prompt, and the foil that goes with it",
     "layers.direct_logit_attribution": "which components write it",
     "tokens.occlusion": "which tokens matter: occlusion",
     "tokens.shapley": "which tokens matter: Shapley values",
