@@ -21,6 +21,7 @@ from stratoscope import catalogue
 from stratoscope.errors import InputError, StratoscopeError
 from stratoscope.plots.text import percent
 from stratoscope.report.explanation import LEFT_OUT, Explanation
+from stratoscope.report.steps import STEPS as STEPS
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 TOP_NEURONS, RANDOM_NEURONS = 10, 20
 LITTLE = 0.01  # of all probability: less than any trained model gives to its ten likeliest tokens
 SHAPLEY_TOKENS = 20  # of a longer prompt these passes would be most of the report's time
-STEPS = (
-    "tokens.next_token",
-    "layers.logit_lens",
-    "tokens.corruption",
-    "layers.direct_logit_attribution",
-    "tokens.occlusion",
-    "tokens.shapley",
-    "tokens.verbalize",
-    "layers.activation_patching",
-    "heads.activation_patching",
-    "heads.attention_pattern",
-    "heads.roles",
-    "neurons.contribution",
-    "neurons.vocabulary",
-    "clamp",
-    "circuits.discover",
-)
 
 # report(name, done, total): called when a step begins (0, 0) and as it goes
 Report = Callable[[str, int, int], None]
@@ -129,8 +113,9 @@ def explain(
         return replace(_explanation(steps, prompt, batch, question, ran), whole=whole)
 
     question = _asked(steps, batch, other, how, given, whole)
+    keep(so_far())
     steps.measure("layers.logit_lens", batch, answer=question.words["answer"])
-    keep(so_far())  # the first picture: the search for a corrupt prompt takes longer than it
+    keep(so_far())  # before the search for a corrupt prompt, which takes longer
     question = _settled(steps, batch, question, given, seed, whole)
     for run in _rest(steps, batch, question.other, question.words, seed, circuit):
         run()
@@ -289,6 +274,7 @@ def _explanation(
         tokens=batch.tokens[0],
         answer=str(first["answer"].values[0]),
         foil=str(first["foil"].values[0]),
+        words=question.words,
         foil_how=why,
         corrupt_prompt=other.texts[0] if other is not None else None,
         corrupt_how=how,

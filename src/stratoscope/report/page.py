@@ -32,8 +32,7 @@ def render(explanation: Explanation) -> str:
     return sheet.render(
         "page.html",
         e=explanation,
-        chances={"answer": _chance(explanation, "answer"), "foil": _chance(explanation, "foil")},
-        summary=_summary(explanation),
+        **headline(explanation),
         titles=[*TITLES.items()],
         sections={
             name: section_of(explanation, name) for name in SECTIONS if shown(explanation, name)
@@ -85,6 +84,12 @@ def papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
         entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
         by_name[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
     return by_name
+
+
+def headline(e: Explanation) -> dict[str, Any]:
+    """What `head.html` takes beside the explanation."""
+    chances = {which: _chance(e, which) for which in ("answer", "foil")}
+    return {"chances": chances, "summary": _summary(e), "pending": False}
 
 
 def _chance(e: Explanation, which: str) -> float | None:

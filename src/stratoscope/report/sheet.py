@@ -79,7 +79,7 @@ def render(template: str, **what: Any) -> str:
     )
 
 
-def fragment(template: str, folder: Path = HERE, **what: Any) -> str:
+def fragment(template: str, folder: Path = HERE, /, **what: Any) -> str:
     """A part of a page, or a page that brings its own scripts: one template of `folder`, which may
     use those of this one."""
     return (
