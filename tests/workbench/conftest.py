@@ -1,95 +1,50 @@
-"""A workbench of planted models, and a way to ask it without a browser."""
+"""A workbench of planted models."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from stratoscope.lab import planted
 from stratoscope.models import wrap
 from stratoscope.workbench.app import create
 from stratoscope.workbench.desk import Desk
-
-PORT, TOKEN = 4321, "the-token"
-OPEN = {"host": f"127.0.0.1:{PORT}", "cookie": f"stratoscope-{PORT}={TOKEN}"}
-
-
-class Answer:
-    """status, headers (lower case) and body of one request."""
-
-    def __init__(self) -> None:
-        self.status, self.headers, self.parts = 0, {}, []
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self.parts)
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
-
-
-def ask(
-    app: Any,
-    path: str,
-    query: dict[str, str] | None = None,
-    *,
-    headers: dict[str, str] = OPEN,
-    method: str = "GET",
-    leave: Callable[[Answer], bool] = lambda so_far: False,
-) -> Answer:
-    """One request over ASGI. leave: the browser goes away once this is true."""
-    answer = Answer()
-
-    async def one() -> None:
-        gone = asyncio.Event()
-
-        async def receive() -> dict[str, Any]:
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                answer.status = message["status"]
-                answer.headers = {k.decode(): v.decode() for k, v in message["headers"]}
-            else:
-                answer.parts.append(message.get("body", b""))
-            if leave(answer):
-                gone.set()
-
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": urlencode(query or {}).encode(),
-            "headers": [(k.encode(), v.encode("latin-1")) for k, v in headers.items()],
-            "client": ("127.0.0.1", 50000),
-            "server": ("127.0.0.1", PORT),
-        }
-        await app(scope, receive, send)
-
-    asyncio.run(one())
-    return answer
+from support import tiny
+from support.asgi import PORT, TOKEN
 
 
 def opened(name: str) -> Any:
+    if name == "of_any_text":
+        return of_any_text()
     truth = getattr(planted, name)()
     return wrap(truth.model, truth.tokenizer)
+
+
+def of_any_text() -> Any:
+    """A random model whose tokens are bytes: it reads whatever is typed."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**tiny.SMALL | {"vocab_size": 256, "bos_token_id": None})
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="!")
+    return wrap(hf.LlamaForCausalLM(config).eval(), fast)
 
 
 @pytest.fixture
 def desk() -> Desk:
     truth = planted.fact_lookup()
-    return Desk(["fact_lookup", "copy_head"], opened, [truth.clean])
+    return Desk(["fact_lookup", "of_any_text"], opened, [truth.clean])
+
+
+@pytest.fixture(scope="session")
+def any_text() -> Any:
+    return of_any_text()
 
 
 @pytest.fixture

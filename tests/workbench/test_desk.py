@@ -38,9 +38,12 @@ def test_two_threads_at_once_get_what_one_alone_gets() -> None:
         for _ in range(25):
             if not (attention_pattern.measure(lanes[lane], prompt).values == alone[lane]).all():
                 wrong.append("pattern")
-            if lane == 0 and not (
-                next_token.measure(lanes[0], prompt)["probability"].values == chances
-            ).all():
+            if (
+                lane == 0
+                and not (
+                    next_token.measure(lanes[0], prompt)["probability"].values == chances
+                ).all()
+            ):
                 wrong.append("chances")
 
     threads = [Thread(target=work, args=pair) for pair in ((0, truth.clean), (1, truth.corrupt))]

@@ -96,7 +96,7 @@ def test_a_heads_changes_are_those_of_plain_hooks(truth, lm) -> None:
 
 
 def test_a_planted_neuron_is_beyond_its_neighbours(truth, lm) -> None:
-    layer, number = truth.neurons[0]
+    layer, number = sorted(truth.neurons)[0]
     shown = look.changed(lm, state_of(truth), Unit("neuron", layer, number), None, None)
     off = next(row for row in shown["rows"] if row["way"] == "switched off")
     low, _, _ = shown["chance"]
@@ -130,7 +130,9 @@ def test_every_kind_of_unit_has_something_to_show(truth, lm, name: str) -> None:
     assert look.changed(lm, state_of(truth), unit, 2.0, None)["rows"][-1]["tokens"]
 
 
-@pytest.mark.parametrize("name", ["", "L5", "H3", "L-1H0", "L0H٣", "L0H1; rm", "l0h1", "L" + "9" * 50])
+@pytest.mark.parametrize(
+    "name", ["", "L5", "H3", "L-1H0", "L0H٣", "L0H1; rm", "l0h1", "L" + "9" * 50]
+)
 def test_what_names_no_unit_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="names no unit"):
         Unit.parse(name)
@@ -138,7 +140,7 @@ def test_what_names_no_unit_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["L99H0", "L0H99", "L0N9999", "L99M", "L0T99", "T99"])
 def test_what_the_model_lacks_is_refused(truth, lm, name: str) -> None:
-    with pytest.raises(InputError, match="counted from 0|layer 0 has"):
+    with pytest.raises(InputError, match=r"counted from 0|layer 0 has"):
         look.changed(lm, state_of(truth), Unit.parse(name), None, None)
 
 
@@ -149,7 +151,7 @@ def test_a_strength_beyond_the_scale_is_refused(truth, lm, factor: float) -> Non
 
 
 def test_top_texts_are_of_a_neuron_and_need_texts(truth, lm) -> None:
-    layer, number = truth.neurons[0]
+    layer, number = sorted(truth.neurons)[0]
     found = look.top_texts(lm, Unit("neuron", layer, number), [truth.clean, truth.corrupt])
     values = [value for value, *_ in found]
     assert values == sorted(values, reverse=True)

@@ -11,7 +11,9 @@ import stratoscope
 from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.models import wrap
+from stratoscope.workbench import look
 from stratoscope.workbench.state import LONGEST, State
+from stratoscope.workbench.unit import Unit
 
 HOSTILE = "\"'); import os; os.abort() #\n<script>alert(1)</script> \\ \u202e ünï & = ? \ud800"
 
@@ -54,11 +56,11 @@ def test_the_python_computes_what_is_shown(unit: str, tmp_path, monkeypatch, cap
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
     assert names["explanation"].answer == truth.answer
     assert "heads.roles" not in names["explanation"].results  # quick, as it was shown
-    if unit:
-        before = names["explanation"].answer_probability or 1.0
-        after = names["off"]["probability"].values[0]
-        assert after.shape == (10,)
-        assert after[0] != before
+    shown = look.changed(lm, state, Unit.parse(unit), None, None)["rows"] if unit else []
+    for row in shown:
+        if row["way"] == "switched off":
+            chances = [chance for _, chance in row["tokens"]]
+            assert names["off"]["probability"].values[0, : look.TOP] == pytest.approx(chances)
     assert "Traceback" not in capsys.readouterr().err
 
 

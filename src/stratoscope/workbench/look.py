@@ -65,7 +65,7 @@ def changed(
     rows = [
         {
             "way": way,
-            "tokens": list(zip(after["token"].values[at], after["probability"].values[at])),
+            "tokens": list(zip(*(after[x].values[at].tolist() for x in ("token", "probability")))),
             "difference": float(difference[at]),
             "change": float(difference[at] - difference[0]) if at else None,
         }

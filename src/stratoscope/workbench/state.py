@@ -75,15 +75,11 @@ class State:
         """The lines that compute what is shown, with the same words."""
         given = {name: value for name, value in self.question.items() if value}
         more = "".join(f", {name}={value!r}" for name, value in given.items())
-        lines = [
-            "import stratoscope as st",
-            "",
-            f"lm = st.load({self.model!r})",
-            f"prompt = {self.prompt!r}",
-        ]
+        lines = ["import stratoscope as st"]
         if self.quick:
             lines.append("from stratoscope.report.steps import FAST")
             more += ", skip=FAST"
+        lines += ["", f"lm = st.load({self.model!r})", f"prompt = {self.prompt!r}"]
         lines += [
             f"explanation = st.explain(lm, prompt{more})",
             'st.report.page.write(explanation, "report.html")',

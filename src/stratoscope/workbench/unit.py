@@ -106,12 +106,17 @@ class Unit:
         if self.kind == "head":
             pattern = "st.heads.attention_pattern.measure(lm, prompt"
             shown = f".sel(layer={self.layer}, head={self.number})"
-            lines = [f"pattern = {pattern}, layers=[{self.layer}]){shown}", "st.show(pattern)"]
+            lines = [
+                f"pattern = {pattern}, layers=[{self.layer}]){shown}",
+                "print(st.show(pattern))",
+            ]
         if self.kind == "neuron":
-            lines.append(f"st.neurons.vocabulary.measure(lm, [({self.layer}, {self.number})])")
+            lines.append(
+                f"words = st.neurons.vocabulary.measure(lm, [({self.layer}, {self.number})])"
+            )
         return [
             *lines,
             f"with st.intervene(lm, {off}):",
             "    off = st.tokens.next_token.measure(lm, prompt)",
-            "st.show(off)",
+            "print(st.show(off))",
         ]
