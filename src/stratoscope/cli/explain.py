@@ -22,44 +22,14 @@ import click
 from stratoscope._threads import use_free_cores
 from stratoscope.cli import _files, _options
 from stratoscope.errors import InputError, ResultError
+from stratoscope.report import steps
+from stratoscope.report.steps import FAST, NEEDS, STEPS
 
 if TYPE_CHECKING:
     from stratoscope.report.page import Explanation
 
-FAST = (  # what --fast leaves out: four fifths of a report's time
-    "tokens.shapley",
-    "layers.activation_patching",
-    "heads.activation_patching",
-    "heads.roles",
-    "clamp",
-)
-NEEDS = {  # what --only brings with a step
-    "layers.activation_patching": "tokens.corruption",
-    "heads.activation_patching": "tokens.corruption",
-    "circuits.discover": "tokens.corruption",
-    "tokens.verbalize": "tokens.occlusion",
-    "neurons.vocabulary": "neurons.contribution",
-    "clamp": "neurons.contribution",
-}
 _BETWEEN = 10.0  # seconds between two drawings of an unfinished page
-NAMES = {
-    "load": "loading the model",
-    "tokens.next_token": "what it predicts",
-    "tokens.corruption": "a corrupt prompt, and the foil that goes with it",
-    "layers.logit_lens": "the prediction through the layers",
-    "layers.direct_logit_attribution": "which components write it",
-    "tokens.occlusion": "which tokens matter: occlusion",
-    "tokens.shapley": "which tokens matter: Shapley values",
-    "tokens.verbalize": "the evidence in words",
-    "layers.activation_patching": "patching layers and tokens, and the null",
-    "heads.activation_patching": "patching heads, and the null",
-    "heads.attention_pattern": "attention patterns",
-    "heads.roles": "roles of heads",
-    "neurons.contribution": "which neurons write it",
-    "neurons.vocabulary": "what those neurons say",
-    "clamp": "switching them off",
-    "circuits.discover": "a circuit of edges (minutes)",
-}
+NAMES = {"load": "loading the model"} | steps.NAMES
 
 
 @click.command(help=__doc__)
@@ -194,14 +164,13 @@ def _refuse(question: dict[str, Any], out: Path) -> None:
 
 def _left_out(skip: tuple[str, ...], only: tuple[str, ...], fast: bool) -> tuple[str, ...]:
     """The steps that will not run. Raises InputError for a step that there is not."""
-    steps = [*NAMES][2:]
-    if unknown := sorted({*skip, *only} - {*steps}):
+    if unknown := sorted({*skip, *only} - {*STEPS[1:]}):
         raise InputError(
             f"{', '.join(unknown)}: there is no such step. Those that can be named are "
-            f"{', '.join(steps)}."
+            f"{', '.join(STEPS[1:])}."
         )
     wanted = {*only} | {NEEDS[step] for step in only if step in NEEDS}
-    others = [step for step in steps if only and step not in wanted]
+    others = [step for step in STEPS[1:] if only and step not in wanted]
     return tuple(dict.fromkeys([*skip, *others, *(FAST if fast else ())]))
 
 

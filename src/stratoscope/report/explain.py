@@ -21,6 +21,7 @@ from stratoscope import catalogue
 from stratoscope.errors import InputError, StratoscopeError
 from stratoscope.plots.text import percent
 from stratoscope.report.explanation import LEFT_OUT, Explanation
+from stratoscope.report.steps import STEPS as STEPS
 
 if TYPE_CHECKING:
     from stratoscope.models.lm import LM
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 TOP_NEURONS, RANDOM_NEURONS = 10, 20
 LITTLE = 0.01  # of all probability: less than any trained model gives to its ten likeliest tokens
 SHAPLEY_TOKENS = 20  # of a longer prompt these passes would be most of the report's time
-STEPS = (
-    "tokens.next_token",
-    "tokens.corruption",
-    "layers.logit_lens",
-    "layers.direct_logit_attribution",
-    "tokens.occlusion",
-    "tokens.shapley",
-    "tokens.verbalize",
-    "layers.activation_patching",
-    "heads.activation_patching",
-    "heads.attention_pattern",
-    "heads.roles",
-    "neurons.contribution",
-    "neurons.vocabulary",
-    "clamp",
-    "circuits.discover",
-)
 
 # report(name, done, total): called when a step begins (0, 0) and as it goes
 Report = Callable[[str, int, int], None]
@@ -122,14 +106,17 @@ def explain(
     if len(batch) != 1:
         raise InputError("explain takes one prompt at a time.")
     other, how = _given(lm, batch, corrupt) if corrupt is not None else (None, "")
-    question = _question(steps, batch, other, {"answer": answer, "foil": foil}, seed, whole)
-    how = question.how or how
+    given = {"answer": answer, "foil": foil}
 
     def so_far() -> Explanation:
         ran = {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
-        made = (question.other, how, question.why, question.notes)
-        return replace(_explanation(steps, prompt, batch, made, ran), whole=whole)
+        return replace(_explanation(steps, prompt, batch, question, ran), whole=whole)
 
+    question = _asked(steps, batch, other, how, given, whole)
+    keep(so_far())
+    steps.measure("layers.logit_lens", batch, answer=question.words["answer"])
+    keep(so_far())  # before the search for a corrupt prompt, which takes longer
+    question = _settled(steps, batch, question, given, seed, whole)
     for run in _rest(steps, batch, question.other, question.words, seed, circuit):
         run()
         keep(so_far())
@@ -147,38 +134,53 @@ class Question(NamedTuple):
     notes: str
 
 
-def _question(
-    steps: Steps, batch: Any, other: Any, given: dict[str, Any], seed: int, whole: bool
+def _asked(
+    steps: Steps, batch: Any, other: Any, how: str, given: dict[str, Any], whole: bool
 ) -> Question:
-    """Settle answer, foil and corrupt prompt, those that are not given; without an answer there is
-    no report, so what `next_token` raises is raised."""
-    lm, began = steps.lm, time.perf_counter()
+    """Answer and foil, those that are not given chosen by themselves; without an answer there is no
+    report, so what `next_token` raises is raised."""
     method = catalogue.module("tokens.next_token")
     texts = {name: method.Whole(text) for name, text in given.items()} if whole else given
     steps.report("tokens.next_token", 0, 0)
-    first = method.measure(lm, batch, **texts)
+    began = time.perf_counter()
+    first = method.measure(steps.lm, batch, **texts)
+    steps.seconds["tokens.next_token"] = time.perf_counter() - began
+    steps.results["tokens.next_token"] = first
+    # of the words as they were given; below, ids are asked
+    notes = str(first.attrs.get("notes", ""))
+    why = str((first.attrs.get("foil_why") or [""])[0])
+    return Question(texts if whole else _ids(first), other, how, why, notes)
+
+
+def _settled(
+    steps: Steps, batch: Any, asked: Question, given: dict[str, Any], seed: int, whole: bool
+) -> Question:
+    """The same with a corrupt prompt, where none was given, and the foil that it leads to."""
+    lm, method = steps.lm, catalogue.module("tokens.next_token")
+    first = steps.results["tokens.next_token"]
     answer, foil = int(first["answer_id"].values[0]), given["foil"]
     if whole:  # prompts are made by the first tokens
         foil = int(first["foil_id"].values[0])
-    if foil is None and other is not None:
-        foil = catalogue.module("tokens.corruption").led_to(lm, other, answer)
+    if foil is None and asked.other is not None:
+        foil = catalogue.module("tokens.corruption").led_to(lm, asked.other, answer)
         first = method.measure(lm, batch, answer=answer, foil=foil)
-    steps.seconds["tokens.next_token"] = time.perf_counter() - began
-    # of the words as they were given; below, ids are asked
-    notes = str(first.attrs.get("notes", ""))
-    how, why = "", str((first.attrs.get("foil_why") or [""])[0])
+        asked = asked._replace(why=str((first.attrs.get("foil_why") or [""])[0]))
     made = None
-    if other is None:
+    if asked.other is None:
         made = steps.measure("tokens.corruption", batch, answer=answer, foil=foil, seed=seed)
     if made is not None:
         other = lm.batch([[int(i) for i in made["id"].values[0] if i >= 0]])
-        how, why = str(made["how"].values[0]), str(made["foil_why"].values[0]) or why
+        asked = asked._replace(other=other, how=str(made["how"].values[0]))
+        asked = asked._replace(why=str(made["foil_why"].values[0]) or asked.why)
         if not whole:
             foil = int(made["foil_id"].values[0])
             first = method.measure(lm, batch, answer=answer, foil=foil)
     steps.results["tokens.next_token"] = first
-    ids = {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
-    return Question(texts if whole else ids, other, how, why, notes)
+    return asked if whole else asked._replace(words=_ids(first))
+
+
+def _ids(first: Any) -> dict[str, int]:
+    return {name: int(first[f"{name}_id"].values[0]) for name in ("answer", "foil")}
 
 
 def _rest(
@@ -189,7 +191,6 @@ def _rest(
     def run(name: str, *inputs: Any, **settings: Any) -> Callable[[], object]:
         return lambda: steps.measure(name, *(inputs or (batch,)), **settings)
 
-    yield run("layers.logit_lens", answer=words["answer"])
     yield run("layers.direct_logit_attribution", **words)
     yield run("tokens.occlusion", **words)
     if batch.ids is not None and (length := batch.ids.shape[1]) > SHAPLEY_TOKENS:
@@ -250,10 +251,10 @@ def _given(lm: LM, batch: Any, corrupt: str) -> tuple[Any, str]:
 
 
 def _explanation(
-    steps: Steps, prompt: str, batch: Any, made: tuple[Any, str, str, str], ran: dict[str, Any]
+    steps: Steps, prompt: str, batch: Any, question: Question, ran: dict[str, Any]
 ) -> Explanation:
     """What the page needs, from what the steps found so far."""
-    first, (other, how, why, rival_note) = steps.results["tokens.next_token"], made
+    first, (_, other, how, why, rival_note) = steps.results["tokens.next_token"], question
     shown = {
         k: v
         for k, v in steps.results.items()
@@ -273,6 +274,7 @@ def _explanation(
         tokens=batch.tokens[0],
         answer=str(first["answer"].values[0]),
         foil=str(first["foil"].values[0]),
+        words=question.words,
         foil_how=why,
         corrupt_prompt=other.texts[0] if other is not None else None,
         corrupt_how=how,

@@ -40,8 +40,9 @@ class Explanation:
     tokens compared. foil_how, corrupt_how: one sentence each on how foil and corrupt prompt came to
     be. notes: warnings for the reader. missing: why a result is not there, by its key. predictions:
     the most probable next tokens with their probabilities, best first. results: one example each
-    (`example` of size 1 or absent). answer_probability, foil_probability: given when the token is
-    not among `predictions`. whole: answer and foil are texts scored with all their tokens.
+    (`example` of size 1 or absent). words: answer and foil as methods take them: token ids, or
+    whole texts. answer_probability, foil_probability: given when the token is not among
+    `predictions`. whole: answer and foil are texts scored with all their tokens.
     provenance: model, weights, dtype, kernel, device, versions (dict),
     seed, seconds, peak_memory_mb, seconds_by_step (dict), command; others too.
 
@@ -63,6 +64,7 @@ class Explanation:
     answer_probability: float | None = None
     foil_probability: float | None = None
     whole: bool = False
+    words: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.results) - set(RESULTS)):

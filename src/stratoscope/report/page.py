@@ -22,7 +22,7 @@ from stratoscope.claims import ledger
 from stratoscope.report import paper, sheet, words
 from stratoscope.report.explanation import LEFT_OUT, RESULTS, Explanation
 from stratoscope.report.section import missing, spaced
-from stratoscope.report.sections import SECTIONS, section_of
+from stratoscope.report.sections import SECTIONS, TITLES, section_of
 
 __all__ = ["RESULTS", "Explanation", "render", "write"]
 
@@ -32,18 +32,18 @@ def render(explanation: Explanation) -> str:
     return sheet.render(
         "page.html",
         e=explanation,
-        chances={"answer": _chance(explanation, "answer"), "foil": _chance(explanation, "foil")},
-        summary=_summary(explanation),
+        **headline(explanation),
+        titles=[*TITLES.items()],
         sections={
-            name: section_of(explanation, name) for name in SECTIONS if _shown(explanation, name)
+            name: section_of(explanation, name) for name in SECTIONS if shown(explanation, name)
         },
         left_out=[
             missing(explanation, key)
             for name, (keys, _) in SECTIONS.items()
-            if not _shown(explanation, name)
+            if not shown(explanation, name)
             for key in keys
         ],
-        papers=_papers(explanation),
+        papers=papers(explanation),
         facts=_facts(explanation.provenance),
         ran_on=words.ran_on(explanation.provenance),
     )
@@ -57,7 +57,7 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
     return sheet.write(render(explanation), path)
 
 
-def _shown(e: Explanation, section: str) -> bool:
+def shown(e: Explanation, section: str) -> bool:
     """Nothing stands where nothing was asked for: a circuit, which is found on demand, and what
     was left out."""
     keys = SECTIONS[section][0]
@@ -72,7 +72,7 @@ def _atlas() -> ledger.Atlas:
     return ledger.atlas()
 
 
-def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
+def papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
     """For each section the papers of its methods that have a verdict: the one that decides, with
     its figure."""
     atlas, methods = _atlas(), {entry.address: entry for entry in catalogue.methods()}
@@ -84,6 +84,12 @@ def _papers(e: Explanation) -> dict[str, list[dict[str, Any]]]:
         entries = [atlas.entries[key] for key in dict.fromkeys(names) if key in atlas.entries]
         by_name[name] = [paper.decided(entry) for entry in entries if entry.deciding()]
     return by_name
+
+
+def headline(e: Explanation) -> dict[str, Any]:
+    """What `head.html` takes beside the explanation."""
+    chances = {which: _chance(e, which) for which in ("answer", "foil")}
+    return {"chances": chances, "summary": _summary(e), "pending": False}
 
 
 def _chance(e: Explanation, which: str) -> float | None:

@@ -103,6 +103,15 @@ def _circuit(e: Explanation) -> Section:
     return section
 
 
+TITLES = {
+    "prediction": "Prediction",
+    "direct": "Direct logit attribution",
+    "patching": "Activation patching",
+    "heads": "Top heads",
+    "neurons": "Top neurons",
+    "tokens": "Input tokens",
+    "circuit": "Circuit",
+}
 SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], Section]]] = {
     "prediction": (("layers.logit_lens",), prediction),
     "direct": (("layers.direct_logit_attribution",), direct),

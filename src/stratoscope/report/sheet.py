@@ -35,6 +35,10 @@ from stratoscope.plots.text import (
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+THEMES = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +65,46 @@ def panel(figure: go.Figure, title: str, width: int) -> Panel:
 
 def render(template: str, **what: Any) -> str:
     """The page of one template of this folder, given `what` it shows."""
+    from markupsafe import Markup
+
+    script = lambda name: Markup((HERE / name).read_text(encoding="utf-8"))  # noqa: E731
+    return fragment(
+        template,
+        **what,
+        css=script("page.css"),
+        js=script("page.js"),
+        figures=script("figures.js"),
+        plotly=_plotly,
+        themes=json.dumps(THEMES),
+    )
+
+
+def fragment(template: str, folder: Path = HERE, /, **what: Any) -> str:
+    """A part of a page, or a page that brings its own scripts: one template of `folder`, which may
+    use those of this one."""
+    return (
+        _environment(folder)
+        .get_template(template)
+        .render(
+            **what, palettes={"light": theme.LIGHT, "dark": theme.DARK}, gradient=theme.gradient
+        )
+    )
+
+
+@cache
+def _environment(folder: Path) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = Path(__file__).parent
     tidy = {"trim_blocks": True, "lstrip_blocks": True}
     page = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, **tidy
+        loader=FileSystemLoader([folder, HERE]), autoescape=True, undefined=StrictUndefined, **tidy
     )
     page.filters |= {f.__name__: f for f in (visible, readable, percent, number, scientific)}
     page.filters |= {f.__name__: lambda text, f=f: Markup(f(text)) for f in (prose, quiet)}
     page.tests |= {"leftward": leftward, "special": _special}
     page.globals |= {"json": lambda text: Markup(_inert(text)), "html": Markup}
-    themes = {"light": theme.template(theme.LIGHT), "dark": theme.template(theme.DARK)}
-    return page.get_template(template).render(
-        **what,
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        js=Markup((here / "page.js").read_text(encoding="utf-8")),
-        plotly=_plotly,
-        themes=json.dumps(themes),
-        palettes={"light": theme.LIGHT, "dark": theme.DARK},
-        gradient=theme.gradient,
-    )
+    return page
 
 
 @cache

@@ -139,20 +139,23 @@ def _array(result: xr.Dataset | xr.DataArray) -> bool:
     return isinstance(result, xr.DataArray)
 
 
+def numbers(data: xr.Dataset) -> list[str]:
+    """The names of what can be drawn."""
+    return [str(key) for key, value in data.data_vars.items() if value.dtype.kind in "biuf"]
+
+
 def _name(data: xr.Dataset, name: str | None) -> str:
-    numbers = [str(key) for key, value in data.data_vars.items() if value.dtype.kind in "biuf"]
+    known = numbers(data)
     if name is not None:
-        if name not in numbers:
-            raise ResultError(
-                f"{name!r}: the result has the numbers {', '.join(numbers) or 'none'}."
-            )
+        if name not in known:
+            raise ResultError(f"{name!r}: the result has the numbers {', '.join(known) or 'none'}.")
         return name
-    measured = [key for key in numbers if data[key].dtype.kind == "f"]
+    measured = [key for key in known if data[key].dtype.kind == "f"]
     spread = [key for key in measured if set(data[key].dims) - {"example"}]
-    main = [key for key in spread or measured or numbers if not key.endswith(_BESIDE)]
-    if not (main or numbers):
+    main = [key for key in spread or measured or known if not key.endswith(_BESIDE)]
+    if not (main or known):
         raise ResultError(f"the result has no number to draw, only {sorted(map(str, data))}.")
-    return (main or numbers)[0]
+    return (main or known)[0]
 
 
 def _flat(array: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
