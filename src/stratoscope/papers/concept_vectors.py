@@ -125,7 +125,7 @@ def a_needle_spoils_one_vector(seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subjects=("smollm2",),
+    subjects=("smollm2", "gemma3-270m"),
     n="10 concepts",
     valid="validated >= 10",
     expect="concept_low >= 0.1 and concept_low >= 5 * max(unrelated_high, random_high)",
@@ -194,7 +194,7 @@ def needle_is_specific(lm: LM, seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subjects=("smollm2",),
+    subjects=("smollm2", "gemma3-270m"),
     n="5 concepts",
     valid="could_leave < 0.9 and ascent_left <= 0.6",
     expect="cosine_low >= 0.95 and cosine_low > needle_cosine",
@@ -227,7 +227,7 @@ def ascent_leaves_the_trace(lm: LM, seed: int) -> Measured:
     where="abstract",
     read="abstract",
     tier="small",
-    subjects=("smollm2",),
+    subjects=("smollm2", "gemma3-270m"),
     n="5 concepts",
     valid="ascent_left <= 0.6 and needle_left <= 0.6 and abs(ascent_left - needle_left) < 0.05",
     expect="back_difference_low > 0 and ascent_back > ascent_other",
@@ -357,7 +357,7 @@ def _prompts(
             continue
         before = text[match.start() - LENGTH : match.start()].split(" ", 1)[-1]
         prompts.append(lm.tokenizer(before)["input_ids"])
-        answers.append(lm.tokenizer(match[0])["input_ids"][0])
+        answers.append(lm.tokenizer(match[0], add_special_tokens=False)["input_ids"][0])
         if len(prompts) == CONTEXTS:
             break
     return prompts, answers
@@ -371,10 +371,12 @@ def _probability(lm: LM, prompts: Sequence[Sequence[int]], answers: Sequence[int
 
 def _asked(lm: LM, each: Concept, hint: str) -> float:
     """Mean probability of the answers, with the words of the hint before the prompt."""
-    before = lm.tokenizer(", ".join(hint.split()) + ". ")["input_ids"] if hint else []
-    return float(
-        _probability(lm, [[*before, *prompt] for prompt in each.prompts], each.answers).mean()
-    )
+    if not hint:
+        return float(_probability(lm, each.prompts, each.answers).mean())
+    before = lm.tokenizer(", ".join(hint.split()) + ". ")["input_ids"]
+    begun = len(lm.tokenizer("")["input_ids"])  # a model's BOS stands before the hint alone
+    hinted = [[*before, *prompt[begun:]] for prompt in each.prompts]
+    return float(_probability(lm, hinted, each.answers).mean())
 
 
 def _cosine(lm: LM, unit: tuple[int, int], after: Edit) -> float:
