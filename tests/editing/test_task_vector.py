@@ -309,6 +309,18 @@ def test_a_folder_of_lora_is_alpha_over_rank_b_a(
         close(x, start[name] + tau[name], 1e-6)
 
 
+def test_an_embedding_that_was_saved_beside_its_adapter_counts_once(
+    base: Path, tmp_path: Path
+) -> None:
+    name = "model.embed_tokens"
+    own = tensors(base)[f"{name}.weight"]
+    beside = {f"base_model.model.{name}.base_layer.weight": own + 0.5}
+    held = lora(tmp_path / "lora", {name: (96, 32)}, beside=beside)
+    a, b = (held[f"base_model.model.{name}.lora_embedding_{side}"] for side in "AB")
+    tau = task_vector.between(base, tmp_path / "lora")
+    close(tau[f"{name}.weight"], ALPHA / R * (b @ a).T + 0.5, 1e-6)
+
+
 def test_a_folder_for_conv1d_is_turned(tmp_path: Path) -> None:
     path = "transformer.h.1.attn.c_attn"
     held = lora(tmp_path / "lora", {path: (32, 96)}, fan_in_fan_out=True)

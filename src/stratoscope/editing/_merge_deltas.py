@@ -105,7 +105,8 @@ def of_folder(base: Weights, folder: Path) -> Deltas:
     for name, key in whole.items():
         _refuse_misfit(base, folder, config, name, tuple(rows[key]["shape"]))
         name = base.ties.get(name, name)
-        made[name] = partial(_replaced, base, name, partial(read, key))
+        # an embedding may have both: its own tensor, saved beside what is added to it
+        made[name] = partial(_replaced, base, name, partial(read, key), made.get(name))
     return made
 
 
@@ -154,9 +155,15 @@ def _product(read: Callable[[str], Tensor], a: str, b: str, scale: float, turned
     return product.T.contiguous() if turned else product
 
 
-def _replaced(base: Weights, name: str, read: Callable[[], Tensor]) -> Tensor:
+def _replaced(
+    base: Weights,
+    name: str,
+    read: Callable[[], Tensor],
+    added: Callable[[], Tensor] | None,
+) -> Tensor:
     here = base[name].float()
-    return read().to(here) - here
+    moved = read().to(here) - here
+    return moved if added is None else moved + added().to(here)
 
 
 # --- a model in memory ----------------------------------------------------------------------------
