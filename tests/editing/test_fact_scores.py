@@ -3,6 +3,8 @@ by hand, for any edit."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from stratoscope.editing import fact_scores, rome
 from stratoscope.engine.edit import Edit
 from stratoscope.engine.intervene import add
-from stratoscope.errors import InputError
+from stratoscope.errors import InputError, LoadError
 from stratoscope.maths.resample import interval
 from stratoscope.models import LM, wrap
 from support import facts, tiny
@@ -197,6 +199,19 @@ def test_texts_get_their_space_and_ids_are_taken_as_they_are() -> None:
 def test_what_cannot_be_scored_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         fact_scores.measure(lm_of("llama"), [some(ROWS)[0], some(ROWS)[1] | change])
+
+
+def test_facts_as_json_and_an_edit_in_a_file_are_the_same(tmp_path: Path) -> None:
+    """As the command line gives them."""
+    lm = lm_of("llama")
+    (edit := pushed(lm)).save(tmp_path / "edit")
+    expected = fact_scores.measure(lm, some(ROWS), after=edit)
+    found = fact_scores.measure(lm, [json.dumps(x) for x in some(ROWS)], after=tmp_path / "edit")
+    assert found.identical(expected)
+    with pytest.raises(InputError, match="fact 0 is 'The capital"):
+        fact_scores.measure(lm, "The capital of France is")
+    with pytest.raises(LoadError, match="does not exist"):
+        fact_scores.measure(lm, some(ROWS), after=tmp_path / "none")
 
 
 def test_an_edit_of_another_model_is_refused() -> None:

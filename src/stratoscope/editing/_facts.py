@@ -12,6 +12,7 @@ taken as they are. `essence`: the prompt after which nothing is to change, "{} i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -69,9 +70,12 @@ def refuse(lm: LM) -> None:
 
 
 def facts(request: Any, needs: Sequence[str]) -> list[Fact]:
-    """One fact or several, each with the fields that are needed. Raises InputError."""
-    rows = [request] if isinstance(request, Mapping) else request
-    if isinstance(rows, str) or not isinstance(rows, Sequence) or not rows:
+    """One fact or several, each a table or its JSON, with the fields that are needed. Raises
+    InputError."""
+    rows = [request] if isinstance(request, Mapping | str) else request
+    if isinstance(rows, Sequence):
+        rows = [_read(row) if isinstance(row, str) else row for row in rows]
+    if not isinstance(rows, Sequence) or not rows:
         raise InputError(
             f"a fact was expected, or a list of them, and this is {request!r:.80}: give "
             '{"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}.'
@@ -178,6 +182,14 @@ def question(lm: LM, fact: Fact, before: Sequence[Text]) -> Question:
     target = following(lm, spoken(fact), fact["target_new"], "target_new")
     said = f"{spoken(fact)!s} -> {fact['target_new']!s}"
     return Question(list(rows), list(ends), target, essence, end, said)
+
+
+def _read(text: str) -> Any:
+    """What JSON says; the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _among_ids(prompt: list[int], subject: Any, prefix: list[int]) -> tuple[list[int], int]:

@@ -24,6 +24,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,17 @@ _TOGETHER = 64  # prompts that run at the same time
 
 
 @torch.no_grad()
-def measure(lm: LM, inputs: Any, *, after: Edit | None = None) -> xr.Dataset:
+def measure(lm: LM, inputs: Any, *, after: Edit | str | Path | None = None) -> xr.Dataset:
     """new, true (example, prompt): probability of a token of each target, on the model as it is;
     with an edit, new_after and true_after, inside it. asked says of each prompt why it is asked.
 
     inputs: facts with target_new and target_true, each with a list of paraphrases and of neighbours
-    where there are some. Raises InputError for a list that is empty, targets that are the same, or
-    an edit of another model; SiteError unless the model is a causal LM.
+    where there are some. after: an edit, or the file it was saved to. Raises InputError for a list
+    that is empty, targets that are the same, or an edit of another model; SiteError unless the
+    model is a causal LM; LoadError for a file that holds no edit.
     """
     _facts.refuse(lm)
+    after = Edit.load(lm, after) if isinstance(after, str | Path) else after
     if after is not None and after.lm.model is not lm.model:
         raise InputError("after: an edit of another model; make it for this one.")
     found = _facts.facts(inputs, ("prompt", "target_new", "target_true"))
