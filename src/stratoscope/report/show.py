@@ -98,8 +98,8 @@ def show(result: xr.Dataset | xr.DataArray, name: str | None = None, *, example:
     which one. Raises ResultError for a result without numbers, a name it does not have, and an
     example it does not have.
     """
-    data = result.to_dataset(name=result.name or "value") if _array(result) else result
-    key = _name(data, name)
+    data = named(result)
+    key = main(data, name)
     array, said = data[key], []
     if "example" in array.dims:
         count = array.sizes["example"]
@@ -135,8 +135,11 @@ def show(result: xr.Dataset | xr.DataArray, name: str | None = None, *, example:
     return Shown(figure.drawing(array), tuple(said))
 
 
-def _array(result: xr.Dataset | xr.DataArray) -> bool:
-    return isinstance(result, xr.DataArray)
+def named(result: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    """A result as a data set: an array under its own name."""
+    if not isinstance(result, xr.DataArray):
+        return result
+    return result.to_dataset(name=result.name or "value").assign_attrs(result.attrs)
 
 
 def numbers(data: xr.Dataset) -> list[str]:
@@ -144,7 +147,9 @@ def numbers(data: xr.Dataset) -> list[str]:
     return [str(key) for key, value in data.data_vars.items() if value.dtype.kind in "biuf"]
 
 
-def _name(data: xr.Dataset, name: str | None) -> str:
+def main(data: xr.Dataset, name: str | None = None) -> str:
+    """The name of the number that a result is about, or `name` itself. Raises ResultError where it
+    has no number, or none of that name."""
     known = numbers(data)
     if name is not None:
         if name not in known:

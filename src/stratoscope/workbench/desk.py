@@ -17,6 +17,7 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from stratoscope.errors import InputError
 from stratoscope.workbench.state import State
 
 if TYPE_CHECKING:
@@ -67,7 +68,13 @@ class Desk:
 
     def lanes(self, name: str) -> tuple[Lane, Lane]:
         """A model twice, for explanations and for clicks; of more than OPEN models the one that was
-        not used for longest is closed."""
+        not used for longest is closed. Raises InputError for a name that was not given: no other
+        path is ever opened."""
+        if name not in self.names:
+            raise InputError(
+                f"model {name!r:.80}: this was started with {', '.join(self.names)}. Start it "
+                "again with --model for another."
+            )
         with self._lock:
             if name not in self._open:
                 while len(self._open) >= OPEN:
