@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,6 @@ def adapters() -> None:
 @click.option("--model", default="smollm2")
 def whole(place: Path, model: str) -> None:
     """Two models of noise around a real one, merged as folders."""
-    from safetensors import safe_open
-
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         inside(place, "noise", model, there)
@@ -245,14 +244,35 @@ def whole(place: Path, model: str) -> None:
             "ours": inside(place, "ours", *names, there / "ours"),
             "mergekit": inside(place, "theirs", *names, there / "theirs"),
         }
-        files = [sorted((there / who).glob("*.safetensors")) for who in ("ours", "theirs")]
-        handles = [[safe_open(file, framework="pt") for file in some] for some in files]
-        of = [{name: h for h in some for name in h.keys()} for some in handles]  # noqa: SIM118
-        rows["gap"] = max(
-            gap(of[0][name].get_tensor(name), of[1][name].get_tensor(name)) for name in of[1]
-        )
-        rows["tensors"] = [len(some) for some in of]
+        names += [there / "ours", there / "theirs"]
+        rows["beside mergekit"] = differing(*(opened(name) for name in names))
     keep({"whole": {model: rows}})
+
+
+def opened(folder: Path) -> dict[str, Any]:
+    """Of each tensor of a folder what reads it."""
+    from safetensors import safe_open
+
+    handles = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
+    return {name: partial(h.get_tensor, name) for h in handles for name in h.keys()}  # noqa: SIM118
+
+
+def differing(*models: dict[str, Any]) -> dict[str, Any]:
+    """How many numbers differ by more than 1e-6, and how many of them not because several of a
+    task vector are as large as the smallest that is kept: of these any may be."""
+    count, odd, total, worst = 0, 0, 0, 0.0
+    for name in models[-1]:
+        base, first, second, ours, theirs = (one[name]().flatten() for one in models)
+        equal = torch.zeros_like(base, dtype=torch.bool)
+        for tau in (first - base, second - base):
+            least = tau.abs().topk(max(1, int(0.2 * len(tau)))).values[-1]
+            equal |= tau.abs() == least
+        apart = (ours - theirs).abs()
+        total, count = total + len(base), count + int((apart > 1e-6).sum())
+        odd += int(((apart > 1e-6) & ~equal).sum())
+        worst = max(worst, float(apart[~equal].max())) if bool((~equal).any()) else worst
+    told = {"tensors": len(models[-2]), "numbers": total, "differ": count}
+    return told | {"not for a tie": odd, "largest difference without ties": worst}
 
 
 @main.command(hidden=True)

@@ -247,6 +247,13 @@ def test_adapters_that_are_refused() -> None:
     _, other = adapted("gpt2", "transformer.h.1.attn.c_attn")
     with pytest.raises(InputError, match=r"has an adapter at `transformer\.h\.1\.attn\.c_attn"):
         task_vector.between(lm, other)
+    tied, head = adapted("smollm2", "lm_head")
+    with pytest.raises(InputError, match=r"`lm_head\.weight`, which is tied to `model\.embed"):
+        task_vector.between(tied, head)
+    _, alone = adapted("smollm2", Q)
+    alone.lm_head.weight = nn.Parameter(alone.lm_head.weight.detach() + 1)
+    with pytest.raises(InputError, match=r"`lm_head\.weight`, which is tied to `model\.embed"):
+        task_vector.between(tied, alone)
     curved = deepcopy(lm.model)
     curved.model.layers[0].mlp.up_proj = low = Low(curved.model.layers[0].mlp.up_proj)
     low.forward = lambda x: low.base_layer(x).relu()  # type: ignore[method-assign]
@@ -340,6 +347,9 @@ def test_folders_that_are_refused(base: Path, tmp_path: Path) -> None:
          rf"`{Q}` of .* is no pair of matrices"),
         ({}, {"beside": {"base_model.model.odd": torch.ones(2)}}, r"it changes `odd` \(2,\)"),
     ]  # fmt: skip
+    lora(tmp_path / "head", {"lm_head": (32, 96)})
+    with pytest.raises(InputError, match=r"head changes `lm_head\.weight`, which is tied to"):
+        task_vector.between(wrap(tiny.model("smollm2")), tmp_path / "head")
     for number, (halves, options, said) in enumerate(cases):
         place = tmp_path / str(number)
         lora(place, halves, **options)

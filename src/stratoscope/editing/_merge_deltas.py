@@ -28,7 +28,8 @@ from stratoscope.models import finite, weights
 from stratoscope.models.lm import LM
 from stratoscope.models.weights import is_plain
 
-Deltas = Mapping[str, Callable[[], Tensor]]  # by the base's names; absent where nothing changes
+Read = Callable[[], Tensor]
+Deltas = Mapping[str, Read]  # by the base's names; absent where nothing changes
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _HALF = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
@@ -60,9 +61,9 @@ def _checked(base: Weights, called: str, deltas: Deltas) -> Deltas:
     return {name: partial(_finite, base, name, called, x) for name, x in deltas.items()}
 
 
-def _finite(base: Weights, name: str, called: str, delta: Callable[[], Tensor]) -> Tensor:
+def _finite(base: Weights, name: str, called: str, delta: Read) -> Tensor:
     """A difference; one that is not finite is looked for in the base and then in the other."""
-    x = delta().detach()
+    x = delta().detach().to(base.device)
     if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         finite.refuse({f"`{name}` of {base.called}": base[name]})
         finite.refuse({f"`{name}` of {called}": x})
@@ -89,7 +90,7 @@ def of_folder(base: Weights, folder: Path) -> Deltas:
         else:
             whole[_clean(name)] = key
     read = handle(folder / FILE).get_tensor
-    made: dict[str, Callable[[], Tensor]] = {}
+    made: dict[str, Read] = {}
     for path, keys in halves.items():
         name, shapes = f"{path}.weight", {side: rows[key]["shape"] for side, key in keys.items()}
         if {*shapes} != {"A", "B"} or any(len(shape) != 2 for shape in shapes.values()):
@@ -104,7 +105,6 @@ def of_folder(base: Weights, folder: Path) -> Deltas:
         made[name] = partial(_product, read, keys["A"], keys["B"], scale, turned)
     for name, key in whole.items():
         _refuse_misfit(base, folder, config, name, tuple(rows[key]["shape"]))
-        name = base.ties.get(name, name)
         # an embedding may have both: its own tensor, saved beside what is added to it
         made[name] = partial(_replaced, base, name, partial(read, key), made.get(name))
     return made
@@ -141,7 +141,8 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
 def _refuse_misfit(
     base: Weights, folder: Path, config: Mapping[str, Any], name: str, shape: tuple[int, ...]
 ) -> None:
-    here = base.kinds.get(base.ties.get(name, name))
+    _refuse_tied(base, str(folder), name)
+    here = base.kinds.get(name)
     if here is None or here[0] != tuple(shape):
         raise InputError(
             f"{folder} is an adapter of {config.get('base_model_name_or_path') or 'another model'}:"
@@ -150,17 +151,22 @@ def _refuse_misfit(
         )
 
 
+def _refuse_tied(base: Weights, called: str, name: str) -> None:
+    """Raise InputError where one of two names of a tensor was adapted, and the other not."""
+    if name in base.ties:
+        raise InputError(
+            f"{called} changes `{name}`, which is tied to `{base.ties[name]}` in {base.called}: "
+            "what is added to one use of a tensor cannot be put into both. Give a base that is not "
+            "tied (tie_word_embeddings=False)."
+        )
+
+
 def _product(read: Callable[[str], Tensor], a: str, b: str, scale: float, turned: bool) -> Tensor:
     product = (read(b).float() @ read(a).float()) * scale
     return product.T.contiguous() if turned else product
 
 
-def _replaced(
-    base: Weights,
-    name: str,
-    read: Callable[[], Tensor],
-    added: Callable[[], Tensor] | None,
-) -> Tensor:
+def _replaced(base: Weights, name: str, read: Read, added: Read | None) -> Tensor:
     here = base[name].float()
     moved = read().to(here) - here
     return moved if added is None else moved + added().to(here)
@@ -174,18 +180,21 @@ def of_model(base: Weights, model: Any, called: str) -> Deltas:
     each adapted layer applies beside its base layer. Raises InputError for one of another base,
     FamilyError for a layer that is not linear in its input."""
     root: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    state, stored = root.state_dict(keep_vars=True), {}
-    for name, value in state.items():
-        if _clean(name) in base.kinds and _active(root, name):
+    stored: dict[str, Tensor] = {}
+    for name, value in root.state_dict(keep_vars=True).items():
+        if _active(root, name):
             stored[_clean(name)] = value
     layers = {
         _clean(f"{path}.weight"): module
         for path, module in root.named_modules()
         if hasattr(module, "base_layer")
     }
-    kinds = {name: (tuple(x.shape), x.dtype) for name, x in stored.items()}
+    for name, at in base.ties.items():
+        if name in layers or stored.get(name) is not stored.get(at):
+            _refuse_tied(base, called, name)
+    kinds = {n: (tuple(x.shape), x.dtype) for n, x in stored.items() if n in base.kinds}
     fine = Weights(called, kinds, stored.__getitem__, vocab=base.vocab)
-    if lost := [name for name in layers if base.ties.get(name, name) not in base.kinds]:
+    if lost := [name for name in layers if name not in base.kinds]:
         raise InputError(
             f"{called} has an adapter at `{lost[0]}`, which {base.called} lacks: it is for another "
             "model. Give its own base."

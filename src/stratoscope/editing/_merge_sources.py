@@ -44,6 +44,10 @@ class Weights:
         return self.read(self.ties.get(name, name)).detach()
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.model is None else self.model.device
+
+    @property
     def floating(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what can be added to; integer buffers are none of it."""
         return {n: shape for n, (shape, dtype) in self.kinds.items() if dtype.is_floating_point}

@@ -132,8 +132,7 @@ def _mixing(
     def mixed(name: str) -> Tensor | None:
         if not any(tau.touches(name) for tau in vectors):
             return None
-        device = base[name].device
-        taus = torch.stack([tau[name].to(device) for tau in vectors])
+        taus = torch.stack([tau[name].to(base.device) for tau in vectors])
         options = {"density": kept, "shares": shares, "generator": _generator(seed, name)}
         return scale * _merge_rules.mixed(taus, share, method, **options)
 

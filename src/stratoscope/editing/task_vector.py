@@ -224,7 +224,7 @@ def _refuse_misfit(base: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 def _products(vectors: Sequence[TaskVector], name: str) -> Tensor:
     """(task, other) inner products of one tensor, in float64."""
-    flat = torch.stack([tau[name].flatten().double().cpu() for tau in vectors])
+    flat = torch.stack([tau[name].flatten().cpu().double() for tau in vectors])
     return flat @ flat.T
 
 
