@@ -59,7 +59,7 @@ def test_an_explanation_in_sentences(agent) -> None:
 def test_a_change_stands_beside_chance(agent) -> None:
     layer, number = sorted(TRUTH.neurons)[0]
     strong = agent.change(TRUTH.clean, f"L{layer}N{number}", strength=2.0, **WORDS)
-    assert re.search(r"Chance: 8 others of its layer, switched off, reach", strong)
+    assert re.search(r"Chance: 8 others of its layer, off, reach", strong)
     off = next(line for line in strong.splitlines() if line.startswith("switched off"))
     assert "within chance" not in off
     idle = agent.change(TRUTH.clean, f"L{layer}N{number + 1}", **WORDS)

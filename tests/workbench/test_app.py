@@ -109,7 +109,12 @@ def test_a_unit_is_shown_with_the_words_of_the_explanation(app, desk) -> None:
     html = ask(app, "/unit", query).text
     assert "switched off" in html
     assert "as in the corrupt prompt" in html  # the explanation knows one
-    assert "speaks for" in html
+    assert "speaks for" in ask(app, "/pictures", query).text
+    found = json.loads(ask(app, "/chance", query).text)
+    assert found["reach"] < 0.1
+    assert found["said"].startswith("Chance: 8 others")
+    alone = json.loads(ask(app, "/chance", QUERY | {"unit": "T1"}).text)
+    assert alone["reach"] is None
     changes = ask(app, "/change", query | {"factor": "2.5"}).text
     assert "2.5 times as strong" in changes
     assert "<table>" in changes
@@ -202,8 +207,9 @@ def test_hostile_text_stays_text(app) -> None:
     found = events(ask(app, "/explain", hostile | {"quick": "1"}))
     assert found[-1] == {"done": True}
     html = "".join(event.get("html", "") + event.get("head", "") for event in found)
-    html += ask(app, "/unit", hostile | {"unit": "L0N3"}).text
-    html += ask(app, "/unit", hostile | {"unit": "T2"}).text
+    for unit in ("L0N3", "L0H1", "T2"):
+        html += ask(app, "/unit", hostile | {"unit": unit}).text
+        html += ask(app, "/pictures", hostile | {"unit": unit}).text
     assert "&lt;" in html
     assert "<img" not in html
     assert "<script>" not in html

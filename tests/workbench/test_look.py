@@ -85,9 +85,16 @@ def test_a_heads_changes_are_those_of_plain_hooks(truth, lm) -> None:
         assert row["difference"] == pytest.approx(difference(truth, values), abs=1e-4)
         best = values.softmax(-1).topk(look.TOP)
         assert [p for _, p in row["tokens"]] == pytest.approx(best.values.tolist(), abs=1e-5)
-    low, high, count = shown["chance"]
-    assert count == lm.dims.heads - 1
-    assert low <= high
+    others = []
+    for other in range(lm.dims.heads):
+        at = slice(other * width, (other + 1) * width)
+        zero = torch.ones(width * lm.dims.heads).index_fill(0, torch.arange(at.start, at.stop), 0)
+        if other != unit.number:
+            with hooked(module, lambda x, zero=zero: x * zero):
+                others.append(difference(truth, logits(truth, truth.clean)))
+    plain = difference(truth, logits(truth, truth.clean))
+    found = look.chance(lm, state_of(truth), unit, None)
+    assert found == pytest.approx((min(others) - plain, max(others) - plain, 3), abs=1e-4)
     first, *rest = shown["rows"]
     assert first["change"] is None
     assert all(
@@ -99,7 +106,7 @@ def test_a_planted_neuron_is_beyond_its_neighbours(truth, lm) -> None:
     layer, number = sorted(truth.neurons)[0]
     shown = look.changed(lm, state_of(truth), Unit("neuron", layer, number), None, None)
     off = next(row for row in shown["rows"] if row["way"] == "switched off")
-    low, _, _ = shown["chance"]
+    low, _, _ = look.chance(lm, state_of(truth), Unit("neuron", layer, number), None)
     assert off["change"] < low - 5  # the fact is gone; no neighbour holds it
     told = look.pictures(lm, state_of(truth), Unit("neuron", layer, number))
     assert truth.answer.strip() in " ".join(told["words"]["speaks for"])
@@ -117,7 +124,7 @@ def test_a_stream_as_in_the_corrupt_prompt_brings_its_answer(truth, lm) -> None:
     row = next(row for row in shown["rows"] if row["way"] == "as in the corrupt prompt")
     want = difference(truth, logits(truth, truth.corrupt))
     assert row["difference"] == pytest.approx(want, abs=1e-3)
-    assert shown["chance"] is None
+    assert look.chance(lm, state_of(truth), Unit("stream", 0, last), None) is None
     assert not any(row["way"] == "switched off" for row in shown["rows"])
 
 
@@ -159,3 +166,22 @@ def test_top_texts_are_of_a_neuron_and_need_texts(truth, lm) -> None:
     for unit, texts in ((Unit("head", 0, 0), ["x"]), (Unit("neuron", 0, 0), [])):
         with pytest.raises(StratoscopeError, match="texts"):
             look.top_texts(lm, unit, texts)
+
+
+def test_what_is_kept_gives_the_same_and_is_not_asked_twice(truth, lm) -> None:
+    kept: dict = {}
+    asked: list = []
+
+    def once(name, make):
+        asked.append(name)
+        return kept[name] if name in kept else kept.setdefault(name, make())
+
+    for unit in map(Unit.parse, ("L0H1", "L1H2", "L1N3", "L1T2", "T1", "L0M")):
+        state = state_of(truth, corrupt=truth.corrupt)
+        a = look.changed(lm, state, unit, 2.0, None)
+        b = look.changed(lm, state, unit, 2.0, None, once)
+        assert [(r["way"], r["difference"]) for r in a["rows"]] == [
+            (r["way"], pytest.approx(r["difference"], abs=1e-5)) for r in b["rows"]
+        ]
+        look.pictures(lm, state, unit, once)
+    assert len(kept) == len(set(asked)) < len(asked)

@@ -174,15 +174,15 @@ class Agent:
         _, lane = self.desk.lanes(state.model)
         with lane.taken(Event()) as lm:
             asked = Unit.parse(unit)
-            shown = look.changed(lm, state, asked, strength, None)
+            shown = look.changed(lm, state, asked, strength, None, lane.once)
+            found = look.chance(lm, state, asked, None, lane.once)
             said = asked.said(lm.batch(prompt))
         lines = [f"{said}; the number is the logit of {shown['answer']!r} less {shown['foil']!r}."]
-        reach = max(map(abs, shown["chance"][:2])) if shown["chance"] else None
-        if reach is None:
+        reach = max(map(abs, found[:2])) if found else None
+        if found is None:
             lines.append("Chance: there are no other units of its kind to compare with.")
         else:
-            count = shown["chance"][2]
-            lines.append(f"Chance: {count} others of its layer, switched off, reach {reach:.2g}.")
+            lines.append(f"Chance: {found[2]} others of its layer, off, reach {reach:.2g}.")
         for row in shown["rows"]:
             told = f"{row['way']}: {row['difference']:+.2f}"
             if row["change"] is not None:

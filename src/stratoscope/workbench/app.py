@@ -4,8 +4,10 @@
 |-------------------------------------|-----------------------------------------------------------|
 | `/`                                 | the page                                                  |
 | `/explain?STATE`                    | events of an explanation, a JSON line each (`stream`)     |
-| `/unit?STATE`                       | one unit's pictures and changes, HTML (`look`)            |
-| `/change?STATE&factor=2`            | the changes alone                                         |
+| `/unit?STATE`                       | what one unit changes, HTML (`look`)                      |
+| `/pictures?STATE`                   | where it looks, what it says                              |
+| `/change?STATE&factor=2`            | the same at another strength                              |
+| `/chance?STATE`                     | how far others of its layer reach                         |
 | `/texts?STATE`                      | a neuron's top texts                                      |
 | `/report` `/notebook` `/python` ... | what is shown, to take away                               |
 | `/files`, `/open?path=NAME`         | the folder's results and pages                            |
@@ -33,6 +35,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from stratoscope.errors import InputError, StratoscopeError
+from stratoscope.plots.text import number
 from stratoscope.report import page, sheet
 from stratoscope.workbench import files, look
 from stratoscope.workbench.desk import Desk
@@ -61,6 +64,8 @@ def create(desk: Desk, folder: Path, *, token: str, port: int) -> Starlette:
         "/explain": bench.explain,
         "/unit": bench.unit,
         "/change": bench.change,
+        "/pictures": bench.pictures,
+        "/chance": bench.chance,
         "/texts": bench.texts,
         "/report": bench.report,
         "/python": bench.python,
@@ -162,18 +167,48 @@ class Bench:
         strength = None if factor is None else _number(factor)
 
         def work() -> str:
-            made = self.desk.made(state)
-            with self._quick(state) as lm:
-                changes = look.changed(lm, state, unit, strength, made)
-                if not whole:
-                    return sheet.fragment("changes.html", HERE, **changes)
-                shown = look.pictures(lm, state, unit)
+            made, lane = self.desk.made(state), self.desk.lanes(state.model)[1]
+            with lane.taken(Event()) as lm:
+                changes = look.changed(lm, state, unit, strength, made, lane.once)
                 said = unit.said(lm.batch(state.prompt))
+            if not whole:
+                return sheet.fragment("changes.html", HERE, **changes)
             about = {"name": unit.name, "kind": unit.kind, "said": said}
             more = {"texts": len(self.desk.texts), "least": look.LEAST, "most": look.MOST}
-            return sheet.fragment("unit.html", HERE, **about, **shown, **changes, **more)
+            return sheet.fragment("unit.html", HERE, **about, **changes, **more)
 
         return await self._in_thread(work)
+
+    async def pictures(self, request: Request) -> Response:
+        state = self._state(request)
+        unit = Unit.parse(state.unit)
+
+        def work() -> str:
+            lane = self.desk.lanes(state.model)[1]
+            with lane.taken(Event()) as lm:
+                shown = look.pictures(lm, state, unit, lane.once)
+            return sheet.fragment("pictures.html", HERE, **shown)
+
+        return HTMLResponse(await self._in_thread(work))
+
+    async def chance(self, request: Request) -> Response:
+        state = self._state(request)
+        unit = Unit.parse(state.unit)
+
+        def work() -> dict[str, Any]:
+            made, lane = self.desk.made(state), self.desk.lanes(state.model)[1]
+            with lane.taken(Event()) as lm:
+                found = look.chance(lm, state, unit, made, lane.once)
+            if found is None:
+                return {"reach": None, "said": "It has no others to compare with."}
+            low, high, count = found
+            said = (
+                f"Chance: {count} others of this layer, each switched off, change the difference "
+                f"by {number(low)} to {number(high)}."
+            )
+            return {"reach": max(abs(low), abs(high)), "said": said}
+
+        return JSONResponse(await self._in_thread(work))
 
     async def texts(self, request: Request) -> Response:
         state = self._state(request)

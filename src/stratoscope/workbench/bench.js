@@ -235,7 +235,16 @@
       const html = await (await ask(`/unit?${pane.address()}`)).text();
       if (mine !== asked) return;
       inside.innerHTML = html;
-      drawIn(inside);
+      ask(`/pictures?${pane.address()}`).then((answer) => answer.text()).then((pictures) => {
+        if (mine !== asked) return;
+        const place = inside.querySelector(".pictures");
+        place.innerHTML = pictures;
+        drawIn(place);
+      }, (error) => { if (mine === asked) inside.querySelector(".pictures").textContent = error.message; });
+      chance = undefined;
+      ask(`/chance?${pane.address()}`).then((answer) => answer.json())
+        .catch((error) => ({ reach: null, said: error.message }))
+        .then((found) => { if (mine === asked) { chance = found; beside(); } });
       const range = inside.querySelector("input[type=range]");
       range.addEventListener("input", () => { inside.querySelector("output").textContent = range.value; change(pane, range.value); });
       inside.querySelector("button.texts")?.addEventListener("click", (event) => texts(pane, event.target.closest("p")));
@@ -245,6 +254,14 @@
     } finally {
       if (mine === asked) unitBox.classList.remove("waits");
     }
+  };
+  // What chance reaches comes after; rows that are within it are grey.
+  let chance;
+  const beside = () => {
+    if (chance === undefined) return;
+    inside.querySelector(".chance").textContent = chance.said;
+    for (const row of inside.querySelectorAll("[data-change]"))
+      row.classList.toggle("within", chance.reach !== null && Math.abs(row.dataset.change) <= chance.reach);
   };
   // While the strength moves, the last place it reached is asked, one request at a time.
   let wanted, asking;
@@ -258,7 +275,7 @@
       wanted = undefined;
       try {
         const html = await (await ask(`/change?${pane.address({ factor: here })}`)).text();
-        if (mine === asked) inside.querySelector(".changes").innerHTML = html;
+        if (mine === asked) { inside.querySelector(".changes").innerHTML = html; beside(); }
       } catch (error) {
         if (mine === asked) inside.querySelector(".changes").textContent = error.message;
       }

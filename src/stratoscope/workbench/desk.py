@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stratoscope.report.explanation import Explanation
 
 Event = dict[str, Any]  # a line of `stream`
-OPEN, MADE = 2, 12  # models held at once, and explanations
+OPEN, MADE, HELD = 2, 12, 24  # models held at once, explanations, and what clicks ask again
 
 
 class Cancelled(Exception):
@@ -38,6 +38,15 @@ class Lane:
 
     lm: LM
     lock: Any = field(default_factory=Lock)
+    held: OrderedDict[tuple[str, ...], Any] = field(default_factory=OrderedDict)
+
+    def once(self, name: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """What was made under this name, or is now; of HELD things the oldest goes."""
+        if name not in self.held:
+            self.held[name] = make()
+            while len(self.held) > HELD:
+                self.held.popitem(last=False)
+        return self.held[name]
 
     @contextmanager
     def taken(self, stop: Flag, waits: Callable[[], object] = lambda: None) -> Iterator[LM]:

@@ -1,14 +1,15 @@
 """One unit looked at: its pictures on this prompt, and what the model says once it is changed.
 
-All changes of a unit are made in one pass: the prompt stands in it once as it is and once for each
-change, which is made to that row alone. Beside them stand other heads (or neurons) of the same
-layer, switched off: what chance reaches.
+All changes of a unit are made in one pass: the prompt stands in it once for each change, which is
+made to that row alone. Beside them stand other heads (or neurons) of the same layer, switched off:
+what chance reaches.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,80 +33,143 @@ if TYPE_CHECKING:
     from stratoscope.models.lm import LM
     from stratoscope.report.explanation import Explanation
 
+Once = Callable[[tuple[str, ...], Callable[[], Any]], Any]  # by its name, or made
 OTHERS, TOP, TEXTS = 8, 5, 8
+LONG = 128  # tokens: of a longer prompt not the patterns of all layers are kept
 LEAST, MOST = -4.0, 8.0  # of the strength that a unit is given
 
 
+def anew(name: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    """Keeps nothing."""
+    return make()
+
+
+@torch.no_grad()
 def changed(
-    lm: LM, state: State, unit: Unit, factor: float | None, made: Explanation | None
+    lm: LM,
+    state: State,
+    unit: Unit,
+    factor: float | None,
+    made: Explanation | None,
+    once: Once = anew,
 ) -> dict[str, Any]:
     """Rows of next tokens: as the model is, and with the unit changed in each way.
 
     factor: also with what it writes (or holds) times this. made: the explanation, which knows the
-    corrupt prompt. Raises InputError for a factor that is no number between LEAST and MOST.
+    corrupt prompt. once: keeps what the next click will ask again. Raises InputError for a factor
+    that is no number between LEAST and MOST.
     """
     if factor is not None and not LEAST <= factor <= MOST:
         raise InputError(f"strength {factor}: give a number from {LEAST:g} to {MOST:g}.")
     began = time.perf_counter()
     batch = lm.batch(state.prompt)
     unit.refuse(lm, batch)
-    ways = _ways(lm, batch, unit, state.corrupt or (made and made.corrupt_prompt) or "", factor)
-    others = unit.others(lm, OTHERS)
-    changes = [*ways.values(), *(ablate(other.site, **other.where) for other in others)]
-    each = [replace(change, examples=[at]) for at, change in enumerate(changes, 1)]
-    method = catalogue.module("tokens.next_token")
-    words = _words(state, made)
-    with torch.no_grad():
-        if not words:
-            first = method.measure(lm, batch)
-            words = {name: int(first[f"{name}_id"][0]) for name in ("answer", "foil")}
-        with intervene(lm, *each):
-            after = method.measure(lm, [state.prompt] * (1 + len(each)), **words, top=TOP)
-    difference = after["logit_difference"].values
+    words, plain = _plain(lm, state, made, once)
+    corrupt = state.corrupt or (made and made.corrupt_prompt) or ""
+    ways = _ways(lm, batch, unit, corrupt, factor, once)
+    after = _after(lm, state.prompt, list(ways.values()), words)
+    whole = [plain, *(after.isel(example=[at]) for at in range(len(ways)))]
+    before = float(plain["logit_difference"][0])
     rows = [
         {
             "way": way,
-            "tokens": list(zip(*(after[x].values[at].tolist() for x in ("token", "probability")))),
-            "difference": float(difference[at]),
-            "change": float(difference[at] - difference[0]) if at else None,
+            "tokens": list(zip(*(x[part].values[0].tolist() for part in ("token", "probability")))),
+            "difference": (now := float(x["logit_difference"][0])),
+            "change": now - before if at else None,
         }
-        for at, way in enumerate(["as it is", *ways])
+        for at, (way, x) in enumerate(zip(["as it is", *ways], whole))
     ]
-    chance = [float(d - difference[0]) for d in difference[1 + len(ways) :]]
-    return {
-        "rows": rows,
-        "chance": (min(chance), max(chance), len(chance)) if chance else None,
-        "answer": str(after["answer"].values[0]),
-        "foil": str(after["foil"].values[0]),
-        "seconds": time.perf_counter() - began,
-    }
+    answer, foil = (str(plain[word].values[0]) for word in ("answer", "foil"))
+    seconds = time.perf_counter() - began
+    return {"rows": rows, "answer": answer, "foil": foil, "seconds": seconds}
+
+
+@torch.no_grad()
+def chance(
+    lm: LM, state: State, unit: Unit, made: Explanation | None, once: Once = anew
+) -> tuple[float, float, int] | None:
+    """The least and the greatest change of the logit difference by others of the unit's layer, each
+    switched off, and how many they are; None for a unit that has no others."""
+    unit.refuse(lm, lm.batch(state.prompt))
+    others = unit.others(lm, OTHERS)
+    if not others:
+        return None
+    words, plain = _plain(lm, state, made, once)
+    off = [ablate(other.site, **other.where) for other in others]
+    after = _after(lm, state.prompt, off, words)["logit_difference"].values
+    changes = (after - plain["logit_difference"].values[0]).tolist()
+    return min(changes), max(changes), len(changes)
+
+
+def _plain(
+    lm: LM, state: State, made: Explanation | None, once: Once
+) -> tuple[dict[str, Any], xr.Dataset]:
+    """Answer and foil as they are asked, and the next token as the model is."""
+    method, words = catalogue.module("tokens.next_token"), _words(state, made)
+
+    def measured() -> tuple[dict[str, Any], xr.Dataset]:
+        first = method.measure(lm, state.prompt, **words, top=TOP)
+        ids = {name: int(first[f"{name}_id"][0]) for name in ("answer", "foil")}
+        return words or ids, first
+
+    return once(("next", state.prompt, str(words)), measured)
+
+
+def _after(
+    lm: LM, prompt: str, changes: Sequence[Intervention], words: dict[str, Any]
+) -> xr.Dataset:
+    """The next token after each change, all in one pass: a row of the batch for each."""
+    each = [replace(change, examples=[at]) for at, change in enumerate(changes)]
+    method = catalogue.module("tokens.next_token")
+    with intervene(lm, *each):
+        return method.measure(lm, [prompt] * len(each), **words, top=TOP)
 
 
 def _ways(
-    lm: LM, batch: Batch, unit: Unit, corrupt: str, factor: float | None
+    lm: LM, batch: Batch, unit: Unit, corrupt: str, factor: float | None, once: Once
 ) -> dict[str, Intervention]:
     """The changes by what they are called."""
     site, where = unit.site, unit.where
-    value = capture(lm, batch, site)[site]
-    mean = value.mean(dim=1, keepdim=True)
+    value = _all_layers(lm, batch.texts[0], site, once)
     if unit.kind in ("head", "neuron"):
-        value, mean = (x[:, :, [unit.number]] for x in (value, mean))
+        value = value[:, :, [unit.number]]
     ways: dict[str, Intervention] = {}
-    if not where.get("positions"):
+    if "positions" not in where:
         ways["switched off"] = ablate(site, **where)
-    ways["at its mean over the prompt"] = replaced(site, mean, **where)
-    if corrupt:
-        other = lm.batch(corrupt)
-        if len(other.tokens[0]) == len(batch.tokens[0]):
-            there = capture(lm, other, site)[site]
-            if unit.kind in ("head", "neuron"):
-                there = there[:, :, [unit.number]]
-            elif "positions" in where:
-                there = there[:, where["positions"]]
-            ways["as in the corrupt prompt"] = replaced(site, there, **where)
+    ways["at its mean over the prompt"] = replaced(site, value.mean(1, keepdim=True), **where)
+    # of another length nothing stands at the same place
+    if corrupt and len(lm.batch(corrupt).tokens[0]) == len(batch.tokens[0]):
+        there = _all_layers(lm, corrupt, site, once)
+        if unit.kind in ("head", "neuron"):
+            there = there[:, :, [unit.number]]
+        elif "positions" in where:
+            there = there[:, where["positions"]]
+        ways["as in the corrupt prompt"] = replaced(site, there, **where)
     if factor is not None:
         ways[f"{factor:g} times as strong"] = scaled(site, factor, **where)
     return ways
+
+
+def _all_layers(lm: LM, prompt: str, site: str, once: Once) -> torch.Tensor:
+    """What stands at a site; at those like it in all layers too, for the next click."""
+    pattern = re.sub(r"^layers\.\d+", "layers.*", site)
+    return once((pattern, prompt), lambda: capture(lm, prompt, pattern))[site]
+
+
+def _patterns(lm: LM, prompt: str, layers: list[int], once: Once) -> xr.DataArray:
+    method = catalogue.module("heads.attention_pattern")
+    name = ("patterns", prompt, str(layers))
+    return once(name, lambda: method.measure(lm, prompt, layers=layers))
+
+
+@torch.no_grad()
+def warm(lm: LM, state: State, once: Once) -> None:
+    """Make what the first click at a head would wait for."""
+    tokens = len(lm.batch(state.prompt).tokens[0])
+    _plain(lm, state, None, once)
+    if lm.dims.heads and tokens <= LONG:
+        _all_layers(lm, state.prompt, "layers.0.attn.z", once)
+        _patterns(lm, state.prompt, [*range(lm.dims.layers)], once)
 
 
 def _words(state: State, made: Explanation | None) -> dict[str, Any]:
@@ -117,7 +181,8 @@ def _words(state: State, made: Explanation | None) -> dict[str, Any]:
     return given if all(given.values()) else {}
 
 
-def pictures(lm: LM, state: State, unit: Unit) -> dict[str, Any]:
+@torch.no_grad()
+def pictures(lm: LM, state: State, unit: Unit, once: Once = anew) -> dict[str, Any]:
     """What `unit.html` shows beside the changes: panels, strips of tokens, and words.
 
     A head: where it looks. A neuron: its activation at every token, and the words it speaks for and
@@ -127,10 +192,9 @@ def pictures(lm: LM, state: State, unit: Unit) -> dict[str, Any]:
     unit.refuse(lm, batch)
     shown: dict[str, Any] = {"panels": [], "strips": [], "words": {}}
     if unit.kind == "head":
-        measured = catalogue.module("heads.attention_pattern").measure(
-            lm, batch, layers=[unit.layer]
-        )
-        pattern = measured.isel(example=0, layer=0, head=unit.number)
+        asked = [*range(lm.dims.layers)] if len(batch.tokens[0]) <= LONG else [unit.layer]
+        measured = _patterns(lm, state.prompt, asked, once)
+        pattern = measured.isel(example=0, head=unit.number).sel(layer=unit.layer)
         shown["panels"].append(_pattern(pattern))
     elif unit.kind == "neuron":
         activation = capture(lm, batch, unit.site)[unit.site][0, :, unit.number].float().cpu()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from threading import Event as Flag
+from threading import Thread
 from typing import Any
 
 from stratoscope.errors import StratoscopeError
@@ -19,7 +21,8 @@ from stratoscope.report.explanation import LEFT_OUT, Explanation
 from stratoscope.report.section import missing
 from stratoscope.report.sections import SECTIONS, TITLES, section_of
 from stratoscope.report.steps import FAST, NAMES, STEPS
-from stratoscope.workbench.desk import Cancelled, Desk, Event
+from stratoscope.workbench import look
+from stratoscope.workbench.desk import Cancelled, Desk, Event, Lane
 from stratoscope.workbench.state import State
 
 Tell = Callable[[Event], object]
@@ -45,20 +48,28 @@ def explained(desk: Desk, state: State, tell: Tell, stop: Flag) -> None:
 
 def _explain(desk: Desk, state: State, tell: Tell, stop: Flag) -> None:
     tell({"step": f"opening {state.model}"})
-    lane, _ = desk.lanes(state.model)
+    lane, quick = desk.lanes(state.model)
     drawn = Drawn()
     left_out = {"circuits.discover", *(FAST if state.quick else ())}
     report = Progress(tell, stop, [step for step in STEPS if step not in left_out])
 
     def keep(so_far: Explanation) -> None:
+        first = not drawn.last
         for event in drawn.new(so_far):
             tell(event)
+        if first:  # the person sees a picture, and may click soon
+            Thread(target=_warm, args=(quick, state), daemon=True).start()
 
     with lane.taken(stop, lambda: tell({"step": "waiting for another tab's explanation"})) as lm:
         skip = FAST if state.quick else ()
         made = explain(lm, state.prompt, **state.question, skip=skip, report=report, keep=keep)
     keep(made)
     desk.keep(state, made, [*drawn.last.values()])
+
+
+def _warm(lane: Lane, state: State) -> None:
+    with suppress(StratoscopeError), lane.taken(Flag()) as lm:
+        look.warm(lm, state, lane.once)
 
 
 class Progress:
