@@ -48,6 +48,15 @@ EXAMPLE = {
     "measure": lambda case: {"lens": drawn(case.lm), "answer": case.answer},
 }
 ONE_TOKEN = "read as the next token"
+WHOLE_ANSWER = {  # of the tiny Llama's size
+    "lens": tuned_lens.TunedLens(
+        weight=torch.zeros(3, 32, 32),
+        bias=torch.zeros(3, 32),
+        settings={},
+        seed=None,
+        provenance={},
+    )
+}
 
 
 def said(lm: LM, h: Tensor) -> Tensor:
