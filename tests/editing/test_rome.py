@@ -121,6 +121,19 @@ def test_inside_the_edit_the_key_gives_the_value_and_nothing_else_changes(name: 
     assert changed == [weight]
 
 
+def test_a_write_is_changed_no_further_than_is_said() -> None:
+    lm = lm_of("llama")
+    options = {"layer": 1, "covariance": facts.fitted(lm, 1), "prefixes": [], "ridge": 0.1}
+    key = facts.key(lm, 1, FACT["prompt"], END)
+    size = float(facts.write(lm, 1, FACT["prompt"], END).norm())
+    far, near = (
+        matrix(lm, next(iter(rome.edit(lm, FACT, **options, **(LEARNED | more)).deltas.values())))
+        for more in ({}, {"furthest": 0.05})
+    )
+    assert float(np.linalg.norm(far @ key)) > 0.1 * size
+    assert float(np.linalg.norm(near @ key)) == pytest.approx(0.05 * size, rel=1e-4)
+
+
 def test_keys_orthogonal_in_the_corpus_are_written_as_before() -> None:
     lm = lm_of("llama")
     moments = rome.fit(lm, corpus(), layers=1)
