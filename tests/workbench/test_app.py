@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from stratoscope.cli import serve
+from stratoscope.errors import InputError
 from stratoscope.lab import planted
 from stratoscope.report import page
 from stratoscope.tokens import next_token
@@ -56,6 +58,14 @@ def test_the_token_opens_and_a_cookie_keeps_open(app) -> None:
 @pytest.mark.parametrize("path", ["/", "/static/bench.js", "/files"])
 def test_others_may_not_ask(app, path, headers, query, status) -> None:
     assert ask(app, path, query, headers=headers).status == status
+
+
+def test_a_taken_port_is_said() -> None:
+    with serve.listen(0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match="leave --port out"):
+            serve.listen(port)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])

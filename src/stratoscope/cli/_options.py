@@ -24,6 +24,34 @@ device = click.option(
 )
 
 
+dtype = click.option(
+    "--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."
+)
+
+
+def models(more: str = "") -> Callable[..., Any]:
+    """--model NAME, any number of them, as `models`; smollm2 where none is given."""
+    return click.option(
+        "--model",
+        "models",
+        multiple=True,
+        default=("smollm2",),
+        show_default=True,
+        help=f"A name, a Hugging Face id or a local folder; repeatable{more}.",
+    )
+
+
+def folder(what: str) -> Callable[..., Any]:
+    """--folder DIR that is there, as `folder`; default the current one."""
+    return click.option(
+        "--folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=".",
+        show_default="this one",
+        help=what,
+    )
+
+
 def pairs(what: str = "An option of the method") -> Callable[..., Any]:
     """--set KEY=VALUE, any number of them, as `pairs`."""
     help_text = f"{what}, as JSON or text."

@@ -46,7 +46,7 @@ NAMES = {"load": "loading the model"} | steps.NAMES
     show_default=True,
     help="A name, a Hugging Face id or a local folder.",
 )
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@_options.dtype
 @_options.device
 @click.option(
     "--whole",

@@ -21,23 +21,10 @@ NEEDS = "the server needs the package mcp: pip install 'stratoscope[mcp]'"
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("smollm2",),
-    show_default=True,
-    help="A name, a Hugging Face id or a local folder; repeatable.",
-)
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@_options.models()
+@_options.dtype
 @_options.device
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    show_default="this one",
-    help="Whose saved results may be opened.",
-)
+@_options.folder("Whose saved results may be opened.")
 @click.option("--skill", is_flag=True, help="Print SKILL.md, for agents that read one, and end.")
 def command(models: tuple[str, ...], dtype: str, device: str, folder: Path, skill: bool) -> None:
     if skill:

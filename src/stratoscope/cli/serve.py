@@ -10,6 +10,7 @@ stratoscope serve --model smollm2 --texts corpus.txt
 from __future__ import annotations
 
 import secrets
+import socket
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,10 @@ NEEDS = "the workbench needs starlette and uvicorn: pip install 'stratoscope[wor
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("smollm2",),
-    show_default=True,
-    help="A name, a Hugging Face id or a local folder; repeatable, to compare.",
-)
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@_options.models(", to compare")
+@_options.dtype
 @_options.device
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    show_default="this one",
-    help="Where saved results and pages may be opened from.",
-)
+@_options.folder("Where saved results and pages may be opened from.")
 @click.option(
     "--texts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -73,12 +61,11 @@ def command(
         return stratoscope.load(name, dtype=dtype, device=device)
 
     desk = Desk(models, load, corpus)
-    config = uvicorn.Config("", host="127.0.0.1", port=port, log_level="warning")
-    listening = config.bind_socket()  # a taken port is said now
+    listening = listen(port)
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
-    config.app = create(desk, folder.resolve(), token=token, port=port)
-    config.timeout_graceful_shutdown = 1
+    app = create(desk, folder.resolve(), token=token, port=port)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     address = f"http://127.0.0.1:{port}/?token={token}"
     click.echo(f"Opening {models[0]} ...")
     desk.lanes(models[0])  # what cannot be opened is said before the page is
@@ -86,3 +73,17 @@ def command(
     if browser:
         webbrowser.open(address)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(port: int) -> socket.socket:
+    """Of this machine alone. Raises InputError for a port that is taken or not ours to take."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(("127.0.0.1", port))
+    except OSError as error:
+        listening.close()
+        raise InputError(
+            f"port {port} cannot be had ({error.strerror}): leave --port out for a free one."
+        ) from error
+    return listening
