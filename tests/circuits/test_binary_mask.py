@@ -11,6 +11,7 @@ from stratoscope.lab import planted
 from stratoscope.models import wrap
 from support.cases import Case
 from support.counterfactuals import additive, drawn
+from support.subjects import close
 
 SITE = "layers.1.resid_post"
 
@@ -70,3 +71,14 @@ def test_a_planted_head_is_the_one_that_is_kept() -> None:
     last = lm.batch([base for base, _, _ in rows[90:94]]).lengths - 1
     words = [lm.tokenizer.decode(row[at].argmax()) for row, at in zip(logits, last)]
     assert words == [foil for _, _, foil in rows[90:94]]
+
+
+def test_a_mask_grows_cold() -> None:
+    """Half of each unit at first, then sigmoid(s / T) with T falling from 1 to 0.01."""
+    mask = binary_mask.Mask(3, None)
+    with torch.no_grad():
+        mask.scores.copy_(torch.tensor([-1.0, 0.0, 0.02]))
+    base, source = torch.zeros(1, 1, 3), torch.ones(1, 1, 3)
+    for along, heat in ((0.0, 1.0), (0.5, 0.1), (1.0, 0.01)):
+        wanted = 1 / (1 + torch.exp(torch.tensor([1.0, 0.0, -0.02]) / heat))
+        close(mask(base, source, along).detach().flatten(), wanted, 1e-6)

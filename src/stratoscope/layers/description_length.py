@@ -128,7 +128,7 @@ def measure(
         raise InputError(
             f"{len(kinds)} labels and {len(own)} types for {len(read)} texts: give one for each."
         )
-    x = read.numpy()
+    x = read.cpu().numpy()
     bits, null = np.zeros((2, x.shape[1], draws))
     blind = np.zeros(draws)
     for draw in range(draws):
